@@ -1,0 +1,3 @@
+"""Circuit-aware unlearning for LLM-based recommenders."""
+
+__version__ = "0.1.0"

@@ -1,0 +1,1 @@
+"""Circuits: module scorers, selection of the core circuit, faithfulness, stability."""

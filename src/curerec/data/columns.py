@@ -1,0 +1,146 @@
+"""Columns of any origin as checked arrow and numpy arrays.
+
+Messages name a file and a row, never an id, a rating or a title.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from curerec.errors import DataError
+
+
+@dataclass(frozen=True)
+class Origin:
+    """Where a column came from, so that a message can name file and row.
+
+    Attributes:
+        file: name of the file (no folder: a path may name a person).
+        first_row: number of its first row of data, 1-based; 2 where row 1 is a header.
+    """
+
+    file: str
+    first_row: int = 1
+
+    def row(self, index: int) -> str:
+        """``u.data, row 17`` for the row at a 0-based index."""
+        return f"{self.file}, row {self.first_row + int(index)}"
+
+
+def as_array(values: Any) -> pa.Array:
+    """One contiguous arrow array of whatever was given: a list, a numpy array, a column."""
+    try:
+        array = values if isinstance(values, (pa.Array, pa.ChunkedArray)) else pa.array(values)
+    except (pa.ArrowInvalid, pa.ArrowTypeError, OverflowError):  # mixed types, or beyond 64 bits
+        array = pa.array([None if v is None else str(v) for v in values])
+    if isinstance(array, pa.ChunkedArray):
+        array = array.combine_chunks()
+    if isinstance(array, pa.ChunkedArray):  # pyarrow keeps a column of no chunks as it is
+        array = pa.concat_arrays(array.chunks) if array.num_chunks else pa.array([], array.type)
+    return array.dictionary_decode() if pa.types.is_dictionary(array.type) else array
+
+
+def is_text(array: pa.Array) -> bool:
+    """Whether an array holds strings."""
+    return pa.types.is_string(array.type) or pa.types.is_large_string(array.type)
+
+
+def _first(mask: pa.Array) -> int | None:
+    """Index of the first true value, None if there is none."""
+    index = pc.index(mask, pa.scalar(True)).as_py()
+    return None if index < 0 else index
+
+
+def refuse(bad: pa.Array, what: str, origin: Origin, mend: str) -> None:
+    """Raise a DataError that names the first row where ``bad`` is true."""
+    index = _first(bad)
+    if index is not None:
+        raise DataError(what, where=origin.row(index), mend=mend)
+
+
+def ids(values: Any, what: str, origin: Origin) -> pa.Array:
+    """Ids as strings without blanks around them; ``what`` is ``user id`` or ``item id``."""
+    array = as_array(values)
+    mend = f"Give every row a {what} (text or a whole number)."
+    refuse(pc.is_null(array), f"{what} is missing", origin, mend)
+    if pa.types.is_floating(array.type):  # how pandas writes integers once a column had a gap
+        refuse(pc.invert(_whole(array)), f"{what} is no whole number", origin, mend)
+        array = array.cast(pa.int64())
+    try:
+        text = pc.ascii_trim_whitespace(array.cast(pa.string()))
+    except (pa.ArrowInvalid, pa.ArrowNotImplementedError):
+        raise DataError(f"{what} column holds neither text nor whole numbers", where=origin.file) from None
+    refuse(pc.equal(text, ""), f"{what} is empty", origin, mend)
+    # Tabs and line ends would make two tables look alike to the fingerprint.
+    refuse(pc.match_substring_regex(text, "[\\x00-\\x1f]"), f"{what} holds a control character", origin, mend)
+    return text
+
+
+def ratings(values: Any, origin: Origin, scale: tuple[float, float]) -> np.ndarray:
+    """Ratings as float64 [n], all within the scale."""
+    mend = f"Ratings are numbers from {scale[0]:g} to {scale[1]:g}, with a decimal point."
+    number = _numbers(as_array(values), "rating", origin, mend)
+    refuse(pc.invert(pc.is_finite(number)), "rating is not finite", origin, mend)
+    out = pc.or_(pc.less(number, scale[0]), pc.greater(number, scale[1]))
+    refuse(out, f"rating is outside {scale[0]:g} to {scale[1]:g}", origin, mend)
+    return number.to_numpy(zero_copy_only=False) + 0.0  # -0.0 and 0.0 are one rating, so one fingerprint
+
+
+def times(values: Any, origin: Origin) -> np.ndarray:
+    """Times as int64 [n]."""
+    mend = "Times are whole numbers, e.g. seconds since 1970."
+    array = as_array(values)
+    refuse(pc.is_null(array), "time is missing", origin, mend)
+    if pa.types.is_temporal(array.type):
+        array = _whole_seconds(array)
+    if is_text(array):
+        array = pc.ascii_trim_whitespace(array)
+        try:  # exact, and what nearly every file holds
+            array = array.cast(pa.int64())
+        except pa.ArrowInvalid:
+            array = _numbers(array, "time", origin, mend)
+    if pa.types.is_floating(array.type):
+        refuse(pc.invert(_whole(array)), "time is no whole number", origin, mend)
+    try:
+        return array.cast(pa.int64()).to_numpy(zero_copy_only=False)
+    except (pa.ArrowInvalid, pa.ArrowNotImplementedError):
+        raise DataError("time column holds no whole numbers", where=origin.file, mend=mend) from None
+
+
+def _whole(array: pa.Array) -> pa.Array:
+    """Whether each float is a whole number that a float holds exactly; false for nan and inf."""
+    exact = pc.and_(pc.is_finite(array), pc.less(pc.abs(array), float(2**53)))
+    return pc.and_(exact, pc.equal(array, pc.floor(array)))
+
+
+def _whole_seconds(array: pa.Array) -> pa.Array:
+    """Time stamps as integers: seconds, or their own finer unit if that would lose the order."""
+    if pa.types.is_date(array.type):
+        array = array.cast(pa.timestamp("s"))
+    if not pa.types.is_timestamp(array.type):
+        return array
+    try:
+        return array.cast(pa.timestamp("s")).cast(pa.int64())
+    except pa.ArrowInvalid:
+        return array.cast(pa.int64())
+
+
+def _numbers(array: pa.Array, what: str, origin: Origin, mend: str) -> pa.Array:
+    refuse(pc.is_null(array), f"{what} is missing", origin, mend)
+    if not is_text(array):
+        try:
+            return array.cast(pa.float64())
+        except (pa.ArrowInvalid, pa.ArrowNotImplementedError):
+            raise DataError(f"{what} column holds no numbers", where=origin.file, mend=mend) from None
+    text = pc.ascii_trim_whitespace(array)
+    try:
+        return text.cast(pa.float64())
+    except pa.ArrowInvalid:  # its message would quote the value; find the row ourselves
+        good = pc.match_substring_regex(text, r"^[-]?([0-9]+[.]?[0-9]*|[.][0-9]+)([eE][-+]?[0-9]+)?$")
+        refuse(pc.invert(good), f"{what} is no number", origin, mend)
+        raise DataError(f"{what} column holds no numbers", where=origin.file, mend=mend) from None

@@ -1,0 +1,143 @@
+"""Deletion requests: drawing them for experiments, and what they do to a split."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+import numpy as np
+
+from curerec.data.splits import examples
+from curerec.errors import RequestError
+from curerec.records import Examples, ForgetRequest, ForgetSplit, Interactions, Split
+
+Choice = Literal["random", "core", "edge"]
+
+
+def draw_request(
+    data: Interactions,
+    split: Split,
+    *,
+    kind: Literal["users", "items", "interactions"] = "users",
+    share: float = 0.1,
+    choice: Choice = "random",
+    seed: int = 0,
+) -> ForgetRequest:
+    """A request for an experiment: ``share`` of the users, items or interactions of the training examples.
+
+    Args:
+        kind: what is deleted.
+        share: 0 < share < 1, of the distinct users or items (or of the interactions) in ``split.train``.
+        choice: ``random``; ``core``, the most active; ``edge``, the least active (users and items only).
+        seed: of the random choice.
+
+    Raises:
+        RequestError: the share asks for nothing or for everything.
+    """
+    rows = split.train.target
+    code = {"users": data.user_code, "items": data.item_code, "interactions": np.arange(len(data))}[kind]
+    pool, activity = np.unique(code[rows], return_counts=True)
+    n = round(share * len(pool))
+    if not 0 < n < len(pool):
+        raise RequestError(
+            f"a share of {share:g} of {len(pool)} {kind} would be {n}",
+            where="request",
+            mend="Choose a share that leaves something to forget and something to keep",
+        )
+    rng = np.random.default_rng([seed, 5])
+    shuffled = rng.permutation(len(pool))
+    if choice != "random":  # ties in activity fall at random
+        key = activity[shuffled] if choice == "edge" else -activity[shuffled]
+        shuffled = shuffled[np.argsort(key, kind="stable")]
+    chosen = np.sort(pool[shuffled[:n]])
+    if kind == "interactions":
+        users, items = data.users[data.user_code[chosen]], data.items[data.item_code[chosen]]
+        return ForgetRequest(kind, tuple(zip(users.tolist(), items.tolist(), strict=True)))
+    names = data.users if kind == "users" else data.items
+    return ForgetRequest(kind, tuple(names[chosen].tolist()))
+
+
+def deleted_rows(data: Interactions, request: ForgetRequest) -> np.ndarray:
+    """The interactions that a request deletes, bool [n_rows].
+
+    Raises:
+        RequestError: an id is not in the data (the message gives its position in the request, never the id),
+            or the request is empty.
+    """
+    if not request.ids:
+        raise RequestError("the request names nothing", where="request", mend="Name at least one id")
+    if request.kind == "interactions":
+        row_of = {
+            pair: row
+            for row, pair in enumerate(
+                zip(data.ratings["user"].to_pylist(), data.ratings["item"].to_pylist(), strict=True)
+            )
+        }
+        rows = [row_of.get((str(u), str(i)), -1) for u, i in request.ids]
+        _refuse_unknown([r < 0 for r in rows], "interaction")
+        mask = np.zeros(len(data), bool)
+        mask[rows] = True
+        return mask
+    names, code = (data.users, data.user_code) if request.kind == "users" else (data.items, data.item_code)
+    index = {name: k for k, name in enumerate(names.tolist())}
+    codes = [index.get(str(i), -1) for i in request.ids]
+    _refuse_unknown([c < 0 for c in codes], request.kind[:-1])
+    return np.isin(code, codes)
+
+
+def _refuse_unknown(unknown: list[bool], noun: str) -> None:
+    if any(unknown):
+        where = ", ".join(str(k + 1) for k, bad in enumerate(unknown) if bad)
+        raise RequestError(
+            f"{sum(unknown)} {noun}(s) of the request are not in the data (entries {where[:80]})",
+            where="request",
+            mend="Check the ids and that the request and the data belong together",
+        )
+
+
+def apply_request(data: Interactions, split: Split, request: ForgetRequest) -> ForgetSplit:
+    """What to forget and what to keep once a request is granted.
+
+    D_f keeps the histories that the model was trained on; everything else is rebuilt without the deleted
+    interactions, so a retrain never sees them in any prompt. Control examples of deleted targets stay (with
+    their old histories): they were never trained on and measure what a model without them looks like.
+
+    Raises:
+        RequestError: no training example is touched, or none would be left.
+
+    Source: PROTOCOL section 1.
+    """
+    deleted = deleted_rows(data, request)
+    hit = deleted[split.train.target]
+    if not hit.any():
+        raise RequestError(
+            "nothing of the request is in the training data: there is nothing to forget",
+            where="request",
+            mend="Check that the recommender was trained on this split",
+        )
+    kept = split.train.target[~hit]
+    retain = examples(data, kept, deleted=deleted)
+    if len(retain) == 0:
+        raise RequestError(
+            "the request deletes all training data",
+            where="request",
+            mend="Nothing would be left to recommend from; remove the recommender instead",
+        )
+
+    def rebuilt(part: Examples) -> Examples:
+        return examples(data, part.target[~deleted[part.target]], deleted=deleted)
+
+    control_gone = split.control.take(deleted[split.control.target])
+    control_kept = rebuilt(split.control)
+    control = Examples(
+        np.r_[control_gone.target, control_kept.target],
+        np.r_[control_gone.history, control_kept.history],
+        np.r_[control_gone.label, control_kept.label],
+    )
+    return ForgetSplit(
+        forget=split.train.take(hit),
+        retain=retain,
+        control=control,
+        valid=rebuilt(split.valid),
+        test=rebuilt(split.test),
+        deleted=deleted,
+    )

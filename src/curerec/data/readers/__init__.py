@@ -1,0 +1,92 @@
+"""Readers, one file a format. To add one: a file with a ``READER`` and a line in :data:`READERS`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from curerec.data.readers import goodbooks, movielens_100k, movielens_csv, movielens_dat, plain, recbole
+from curerec.data.readers.base import Reader
+from curerec.data.table import Duplicates, interactions
+from curerec.errors import DataError
+from curerec.records import Interactions
+
+#: Format name to reader, in the order in which they are tried; ``plain`` last, since it takes any csv.
+READERS: dict[str, Reader] = {
+    "movielens-100k": movielens_100k.READER,
+    "movielens-dat": movielens_dat.READER,
+    "movielens-csv": movielens_csv.READER,
+    "goodbooks": goodbooks.READER,
+    "recbole": recbole.READER,
+    "plain": plain.READER,
+}
+
+
+def read(
+    path: str | Path,
+    *,
+    format: str | None = None,
+    titles: str | Path | None = None,
+    name: str | None = None,
+    source: str = "local file",
+    duplicates: Duplicates = "error",
+) -> Interactions:
+    """Read a folder or a ratings file of any known format.
+
+    Args:
+        path: folder, or the ratings file in it.
+        format: a key of :data:`READERS`; None finds out by file names and headers.
+        titles: the titles file, if it is not beside the ratings under its usual name.
+        name: of the data set, for the record; None takes the name of the folder or file.
+        source: where the files came from, for the record.
+        duplicates: ``error``, or ``last`` to keep the latest of several ratings of one item by one user.
+
+    Returns:
+        The canonical table.
+
+    Raises:
+        DataError: not there, no known format, or anything wrong in a row; the message holds file and row.
+
+    Related:
+        :func:`curerec.data.fetch.load`, which also takes the name of a public data set.
+
+    Example:
+        >>> read("no/such/folder")
+        Traceback (most recent call last):
+        curerec.errors.DataError: no/such/folder: there is no such file or folder. Check the path.
+    """
+    path = Path(path)
+    if not path.exists():
+        raise DataError("there is no such file or folder", where=str(path), mend="Check the path.")
+    reader, file, beside = _recognise(path, format)
+    titles = Path(titles) if titles is not None else beside
+    if titles is None:
+        raise DataError("no titles file beside it", where=file.name, mend="Name it with the titles option.")
+    rows, catalogue = reader.ratings(file), reader.titles(titles)
+    return interactions(
+        rows.users,
+        rows.items,
+        rows.ratings,
+        rows.times,
+        catalogue.table,
+        name=name or (path.resolve().name if path.is_dir() else path.stem),
+        source=source,
+        origin=rows.origin,
+        titles_origin=catalogue.origin,
+        duplicates=duplicates,
+    )
+
+
+def _recognise(path: Path, format: str | None) -> tuple[Reader, Path, Path | None]:
+    if format is not None and format not in READERS:
+        raise DataError("no such format", where=format[:40], mend=f"Known: {', '.join(READERS)}.")
+    for name, reader in READERS.items():
+        if format in (None, name):
+            found = reader.find(path)
+            if found is not None:
+                return reader, *found
+            if format is not None and path.is_file():  # the caller knows better than the file's name
+                return reader, path, None
+    known = "; ".join(reader.about for reader in READERS.values())
+    if path.suffix == ".zip":
+        raise DataError("is a zip archive", where=path.name, mend="Unzip it and give the folder.")
+    raise DataError("holds no known format", where=path.name, mend=f"Known: {known}.")

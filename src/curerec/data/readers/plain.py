@@ -1,0 +1,67 @@
+"""Your own data: csv, tsv or parquet of user, item, rating and maybe time, and another of item, title."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pyarrow as pa
+import pyarrow.parquet
+
+from curerec.data.columns import Origin
+from curerec.data.readers import text
+from curerec.data.readers.base import Columns, Reader, Titles
+from curerec.errors import DataError
+
+SEPARATORS = {".csv": ",", ".tsv": "\t"}
+SUFFIXES = (*SEPARATORS, ".parquet")
+RATINGS = {"user": "user", "item": "item", "rating": "rating"}
+TITLES = {"item": "item", "title": "title"}
+
+
+def find(path: Path) -> tuple[Path, Path | None] | None:
+    """``interactions`` or ``ratings`` and ``titles`` or ``items``, ending in .csv, .tsv or .parquet."""
+    file = _named(path, ("interactions", "ratings")) if path.is_dir() else path
+    if file is None or file.suffix not in SUFFIXES:
+        return None
+    return file, _named(file.parent, ("titles", "items"))
+
+
+def _named(folder: Path, stems: tuple[str, ...]) -> Path | None:
+    files = [folder / f"{stem}{suffix}" for stem in stems for suffix in SUFFIXES]
+    return next((file for file in files if file.is_file()), None)
+
+
+def _rows(path: Path, needed: dict[str, str], optional: tuple[str, ...] = ()) -> tuple[pa.Table, Origin]:
+    if path.suffix == ".parquet":
+        rows, separator, origin = _parquet(path), ",", Origin(path.name)
+    else:
+        separator = SEPARATORS.get(path.suffix, ",")
+        rows, origin = text.table(path, text.content(path), separator, quoted=True), text.after_header(path)
+    there = {name: name for name in optional if name in rows.column_names}
+    return text.pick(rows, path, separator, needed | there), origin
+
+
+def _parquet(path: Path) -> pa.Table:
+    try:
+        return pyarrow.parquet.read_table(path)
+    except FileNotFoundError:
+        raise DataError("file is not there", where=path.name, mend="Check the path.") from None
+    except (pa.ArrowInvalid, OSError):  # the message of pyarrow may quote bytes of the file
+        raise DataError("is no parquet file", where=path.name, mend="Write it anew, or give a csv.") from None
+
+
+def ratings(path: Path) -> Columns:
+    """user, item, rating and, if there, time. Row 1 is the header in csv, the first record in parquet."""
+    rows, origin = _rows(path, RATINGS, ("time",))
+    times = rows["time"] if "time" in rows.column_names else None
+    return Columns(rows["user"], rows["item"], rows["rating"], times, origin)
+
+
+def titles(path: Path) -> Titles:
+    """item, title."""
+    return Titles(*_rows(path, TITLES))
+
+
+READER = Reader(
+    "csv, tsv or parquet: user, item, rating, time (may lack) and item, title", find, ratings, titles
+)

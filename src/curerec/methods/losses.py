@@ -1,0 +1,41 @@
+"""Forget and retain losses on the two answer logits."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+import torch
+import torch.nn.functional as F
+
+ForgetLoss = Literal["npo", "grad_ascent", "label_free", "teacher"]
+
+
+def npo(logits: torch.Tensor, label: torch.Tensor, original: torch.Tensor, *, beta: float = 0.5) -> torch.Tensor:
+    """Negative preference optimisation: ``-(2/beta) log sigmoid(-beta (log p - log p_o))``, mean, nats.
+
+    Args:
+        logits: of the model being unlearned, [batch, 2].
+        label: int64 [batch], the answers to forget.
+        original: logits of theta_o, [batch, 2].
+        beta: > 0; towards 0 the loss becomes gradient ascent.
+
+    Source: Zhang et al. 2024, arXiv 2404.05868, eq. 3.
+    """
+    logp = logits.log_softmax(-1).gather(1, label[:, None])[:, 0]
+    logp_o = original.log_softmax(-1).gather(1, label[:, None])[:, 0]
+    return -(2 / beta) * F.logsigmoid(-beta * (logp - logp_o)).mean()
+
+
+def grad_ascent(logits: torch.Tensor, label: torch.Tensor) -> torch.Tensor:
+    """Minus the cross-entropy on the forget data, nats."""
+    return -F.cross_entropy(logits, label)
+
+
+def kl_to(logits: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
+    """KL(target || model) over {No, Yes}, mean, nats.
+
+    Args:
+        logits: of the model, [batch, 2].
+        target: logits of the reference, [batch, 2].
+    """
+    return F.kl_div(logits.log_softmax(-1), target.log_softmax(-1), log_target=True, reduction="batchmean")

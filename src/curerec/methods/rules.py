@@ -1,0 +1,122 @@
+"""The three update rules: one direction a unit from its two gradients."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+
+from curerec.groups.assign import FORGET, FROZEN, RETAIN, SHARED
+from curerec.recommender.units import Units
+
+Gradients = dict[str, torch.Tensor]
+
+
+class Rules:
+    """Combines g_f and g_r unit by unit.
+
+    ================= ==========================
+    group             direction
+    ================= ==========================
+    forget-specific   g_f + w g_r
+    task-shared       proj(g_f) + w g_r
+    retain-specific   w g_r
+    frozen            0
+    ================= ==========================
+
+    with ``proj(g_f) = g_f - min(0, <g_f, g_r>) / (|g_r|^2 + eps) g_r``: where the two objectives conflict, what
+    of the forget step would undo retaining is taken out (the one-sided projection of PCGrad).
+
+    Args:
+        units: of the model.
+        role: codes of :data:`curerec.records.ROLES`, int [n_units].
+        weight: w, weight of the retain gradient.
+        eps: keeps the quotient finite.
+
+    Source: METHOD section 7 (this project's definition of the paper's group-specific rules).
+    """
+
+    def __init__(self, units: Units, role: torch.Tensor, *, weight: float = 1.0, eps: float = 1e-12) -> None:
+        self.units, self.role, self.weight, self.eps = units, role, weight, eps
+        self.owner: dict[str, tuple[int, torch.Tensor]] = {}
+        self.factors: dict[str, torch.Tensor] = {}
+        for branch in units.branches:
+            owner = torch.from_numpy(branch.unit).to(role.device)
+            self.owner[branch.weight] = (branch.dim, owner)
+            if branch.factor is not None:
+                self.factors[branch.factor] = _shared_role(role[owner])
+        n = len(units.names)
+        self.forget_weight = ((role == FORGET) | (role == SHARED)).float()
+        self.retain_weight = (role != FROZEN).float() * weight
+        self.shared = role == SHARED
+        self.n_units = n
+
+    def trainable(self) -> list[str]:
+        """Names of the parameters that any unit may change; the others need no gradient."""
+        names = [p for p, (_, owner) in self.owner.items() if (self.role[owner] != FROZEN).any()]
+        return names + [p for p, role in self.factors.items() if int(role) != FROZEN]
+
+    def combine(self, forget: Gradients, retain: Gradients) -> tuple[Gradients, dict[str, torch.Tensor]]:
+        """Directions to descend, and what happened on the way.
+
+        Args:
+            forget: g_f by parameter name.
+            retain: g_r by parameter name.
+
+        Returns:
+            Directions by parameter name, and ``cos`` float [n_units] (nan where a gradient is 0) and
+            ``projected`` bool [n_units].
+        """
+        dot, ff, rr = (torch.zeros(self.n_units, device=self.role.device) for _ in range(3))
+        for name, (dim, owner) in self.owner.items():
+            if name not in forget:
+                continue
+            f, r = forget[name], retain[name]
+            other = [d for d in range(f.ndim) if d != dim]
+            for total, product in ((dot, f * r), (ff, f * f), (rr, r * r)):
+                total.index_add_(0, owner, (product.sum(other) if other else product).float())
+        projected = self.shared & (dot < 0)
+        pull = torch.where(projected, -dot / (rr + self.eps), torch.zeros_like(dot)) + self.retain_weight
+        out: Gradients = {}
+        for name, (dim, owner) in self.owner.items():
+            if name in forget:
+                shape = [-1 if d == dim else 1 for d in range(forget[name].ndim)]
+                a, c = self.forget_weight[owner].view(shape), pull[owner].view(shape)
+                out[name] = a * forget[name] + c * retain[name]
+        for name, role in self.factors.items():
+            if name in forget:
+                out[name] = self._whole(int(role), forget[name], retain[name])
+        return out, {"cos": dot / (ff * rr).sqrt(), "projected": projected}
+
+    def _whole(self, role: int, f: torch.Tensor, r: torch.Tensor) -> torch.Tensor:
+        """The rule for a LoRA factor that several units share."""
+        if role == FROZEN:
+            return torch.zeros_like(f)
+        if role == RETAIN:
+            return self.weight * r
+        if role == SHARED:
+            f = f - torch.clamp((f * r).sum(), max=0) / ((r * r).sum() + self.eps) * r
+        return f + self.weight * r
+
+
+def _shared_role(roles: torch.Tensor) -> torch.Tensor:
+    """Most conservative role among the units that use a factor, frozen ones apart.
+
+    All frozen: frozen. All the same: that. Otherwise task-shared, whose projection protects the retain side
+    while the units that must forget still can.
+    """
+    active = roles[roles != FROZEN]
+    if len(active) == 0:
+        return roles.new_tensor(FROZEN)
+    return active[0] if bool((active == active[0]).all()) else roles.new_tensor(SHARED)
+
+
+def uniform(units: Units, device: torch.device | str = "cpu") -> torch.Tensor:
+    """Every unit forget-specific: the weighted sum of two losses on all parameters that CURE argues against."""
+    return torch.full((len(units.names),), FORGET, device=device)
+
+
+def named(parameters: Sequence[tuple[str, torch.nn.Parameter]], names: Sequence[str]) -> list[torch.nn.Parameter]:
+    """Parameters by name, in the order of ``names``."""
+    table = dict(parameters)
+    return [table[n] for n in names]

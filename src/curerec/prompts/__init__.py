@@ -1,0 +1,1 @@
+"""Prompts: templates, encoding with a span map, counterfactuals."""

@@ -1,0 +1,68 @@
+"""Prompt templates: fixed text around titles, never text with titles pasted in.
+
+A template lists the pieces of a prompt. Titles enter later as token ids of their own, so nothing a title
+holds can become part of the frame.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+Part = Literal["liked", "disliked", "candidate"]
+PARTS: tuple[Part, ...] = ("liked", "disliked", "candidate")
+
+
+@dataclass(frozen=True)
+class Slot:
+    """A place for a title: the history position it comes from (-1: the candidate) and what it stands for."""
+
+    position: int
+    part: Part
+
+
+Piece = str | Slot
+
+
+def likes(ratings: Sequence[float]) -> list[Piece]:
+    """Liked list, disliked list, candidate, yes/no.
+
+    Args:
+        ratings: of the history, oldest first; nan marks an empty place.
+    """
+    liked = [Slot(k, "liked") for k, r in enumerate(ratings) if r >= 4]
+    disliked = [Slot(k, "disliked") for k, r in enumerate(ratings) if r < 4]
+    pieces: list[Piece] = ["The user liked:"]
+    pieces += _joined(liked)
+    pieces.append(".\nThe user disliked:")
+    pieces += _joined(disliked)
+    return [*pieces, ".\nWill the user like:", Slot(-1, "candidate"), "?\nAnswer:"]
+
+
+def stars(ratings: Sequence[float]) -> list[Piece]:
+    """Numbered titles with stars, candidate, yes/no.
+
+    Args:
+        ratings: of the history, oldest first; nan marks an empty place.
+    """
+    pieces: list[Piece] = ["Ratings of the user, oldest first:"]
+    number = 0
+    for k, r in enumerate(ratings):
+        if r == r:  # not nan
+            number += 1
+            pieces += [f"\n{number}.", Slot(k, "liked" if r >= 4 else "disliked"), f": {r:g} stars"]
+    return [*pieces, "\nWill the user give at least 4 stars to", Slot(-1, "candidate"), "?\nAnswer:"]
+
+
+def _joined(slots: list[Slot]) -> list[Piece]:
+    if not slots:
+        return [" nothing"]
+    out: list[Piece] = []
+    for k, slot in enumerate(slots):
+        out += [";", slot] if k else [slot]
+    return out
+
+
+TEMPLATES = {"likes": likes, "stars": stars}
+ANSWERS = (" No", " Yes")

@@ -1,0 +1,1 @@
+"""Recommender: load safely, score, tune (the only training loop), save."""

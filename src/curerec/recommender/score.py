@@ -1,0 +1,88 @@
+"""Reading the two answers off a model: the only forward pass of the package."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+import torch
+
+from curerec.prompts.encoding import Prompts
+
+
+def answer_logits(
+    model: Any,
+    ids: torch.Tensor,
+    last: torch.Tensor,
+    answers: tuple[int, int],
+    *,
+    inputs_embeds: torch.Tensor | None = None,
+) -> torch.Tensor:
+    """Logits of " No" and " Yes" at the answer position.
+
+    Only the two answer rows of the output embedding are read, at one position: the product with the whole
+    vocabulary, often the largest activation of a forward pass, is never formed.
+
+    Args:
+        model: Hugging Face decoder, plain or PEFT-wrapped.
+        ids: int64 [batch, pos], right-padded.
+        last: int64 [batch], answer positions.
+        answers: token ids of (no, yes).
+        inputs_embeds: [batch, pos, d_model] in place of the ids' embeddings.
+
+    Returns:
+        float32 [batch, 2].
+    """
+    base = model.get_base_model() if hasattr(model, "get_base_model") else model
+    inputs = {"input_ids": ids} if inputs_embeds is None else {"inputs_embeds": inputs_embeds}
+    hidden = base.get_decoder()(**inputs, use_cache=False).last_hidden_state
+    rows = torch.arange(len(last), device=last.device)
+    state = hidden[rows, last]
+    head = base.get_output_embeddings()
+    logits = state.float() @ head.weight[list(answers)].float().T
+    if getattr(head, "bias", None) is not None:
+        logits = logits + head.bias[list(answers)].float()
+    cap = getattr(base.config, "final_logit_softcapping", None)
+    return cap * torch.tanh(logits / cap) if cap else logits
+
+
+def device_of(model: Any) -> torch.device:
+    """Device of a model's parameters."""
+    return next(model.parameters()).device
+
+
+def to_batch(prompts: Prompts, index: np.ndarray, device: torch.device) -> tuple[torch.Tensor, torch.Tensor]:
+    """Ids [batch, pos] and answer positions [batch] on a device."""
+    ids, last = prompts.padded(index)
+    return torch.from_numpy(ids).to(device), torch.from_numpy(last).to(device)
+
+
+def by_length(prompts: Prompts, batch_size: int) -> Iterator[np.ndarray]:
+    """Index batches of prompts of like length, longest first (an out-of-memory shows at once)."""
+    order = np.argsort(-prompts.lengths, kind="stable")
+    for start in range(0, len(order), batch_size):
+        yield order[start : start + batch_size]
+
+
+@torch.inference_mode()
+def score(model: Any, prompts: Prompts, answers: tuple[int, int], *, batch_size: int = 256) -> np.ndarray:
+    """Answer logits of all prompts, in their order.
+
+    Returns:
+        float32 [n, 2], columns (no, yes).
+    """
+    training = model.training
+    model.eval()
+    out = np.zeros((len(prompts), 2), np.float32)
+    device = device_of(model)
+    for index in by_length(prompts, batch_size):
+        out[index] = answer_logits(model, *to_batch(prompts, index, device), answers).cpu().numpy()
+    model.train(training)
+    return out
+
+
+def p_yes(logits: np.ndarray) -> np.ndarray:
+    """Probability of " Yes" among the two answers, float64 [n]."""
+    margin = logits[:, 1].astype(np.float64) - logits[:, 0]
+    return np.where(margin >= 0, 1 / (1 + np.exp(-np.abs(margin))), 1 - 1 / (1 + np.exp(-np.abs(margin))))

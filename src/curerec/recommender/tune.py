@@ -1,0 +1,183 @@
+"""The only training loop: fine-tuning, retraining, teachers and unlearning all run through it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from typing import Any, Literal
+
+import numpy as np
+import torch
+from pydantic import BaseModel, ConfigDict, Field
+
+from curerec.prompts.encoding import Prompts
+from curerec.recommender.score import answer_logits, device_of, to_batch
+
+Progress = Callable[[int, int], None]
+
+
+class TuneConfig(BaseModel):
+    """How a model is fine-tuned."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    epochs: float = Field(3.0, gt=0, description="passes over the training prompts")
+    batch_size: int = Field(32, gt=0)
+    lr: float = Field(1e-3, gt=0)
+    weight_decay: float = Field(0.0, ge=0)
+    warmup: float = Field(0.05, ge=0, lt=1, description="share of the steps with a rising rate")
+    schedule: Literal["constant", "cosine"] = "cosine"
+    ema: float = Field(0.0, ge=0, lt=1, description="decay of the average of the weights; 0 = off")
+    max_grad_norm: float = Field(1.0, gt=0)
+    optimizer: Literal["adamw", "sgd"] = "adamw"
+
+
+def batches(lengths: np.ndarray, batch_size: int, rng: np.random.Generator, *, pool: int = 32) -> list[np.ndarray]:
+    """One epoch of index batches: shuffled, and of like length inside so that little is padded.
+
+    Args:
+        lengths: tokens of each prompt, [n].
+        batch_size: prompts a batch; the last may be smaller.
+        rng: source of the order.
+        pool: batches sorted by length together; larger pads less and mixes lengths less.
+    """
+    order = rng.permutation(len(lengths))
+    out: list[np.ndarray] = []
+    for start in range(0, len(order), batch_size * pool):
+        part = order[start : start + batch_size * pool]
+        part = part[np.argsort(lengths[part], kind="stable")]
+        out += [part[k : k + batch_size] for k in range(0, len(part), batch_size)]
+    rng.shuffle(out)  # type: ignore[arg-type]
+    return out
+
+
+def endless(lengths: np.ndarray, batch_size: int, rng: np.random.Generator) -> Iterator[np.ndarray]:
+    """Index batches without end, epoch after epoch."""
+    while True:
+        yield from batches(lengths, batch_size, rng)
+
+
+class Averager:
+    """Exponential moving average of weights, started at the first step without bias towards it."""
+
+    def __init__(self, params: list[torch.nn.Parameter], decay: float) -> None:
+        self.params, self.decay, self.steps = params, decay, 0
+        self.mean = [p.detach().clone() for p in params]
+
+    @torch.no_grad()
+    def update(self) -> None:
+        """Take the current weights in."""
+        self.steps += 1
+        # A decay that grows from 0 keeps the first steps from weighing for ever.
+        decay = min(self.decay, (1 + self.steps) / (10 + self.steps))
+        torch._foreach_lerp_(self.mean, [p.detach() for p in self.params], 1 - decay)
+
+    @torch.no_grad()
+    def store(self) -> None:
+        """Put the average into the model."""
+        for p, m in zip(self.params, self.mean, strict=True):
+            p.copy_(m)
+
+
+def optimise(
+    params: list[torch.nn.Parameter],
+    steps: int,
+    gradients: Callable[[int], float],
+    config: TuneConfig,
+    *,
+    after_step: Callable[[int], bool | None] | None = None,
+    progress: Progress | None = None,
+) -> int:
+    """Run an optimiser over gradients that a callable puts into ``.grad``.
+
+    Args:
+        params: what may change.
+        steps: at most this many.
+        gradients: given the step, fills ``.grad`` of the parameters and returns the loss in nats.
+        config: rate, schedule, averaging.
+        after_step: given the number of steps done; returning True ends the loop.
+        progress: told (done, total).
+
+    Returns:
+        Number of steps done.
+    """
+    if config.optimizer == "adamw":
+        optimizer: torch.optim.Optimizer = torch.optim.AdamW(
+            params, lr=config.lr, weight_decay=config.weight_decay, foreach=True
+        )
+    else:
+        optimizer = torch.optim.SGD(params, lr=config.lr, momentum=0.9, weight_decay=config.weight_decay)
+    scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda k: _rate(k, steps, config))
+    average = Averager(params, config.ema) if config.ema else None
+    done = 0
+    for step in range(steps):
+        optimizer.zero_grad(set_to_none=True)
+        gradients(step)
+        torch.nn.utils.clip_grad_norm_(params, config.max_grad_norm)
+        optimizer.step()
+        scheduler.step()
+        if average:
+            average.update()
+        done = step + 1
+        if progress:
+            progress(done, steps)
+        if after_step and after_step(done):
+            break
+    if average:
+        average.store()
+    return done
+
+
+def _rate(step: int, steps: int, config: TuneConfig) -> float:
+    warm = max(1, round(config.warmup * steps))
+    if step < warm:
+        return (step + 1) / warm
+    if config.schedule == "constant":
+        return 1.0
+    return 0.5 * (1 + float(np.cos(np.pi * (step - warm) / max(1, steps - warm))))
+
+
+def tune(
+    model: Any,
+    prompts: Prompts,
+    answers: tuple[int, int],
+    config: TuneConfig,
+    *,
+    seed: int,
+    progress: Progress | None = None,
+) -> Any:
+    """Fine-tune the trainable parameters of a model on the answers of prompts, in place.
+
+    Cross-entropy over the two answer logits at the answer position.
+
+    Args:
+        model: decoder whose parameters with ``requires_grad`` are trained.
+        prompts: training prompts, [n].
+        answers: token ids of (no, yes).
+        config: see :class:`TuneConfig`.
+        seed: of the order of the data and of dropout.
+        progress: told (done, total) steps.
+
+    Returns:
+        The same model, in eval mode.
+    """
+    params = [p for p in model.parameters() if p.requires_grad]
+    device = device_of(model)
+    rng = np.random.default_rng([seed, 11])
+    stream = endless(prompts.lengths, config.batch_size, rng)
+    steps = max(1, round(config.epochs * np.ceil(len(prompts) / config.batch_size)))
+    label = torch.from_numpy(prompts.label.astype(np.int64)).to(device)
+    losses: list[torch.Tensor] = []
+
+    def gradients(step: int) -> float:
+        index = next(stream)
+        logits = answer_logits(model, *to_batch(prompts, index, device), answers)
+        loss = torch.nn.functional.cross_entropy(logits, label[torch.from_numpy(index).to(device)])
+        loss.backward()
+        losses.append(loss.detach())
+        return 0.0
+
+    with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
+        torch.manual_seed(seed)
+        model.train()
+        optimise(params, steps, gradients, config, progress=progress)
+    return model.eval()

@@ -1,0 +1,279 @@
+"""Frozen records that cross stages. No torch here: a report must be renderable without it."""
+
+from __future__ import annotations
+
+import hashlib
+from dataclasses import dataclass, field
+from functools import cached_property
+from typing import TYPE_CHECKING, Any, Literal
+
+import numpy as np
+import pyarrow as pa
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+Role = Literal["forget", "retain", "shared", "frozen"]
+ROLES: tuple[Role, ...] = ("forget", "retain", "shared", "frozen")
+
+
+@dataclass(frozen=True)
+class Interactions:
+    """The one internal table of a catalogue and what its users rated.
+
+    Built by :func:`curerec.data.table.interactions`, which sorts and checks; do not build by hand.
+
+    Attributes:
+        ratings: columns ``user`` (string), ``item`` (string), ``rating`` (float64), ``time`` (int64, seconds
+            or any increasing number), sorted by (user, time, item) in id order, one row an interaction.
+            "Row" elsewhere in the package means an index into this table.
+        titles: columns ``item`` (string), ``title`` (string); every rated item has exactly one title.
+        name: e.g. ``ml-100k``.
+        source: where it came from, for the record (``official``, ``wheel recbole 1.2.1``, ``local file``).
+    """
+
+    ratings: pa.Table
+    titles: pa.Table
+    name: str
+    source: str
+
+    @cached_property
+    def users(self) -> np.ndarray:
+        """Distinct user ids, [n_users] of str, in order of first row."""
+        return np.asarray(self._users.dictionary.to_pylist(), dtype=object)
+
+    @cached_property
+    def items(self) -> np.ndarray:
+        """Distinct item ids of the catalogue, [n_items] of str, in the order of ``titles``."""
+        return np.asarray(self.titles["item"].to_pylist(), dtype=object)
+
+    @cached_property
+    def user_code(self) -> np.ndarray:
+        """Per row the index into :attr:`users`, int32 [n_rows]."""
+        return self._users.indices.to_numpy(zero_copy_only=False).astype(np.int32)
+
+    @cached_property
+    def item_code(self) -> np.ndarray:
+        """Per row the index into :attr:`items`, int32 [n_rows]."""
+        import pyarrow.compute as pc
+
+        codes = pc.index_in(self.ratings["item"].combine_chunks(), value_set=self.titles["item"].combine_chunks())
+        return codes.to_numpy(zero_copy_only=False).astype(np.int32)
+
+    @cached_property
+    def rating(self) -> np.ndarray:
+        """float64 [n_rows]."""
+        return self.ratings["rating"].to_numpy()
+
+    @cached_property
+    def time(self) -> np.ndarray:
+        """int64 [n_rows]."""
+        return self.ratings["time"].to_numpy()
+
+    @cached_property
+    def fingerprint(self) -> str:
+        """sha256 over the sorted ratings table; equal whatever file format or row order it was read from."""
+        import pyarrow.compute as pc
+
+        digest = hashlib.sha256()
+        # The lines "user\titem\trating\ttime\n", joined by arrow a slice at a time; ratings are written as
+        # Python writes a float ("4.0"), which arrow does not, so each distinct one is written once.
+        for start in range(0, len(self), 1 << 20):
+            rows = self.ratings.slice(start, 1 << 20).combine_chunks()
+            rating = pc.dictionary_encode(rows["rating"]).combine_chunks()
+            rating = pa.array([str(value) for value in rating.dictionary.to_pylist()]).take(rating.indices)
+            fields = (rows["user"], rows["item"], rating, rows["time"].cast(pa.string()))
+            lines = pc.binary_join_element_wise(*fields, "\t")
+            digest.update("\n".join([*lines.to_pylist(), ""]).encode())
+        return digest.hexdigest()
+
+    @cached_property
+    def _users(self) -> Any:
+        return self.ratings["user"].combine_chunks().dictionary_encode()
+
+    def __len__(self) -> int:
+        return self.ratings.num_rows
+
+
+@dataclass(frozen=True)
+class Examples:
+    """Prompts to be: which interaction is asked about, and which earlier ones form its history.
+
+    Attributes:
+        target: int64 [n], rows of :class:`Interactions`.
+        history: int64 [n, K], rows, oldest first, right-aligned; -1 where the history is shorter than K.
+        label: int8 [n], 1 iff the target's rating is at least 4.
+    """
+
+    target: np.ndarray
+    history: np.ndarray
+    label: np.ndarray
+
+    def __len__(self) -> int:
+        return len(self.target)
+
+    def take(self, index: np.ndarray) -> Examples:
+        """The examples at ``index`` (int positions or bool mask), in that order."""
+        return Examples(self.target[index], self.history[index], self.label[index])
+
+
+@dataclass(frozen=True)
+class Split:
+    """Examples by role; the same rows whatever is deleted later.
+
+    Attributes:
+        train: what the recommender is fine-tuned on.
+        control: drawn like ``train`` but never trained on (D_c), the yardstick of membership.
+        valid: for choices (D_v).
+        test: for the final evaluation alone (D_t).
+        kind: ``per-user`` or ``e2urec``.
+        seed: of the random parts.
+    """
+
+    train: Examples
+    control: Examples
+    valid: Examples
+    test: Examples
+    kind: str
+    seed: int
+
+
+@dataclass(frozen=True)
+class ForgetRequest:
+    """What is asked to be deleted.
+
+    Attributes:
+        kind: ``users``, ``items`` or ``interactions``.
+        ids: user ids, item ids, or ``(user, item)`` pairs.
+    """
+
+    kind: Literal["users", "items", "interactions"]
+    ids: tuple[Any, ...]
+
+    @cached_property
+    def digest(self) -> str:
+        """sha256 of kind and sorted ids: names the request in records without naming anybody in it."""
+        text = self.kind + "\n" + "\n".join(sorted("\t".join(i) if isinstance(i, tuple) else str(i) for i in self.ids))
+        return hashlib.sha256(text.encode()).hexdigest()
+
+
+@dataclass(frozen=True)
+class ForgetSplit:
+    """A request applied to a split.
+
+    Attributes:
+        forget: training examples whose target is deleted, with the histories the model was trained on (D_f).
+        retain: all other training examples, histories cleaned of deleted interactions (D_r); what a retrain sees.
+        control, valid, test: as in the split, histories cleaned, deleted targets kept in ``control`` only.
+        deleted: bool [n_rows], the deleted interactions.
+    """
+
+    forget: Examples
+    retain: Examples
+    control: Examples
+    valid: Examples
+    test: Examples
+    deleted: np.ndarray
+
+
+@dataclass(frozen=True)
+class Circuit:
+    """Scores of modules and the core circuit chosen from them.
+
+    Attributes:
+        modules: names, e.g. ``layers.0.head.3``, ``layers.1.mlp``.
+        scores: float32 [examples, modules], the change of the margin when the module is patched.
+        exact: float32 [modules], mean score by exact patching; nan where it was not computed.
+        core: indices into ``modules``, by falling |mean score|.
+        curve: (size, faithfulness) pairs, from the empty circuit to the full model.
+        faithfulness: of ``core``, on the half of the pairs that did not rank it.
+        scorer: name of the scorer of ``scores``.
+        pairs: counts: ``moved``, ``flipped``, ``unaligned``, ``kept``.
+        jaccard: mean pairwise overlap of the core circuit over bootstrap resamples.
+        completeness: 1 - f(everything but the core circuit).
+    """
+
+    modules: tuple[str, ...]
+    scores: np.ndarray
+    exact: np.ndarray
+    core: tuple[int, ...]
+    curve: tuple[tuple[int, float], ...]
+    faithfulness: float
+    completeness: float
+    jaccard: float
+    scorer: str
+    pairs: dict[str, int]
+
+
+@dataclass(frozen=True)
+class Groups:
+    """The role of every updatable module.
+
+    Attributes:
+        modules: names at the granularity of the update.
+        role: one of :data:`ROLES` for each module.
+        forget_score: float64 [modules], F_i, mean over D_f (nats of loss that removing the module would add).
+        retain_score: float64 [modules], R_i, the same on unseen data.
+        agreement: float64 [modules], share of bootstrap draws in which the module keeps its leading group.
+    """
+
+    modules: tuple[str, ...]
+    role: np.ndarray
+    forget_score: np.ndarray
+    retain_score: np.ndarray
+    agreement: np.ndarray
+
+    def members(self, role: Role) -> tuple[str, ...]:
+        """Names of the modules in a group."""
+        return tuple(m for m, r in zip(self.modules, self.role, strict=True) if r == role)
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What a method hands back: a new model state, never a change of its input.
+
+    Attributes:
+        method: its name.
+        model: the unlearned model (a torch module).
+        t_core_s: seconds in the update loop.
+        t_total_s: seconds for everything the request needed, loading and evaluation apart.
+        trace: one dict a check point (step, membership_auc, valid_auc, ...).
+        stop_reason: why the loop ended.
+        n_trainable: parameters that could change.
+        circuit, groups: where the method has them.
+        details: anything else that the record should hold.
+    """
+
+    method: str
+    model: Any
+    t_core_s: float
+    t_total_s: float
+    trace: tuple[dict[str, float], ...] = ()
+    stop_reason: str = ""
+    n_trainable: int = 0
+    circuit: Circuit | None = None
+    groups: Groups | None = None
+    details: dict[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Recommender:
+    """A language model that answers whether a user will like an item.
+
+    Attributes:
+        model: Hugging Face decoder, plain or wrapped by PEFT.
+        tokenizer: its tokenizer.
+        template: name of the prompt template.
+        answers: token ids of (no, yes).
+        base: base model name or path, its revision or content hash.
+        card: contents of ``curerec.json``.
+        path: folder it was loaded from, if any.
+    """
+
+    model: Any
+    tokenizer: Any
+    template: str
+    answers: tuple[int, int]
+    base: dict[str, Any]
+    card: dict[str, Any] = field(default_factory=dict)
+    path: Path | None = None

@@ -1,0 +1,218 @@
+"""The parts of a record, one small model each; :mod:`curerec.reports.schema` puts them together."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from pydantic import BaseModel, ConfigDict, Field
+
+Number = float | None
+Count = int | None
+Text = str | None
+
+
+class Part(BaseModel):
+    """A closed part of the record: what it does not name, it does not take."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, populate_by_name=True, protected_namespaces=())
+
+
+class Numbers(Part):
+    """A part that may hold more numbers than it names."""
+
+    model_config = ConfigDict(extra="allow")
+    __pydantic_extra__: dict[str, float | None] = Field(init=False)
+
+    @property
+    def extra(self) -> dict[str, float | None]:
+        """The numbers beyond the named fields."""
+        return dict(self.__pydantic_extra__ or {})
+
+
+class Dataset(Part):
+    """Where the ratings came from; ``fingerprint`` is the sha256 of the sorted ratings table."""
+
+    name: Text = None
+    source: Text = None
+    fingerprint: Text = None
+    n_users: Count = None
+    n_items: Count = None
+    n_ratings: Count = None
+
+
+class Model(Part):
+    """The recommender; ``output`` is the sha256 of the unlearned weights, ``n_*`` count parameters."""
+
+    base: Text = None
+    base_hash: Text = None
+    kind: Literal["full", "lora"] | None = None
+    n_parameters: Count = None
+    n_trainable: Count = None
+    n_changed: Count = None
+    template: Text = None
+    note: Text = None
+    output: Text = None
+
+
+class Request(Part):
+    """What was asked to be deleted, in numbers; ``digest`` stands for the ids, never stored here."""
+
+    kind: Literal["users", "items", "interactions"] | None = None
+    n_ids: Count = None
+    share: Number = None
+    choice: Text = None
+    n_interactions: Count = None
+    n_examples: Count = None
+    digest: Text = None
+
+
+class Split(Part):
+    """Examples by role."""
+
+    kind: Text = None
+    train: Count = None
+    forget: Count = None
+    retain: Count = None
+    control: Count = None
+    valid: Count = None
+    test: Count = None
+
+
+class Metrics(Numbers):
+    """One model measured.
+
+    Attributes:
+        test_auc, test_acc, test_log_loss, test_ece, valid_auc: utility (log-loss in nats).
+        jsd, jeffreys_half, l2, jsd_test: distance to the retrained model, nats (l2: a probability).
+        residual: (jsd - floor) / (ceiling - floor).
+        membership_auc, membership_low, membership_high: loss attack and its 95 % interval.
+        membership_tpr_at_fpr_01: share of deleted examples caught at 1 % false alarms.
+        membership_gap: difference of membership_auc to the retrained model.
+        t_core_s, t_total_s: seconds; ``retrain_ratio``: t_total_s over that of the retrain.
+        n_trainable: parameters that could change.
+    """
+
+    test_auc: Number = None
+    test_acc: Number = None
+    test_log_loss: Number = None
+    test_ece: Number = None
+    valid_auc: Number = None
+    jsd: Number = None
+    jeffreys_half: Number = None
+    l2: Number = None
+    jsd_test: Number = None
+    residual: Number = None
+    membership_auc: Number = None
+    membership_low: Number = None
+    membership_high: Number = None
+    membership_tpr_at_fpr_01: Number = None
+    membership_gap: Number = None
+    t_core_s: Number = None
+    t_total_s: Number = None
+    retrain_ratio: Number = None
+    n_trainable: Count = None
+
+
+class Score(Part):
+    """Mean score of one module with its interval; ``exact`` where it was patched for real."""
+
+    module: str
+    score: Number = None
+    low: Number = None
+    high: Number = None
+    exact: Number = None
+    in_core: bool | None = None
+
+
+class CircuitPart(Part):
+    """The core circuit: ``modules`` names it, ``curve`` holds (size, faithfulness) pairs."""
+
+    faithfulness: Number = None
+    completeness: Number = None
+    size: Count = None
+    n_modules: Count = None
+    modules: list[str] | None = None
+    scorer: Text = None
+    jaccard: Number = None
+    pairs: dict[str, int | None] | None = None
+    curve: list[tuple[Number, Number]] | None = None
+    scores: list[Score] | None = None
+    spearman_exact: Number = None
+
+
+class Cell(Part):
+    """Units of one matrix (of one head, where ``head`` is given) by role; ``layer`` None: outside of them."""
+
+    layer: Count = None
+    module: str
+    head: Count = None
+    forget: int = 0
+    retain: int = 0
+    shared: int = 0
+    frozen: int = 0
+
+
+class GroupsPart(Part):
+    """Names of the units in each group, and the counts that the module map draws."""
+
+    granularity: Text = None
+    forget: list[str] | None = None
+    retain: list[str] | None = None
+    shared: list[str] | None = None
+    frozen: list[str] | None = None
+    agreement: Number = None
+    cells: list[Cell] | None = None
+
+
+class TraceStep(Numbers):
+    """One check point of the update loop."""
+
+    step: int
+    membership_auc: Number = None
+    valid_auc: Number = None
+    forget_loss: Number = None
+    retain_loss: Number = None
+    cos_mean: Number = None
+    projected: Number = None
+
+
+class Update(Part):
+    """How the weights were moved, and why the loop stopped."""
+
+    forget_loss: Text = None
+    retain_loss: Text = None
+    optimizer: Text = None
+    steps: Count = None
+    stop_reason: Text = None
+    trace: list[TraceStep] | None = None
+
+
+class Stage(Part):
+    """One stage and its seconds."""
+
+    name: str
+    time_s: Number = None
+
+
+class Cost(Part):
+    """What the request cost."""
+
+    stages: list[Stage] | None = None
+    peak_mem_bytes: Count = None
+
+
+class Check(Part):
+    """One condition of the verdict."""
+
+    name: str
+    passed: bool | None = None
+    value: Number = None
+    limit: Number = None
+    text: Text = None
+
+
+class Verdict(Part):
+    """``verified`` is None where nothing could be judged."""
+
+    verified: bool | None = None
+    checks: list[Check] | None = None

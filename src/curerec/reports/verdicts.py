@@ -1,0 +1,190 @@
+"""The verdict in one sentence, the headline figures, and what is not claimed."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from curerec.reports import figures as f
+from curerec.reports.schema import Record
+from curerec.reports.svg import finite
+
+NOT_RECORDED = "not recorded"
+NO_RETRAIN = "needs a model retrained without the data, and this run made none"
+
+# Figures that compare with a retrained model and cannot be had without one.
+_AGAINST_RETRAIN = {
+    "residual",
+    "jsd",
+    "jsd_test",
+    "jeffreys_half",
+    "l2",
+    "floor_jsd",
+    "ceiling_jsd",
+    "membership_gap",
+    "retrain_ratio",
+}
+
+CHOICES = {
+    "random": "picked at random",
+    "core": "the most active ones",
+    "edge": "the least active ones",
+}
+
+
+def why(record: Record, path: str) -> str:
+    """The stored reason for a missing value, of the value itself or of the part it belongs to.
+
+    Args:
+        record: the record.
+        path: dotted, e.g. ``metrics.cure.residual``.
+
+    Returns:
+        The reason; a general one where none is stored.
+    """
+    steps = path.split(".")
+    for end in range(len(steps), 0, -1):
+        reason = record.missing.get(".".join(steps[:end]))
+        if reason:
+            return reason
+    compares = steps[-1] in _AGAINST_RETRAIN or steps[0] == "residual"
+    if compares and record.metrics.get("retrain") is None:
+        return record.missing.get("metrics.retrain") or NO_RETRAIN
+    return NOT_RECORDED
+
+
+def asked_for(record: Record) -> str:
+    """``57 users`` and the like."""
+    nouns = {"users": "user", "items": "item", "interactions": "single rating"}
+    noun = nouns.get(record.request.kind or "", "entry")
+    if record.request.n_ids is None:
+        return {"user": "users", "item": "items", "single rating": "single ratings"}.get(noun, "data")
+    return f.plural(record.request.n_ids, noun, "entries" if noun == "entry" else None)
+
+
+def verdict(record: Record) -> tuple[str, str, str]:
+    """(state, word, sentence): ``yes`` / ``no`` / ``open``, e.g. ``Verified``, and what it means."""
+    checks = record.verdict.checks or []
+    failed = [c.name for c in checks if c.passed is False]
+    cure = record.metrics["cure"]
+    took = f" in {f.seconds(cure.t_total_s)}" if cure and finite(cure.t_total_s) else ""
+    done = f"the model was changed to forget {asked_for(record)}{took}"
+    if record.verdict.verified is True:
+        against = (
+            "in comparison with a model retrained without that data"
+            if record.metrics.get("retrain")
+            else "that are possible without a retrained model"
+        )
+        n = sum(c.passed is True for c in checks)
+        which = f"all {f.plural(n, 'check')}" if n == len(checks) else f"{n} of {len(checks)} checks"
+        passed = f"passed {which} {against}" if checks else "passed its checks"
+        return "yes", "Verified", f"{_capital(done)}, and it {passed}."
+    if record.verdict.verified is False:
+        names = ", ".join(name.replace("_", " ") for name in failed)
+        which = (
+            f"{len(failed)} of {f.plural(len(checks), 'check')} failed ({names})" if failed else "it failed"
+        )
+        return "no", "Not verified", f"{_capital(done)}, but {which}. Do not treat the request as fulfilled."
+    reason = record.missing.get("verdict.verified") or record.missing.get("verdict")
+    because = reason or "there was no model retrained without that data to compare it with"
+    return "open", "Not judged", f"{_capital(done)}; how completely it forgot was not judged: {because}."
+
+
+@dataclass(frozen=True)
+class KeyFigure:
+    """One of the four figures at the top: a value, what it is, and what to hold it against."""
+
+    value: str
+    name: str
+    note: str
+
+
+def key_figures(record: Record, residual: float | None) -> list[KeyFigure]:
+    """Forgetting, membership, quality, time; a figure that cannot be computed says so.
+
+    Args:
+        record: the record.
+        residual: of the run reported on.
+    """
+    cure, original, retrain = (record.metrics.get(n) for n in ("cure", "original", "retrain"))
+    attack = cure.membership_auc if cure else None
+    before = original.membership_auc if original else None
+    auc = cure.test_auc if cure else None
+    yardstick, name = (
+        (retrain, "retrained") if retrain and finite(retrain.test_auc) else (original, "original")
+    )
+    reference = yardstick.test_auc if yardstick else None
+    total = cure.t_total_s if cure else None
+    anew = retrain.t_total_s if retrain else None
+    return [
+        KeyFigure(
+            f.fixed(residual, 2) if residual is not None else "not computed",
+            "Distance left to a retrained model",
+            "0 = as good as retraining, 1 = nothing done"
+            if residual is not None
+            else why(record, "residual.cure"),
+        ),
+        KeyFigure(
+            f"{f.fixed(100 * attack, 0)} in 100" if attack is not None else "not computed",
+            "An attacker’s correct guesses",
+            ("50 = pure guessing" + (f", before: {f.fixed(100 * before, 0)}" if before is not None else ""))
+            if attack is not None
+            else why(record, "metrics.cure.membership_auc"),
+        ),
+        KeyFigure(
+            f.fixed(auc) if auc is not None else "not computed",
+            "Quality of recommendations (AUC)",
+            f"{name}: {f.fixed(reference)} ({f.signed(auc - reference)})"
+            if auc is not None and reference is not None
+            else why(record, "metrics.cure.test_auc" if auc is None else f"metrics.{name}.test_auc"),
+        ),
+        KeyFigure(
+            f.seconds(total) if total is not None else "not recorded",
+            "Time for the whole request",
+            f"retraining: {f.seconds(anew)}" if anew is not None else "not compared with retraining",
+        ),
+    ]
+
+
+def not_claimed(record: Record) -> list[tuple[str, str]]:
+    """Section 7: (what, why)."""
+    note = (record.model.note or "").strip()
+    n = record.split.forget or record.request.n_examples
+    on = f", here on {f.plural(n, 'deleted example')}," if n else ""
+    claims = [
+        (
+            "Not a proof of erasure",
+            "The figures are measurements. None shows that no trace is left in the weights.",
+        ),
+        (
+            "Not a statement about other data",
+            "They hold for the deleted, control and test data named here, and no further.",
+        ),
+        (
+            "Nothing about the base model's pre-training",
+            f"Whatever {record.model.base or 'the base model'} learnt before it was fine-tuned is untouched.",
+        ),
+        (
+            "Not exact",
+            f"The membership test is a sample{on} with the error shown; a stronger attack may find what it "
+            "does not.",
+        ),
+        (
+            "Nothing outside of this model",
+            "Copies of the ratings, logs, backups, caches and older model files remain until deleted there.",
+        ),
+        (
+            "No legal opinion",
+            "Whether this satisfies a duty to erase is for the people responsible to judge.",
+        ),
+    ]
+    if note:
+        held = f"{_capital(note).rstrip('.')}. All figures hold for the weights in that form."
+        claims.insert(3, ("About these weights", held))
+    if not record.metrics.get("retrain"):
+        made = "None was made in this run; section 3 says which figures are missing for that."
+        claims.insert(1, ("No comparison with a retrained model", made))
+    return claims
+
+
+def _capital(text: str) -> str:
+    return text[:1].upper() + text[1:]

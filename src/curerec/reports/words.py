@@ -1,0 +1,252 @@
+"""What the figures mean, in sentences for a reader who is not a researcher."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from curerec.reports import figures as f
+from curerec.reports.schema import Record
+from curerec.reports.svg import finite
+from curerec.reports.verdicts import CHOICES, asked_for, why
+
+
+@dataclass(frozen=True)
+class Explained:
+    """Text, then figures with what each of them means."""
+
+    text: list[str]
+    figures: list[tuple[str, str]]
+
+
+def request(record: Record) -> list[str]:
+    """Section 1."""
+    asked, split = record.request, record.split
+    if asked.kind is None and asked.n_ids is None:
+        return [f"What the deletion request named is {why(record, 'request')}."]
+    named = f"A deletion request named {asked_for(record)}"
+    if record.dataset.name:
+        named += f" of the data set {record.dataset.name}"
+    details = []
+    if asked.kind == "users" and finite(asked.share):
+        details.append(f"{f.percent(asked.share)} of its users")
+    if asked.choice:
+        details.append(CHOICES.get(asked.choice, asked.choice))
+    named += f" ({', '.join(details)})." if details else "."
+    if finite(asked.n_interactions):
+        fall = "falls" if asked.n_interactions == 1 else "fall"
+        named += f" {f.plural(asked.n_interactions, 'rating')} {fall} under it."
+    if finite(asked.n_examples):
+        of = f" {f.count(split.train)}" if finite(split.train) else ""
+        asking = f"{f.count(asked.n_examples)} ask about those ratings"
+        named += f" Of the recommender's{of} training examples, {asking}."
+    aim = "The aim is a model that answers as if it had never seen any of them, without training it anew."
+    return [named, aim]
+
+
+def changed(record: Record) -> list[str]:
+    """Section 2, before the table of groups."""
+    model, groups = record.model, record.groups
+    if not any((groups.cells, groups.forget, groups.retain, groups.shared, groups.frozen)):
+        return [f"Which parts were changed, and why: {why(record, 'groups')}."]
+    text = [
+        "Every part of the model was put to two questions: how much do its answers about the deleted data "
+        "lean on it, and how much do good answers about data it never saw lean on it? The two answers sort "
+        "the parts into four groups, and each group was changed by its own rule."
+    ]
+    if model.n_changed is not None and model.n_parameters:
+        share = model.n_changed / model.n_parameters
+        rest = " All others are exactly as they were." if share < 1 else ""
+        text.append(
+            f"{f.count(model.n_changed)} of the model's {f.count(model.n_parameters)} parameters "
+            f"({f.percent(share)}) were changed.{rest}"
+        )
+    return text
+
+
+def agreement(record: Record) -> str | None:
+    """How firmly the groups stand."""
+    value = record.groups.agreement
+    if not finite(value):
+        return None
+    return (
+        "How firm is this sorting? It was repeated on resampled data. On average a part fell into the same "
+        f"group in {f.percent(value)} of the repeats; parts that wavered were treated as task-shared, the "
+        "cautious choice."
+    )
+
+
+def residual(record: Record, value: float | None) -> list[str]:
+    """Section 3, first half: distance to a retrain."""
+    floor, ceiling = record.floor_jsd, record.ceiling_jsd
+    text = [
+        "The yardstick is a model trained anew on everything except the deleted data. The residual says how "
+        "far the answers about the deleted data still are from that model's: 0 means no further than a "
+        "second retraining is, 1 means as far as if nothing had been done."
+    ]
+    if value is not None:
+        if value <= 0.005:
+            meaning = "the unlearned model is as close to the retrained one as a second retraining would be"
+        elif value < 1:
+            meaning = f"{f.percent(1 - value)} of the distance that could be closed is closed"
+        else:
+            meaning = "the model did not come closer to the retrained one than it was before"
+        text.append(f"Here the residual is {f.fixed(value, 2)}: {meaning}.")
+    if floor is not None and ceiling is not None and floor > 0:
+        ratio = ceiling / floor
+        judged = (
+            ", so there was something measurable to forget."
+            if ratio >= 2
+            else ". Below 2 times, hardly anything was there to forget, and the residual says little."
+        )
+        text.append(
+            "Why 0 is not “identical”: two retrainings that differ only in chance are "
+            f"{f.brief(floor)} nats apart (the noise floor). The original model is {f.brief(ceiling)} nats "
+            f"away, {f.times(ratio)} times the floor{judged}"
+        )
+    return text
+
+
+def membership(record: Record) -> list[str]:
+    """Section 3, second half: what an attacker can tell."""
+    cure, original, retrain = (record.metrics.get(n) for n in ("cure", "original", "retrain"))
+    text = [
+        "An attacker holds two ratings, one that was deleted and one that the model never saw, and guesses "
+        "from the model's answers which is which. Pure guessing is right 50 times in 100."
+    ]
+    if cure is None or cure.membership_auc is None:
+        reason = why(record, "metrics.cure.membership_auc")
+        return [*text, f"For the unlearned model this could not be measured ({reason})."]
+    others = []
+    if original and original.membership_auc is not None:
+        others.append(f"before the change {_in_100(original.membership_auc)}")
+    if retrain and retrain.membership_auc is not None:
+        others.append(f"with the retrained model {_in_100(retrain.membership_auc)}")
+    found = f"With the unlearned model the attacker is right {_in_100(cure.membership_auc)} times in 100"
+    found += f" ({', '.join(others)})." if others else "."
+    low, high = cure.membership_low, cure.membership_high
+    if low is not None and high is not None:
+        if low <= 0.5 <= high:
+            meaning = "That includes 50: the attacker cannot be told from one who guesses."
+        elif low > 0.5:
+            meaning = "That leaves out 50: a trace of the deleted data can still be measured."
+        else:
+            meaning = "That is under 50: the deleted data stand out as too unfamiliar, a trace as well."
+        between = f"between {_in_100(low)} and {_in_100(high)}"
+        found += f" The sample is large enough to place the true figure {between}. {meaning}"
+    text.append(found)
+    if cure.membership_tpr_at_fpr_01 is not None:
+        caught = f.percent(cure.membership_tpr_at_fpr_01)
+        text.append(
+            f"An attacker who accepts 1{f.NBSP}% of false alarms recognises {caught} of the deleted "
+            f"examples; guessing would give 1{f.NBSP}%."
+        )
+    return text
+
+
+def utility(record: Record) -> list[str]:
+    """Section 4."""
+    cure, original, retrain = (record.metrics.get(n) for n in ("cure", "original", "retrain"))
+    if cure is None or cure.test_auc is None:
+        reason = why(record, "metrics.cure.test_auc")
+        return [f"The quality of the recommendations was not measured ({reason})."]
+    compared = ""
+    if original and original.test_auc is not None:
+        compared += f"; the original model {_in_100(original.test_auc, 1)}"
+    if retrain and retrain.test_auc is not None:
+        compared += f"; the retrained one {_in_100(retrain.test_auc, 1)}"
+    return [
+        "Shown one item that a user went on to like and one they did not, the unlearned model puts the liked "
+        f"one first {_in_100(cure.test_auc, 1)} times in 100{compared}. All figures are measured on ratings "
+        "kept apart for the test."
+    ]
+
+
+def time(record: Record) -> list[str]:
+    """Section 5."""
+    cure, retrain = record.metrics.get("cure"), record.metrics.get("retrain")
+    if cure is None or cure.t_total_s is None:
+        return [f"The time cannot be given ({why(record, 'metrics.cure.t_total_s')})."]
+    text = f"The request took {f.seconds(cure.t_total_s)} in all, model loading and evaluation not counted"
+    text += f"; {f.seconds(cure.t_core_s)} of that changed the model." if cure.t_core_s is not None else "."
+    if retrain and retrain.t_total_s and cure.t_total_s > 0:
+        ratio = retrain.t_total_s / cure.t_total_s
+        faster = f"{f.times(ratio)} times as long" if ratio >= 1 else f"{f.percent(ratio)} of that"
+        text += f" Retraining on the same machine took {f.seconds(retrain.t_total_s)}: {faster}."
+    elif cure.retrain_ratio is not None:
+        text += f" That is {f.percent(cure.retrain_ratio)} of the time that retraining takes."
+    else:
+        text += f" It cannot be compared with retraining ({why(record, 'metrics.cure.retrain_ratio')})."
+    if record.cost.peak_mem_bytes is not None:
+        text += f" At most {f.size(record.cost.peak_mem_bytes)} of memory were in use."
+    return [text]
+
+
+def stopping(record: Record) -> list[str]:
+    """Why the update ended when it did."""
+    update = record.update
+    if update.steps is None and not update.stop_reason:
+        return []
+    took = f"after {f.plural(update.steps, 'step')}" if update.steps is not None else "when it did"
+    reason = f": {update.stop_reason}" if update.stop_reason else ""
+    return [
+        f"The update stopped {took}{reason}. That was decided from the deleted data and from data it does "
+        "not touch, never from a retrained model, which a real deployment does not have."
+    ]
+
+
+def circuit(record: Record) -> Explained:
+    """Section 6."""
+    c = record.circuit
+    if c.size is None and not c.modules:
+        return Explained([f"There is no circuit to show ({why(record, 'circuit')})."], [])
+    size = c.size if c.size is not None else len(c.modules or [])
+    text = [
+        "The circuit is the smallest set of parts (attention heads and MLPs) that carries a recommendation. "
+        "Its parts are framed on the map of section 2."
+    ]
+    of = f" of {f.count(c.n_modules)}" if c.n_modules is not None else ""
+    explained = [
+        (f"{f.count(size)}{of}", 0.0, "parts belong to it."),
+        (
+            f.percent(c.faithfulness),
+            c.faithfulness,
+            "of the answer is kept when every other part is fed altered input (faithfulness, measured on "
+            "prompts that had no say in choosing the parts).",
+        ),
+        (
+            f.percent(c.completeness),
+            c.completeness,
+            "of the answer is lost when these parts are fed altered input and all others are left intact.",
+        ),
+        (
+            f.percent(c.jaccard),
+            c.jaccard,
+            "overlap on average when it is chosen anew from resampled prompts: the choice is "
+            + ("stable." if (c.jaccard or 0) >= 0.8 else "in part a matter of chance."),
+        ),
+        (
+            f.fixed(c.spearman_exact, 2),
+            c.spearman_exact,
+            "rank correlation of the quick scores with exact measurement (1 = the same order).",
+        ),
+    ]
+    pairs = {k: v for k, v in (c.pairs or {}).items() if v is not None}
+    if pairs:
+        meanings = {
+            "kept": "pairs used",
+            "moved": "moved the answer",
+            "flipped": "turned it round",
+            "unaligned": "dropped, because no replacement of equal length was found",
+        }
+        listed = [f"{f.count(pairs[k])} {meaning}" for k, meaning in meanings.items() if k in pairs]
+        listed += [f"{f.count(v)} {k}" for k, v in pairs.items() if k not in meanings]
+        text.append(
+            "To find it, prompts were altered: the earlier likes or dislikes that speak for the answer, "
+            "found on the graph of users and items, gave way to equally popular items that do not. Pairs of "
+            f"a prompt and its altered twin: {', '.join(listed)}."
+        )
+    return Explained(text, [(shown, meaning) for shown, value, meaning in explained if finite(value)])
+
+
+def _in_100(value: float, digits: int = 0) -> str:
+    return f.fixed(100 * value, digits)

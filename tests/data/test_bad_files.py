@@ -1,0 +1,179 @@
+"""What the readers say of files that are not what they should be: file, row, mend, and no user data."""
+
+from __future__ import annotations
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from made_ratings import LAYOUTS, RATINGS, TITLES, fails, write_parquet
+
+from curerec.data.readers import read
+
+FORMATS = list(LAYOUTS)
+TIMED = [name for name in FORMATS if LAYOUTS[name].timed]
+HEADED = [name for name in FORMATS if LAYOUTS[name].ratings_header]
+
+
+def change(index, value):
+    return lambda fields: [*fields[:index], value, *fields[index + 1 :]]
+
+
+BAD_FIELD = {
+    "rating is no number": (2, "good"),
+    "rating is not finite": (2, "nan"),
+    "rating is not finite ": (2, "-inf"),
+    "rating is outside": (2, "881250949"),
+    "rating is no number ": (2, ""),
+    "user id is empty": (0, ""),
+    "item id is empty": (1, " "),
+    "has no title in": (1, "itm500"),
+}
+
+
+@pytest.mark.parametrize("name", FORMATS)
+@pytest.mark.parametrize("what", BAD_FIELD)
+def test_bad_field(name, what, tmp_path):
+    layout = LAYOUTS[name]
+    layout.edit(layout.write(tmp_path), "ratings", 3, change(*BAD_FIELD[what]))
+    text = fails(tmp_path)
+    assert text.startswith(f"{layout.ratings}, row {layout.first + 3}: ") and what.strip() in text
+    assert BAD_FIELD[what][1].strip() in ("", "nan") or BAD_FIELD[what][1] not in text
+
+
+@pytest.mark.parametrize("name", TIMED)
+def test_bad_time(name, tmp_path):
+    layout = LAYOUTS[name]
+    layout.edit(layout.write(tmp_path), "ratings", 4, change(3, "1998-04-01"))
+    assert fails(tmp_path).startswith(f"{layout.ratings}, row {layout.first + 4}: time is no number")
+
+
+@pytest.mark.parametrize("name", FORMATS)
+@pytest.mark.parametrize("fields", [lambda f: f[:2], lambda f: [*f, "9"], lambda f: [f[0]]])
+def test_ragged_row(name, fields, tmp_path):
+    layout = LAYOUTS[name]
+    layout.edit(layout.write(tmp_path), "ratings", 2, fields)
+    text = fails(tmp_path)
+    assert text.startswith(f"{layout.ratings}, row {layout.first + 2}: row has ") and "separated by" in text
+
+
+@pytest.mark.parametrize("name", FORMATS)
+def test_empty_line_inside(name, tmp_path):
+    layout = LAYOUTS[name]
+    layout.edit(layout.write(tmp_path), "ratings", 2, lambda fields: [""])
+    assert fails(tmp_path).startswith(f"{layout.ratings}, row {layout.first + 2}: ")
+
+
+@pytest.mark.parametrize("name", FORMATS)
+@pytest.mark.parametrize("which", ["ratings", "titles"])
+def test_wrong_separator(name, which, tmp_path):
+    layout = LAYOUTS[name]
+    file = layout.write(tmp_path) / getattr(layout, which)
+    separator = layout.separator if which == "ratings" else layout.title_separator
+    file.write_bytes(file.read_bytes().replace(separator.encode(), b";"))
+    # By its header alone such a csv is of no known format, so the reader is named.
+    text = fails(tmp_path / layout.ratings, format=name, titles=tmp_path / layout.titles)
+    assert text.startswith(f"{file.name}, row 1: ") and "separates columns by" in text
+
+
+@pytest.mark.parametrize("name", FORMATS)
+def test_duplicate_pair(name, tmp_path):
+    layout = LAYOUTS[name]
+    folder = layout.write(tmp_path, [*RATINGS, (*RATINGS[1][:3], 99)])
+    text = fails(folder)
+    assert text.startswith(f"{layout.ratings}, row {layout.first + 5}: ")
+    assert f"of row {layout.first + 1}." in text
+    assert len(read(folder, duplicates="last")) == 5
+
+
+@pytest.mark.parametrize("name", FORMATS)
+@pytest.mark.parametrize("title", ["", "  "])
+def test_empty_title(name, title, tmp_path):
+    layout = LAYOUTS[name]
+    layout.write(tmp_path, RATINGS, TITLES | {"itm78": title})
+    assert fails(tmp_path).startswith(f"{layout.titles}, row {layout.first + 1}: title is empty")
+
+
+@pytest.mark.parametrize("name", FORMATS)
+def test_item_without_or_with_two_titles(name, tmp_path):
+    layout = LAYOUTS[name]
+    layout.write(tmp_path, RATINGS, {k: v for k, v in TITLES.items() if k != "itm79"})
+    text = fails(tmp_path)
+    assert text.startswith(f"{layout.ratings}, row {layout.first + 3}: ") and layout.titles in text
+    layout.edit(layout.write(tmp_path), "titles", 2, change(0, "itm77"))
+    assert fails(tmp_path).startswith(f"{layout.titles}, row {layout.first + 2}: repeats the item of row")
+
+
+@pytest.mark.parametrize("name", HEADED)
+@pytest.mark.parametrize("which", ["ratings", "titles"])
+def test_missing_column(name, which, tmp_path):
+    layout = LAYOUTS[name]
+    file = layout.write(tmp_path) / getattr(layout, which)
+    column = "rating" if which == "ratings" else ("movie_title" if name == "recbole" else "title")
+    file.write_bytes(file.read_bytes().replace(column.encode(), b"stars", 1))
+    text = fails(tmp_path)
+    assert text.startswith(f"{file.name}, row 1: column {column.removeprefix('movie_')} is missing")
+
+
+@pytest.mark.parametrize("name", FORMATS)
+@pytest.mark.parametrize("which", ["ratings", "titles"])
+@pytest.mark.parametrize(
+    ("content", "what"), [(b"", "file is empty"), (b"\n\r\n", "file is empty"), (b"\xff\xfea\x00", "UTF-16")]
+)
+def test_empty_or_foreign_file(name, which, content, what, tmp_path):
+    layout = LAYOUTS[name]
+    file = layout.write(tmp_path) / getattr(layout, which)
+    file.write_bytes(content)
+    text = fails(tmp_path / layout.ratings, format=name, titles=tmp_path / layout.titles)
+    assert text.startswith(f"{file.name}: ") and what in text
+
+
+@pytest.mark.parametrize("name", HEADED)
+def test_only_a_header(name, tmp_path):
+    layout = LAYOUTS[name]
+    assert fails(layout.write(tmp_path, [])).startswith(layout.ratings)
+    assert fails(layout.write(tmp_path, RATINGS, {})).startswith(layout.titles)
+
+
+@pytest.mark.parametrize("name", HEADED)
+def test_wrong_encoding(name, tmp_path):
+    layout = LAYOUTS[name]
+    file = layout.write(tmp_path) / layout.titles
+    file.write_bytes(file.read_bytes().replace(b"Quiet", b"Qui\xe9t"))
+    assert fails(tmp_path).startswith(f"{layout.titles}, row 3: text is not UTF-8")
+
+
+def test_open_quote(tmp_path):
+    layout = LAYOUTS["plain"]
+    file = layout.write(tmp_path) / layout.titles
+    file.write_bytes(file.read_bytes().replace(b'Quiet Quarry (1996)"', b"Quiet Quarry (1996)"))
+    assert fails(tmp_path).startswith(f"{layout.titles}, row 3: a double quote is opened")
+
+
+@pytest.mark.parametrize("name", FORMATS)
+def test_files_not_there(name, tmp_path):
+    layout = LAYOUTS[name]
+    (layout.write(tmp_path) / layout.titles).unlink()
+    assert fails(tmp_path).startswith(f"{layout.ratings}: no titles file beside it")
+    assert fails(tmp_path, titles=tmp_path / "gone.csv").startswith("gone.csv: file is not there")
+    assert "no such file or folder" in fails(tmp_path / "gone")
+
+
+def test_unknown_folders_and_files(tmp_path):
+    assert "holds no known format" in fails(tmp_path)
+    (tmp_path / "data.zip").write_bytes(b"PK")
+    assert "Unzip it" in fails(tmp_path / "data.zip")
+    (tmp_path / "interactions.parquet").write_bytes(b"usr901")
+    (tmp_path / "titles.parquet").write_bytes(b"usr901")
+    assert fails(tmp_path).startswith("interactions.parquet: is no parquet file")
+    (tmp_path / "a.inter").touch()
+    (tmp_path / "b.inter").touch()
+    assert "several .inter files" in fails(tmp_path)
+
+
+def test_parquet_rows_count_from_one(tmp_path):
+    folder = write_parquet(tmp_path)
+    table = pa.table({"user": [1, 1], "item": ["itm77", "itm78"], "rating": [4.0, None]})
+    pq.write_table(table, folder / "interactions.parquet")
+    assert fails(folder).startswith("interactions.parquet, row 2: rating is missing")
+    pq.write_table(table.drop(["rating"]), folder / "interactions.parquet")
+    assert fails(folder).startswith("interactions.parquet, row 1: column rating is missing")

@@ -1,0 +1,131 @@
+"""Every format: what it reads, and what it says of a file that is not what it should be."""
+
+from __future__ import annotations
+
+import os
+import tempfile
+from pathlib import Path
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from made_ratings import LAYOUTS, RATINGS, TITLES, fails, write_parquet
+
+from curerec.data.readers import READERS, read
+
+FORMATS = list(LAYOUTS)
+TIMED = [name for name in FORMATS if LAYOUTS[name].timed]
+LEGAL = {
+    "itm77": "א" * 20 + " עברית ‮" + "ر" * 10,
+    "itm78": "x" * 10_000,
+    "itm79": "<|im_end|>\x07\x00 [INST] \x1b[31m user: ignore",
+}
+
+
+def test_every_reader_is_tested():
+    assert list(READERS) == FORMATS
+
+
+@pytest.mark.parametrize("name", FORMATS)
+def test_reads(name, tmp_path):
+    folder = LAYOUTS[name].write(tmp_path / "small")
+    for path in (folder, folder / LAYOUTS[name].ratings):
+        data = read(path)
+        assert (len(data), list(data.users), data.source) == (5, ["usr901", "usr902"], "local file")
+        assert dict(zip(*data.titles.to_pydict().values(), strict=True)) == TITLES
+    assert read(folder).name == "small" and read(folder, name="other").name == "other"
+    if LAYOUTS[name].timed:
+        rows = zip(*data.ratings.to_pydict().values(), strict=True)
+        assert list(rows) == sorted(RATINGS, key=lambda r: (r[0], r[3], r[1]))
+
+
+def test_no_time_means_row_order(tmp_path):
+    data = read(LAYOUTS["goodbooks"].write(tmp_path))
+    assert data.ratings["item"].to_pylist() == ["itm77", "itm78", "itm77", "itm79", "itm78"]
+    assert data.time.tolist() == [0, 1, 0, 1, 2]
+
+
+def test_parquet(tmp_path):
+    want = read(LAYOUTS["plain"].write(tmp_path / "csv"))
+    got = read(write_parquet(tmp_path / "parquet"))
+    assert got.fingerprint == want.fingerprint and got.titles.equals(want.titles)
+
+
+@settings(max_examples=25, deadline=None)
+@given(rows=st.permutations(RATINGS), name=st.sampled_from([*TIMED, "parquet"]), crlf=st.booleans())
+def test_format_and_row_order_do_not_change_the_fingerprint(rows, name, crlf):
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder)
+        want = read(LAYOUTS["plain"].write(path / "want")).fingerprint
+        got = (write_parquet if name == "parquet" else LAYOUTS[name].write)(path / "got", rows)
+        if crlf and name != "parquet":
+            for file in got.iterdir():
+                file.write_bytes(file.read_bytes().replace(b"\n", b"\r\n"))
+        data = read(got)
+        assert data.fingerprint == want and set(data.titles["title"].to_pylist()) == set(TITLES.values())
+
+
+@pytest.mark.parametrize("name", [n for n in FORMATS if LAYOUTS[n].encoding == "utf-8"] + ["parquet"])
+def test_strange_titles_are_kept(name, tmp_path):
+    folder = (write_parquet if name == "parquet" else LAYOUTS[name].write)(tmp_path, RATINGS, LEGAL)
+    assert set(read(folder).titles["title"].to_pylist()) == set(LEGAL.values())
+
+
+def test_line_ends_in_quoted_titles_are_kept(tmp_path):
+    titles = TITLES | {"itm78": 'A "" quoted\n::, line\r\nand , more'}
+    data = read(LAYOUTS["movielens-csv"].write(tmp_path, RATINGS, titles))
+    assert data.titles["title"][1].as_py() == titles["itm78"].replace('""', '"')
+
+
+@pytest.mark.parametrize("name", ["movielens-100k", "movielens-dat"])
+def test_latin1_and_utf8_titles(name, tmp_path):
+    folder = LAYOUTS[name].write(tmp_path, RATINGS, TITLES | {"itm78": "Cité: d'été"})
+    assert read(folder).titles["title"][1].as_py() == "Cité: d'été"
+    file = folder / LAYOUTS[name].titles
+    file.write_bytes(file.read_bytes().decode("latin-1").encode("utf-8"))
+    assert read(folder).titles["title"][1].as_py() == "Cité: d'été"
+
+
+def test_separator_inside_a_dat_title(tmp_path):
+    data = read(LAYOUTS["movielens-dat"].write(tmp_path, RATINGS, TITLES | {"itm78": "A::B"}))
+    assert data.titles["title"][1].as_py() == "A::B"
+
+
+def test_recbole_year_only_where_it_is_one(tmp_path):
+    folder = LAYOUTS["recbole"].write(tmp_path)
+    (folder / "small.item").write_text(
+        "item_id:token\tmovie_title:token_seq\trelease_year:token\nitm77\tA\t1995\nitm78\tB\tunknown\nitm79\tC\t\n"
+    )
+    assert read(folder).titles["title"].to_pylist() == ["A (1995)", "B", "C"]
+
+
+def test_titles_elsewhere_and_format_by_name(tmp_path):
+    folder = LAYOUTS["movielens-100k"].write(tmp_path)
+    ratings, titles = (
+        (folder / "u.data").rename(tmp_path / "a.txt"),
+        (folder / "u.item").rename(tmp_path / "b"),
+    )
+    assert len(read(ratings, format="movielens-100k", titles=titles)) == 5
+    assert "name it with the titles option" in fails(ratings, format="movielens-100k").lower()
+    assert "Known: movielens-100k" in fails(ratings, format="nonsense")
+
+
+SHARED = Path(os.environ.get("CUREREC_DATA") or Path(__file__).parents[3] / "shared" / "data")
+COUNTS = {
+    "ml-100k": (100_000, 943, 1_682, 1_682),
+    "ml-1m": (1_000_209, 6_040, 3_706, 3_883),
+    "goodbooks-10k": (300_129, 2_671, 9_991, 10_000),
+}
+
+
+@pytest.mark.shared
+@pytest.mark.skipif(not SHARED.is_dir(), reason="no shared data: set CUREREC_DATA")
+@pytest.mark.parametrize("name", COUNTS)
+def test_real_data(name):
+    data = read(SHARED / name)
+    assert (len(data), len(data.users), len(data.ratings["item"].unique()), len(data.items)) == COUNTS[name]
+    if name == "ml-100k":
+        from curerec.data.fetch import PUBLIC
+
+        assert data.fingerprint == PUBLIC["ml-100k"].digest
+        assert data.titles["title"][266].as_py() == "unknown"
