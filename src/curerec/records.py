@@ -32,8 +32,8 @@ class Interactions:
         source: where it came from, for the record (``official``, ``wheel recbole 1.2.1``, ``local file``).
     """
 
-    ratings: pa.Table
-    titles: pa.Table
+    ratings: pa.Table = field(repr=False)
+    titles: pa.Table = field(repr=False)
     name: str
     source: str
 
@@ -152,8 +152,9 @@ class ForgetRequest:
 
     @cached_property
     def digest(self) -> str:
-        """sha256 of kind and sorted ids: names the request in records without naming anybody in it."""
-        text = self.kind + "\n" + "\n".join(sorted("\t".join(i) if isinstance(i, tuple) else str(i) for i in self.ids))
+        """sha256 of kind and sorted distinct ids: names the request in records without naming anybody in it."""
+        ids = {"\t".join(map(str, i)) if isinstance(i, tuple | list) else str(i) for i in self.ids}
+        text = self.kind + "\n" + "\n".join(sorted(ids))
         return hashlib.sha256(text.encode()).hexdigest()
 
 

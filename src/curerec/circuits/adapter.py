@@ -6,8 +6,10 @@ from typing import Any
 
 import numpy as np
 import torch
+from torch.func import functional_call
 
 from curerec.prompts.encoding import Prompts
+from curerec.recommender.families import family_of
 from curerec.recommender.score import answer_logits, by_length, device_of, to_batch
 from curerec.recommender.units import Branch, Units
 
@@ -58,13 +60,17 @@ def adapter_scores(
     """
     device = device_of(model)
     out = np.zeros((len(prompts), len(units.names)), np.float32)
-    label = torch.from_numpy(prompts.label.astype(np.int64))
+    label = torch.from_numpy(prompts.label.astype(np.int64)).to(device)
     modules = dict(model.named_modules())
-    owner = {b.module: torch.from_numpy(b.unit).to(device) for b in units.branches}
+    decoder = family_of(model).decoder(model)
+    cap = getattr(model.config, "final_logit_softcapping", None)
+    owners = [torch.from_numpy(b.unit).to(device) for b in units.branches]
     with _frozen(model):
         for index in by_length(prompts, batch_size):
-            tape: list[tuple[Branch, torch.Tensor, torch.Tensor]] = []
-            handles = [_watch(modules[b.module], b, tape) for b in units.branches]
+            tape: list[tuple[int, torch.Tensor, torch.Tensor]] = []
+            states: list[torch.Tensor] = []
+            handles = [decoder.register_forward_hook(lambda m, a, y, seen=states: seen.append(y[0].detach()))]
+            handles += [_watch(modules[b.module], b, k, tape) for k, b in enumerate(units.branches) if b.kind != "head"]
             try:
                 ids, last = to_batch(prompts, index, device)
                 embeds = model.get_input_embeddings()(ids)
@@ -74,11 +80,20 @@ def adapter_scores(
             finally:
                 for handle in handles:
                     handle.remove()
-            loss = torch.nn.functional.cross_entropy(logits, label[index].to(device), reduction="sum")
-            grads = torch.autograd.grad(loss, [y for _, _, y in tape])
+            wanted = label[torch.from_numpy(index).to(device)]
+            loss = torch.nn.functional.cross_entropy(logits, wanted, reduction="sum")
+            *grads, g_logits = torch.autograd.grad(loss, [*(y for _, _, y in tape), logits])
+            if cap:
+                g_logits = g_logits * (1 - (logits / cap) ** 2)
             total = torch.zeros(len(index), len(units.names), device=device)
-            for (branch, x, y), g in zip(tape, grads, strict=True):
-                _accumulate(total, branch, owner[branch.module], x, y, g.float(), deltas, ids, modules)
+            with torch.no_grad():
+                for (k, x, y), g in zip(tape, grads, strict=True):
+                    branch = units.branches[k]
+                    _accumulate(total, branch, owners[k], x, y, g.float(), deltas, ids, modules[branch.module])
+                for branch, owner in zip(units.branches, owners, strict=True):
+                    if branch.kind == "head":
+                        state = states[0][torch.arange(len(last), device=device), last]
+                        _accumulate_head(total, branch, owner, state, g_logits, deltas, answers)
             out[index] = total.cpu().numpy()
     return out
 
@@ -98,15 +113,15 @@ class _frozen:  # noqa: N801 - a context manager named like a verb
             p.requires_grad_(flag)
 
 
-def _watch(module: Any, branch: Branch, tape: list[Any]) -> Any:
-    """Note input and output of a map while the model runs."""
+def _watch(module: Any, branch: Branch, position: int, tape: list[Any]) -> Any:
+    """Note input and output of a map while the model runs; of a LoRA branch, those of the factor units slice."""
     if branch.factor is not None:
-        module = next(iter(module.lora_B.values()))
+        module = next(iter((module.lora_B if branch.dim == 0 else module.lora_A).values()))
 
     def hook(mod: Any, args: Any, output: torch.Tensor) -> torch.Tensor:
         if not output.requires_grad:
             output.requires_grad_()
-        tape.append((branch, args[0].detach(), output))
+        tape.append((position, args[0].detach(), output))
         return output
 
     return module.register_forward_hook(hook)
@@ -121,23 +136,39 @@ def _accumulate(
     g: torch.Tensor,
     deltas: Deltas,
     ids: torch.Tensor,
-    modules: dict[str, Any],
+    module: Any,
 ) -> None:
+    """Add a branch's scores, its input ``x``, output ``y`` and gradient ``g`` at the output given."""
     if branch.kind == "embedding":
         worth = -(deltas[branch.weight][ids].float() * g).sum(-1)  # [batch, pos]
         total.scatter_add_(1, owner[ids], worth)
         return
     if branch.kind == "norm":
-        weight = modules[branch.module].weight.float()
-        # y = weight * normed(x); removing the delta changes y by -delta * normed(x) = -delta / weight * y.
-        ratio = deltas[branch.weight].float() / torch.where(weight.abs() < 1e-6, torch.ones_like(weight), weight)
-        worth = -(ratio * y.detach().float() * g).sum(1)
+        # A norm is affine in its weight, so what the delta adds to y is y minus y without it: exact whatever
+        # the family's formula (Gemma's is 1 + weight), also where the weight is 0.
+        without = functional_call(module, {"weight": module.weight - deltas[branch.weight]}, (x,))
+        worth = -((y - without).float() * g).flatten(1, -2).sum(1)  # a norm of heads has one axis more
+    elif branch.kind == "bias":
+        worth = -(deltas[branch.weight].float() * g).sum(1)
     elif branch.factor is not None and branch.dim == 0:
-        worth = -(y.detach().float() * g).sum(1)
-    elif branch.factor is not None:
-        raise NotImplementedError
-    elif branch.dim == 0:
-        worth = -((x.float() @ deltas[branch.weight].float().T) * g).sum(1)
+        worth = -(y.float() * g).sum(1)
     else:
-        worth = -(x.float() * (g @ deltas[branch.weight].float())).sum(1)
+        lora = branch.factor is not None  # here with dim 1: x is the branch's input, g the gradient at A x
+        delta = (next(iter(module.lora_A.values())).weight if lora else deltas[branch.weight]).float()
+        worth = -((x.float() @ delta.T) * g).sum(1) if branch.dim == 0 else -(x.float() * (g @ delta)).sum(1)
     total.index_add_(1, owner, worth)
+
+
+def _accumulate_head(
+    total: torch.Tensor,
+    branch: Branch,
+    owner: torch.Tensor,
+    state: torch.Tensor,
+    g_logits: torch.Tensor,
+    deltas: Deltas,
+    answers: tuple[int, int],
+) -> None:
+    """Add the scores of the two answer rows of the output embedding, the only ones that are read."""
+    rows = torch.tensor(answers, device=total.device)
+    worth = -(state.float() @ deltas[branch.weight][rows].float().T) * g_logits
+    total.index_add_(1, owner[rows], worth)

@@ -109,13 +109,13 @@ def publish(stage: Path, target: Path, about: dict[str, Any]) -> Path:
     text = json.dumps(about | {"files": files}, indent=2, ensure_ascii=False) + "\n"
     (whole / MANIFEST).write_text(text, encoding="utf-8")
     for path in [*whole.rglob("*"), whole]:
-        _sync(path)
+        sync(path)
     try:
         _replace(whole, target, stage / "old")
     except OSError:
         if manifest(target) is None:  # not another process that fetched the same and was first
             raise
-    _sync(target.parent)
+    sync(target.parent)
     return target
 
 
@@ -125,7 +125,8 @@ def _replace(whole: Path, target: Path, aside: Path) -> None:
     os.rename(whole, target)
 
 
-def _sync(path: Path) -> None:
+def sync(path: Path) -> None:
+    """Have a file or folder on disk before going on."""
     if os.name == "nt" and path.is_dir():  # Windows cannot open a folder
         return
     descriptor = os.open(path, os.O_RDONLY if os.name != "nt" else os.O_RDWR)

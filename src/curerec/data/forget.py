@@ -86,9 +86,10 @@ def deleted_rows(data: Interactions, request: ForgetRequest) -> np.ndarray:
 
 def _refuse_unknown(unknown: list[bool], noun: str) -> None:
     if any(unknown):
-        where = ", ".join(str(k + 1) for k, bad in enumerate(unknown) if bad)
+        entries = [str(k + 1) for k, bad in enumerate(unknown) if bad]
+        where = ", ".join(entries[:10]) + (", ..." if len(entries) > 10 else "")
         raise RequestError(
-            f"{sum(unknown)} {noun}(s) of the request are not in the data (entries {where[:80]})",
+            f"{len(entries)} {noun}(s) of the request are not in the data (entries {where})",
             where="request",
             mend="Check the ids and that the request and the data belong together",
         )

@@ -47,8 +47,9 @@ def examples(
     order = np.flatnonzero(kept)
     kept_before = np.r_[0, np.cumsum(kept)][:-1]
     first = first_rows(data)
+    targets = np.asarray(targets, dtype=np.int64)
     available = kept_before[targets] - kept_before[first[targets]]
-    targets = np.asarray(targets, dtype=np.int64)[available >= min_history]
+    targets = targets[available >= min_history]
     available = available[available >= min_history]
     offset = np.arange(history)[None, :] - history  # -K .. -1, oldest first
     index = kept_before[targets][:, None] + offset

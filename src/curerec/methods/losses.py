@@ -7,28 +7,53 @@ from typing import Literal
 import torch
 import torch.nn.functional as F
 
-ForgetLoss = Literal["npo", "grad_ascent", "label_free", "teacher"]
+ForgetLoss = Literal["npo", "grad_ascent"]
 
 
-def npo(logits: torch.Tensor, label: torch.Tensor, original: torch.Tensor, *, beta: float = 0.5) -> torch.Tensor:
+def npo(
+    logits: torch.Tensor,
+    label: torch.Tensor,
+    original: torch.Tensor,
+    *,
+    beta: float = 0.5,
+    weight: torch.Tensor | None = None,
+) -> torch.Tensor:
     """Negative preference optimisation: ``-(2/beta) log sigmoid(-beta (log p - log p_o))``, mean, nats.
 
     Args:
         logits: of the model being unlearned, [batch, 2].
         label: int64 [batch], the answers to forget.
         original: logits of theta_o, [batch, 2].
-        beta: > 0; towards 0 the loss becomes gradient ascent.
+        beta: > 0; towards 0 the loss's gradient becomes that of gradient ascent.
+        weight: of the examples, [batch].
 
     Source: Zhang et al. 2024, arXiv 2404.05868, eq. 3.
     """
     logp = logits.log_softmax(-1).gather(1, label[:, None])[:, 0]
     logp_o = original.log_softmax(-1).gather(1, label[:, None])[:, 0]
-    return -(2 / beta) * F.logsigmoid(-beta * (logp - logp_o)).mean()
+    loss = -(2 / beta) * F.logsigmoid(-beta * (logp - logp_o))
+    return (loss if weight is None else loss * weight).mean()
 
 
-def grad_ascent(logits: torch.Tensor, label: torch.Tensor) -> torch.Tensor:
-    """Minus the cross-entropy on the forget data, nats."""
-    return -F.cross_entropy(logits, label)
+def grad_ascent(logits: torch.Tensor, label: torch.Tensor, *, weight: torch.Tensor | None = None) -> torch.Tensor:
+    """Minus the cross-entropy on the forget data, mean, nats."""
+    loss = -F.cross_entropy(logits, label, reduction="none")
+    return (loss if weight is None else loss * weight).mean()
+
+
+def forget_loss(
+    name: ForgetLoss,
+    logits: torch.Tensor,
+    label: torch.Tensor,
+    original: torch.Tensor,
+    *,
+    beta: float,
+    weight: torch.Tensor | None = None,
+) -> torch.Tensor:
+    """The forget loss of a name; arguments as in :func:`npo`."""
+    if name == "npo":
+        return npo(logits, label, original, beta=beta, weight=weight)
+    return grad_ascent(logits, label, weight=weight)
 
 
 def kl_to(logits: torch.Tensor, target: torch.Tensor) -> torch.Tensor:

@@ -31,12 +31,13 @@ class Rules:
         units: of the model.
         role: codes of :data:`curerec.records.ROLES`, int [n_units].
         weight: w, weight of the retain gradient.
-        eps: keeps the quotient finite.
+        eps: keeps the quotient finite; far below any squared gradient, since a KL to the model itself starts at
+            a gradient of 0 and a larger one would switch the projection off while it is small.
 
     Source: METHOD section 7 (this project's definition of the paper's group-specific rules).
     """
 
-    def __init__(self, units: Units, role: torch.Tensor, *, weight: float = 1.0, eps: float = 1e-12) -> None:
+    def __init__(self, units: Units, role: torch.Tensor, *, weight: float = 1.0, eps: float = 1e-30) -> None:
         self.units, self.role, self.weight, self.eps = units, role, weight, eps
         self.owner: dict[str, tuple[int, torch.Tensor]] = {}
         self.factors: dict[str, torch.Tensor] = {}
@@ -71,10 +72,10 @@ class Rules:
         for name, (dim, owner) in self.owner.items():
             if name not in forget:
                 continue
-            f, r = forget[name], retain[name]
+            f, r = forget[name].float(), retain[name].float()
             other = [d for d in range(f.ndim) if d != dim]
             for total, product in ((dot, f * r), (ff, f * f), (rr, r * r)):
-                total.index_add_(0, owner, (product.sum(other) if other else product).float())
+                total.index_add_(0, owner, product.sum(other) if other else product)
         projected = self.shared & (dot < 0)
         pull = torch.where(projected, -dot / (rr + self.eps), torch.zeros_like(dot)) + self.retain_weight
         out: Gradients = {}
@@ -86,7 +87,7 @@ class Rules:
         for name, role in self.factors.items():
             if name in forget:
                 out[name] = self._whole(int(role), forget[name], retain[name])
-        return out, {"cos": dot / (ff * rr).sqrt(), "projected": projected}
+        return out, {"cos": dot / (ff.sqrt() * rr.sqrt()), "projected": projected}
 
     def _whole(self, role: int, f: torch.Tensor, r: torch.Tensor) -> torch.Tensor:
         """The rule for a LoRA factor that several units share."""
@@ -95,7 +96,8 @@ class Rules:
         if role == RETAIN:
             return self.weight * r
         if role == SHARED:
-            f = f - torch.clamp((f * r).sum(), max=0) / ((r * r).sum() + self.eps) * r
+            dot, rr = (f.float() * r.float()).sum(), r.float().square().sum()
+            f = f - torch.clamp(dot, max=0) / (rr + self.eps) * r
         return f + self.weight * r
 
 

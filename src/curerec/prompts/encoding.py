@@ -63,6 +63,22 @@ class Prompts:
         """Tokens of each prompt, int64 [n]."""
         return np.diff(self.offsets)
 
+    def take(self, index: np.ndarray) -> Prompts:
+        """The prompts at ``index`` (int positions), in that order."""
+        index = np.asarray(index)
+        place = np.full(len(self), -1)
+        place[index] = np.arange(len(index))
+        spans = self.spans[place[self.spans[:, 0]] >= 0].copy() if len(self.spans) else self.spans
+        if len(spans):
+            spans[:, 0] = place[spans[:, 0]]
+        rows = [self.ids[self.offsets[i] : self.offsets[i + 1]] for i in index]
+        return Prompts(
+            ids=np.concatenate(rows) if rows else np.zeros(0, np.int64),
+            offsets=np.r_[0, np.cumsum(self.lengths[index])].astype(np.int64),
+            spans=spans[np.argsort(spans[:, 0], kind="stable")] if len(spans) else spans,
+            label=self.label[index],
+        )
+
     def padded(self, index: np.ndarray, pad: int = 0) -> tuple[np.ndarray, np.ndarray]:
         """A right-padded batch.
 

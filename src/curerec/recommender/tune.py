@@ -81,7 +81,7 @@ class Averager:
 def optimise(
     params: list[torch.nn.Parameter],
     steps: int,
-    gradients: Callable[[int], float],
+    gradients: Callable[[int], None],
     config: TuneConfig,
     *,
     after_step: Callable[[int], bool | None] | None = None,
@@ -92,7 +92,7 @@ def optimise(
     Args:
         params: what may change.
         steps: at most this many.
-        gradients: given the step, fills ``.grad`` of the parameters and returns the loss in nats.
+        gradients: given the step, fills ``.grad`` of the parameters.
         config: rate, schedule, averaging.
         after_step: given the number of steps done; returning True ends the loop.
         progress: told (done, total).
@@ -166,15 +166,12 @@ def tune(
     stream = endless(prompts.lengths, config.batch_size, rng)
     steps = max(1, round(config.epochs * np.ceil(len(prompts) / config.batch_size)))
     label = torch.from_numpy(prompts.label.astype(np.int64)).to(device)
-    losses: list[torch.Tensor] = []
 
-    def gradients(step: int) -> float:
+    def gradients(step: int) -> None:
         index = next(stream)
         logits = answer_logits(model, *to_batch(prompts, index, device), answers)
         loss = torch.nn.functional.cross_entropy(logits, label[torch.from_numpy(index).to(device)])
         loss.backward()
-        losses.append(loss.detach())
-        return 0.0
 
     with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
         torch.manual_seed(seed)

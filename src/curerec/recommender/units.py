@@ -6,7 +6,7 @@ A unit is what gets a role and a rule of its own. Granularities (METHOD section 
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 import numpy as np
@@ -34,7 +34,7 @@ class Branch:
 
     Attributes:
         module: dotted name of the linear (or embedding, or norm) module in the model.
-        kind: ``linear``, ``embedding`` or ``norm``.
+        kind: ``linear``, ``bias`` (of a linear map), ``embedding``, ``norm``, or ``head`` (the output embedding).
         dim: 0 if units own output rows, 1 if they own input columns.
         unit: int64 [rows or columns], the owning unit's index.
         weight: name of the parameter that units slice: the weight, or LoRA's B (dim 0) or A (dim 1).
@@ -42,7 +42,7 @@ class Branch:
     """
 
     module: str
-    kind: Literal["linear", "embedding", "norm"]
+    kind: Literal["linear", "bias", "embedding", "norm", "head"]
     dim: int
     unit: np.ndarray
     weight: str
@@ -71,8 +71,9 @@ class Units:
 def units_of(model: Any, granularity: Granularity) -> Units:
     """The update units of a fine-tuned model.
 
-    With LoRA only the adapter's branches have units; with full fine-tuning every projection, the token
-    embedding (one unit a token row with ``row``, else one) and the norms (one unit each).
+    With LoRA only the adapter's branches have units; with full fine-tuning every projection with its bias, the
+    token embedding and, where it is not tied to it, the output embedding (one unit a token row with ``row``,
+    else one) and the norms (one unit each).
 
     Args:
         model: plain (full fine-tuning) or PEFT-wrapped decoder of a known family.
@@ -105,7 +106,7 @@ def units_of(model: Any, granularity: Granularity) -> Units:
         rows = weight.shape[0]
         prefix = short if layer is None else f"layers.{layer}.{short}"
         dim = 0
-        if kind == "norm" or (kind == "embedding" and granularity != "row"):
+        if kind == "norm" or (kind in ("embedding", "head") and granularity != "row"):
             owner = np.full(rows, unit(prefix, Place(layer, short, None)))
         elif granularity == "row":
             head = {"q_proj": width, "k_proj": width, "v_proj": width}.get(short)
@@ -132,6 +133,10 @@ def units_of(model: Any, granularity: Granularity) -> Units:
             owner = np.full(rows, unit(f"layers.{layer}.mlp", Place(layer, "mlp", None)))
         first, second = (lora_b, lora_a) if dim == 0 else (lora_a, lora_b)
         branches.append(Branch(path, kind, dim, owner, first or f"{path}.weight", second))
+        if kind == "linear" and not is_lora and f"{path}.bias" in parameters:
+            if dim == 1:  # columns belong to heads, but a bias is added once for all of them
+                owner = np.full(rows, unit(f"{prefix}.bias", Place(layer, f"{short}.bias", None)))
+            branches.append(Branch(path, "bias", 0, owner, f"{path}.bias", None))
 
     for index, layer in enumerate(family.layer_list(model)):
         prefix = name_of[id(layer)]
@@ -145,7 +150,12 @@ def units_of(model: Any, granularity: Granularity) -> Units:
         decoder = family.decoder(model)
         root = name_of[id(decoder)]
         add(f"{root}.norm", "norm", None, "norm")
-        add(name_of[id(decoder.get_input_embeddings())], "embedding", None, "embed_tokens")
+        tokens, head = decoder.get_input_embeddings(), model.get_output_embeddings()
+        add(name_of[id(tokens)], "embedding", None, "embed_tokens")
+        if head.weight is tokens.weight:  # read at both ends of the model: the same rows, the same units
+            branches.append(replace(branches[-1], module=name_of[id(head)], kind="head"))
+        else:
+            add(name_of[id(head)], "head", None, "lm_head")
     if not branches:
         raise ModelError(
             "the adapter has no branch on a projection this package knows",

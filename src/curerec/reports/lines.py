@@ -94,7 +94,7 @@ def curve_plot(
         wide = text_width(text)
         cx, cy = x(chosen[0]), y(chosen[1])
         # The curve comes from the lower left, so the room is at the lower right of the dot.
-        start = min(cx + 6, x.end - wide)
+        start = min(cx + 9, x.end - wide)
         parts.append(el("circle", cx=cx, cy=cy, r=6.0, class_="dot ours"))
         parts.append(el("line", x1=cx, x2=cx, y1=cy + 8, y2=min(cy + 36, 184.0), class_="stop"))
         parts.append(label(start, min(cy + 40, 184.0), text, class_="strong halo"))

@@ -1,4 +1,4 @@
-"""Fake public sources on this machine."""
+"""One thread and a fixed seed for every test, and fake public sources on this machine."""
 
 from __future__ import annotations
 
@@ -8,13 +8,24 @@ import threading
 import types
 import zipfile
 
+import numpy as np
 import pytest
+import torch
 from made_ratings import LAYOUTS
 from made_sources import NAME, Quiet
 
 from curerec.data import cache, fetch, sources
 from curerec.data.fetch import Public
 from curerec.data.readers import read
+
+torch.set_num_threads(1)
+
+
+@pytest.fixture(autouse=True)
+def seeded():
+    """The same random numbers whatever ran before."""
+    np.random.seed(0)
+    torch.manual_seed(0)
 
 
 @pytest.fixture

@@ -1,0 +1,118 @@
+"""Reading and replacing what heads and MLPs write, on the real Hugging Face modules."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from curerec.recommender.families import Family, family_of
+
+Activations = dict[str, torch.Tensor]
+
+
+@dataclass(frozen=True)
+class Sites:
+    """The places of a model that can be patched.
+
+    ``layers.L.attn`` is the input of the attention's output projection, [batch, pos, heads * width];
+    ``layers.L.mlp`` what the MLP writes, [batch, pos, d_model].
+    """
+
+    family: Family
+    attention: dict[str, Any]
+    mlp: dict[str, Any]
+    n_heads: int
+    names: tuple[str, ...]
+
+    @property
+    def n_layers(self) -> int:
+        """Number of decoder layers."""
+        return len(self.attention)
+
+    def per_head(self, x: torch.Tensor) -> torch.Tensor:
+        """[batch, pos, heads * width] as [batch, pos, heads, width]."""
+        return x.unflatten(-1, (self.n_heads, -1))
+
+
+def sites_of(model: Any) -> Sites:
+    """Sites of a model of a known family.
+
+    Raises:
+        ModelError: unknown family.
+    """
+    family = family_of(model)
+    layers = family.layer_list(model)
+    return Sites(
+        family=family,
+        attention={f"layers.{k}.attn": layer.get_submodule(family.attention_out) for k, layer in enumerate(layers)},
+        mlp={f"layers.{k}.mlp": layer.get_submodule(family.mlp_out) for k, layer in enumerate(layers)},
+        n_heads=family.heads(model)[0],
+        names=tuple(family.module_names(model)),
+    )
+
+
+@contextmanager
+def recording(sites: Sites) -> Iterator[Activations]:
+    """Activations of all sites during the forward passes inside; tensors stay part of the graph."""
+    seen: Activations = {}
+
+    def before(name: str) -> Any:
+        def hook(module: Any, args: Any) -> None:
+            seen[name] = args[0]
+
+        return hook
+
+    def after(name: str) -> Any:
+        def hook(module: Any, args: Any, output: Any) -> None:
+            seen[name] = output
+
+        return hook
+
+    handles = [m.register_forward_pre_hook(before(n)) for n, m in sites.attention.items()]
+    handles += [m.register_forward_hook(after(n)) for n, m in sites.mlp.items()]
+    try:
+        yield seen
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+@contextmanager
+def patching(sites: Sites, values: Activations, modules: set[str]) -> Iterator[None]:
+    """Replace the activations of ``modules`` by ``values`` during the forward passes inside.
+
+    Args:
+        sites: of the model.
+        values: activations by site, as :func:`recording` gives them, of prompts with the same positions.
+        modules: names of heads and MLPs to replace.
+    """
+    handles = []
+
+    def heads_hook(name: str, index: torch.Tensor) -> Any:
+        def hook(module: Any, args: Any) -> Any:
+            x = sites.per_head(args[0]).clone()
+            x[:, :, index] = sites.per_head(values[name])[:, :, index].to(x)
+            return (x.flatten(-2), *args[1:])
+
+        return hook
+
+    def mlp_hook(name: str) -> Any:
+        return lambda module, args, output: values[name].to(output)
+
+    for layer in range(sites.n_layers):
+        chosen = [h for h in range(sites.n_heads) if f"layers.{layer}.head.{h}" in modules]
+        if chosen:
+            name = f"layers.{layer}.attn"
+            handles.append(sites.attention[name].register_forward_pre_hook(heads_hook(name, torch.tensor(chosen))))
+        if f"layers.{layer}.mlp" in modules:
+            name = f"layers.{layer}.mlp"
+            handles.append(sites.mlp[name].register_forward_hook(mlp_hook(name)))
+    try:
+        yield
+    finally:
+        for handle in handles:
+            handle.remove()

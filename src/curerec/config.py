@@ -1,0 +1,60 @@
+"""Configurations: pydantic models that refuse unknown keys, read from YAML, written back resolved."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from pathlib import Path
+from typing import Any, TypeVar
+
+import yaml
+from pydantic import BaseModel, ConfigDict, ValidationError
+
+from curerec.errors import ConfigError
+
+C = TypeVar("C", bound="Strict")
+
+
+class Strict(BaseModel):
+    """Base of every configuration: frozen, and an unknown key is an error, not a silent default."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    @property
+    def digest(self) -> str:
+        """sha256 of the resolved configuration, keys sorted."""
+        return hashlib.sha256(json.dumps(self.model_dump(mode="json"), sort_keys=True).encode()).hexdigest()
+
+
+def parse(kind: type[C], values: Any, *, where: str) -> C:
+    """A configuration from plain values.
+
+    Raises:
+        ConfigError: naming the key and what is wrong with it, never the value's surroundings.
+    """
+    if not isinstance(values, dict):
+        raise ConfigError("is not a mapping of keys to values", where=where, mend="Write `key: value` lines")
+    try:
+        return kind.model_validate(values)
+    except ValidationError as error:
+        faults = "; ".join(
+            f"{'.'.join(map(str, f['loc'])) or 'file'}: {f['msg']}" for f in error.errors(include_input=False)[:3]
+        )
+        raise ConfigError(
+            f"does not fit ({faults})", where=where, mend=f"Known keys: {', '.join(kind.model_fields)}"
+        ) from None
+
+
+def read_yaml(kind: type[C], path: str | Path) -> C:
+    """A configuration from a YAML file (safe loader: a file can hold values only).
+
+    Raises:
+        ConfigError: the file is missing, is not YAML, or does not fit.
+    """
+    try:
+        values = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
+    except OSError as error:
+        raise ConfigError(f"cannot be read ({error.strerror})", where=str(path), mend="Give a YAML file") from None
+    except (yaml.YAMLError, UnicodeDecodeError):
+        raise ConfigError("is not YAML", where=str(path), mend="Write `key: value` lines") from None
+    return parse(kind, values or {}, where=str(path))

@@ -1,0 +1,64 @@
+"""Does the model still answer about the deleted data as about unseen data, or was it silenced there?"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+
+from curerec.evaluation.auc import auc, auc_se
+from curerec.evaluation.inputs import labels, margin
+from curerec.evaluation.metric import Metric
+
+ANSWERS_GAP = Metric(
+    "answers_gap",
+    1,
+    "share",
+    "target",
+    ("labels", "control"),
+    "AUC of the answers on the deleted examples minus that on the control examples; below 0 = silenced there",
+    "this project",
+    target=0.0,
+)
+
+
+def answers(
+    forget_logits: np.ndarray,
+    forget_label: np.ndarray,
+    control_logits: np.ndarray,
+    control_label: np.ndarray,
+) -> dict[str, Any]:
+    """Utility on the deleted examples against utility on the control examples.
+
+    A retrained model never saw either set and ranks likes above dislikes equally well in both. A filter that
+    blocks forgotten users leaves no information in its answers about them, whatever constant it returns,
+    while its membership AUC can be brought to 0.5 by choosing that constant.
+
+    Args:
+        forget_logits: [m, 2], or margins [m].
+        forget_label: 0 or 1, [m].
+        control_logits: [n, 2], or margins [n].
+        control_label: 0 or 1, [n].
+
+    Returns:
+        ``forget`` and ``control`` (AUCs), ``gap`` (their difference) and ``se`` (of the gap; DeLong);
+        ``missing``: the reason where these are nan.
+
+    Source: this project, PROTOCOL section 3 (the fourth fake).
+
+    Example:
+        >>> y = np.array([0, 0, 1, 1])
+        >>> answers(np.zeros(4), y, np.array([-1.0, -2.0, 1.0, 2.0]), y)["gap"]
+        -0.5
+    """
+    found: list[tuple[float, float]] = []
+    for logits, label in ((forget_logits, forget_label), (control_logits, control_label)):
+        z = margin(logits)
+        y = labels(label, len(z))
+        if min(y.sum(), (~y).sum()) < 2:
+            values = dict.fromkeys(("forget", "control", "gap", "se"), float("nan"))
+            return {**values, "missing": dict.fromkeys(values, "fewer than 2 likes or dislikes in a set")}
+        found.append((auc(z[y], z[~y]), auc_se(z[y], z[~y])))
+    (forget, forget_se), (control, control_se) = found
+    se = float(np.hypot(forget_se, control_se))
+    return {"forget": forget, "control": control, "gap": forget - control, "se": se, "missing": {}}

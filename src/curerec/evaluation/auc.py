@@ -1,0 +1,107 @@
+"""Area under the ROC curve of two sets of scores: value, standard error, bootstrap interval."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from curerec.errors import ConfigError
+from curerec.evaluation.bootstrap import Groups, resamples
+from curerec.evaluation.inputs import numbers
+
+Z95 = 1.959964  # two-sided 95 % point of the normal distribution
+
+
+def _shares(a: np.ndarray, b: np.ndarray) -> np.ndarray:
+    """For each of a: share of b below it, ties counted half. float64 [len(a)]."""
+    ordered = np.sort(b)
+    return (np.searchsorted(ordered, a, "left") + np.searchsorted(ordered, a, "right")) / (2 * len(b))
+
+
+def auc(positive: np.ndarray, negative: np.ndarray) -> float:
+    """Chance that a positive scores above a negative, ties counted half.
+
+    ``AUC = mean_ij ([s_i > s_j] + [s_i = s_j] / 2)``
+
+    Args:
+        positive: scores, [m], m >= 1.
+        negative: scores, [n], n >= 1.
+
+    Raises:
+        ConfigError: an empty set, or scores that are not finite.
+
+    Example:
+        >>> auc(np.array([2.0, 3.0]), np.array([1.0, 2.0]))
+        0.875
+    """
+    return float(_shares(numbers(positive, "positive scores"), numbers(negative, "negative scores")).mean())
+
+
+def auc_se(positive: np.ndarray, negative: np.ndarray) -> float:
+    """Standard error of :func:`auc` for independent rows; makes no assumption on the distributions.
+
+    ``sqrt(var_i(V_i) / m + var_j(V_j) / n)``, V the share of the other set that a row wins against.
+
+    Args:
+        positive: scores, [m], m >= 2.
+        negative: scores, [n], n >= 2.
+
+    Returns:
+        The standard error; 0 where the sets do not overlap or every score is the same.
+
+    Raises:
+        ConfigError: fewer than 2 rows on a side.
+
+    Source: DeLong, DeLong and Clarke-Pearson 1988 (structural components).
+
+    Example:
+        >>> round(auc_se(np.array([2.0, 3.0]), np.array([1.0, 2.0])), 3)
+        0.177
+    """
+    p = numbers(positive, "positive scores", least=2)
+    n = numbers(negative, "negative scores", least=2)
+    return float(np.sqrt(_shares(p, n).var(ddof=1) / len(p) + _shares(n, p).var(ddof=1) / len(n)))
+
+
+def auc_interval(
+    positive: np.ndarray,
+    negative: np.ndarray,
+    *,
+    draws: int = 1000,
+    seed: int = 0,
+    groups: Groups | None = None,
+    level: float = 0.95,
+) -> tuple[float, float]:
+    """Bootstrap percentile interval of :func:`auc`.
+
+    Rows are drawn within each set. With ``groups``, whole users are drawn instead, each bringing their rows
+    of both sets: rows of one user are alike, and an interval over rows would be too narrow.
+
+    Args:
+        positive: scores, [m].
+        negative: scores, [n].
+        draws: bootstrap draws.
+        seed: of the draws.
+        groups: user of each positive, [m], and of each negative, [n].
+        level: of the interval.
+
+    Returns:
+        (low, high).
+
+    Raises:
+        ConfigError: an empty set, lengths that differ, fewer than 2 users, or no draw with both sets in it.
+
+    Example:
+        >>> auc_interval(np.array([2.0, 3.0, 4.0]), np.array([0.0, 1.0]), draws=50)
+        (1.0, 1.0)
+    """
+    p, n = numbers(positive, "positive scores"), numbers(negative, "negative scores")
+    if not 0 < level < 1:
+        raise ConfigError("must be between 0 and 1", where="level")
+    order = np.argsort(n, kind="stable")
+    left, right = (np.searchsorted(n[order], p, side) for side in ("left", "right"))
+    values = []
+    for weight_p, weight_n in resamples(len(p), len(n), draws=draws, seed=seed, groups=groups):
+        below = np.concatenate([np.zeros((len(weight_n), 1)), weight_n[:, order].cumsum(1)], 1)
+        values.append((weight_p * (below[:, left] + below[:, right])).sum(1) / 2)
+    low, high = np.quantile(np.concatenate(values), [(1 - level) / 2, (1 + level) / 2])
+    return float(low), float(high)

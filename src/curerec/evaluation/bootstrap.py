@@ -1,0 +1,67 @@
+"""Bootstrap resamples of two sets, by rows or by whole users."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import numpy as np
+
+from curerec.errors import ConfigError
+from curerec.evaluation.inputs import MEND
+
+_CELLS = 1 << 21  # weights held at once (16 MiB)
+
+Groups = tuple[np.ndarray, np.ndarray]  # user of each row of the first set, [m], and of the second, [n]
+
+
+def resamples(
+    m: int, n: int, *, draws: int, seed: int, groups: Groups | None = None
+) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+    """Weights of the rows in bootstrap draws, some draws at a time.
+
+    Without ``groups`` rows are drawn within each set. With it whole users are drawn, each bringing their rows
+    of both sets; a draw that leaves a set empty is left out.
+
+    Args:
+        m, n: rows of the two sets.
+        draws: number of draws.
+        seed: of the draws.
+        groups: user of each row.
+
+    Yields:
+        Weights float64 [k, m] and [k, n], each row summing to 1.
+
+    Raises:
+        ConfigError: no draws, lengths that differ, fewer than 2 users, or no draw with both sets in it.
+    """
+    if draws < 1:
+        raise ConfigError("must be at least 1", where="draws")
+    sizes, rows = (m, n), (np.arange(m), np.arange(n))
+    if groups is not None:
+        a, b = (np.asarray(g) for g in groups)
+        if a.shape != (m,) or b.shape != (n,):
+            raise ConfigError(f"shapes {a.shape}, {b.shape} for {m}, {n} rows", where="groups", mend=MEND)
+        users, code = np.unique(np.concatenate([a, b]), return_inverse=True)
+        if len(users) < 2:
+            raise ConfigError("1 user; drawing users needs at least 2", where="groups", mend=MEND)
+        sizes, rows = (len(users), len(users)), (code[:m], code[m:])
+    rng = np.random.default_rng(seed)
+    step, any_kept = max(1, _CELLS // (m + n)), False
+    for start in range(0, draws, step):
+        k = min(step, draws - start)
+        drawn = _counts(rng, k, sizes[0])
+        first = drawn[:, rows[0]]
+        second = (_counts(rng, k, sizes[1]) if groups is None else drawn)[:, rows[1]]
+        totals = first.sum(1, keepdims=True), second.sum(1, keepdims=True)
+        kept = ((totals[0] > 0) & (totals[1] > 0))[:, 0]
+        if kept.any():
+            any_kept = True
+            yield first[kept] / totals[0][kept], second[kept] / totals[1][kept]
+    if not any_kept:
+        raise ConfigError("no draw held both sets", where="groups", mend="Give more draws or more users")
+
+
+def _counts(rng: np.random.Generator, draws: int, n: int) -> np.ndarray:
+    """How often each of n is drawn in n draws with replacement, float64 [draws, n]."""
+    chosen = rng.integers(0, n, (draws, n)) + n * np.arange(draws)[:, None]
+    return np.bincount(chosen.ravel(), minlength=draws * n).reshape(draws, n).astype(np.float64)

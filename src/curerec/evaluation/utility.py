@@ -1,0 +1,174 @@
+"""Does it still recommend: AUC, accuracy, log-loss and calibration of P(yes)."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+
+from curerec.evaluation.auc import auc, auc_interval
+from curerec.evaluation.inputs import equal_mass, labels, margin, numbers, p_yes, same_length
+from curerec.evaluation.metric import Metric
+
+BINS = 15  # of the calibration error, as in Guo et al. 2017 (there of equal width)
+
+AUC = Metric(
+    "auc", 1, "share", "higher", ("labels",), "chance that a Yes outranks a No, ties half", "textbook"
+)
+ACC = Metric("acc", 1, "share", "higher", ("labels",), "mean [(p > 0.5) = y]", "E2URec, evaluate.py")
+LOG_LOSS = Metric("log_loss", 1, "nats", "lower", ("labels",), "mean -log p(label)", "textbook")
+ECE = Metric(
+    "ece",
+    1,
+    "probability",
+    "lower",
+    ("labels",),
+    "sum over 15 equal-mass bins of P(yes): share of rows x |mean p - mean y|; ties share a bin",
+    "Guo et al. 2017, arXiv 1706.04599; equal mass as in Nguyen and O'Connor 2015",
+)
+
+ONE_CLASS = "all labels are the same"
+EMPTY = "no examples"
+
+
+def nll(logits: np.ndarray, label: np.ndarray) -> np.ndarray:
+    """Loss of each example, ``log(1 + exp(-(2y - 1)(z_yes - z_no)))``, nats; does not overflow.
+
+    It falls strictly with the margin towards the label, so attacks on its ranking see through a temperature.
+
+    Args:
+        logits: of (no, yes), [n, 2]; or margins, [n].
+        label: 0 or 1, [n].
+
+    Returns:
+        float64 [n].
+
+    Example:
+        >>> nll(np.array([[0.0, 800.0], [0.0, 800.0]]), np.array([1, 0])).tolist()
+        [0.0, 800.0]
+    """
+    z = margin(logits)
+    return np.logaddexp(0.0, np.where(labels(label, len(z)), -z, z))
+
+
+def utility(logits: np.ndarray, label: np.ndarray) -> dict[str, Any]:
+    """The four utility metrics on one set.
+
+    Args:
+        logits: of (no, yes), [n, 2]; or margins, [n].
+        label: 0 or 1, [n].
+
+    Returns:
+        ``auc``, ``acc``, ``log_loss`` (nats), ``ece``; and ``missing``, the reason of each nan:
+        ``auc`` where all labels are the same, everything where the set is empty.
+
+    Raises:
+        ConfigError: logits that are not finite, labels other than 0 and 1, lengths that differ.
+
+    Related: :func:`by_quintile`, :func:`utility_interval`.
+
+    Example:
+        >>> utility(np.array([[0.0, 1.0], [1.0, 0.0]]), np.array([1, 1]))["missing"]
+        {'auc': 'all labels are the same'}
+    """
+    names = ("auc", "acc", "log_loss", "ece")
+    if len(np.asarray(label)) == 0 and len(np.asarray(logits)) == 0:
+        return {**dict.fromkeys(names, float("nan")), "missing": dict.fromkeys(names, EMPTY)}
+    z = margin(logits)
+    y = labels(label, len(z))
+    one_class = bool(y.all() or not y.any())
+    return {
+        "auc": float("nan") if one_class else auc(z[y], z[~y]),
+        "acc": float(((z > 0) == y).mean()),
+        "log_loss": float(nll(z, y).mean()),
+        "ece": ece(p_yes(z), y),
+        "missing": {"auc": ONE_CLASS} if one_class else {},
+    }
+
+
+def ece(p: np.ndarray, label: np.ndarray, bins: int = BINS) -> float:
+    """Expected calibration error of P(yes).
+
+    ``sum_b n_b / n |mean_b p - mean_b y|`` over bins of equally many examples; equal predictions share a bin.
+    Chance alone gives about ``sqrt(bins / n) / 3``, so compare models on the same examples.
+
+    Args:
+        p: P(yes), [n].
+        label: 0 or 1, [n].
+        bins: number of bins.
+
+    Example:
+        >>> ece(np.array([0.5, 0.5]), np.array([0, 1]))
+        0.0
+    """
+    p = numbers(p, "probabilities")
+    bin_of = equal_mass(p, bins)
+    return float(np.abs(np.bincount(bin_of, p - labels(label, len(p)))).sum() / len(p))
+
+
+def by_quintile(logits: np.ndarray, label: np.ndarray, activity: np.ndarray) -> list[dict[str, Any]]:
+    """AUC by how active the example's user is.
+
+    Args:
+        logits: of (no, yes), [n, 2]; or margins, [n].
+        label: 0 or 1, [n].
+        activity: number of interactions of the example's user, [n].
+
+    Returns:
+        Five dicts, least active first: ``quintile`` (1 to 5), ``activity_low``, ``activity_high``, ``n``,
+        ``auc``, ``missing`` (empty, or why auc is nan). Fifths of the examples; equal activity is never
+        split, so with few distinct values some are empty.
+
+    Example:
+        >>> rows = by_quintile(np.arange(10.0), np.arange(10) % 2, np.arange(10))
+        >>> [row["n"] for row in rows], rows[0]["auc"]
+        ([2, 2, 2, 2, 2], 1.0)
+    """
+    z = margin(logits)
+    y, a = labels(label, len(z)), numbers(activity, "activity")
+    same_length(z, a, what="activity")
+    fifth = equal_mass(a, 5)
+    rows = []
+    for q in range(5):
+        here = fifth == q
+        good, bad = z[here & y], z[here & ~y]
+        reason = EMPTY if not here.any() else ONE_CLASS if not (len(good) and len(bad)) else ""
+        rows.append(
+            {
+                "quintile": q + 1,
+                "activity_low": float(a[here].min()) if here.any() else float("nan"),
+                "activity_high": float(a[here].max()) if here.any() else float("nan"),
+                "n": int(here.sum()),
+                "auc": float("nan") if reason else auc(good, bad),
+                "missing": reason,
+            }
+        )
+    return rows
+
+
+def utility_interval(
+    logits: np.ndarray,
+    label: np.ndarray,
+    *,
+    draws: int = 1000,
+    seed: int = 0,
+    groups: np.ndarray | None = None,
+) -> tuple[float, float]:
+    """95 % bootstrap interval of the AUC, (low, high); (nan, nan) where all labels are the same.
+
+    Args:
+        logits: of (no, yes), [n, 2]; or margins, [n].
+        label: 0 or 1, [n].
+        draws, seed: of the bootstrap.
+        groups: user of each example, [n]; whole users are drawn then.
+
+    Related: :func:`curerec.evaluation.auc.auc_interval`.
+    """
+    z = margin(logits)
+    y = labels(label, len(z))
+    if y.all() or not y.any():
+        return float("nan"), float("nan")
+    if groups is not None:
+        same_length(z, np.asarray(groups), what="groups")
+    sides = None if groups is None else (np.asarray(groups)[y], np.asarray(groups)[~y])
+    return auc_interval(z[y], z[~y], draws=draws, seed=seed, groups=sides)

@@ -1,0 +1,175 @@
+"""Was the request fulfilled: six checks from D_f, D_c and D_v alone, as they can be made in production."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Any
+
+from curerec.evaluation.auc import Z95
+
+
+@dataclass(frozen=True)
+class Limits:
+    """What a check allows.
+
+    Attributes:
+        auc_drop: of the AUC on D_v (METHOD section 8).
+        ece_rise: of the calibration error on D_v [ours].
+        z: sampling errors that a difference may amount to.
+        power: the original must lie so many sampling errors (of ``z``) off the target, else forgetting could
+            not be seen and a pass means nothing (as the protocol's ``ceiling >= 2 floor``).
+    """
+
+    auc_drop: float = 0.002
+    ece_rise: float = 0.02
+    z: float = Z95
+    power: float = 2.0
+
+
+def verdict(
+    *,
+    probes_changed: float | None,
+    membership_auc: float | None,
+    membership_error: float | None,
+    membership_original: float | None,
+    advantage: float | None,
+    advantage_error: float | None,
+    auc_drop: float | None,
+    ece_rise: float | None,
+    answers_gap: float | None,
+    answers_se: float | None,
+    answers_control: float | None,
+    membership_target: float = 0.5,
+    advantage_target: float = 0.0,
+    limits: Limits | None = None,
+) -> dict[str, Any]:
+    """The six checks and what follows from them.
+
+    ================= ============================== =====================================================
+    check             passes where                   the fake that it is for
+    ================= ============================== =====================================================
+    something_changed a probe prompt moved           does nothing
+    membership        \\|AUC - target\\| <= error      only changes the temperature: the ranking of the losses
+                                                     is the original's at any temperature
+    distribution      advantage - target <= error    blocks some forgotten users, remembers others: their
+                                                     mean, the AUC, does not tell that from forgetting
+    utility           AUC drop on D_v <= limit       destroys the model
+    calibration       ECE rise on D_v <= limit       only changes the temperature (seen where the original
+                                                     was calibrated), destroys the model
+    deleted_answers   AUC on D_f >= AUC on D_c, less blocks forgotten users at the prompt: constant, random or
+                      their sampling error           foreign answers hold less than those on unseen data
+    ================= ============================== =====================================================
+
+    The membership check is two-sided: answers that are conspicuously bad mark the deleted data as well. A
+    filter outside of the weights that imitates answers on unseen data passes any test of answers alone; so
+    the numbers given here must come from the saved weights by themselves, without the serving stack.
+
+    Args:
+        probes_changed: of :func:`curerec.evaluation.guard.probes_changed`.
+        membership_auc: of the unlearned model.
+        membership_error: half-width of its 95 % interval (bootstrap by users, or 1.96 standard errors).
+        membership_original: membership AUC of the original.
+        advantage, advantage_error: ``value`` and ``error`` of :func:`curerec.evaluation.advantage.advantage`.
+        auc_drop: AUC on D_v of the original minus that of the unlearned model.
+        ece_rise: calibration error on D_v of the unlearned model minus that of the original.
+        answers_gap, answers_se, answers_control: ``gap``, ``se`` and ``control`` of
+            :func:`curerec.evaluation.answers.answers`.
+        membership_target, advantage_target: 0.5 and 0, or the retrained model's where there is one.
+        limits: what is allowed.
+
+    Returns:
+        ``verified``: False where a check failed, else None where one could not be judged, else True;
+        ``checks``: dicts of ``name``, ``passed`` (None: not judged), ``value``, ``limit``, ``text``.
+
+    Source: METHOD section 8, PROTOCOL section 3; the checks are this project's.
+
+    Example:
+        >>> told = verdict(
+        ...     probes_changed=32, membership_auc=0.51, membership_error=0.03, membership_original=0.6,
+        ...     advantage=0.04, advantage_error=0.05, auc_drop=0.001, ece_rise=0.0,
+        ...     answers_gap=-0.01, answers_se=0.02, answers_control=0.75,
+        ... )
+        >>> told["verified"], sum(check["passed"] for check in told["checks"])
+        (True, 6)
+    """
+    allowed = limits or Limits()
+    gap = _minus(membership_auc, membership_target)
+    before = _minus(membership_original, membership_target)
+    told_by = None if membership_error is None else allowed.power * membership_error
+    shortfall = _minus(0.0, answers_gap)
+    answers_error = None if answers_se is None else allowed.z * answers_se
+    known = _minus(answers_control, 0.5)
+    checks = [
+        _changed(_finite(probes_changed)),
+        _needs(
+            _at_most(
+                "membership",
+                None if gap is None else abs(gap),
+                membership_error,
+                "The deleted data cannot be told from data never trained on, in either direction.",
+            ),
+            None if before is None else abs(before),
+            told_by,
+            "Not judged: the original remembered too little for this many examples to show.",
+        ),
+        _at_most(
+            "distribution",
+            _minus(advantage, advantage_target),
+            advantage_error,
+            "Losses on the deleted data are distributed as those on data never trained on.",
+        ),
+        _at_most("utility", auc_drop, allowed.auc_drop, "Recommendations are as good as the original's."),
+        _at_most(
+            "calibration", ece_rise, allowed.ece_rise, "P(yes) is as well calibrated as the original's."
+        ),
+        _needs(
+            _at_most(
+                "deleted_answers",
+                shortfall,
+                answers_error,
+                "Answers about the deleted data are as good as those about unseen data, not blocked.",
+            ),
+            known,
+            answers_error,
+            "Not judged: on unseen data the answers are no better than chance, so blocking would not show.",
+        ),
+    ]
+    passed = [check["passed"] for check in checks]
+    verified = False if False in passed else None if None in passed else True
+    return {"verified": verified, "checks": checks}
+
+
+def _changed(value: float | None) -> dict[str, Any]:
+    text = "Predictions on probe prompts differ from the original's."
+    return _check("something_changed", None if value is None else value >= 1, value, 1.0, text)
+
+
+def _check(
+    name: str, passed: bool | None, value: float | None, limit: float | None, text: str
+) -> dict[str, Any]:
+    text = "Not judged: not measured." if passed is None else text
+    return {"name": name, "passed": passed, "value": value, "limit": limit, "text": text}
+
+
+def _at_most(name: str, value: float | None, limit: float | None, text: str) -> dict[str, Any]:
+    """A check that passes where ``value <= limit``; not judged where either is missing or nan."""
+    value, limit = _finite(value), _finite(limit)
+    passed = None if value is None or limit is None else value <= limit
+    return _check(name, passed, value, limit, text)
+
+
+def _needs(check: dict[str, Any], size: float | None, least: float | None, text: str) -> dict[str, Any]:
+    """Take back a pass that the numbers had no power to refuse; a failure stands."""
+    size, least = _finite(size), _finite(least)
+    if check["passed"] and (size is None or least is None or size <= least):
+        return check | {"passed": None, "text": text}
+    return check
+
+
+def _minus(a: float | None, b: float | None) -> float | None:
+    return None if a is None or b is None else a - b
+
+
+def _finite(value: float | None) -> float | None:
+    return None if value is None or not math.isfinite(value) else float(value)

@@ -1,0 +1,129 @@
+"""CURE (arXiv 2604.04982) as METHOD.md defines it: circuit -> contributions -> groups -> update."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+import numpy as np
+import torch
+from pydantic import Field
+
+from curerec.circuits.adapter import weight_deltas
+from curerec.circuits.core import find_core
+from curerec.circuits.path import path_scores
+from curerec.config import Strict
+from curerec.groups.assign import assign, rows_of_roles
+from curerec.methods.rules import Rules
+from curerec.methods.task import Task
+from curerec.methods.unlearn import UnlearnConfig, run
+from curerec.prompts.counterfactual import counterfactual_pairs
+from curerec.prompts.encoding import queries
+from curerec.recommender.score import device_of
+from curerec.recommender.units import Granularity, Units, units_of
+from curerec.records import Circuit, Groups, Outcome
+
+
+class CureConfig(Strict):
+    """Circuit, groups and update. Every value is chosen on D_v, D_c and D_f."""
+
+    pairs: int = Field(128, gt=1, description="counterfactual pairs that the circuit is scored on")
+    faithfulness: float = Field(0.9, gt=0, le=1, description="of the core circuit")
+    granularity: Granularity = Field("row", description="size of an update unit")
+    path_steps: int = Field(2, gt=0, description="midpoints between base and fine-tuned weights for contributions")
+    contribution_size: int = Field(1000, gt=1, description="at most so many of D_f and of D_c are scored")
+    tau: float = Field(0.5, gt=0, lt=1, description="percentile from which a contribution counts as high")
+    draws: int = Field(200, gt=0, description="bootstrap resamples of the contributions")
+    certain: float = Field(0.9, ge=0, le=1, description="share of draws under which a unit goes to task-shared")
+    uncertain: Literal["shared", "leading"] = "shared"
+    update: UnlearnConfig = UnlearnConfig()
+
+
+def explain(task: Task, config: CureConfig) -> tuple[Circuit, Units, Groups]:
+    """The request's circuit and groups: everything before the weights are touched.
+
+    Args:
+        task: the request.
+        config: sizes and thresholds.
+
+    Returns:
+        The core circuit, the update units and their roles.
+    """
+    model, answers = task.original.model, task.answers
+    with task.clock.stage("counterfactuals"):
+        wanted = queries(task.data, task.sample(task.valid, config.pairs, 71))
+        pairs = counterfactual_pairs(task.data, wanted, task.encoder, task.train_rows, seed=task.seed)
+        clean, corrupt = task.encoder.encode(pairs.clean), task.encoder.encode(pairs.corrupt)
+    with task.clock.stage("circuit"):
+        circuit = find_core(
+            model,
+            clean,
+            corrupt,
+            answers,
+            threshold=config.faithfulness,
+            counts={"unaligned": pairs.unaligned, "replaced": int(pairs.replaced.sum())},
+            seed=task.seed,
+        )
+    with task.clock.stage("contributions"):
+        units = units_of(model, config.granularity)
+        deltas = weight_deltas(model, task.base_state, units) if task.base_state is not None else {}
+        scores = [
+            path_scores(
+                model,
+                task.encode(task.sample(part, config.contribution_size, salt)),
+                answers,
+                units,
+                deltas,
+                steps=config.path_steps,
+            )
+            for part, salt in ((task.forget, 72), (task.control, 73))
+        ]
+    with task.clock.stage("groups"):
+        groups = assign(
+            scores[0],
+            scores[1],
+            units.names,
+            units.types,
+            tau=config.tau,
+            draws=config.draws,
+            certain=config.certain,
+            uncertain_role="shared" if config.uncertain == "shared" else None,
+            seed=task.seed,
+        )
+    return circuit, units, groups
+
+
+def cure(task: Task, config: CureConfig | None = None) -> Outcome:
+    """Unlearn a request by circuit-aware group rules.
+
+    Args:
+        task: the request; its recommender is not changed.
+        config: see :class:`CureConfig`.
+
+    Returns:
+        The unlearned model with circuit, groups and trace.
+
+    Source: CURE, arXiv 2604.04982; METHOD sections 2 to 8 (definitions), docs/method.md (those in force).
+    """
+    config = config or CureConfig()
+    circuit, units, groups = explain(task, config)
+    return update_by_groups(task, config.update, units, groups, circuit, "cure")
+
+
+def update_by_groups(
+    task: Task, config: UnlearnConfig, units: Units, groups: Groups, circuit: Circuit | None, name: str
+) -> Outcome:
+    """Run the update loop with the groups' rules and pack what it did."""
+    role = torch.from_numpy(np.asarray(rows_of_roles(groups))).to(device_of(task.original.model))
+    done = run(task, Rules(units, role, weight=config.retain_weight), config)
+    return Outcome(
+        method=name,
+        model=done.model,
+        t_core_s=task.clock.seconds["update"],
+        t_total_s=task.clock.total_s,
+        trace=done.trace,
+        stop_reason=done.stop_reason,
+        n_trainable=done.n_trainable,
+        circuit=circuit,
+        groups=groups,
+        details={"steps": done.steps, "units": units, "stages": dict(task.clock.seconds)},
+    )

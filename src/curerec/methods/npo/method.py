@@ -1,0 +1,36 @@
+"""NPO + KL on all fine-tuned parameters alike."""
+
+from __future__ import annotations
+
+from curerec.methods.rules import Rules, uniform
+from curerec.methods.task import Task
+from curerec.methods.unlearn import UnlearnConfig, run
+from curerec.recommender.score import device_of
+from curerec.recommender.units import units_of
+from curerec.records import Outcome
+
+
+def npo_uniform(task: Task, config: UnlearnConfig | None = None, *, name: str = "npo") -> Outcome:
+    """The weighted sum ``L_npo + w KL(theta_o || theta)`` on every parameter: what CURE is compared with.
+
+    Args:
+        task: the request.
+        config: of the loop; the stopping rule is the same as CURE's.
+
+    Source: Zhang et al. 2024, arXiv 2404.05868.
+    """
+    config = config or UnlearnConfig()
+    units = units_of(task.original.model, "projection")
+    done = run(
+        task, Rules(units, uniform(units, device_of(task.original.model)), weight=config.retain_weight), config
+    )
+    return Outcome(
+        method=name,
+        model=done.model,
+        t_core_s=task.clock.seconds["update"],
+        t_total_s=task.clock.total_s,
+        trace=done.trace,
+        stop_reason=done.stop_reason,
+        n_trainable=done.n_trainable,
+        details={"steps": done.steps, "stages": dict(task.clock.seconds)},
+    )

@@ -1,0 +1,25 @@
+"""Retrain: a fresh fine-tuning on D_r."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from curerec.methods.task import Task
+from curerec.recommender.tune import tune
+from curerec.records import Outcome
+
+
+def retrain(task: Task, config: Any = None) -> Outcome:
+    """Fine-tune the base on D_r by the recipe of the original, with the task's seed.
+
+    Args:
+        task: the request; ``task.tuning`` is the recipe.
+        config: takes none.
+    """
+    prompts = task.encode(task.retain)
+    model = task.fresh()
+    with task.clock.stage("retrain") as advance:
+        tune(model, prompts, task.answers, task.tuning, seed=task.seed, progress=advance)
+    seconds = task.clock.seconds["retrain"]
+    trainable = sum(p.numel() for p in model.parameters() if p.requires_grad)
+    return Outcome("retrain", model, seconds, seconds, n_trainable=trainable)

@@ -1,0 +1,101 @@
+"""What a method is given: a recommender, a request applied to its data, and nothing it must not see.
+
+The test examples and any retrained model are not in here, so no method can be chosen or stopped by them.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from functools import cached_property
+from typing import Any
+
+import numpy as np
+import torch
+
+from curerec.progress import Clock
+from curerec.prompts.encoding import Encoder, Prompts, queries
+from curerec.recommender.tune import TuneConfig
+from curerec.records import Examples, ForgetSplit, Interactions, Outcome, Recommender
+
+State = dict[str, torch.Tensor]
+
+
+@dataclass
+class Task:
+    """One unlearning request.
+
+    Attributes:
+        original: the recommender as trained (theta_o); never changed.
+        base_state: weights before full fine-tuning; None with LoRA, where the adapter can be switched off.
+        data: the interactions, deleted ones included (their prompts are what is to be forgotten).
+        forget: D_f, what the model was trained on and must forget.
+        retain: D_r with cleaned histories.
+        control: D_c, never trained on.
+        valid: D_v, for choices.
+        train_rows: interactions that graph and popularity may use.
+        tuning: the recipe that the original was fine-tuned with.
+        fresh: makes a model as it was before fine-tuning (for a retrain).
+        seed: of everything random in the request.
+        clock: stages and their seconds.
+    """
+
+    original: Recommender
+    base_state: State | None
+    data: Interactions
+    forget: Examples
+    retain: Examples
+    control: Examples
+    valid: Examples
+    train_rows: np.ndarray
+    tuning: TuneConfig
+    fresh: Callable[[], Any]
+    seed: int = 0
+    clock: Clock = field(default_factory=Clock)
+
+    @classmethod
+    def of(cls, split: ForgetSplit, **rest: Any) -> Task:
+        """A task from a split; the test part stays behind."""
+        rows = np.unique(np.r_[split.retain.target, split.retain.history[split.retain.history >= 0].ravel()])
+        return cls(
+            forget=split.forget,
+            retain=split.retain,
+            control=split.control,
+            valid=split.valid,
+            train_rows=rows,
+            **rest,
+        )
+
+    @cached_property
+    def encoder(self) -> Encoder:
+        """Encoder of the recommender's template and catalogue."""
+        titles = self.data.titles["title"].to_pylist()
+        return Encoder(self.original.tokenizer, self.original.template, titles)
+
+    @property
+    def answers(self) -> tuple[int, int]:
+        """Token ids of (no, yes)."""
+        return self.original.answers
+
+    def encode(self, examples: Examples) -> Prompts:
+        """Prompts of examples."""
+        return self.encoder.encode(queries(self.data, examples))
+
+    def sample(self, examples: Examples, size: int, salt: int) -> Examples:
+        """At most ``size`` examples, drawn without replacement."""
+        if len(examples) <= size:
+            return examples
+        rng = np.random.default_rng([self.seed, salt])
+        return examples.take(np.sort(rng.choice(len(examples), size, replace=False)))
+
+    def copy_of_model(self) -> Any:
+        """A copy of theta_o to change."""
+        return copy.deepcopy(self.original.model)
+
+    def base_model(self) -> Any:
+        """The model before fine-tuning."""
+        return self.fresh()
+
+
+Method = Callable[[Task, Any], Outcome]

@@ -1,0 +1,257 @@
+"""The update loop that the two-loss methods share: gradients, rule, averaging, stopping."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+import numpy as np
+import torch
+from pydantic import Field
+from sklearn.metrics import roc_auc_score
+
+from curerec.config import Strict
+from curerec.methods.losses import ForgetLoss, forget_loss, kl_to
+from curerec.methods.rules import Rules, named
+from curerec.methods.task import Task
+from curerec.prompts.encoding import Prompts
+from curerec.recommender.score import answer_logits, device_of, p_yes, score, to_batch
+from curerec.recommender.tune import Averager, TuneConfig, endless, optimise
+
+
+class UnlearnConfig(Strict):
+    """The update loop. Every value is chosen on D_v, D_c and D_f."""
+
+    forget_loss: ForgetLoss = "npo"
+    beta: float = Field(0.5, gt=0, description="of NPO")
+    balance: bool = Field(True, description="weigh yes and no so that forgetting does not shift P(yes)")
+    retain_weight: float = Field(3.0, ge=0, description="w of the rules")
+    lr: float = Field(1e-3, gt=0)
+    optimizer: Literal["adamw", "sgd"] = "adamw"
+    batch_size: int = Field(128, gt=0, description="prompts of D_f and of D_r a step")
+    max_steps: int = Field(60, gt=0)
+    average: float = Field(0.9, ge=0, lt=1, description="decay of the average of the weights")
+    check_every: int = Field(4, gt=0, description="steps between looks at the membership gap")
+    check_size: int = Field(1000, gt=10, description="at most so many of D_f, D_c and D_v are looked at")
+    tolerance: float = Field(
+        0.0, ge=0, description="membership AUC above the target at which the gap counts as closed"
+    )
+    max_auc_drop: float = Field(0.002, ge=0, description="utility guard on D_v")
+    target: Literal["base", "half"] = Field(
+        "base",
+        description="membership AUC to reach: that of the model before fine-tuning, which saw neither D_f nor D_c "
+        "(it carries the difference in difficulty of the two sets), or 0.5",
+    )
+
+
+@dataclass
+class Watch:
+    """Looks at a model on samples of D_f, D_c and D_v: what stopping is decided by.
+
+    Source: METHOD section 8; the target is the base model's own membership AUC instead of 0.5, since D_f and
+    D_c differ a little in difficulty by chance and the base, which was trained on neither, shows by how much.
+    """
+
+    task: Task
+    config: UnlearnConfig
+    forget: Prompts = field(init=False)
+    control: Prompts = field(init=False)
+    valid: Prompts = field(init=False)
+    target: float = field(init=False)
+    first: dict[str, float] = field(init=False)
+
+    def __post_init__(self) -> None:
+        size = self.config.check_size
+        self.forget = self.task.encode(self.task.sample(self.task.forget, size, 51))
+        self.control = self.task.encode(self.task.sample(self.task.control, size, 52))
+        self.valid = self.task.encode(self.task.sample(self.task.valid, size, 53))
+        self.target = 0.5
+        if self.config.target == "base":
+            self.target = self.membership(self.task.base_model())
+        self.first = self.look(self.task.original.model)
+
+    def membership(self, model: Any) -> float:
+        """AUC of the loss attack, D_f against D_c."""
+        losses = [_nll(score(model, p, self.task.answers), p.label) for p in (self.forget, self.control)]
+        member = np.r_[np.ones(len(losses[0])), np.zeros(len(losses[1]))]
+        return float(roc_auc_score(member, -np.concatenate(losses)))
+
+    def look(self, model: Any) -> dict[str, float]:
+        """Membership AUC and validation AUC of a model."""
+        logits = score(model, self.valid, self.task.answers)
+        return {
+            "membership_auc": self.membership(model),
+            "valid_auc": float(roc_auc_score(self.valid.label, logits[:, 1] - logits[:, 0])),
+            "valid_p_yes": float(p_yes(logits).mean()),
+        }
+
+    def closed(self, seen: dict[str, float]) -> bool:
+        """Whether D_f is no longer told from D_c."""
+        return seen["membership_auc"] <= self.target + self.config.tolerance
+
+    def harmed(self, seen: dict[str, float]) -> bool:
+        """Whether validation AUC fell below the guard."""
+        return seen["valid_auc"] < self.first["valid_auc"] - self.config.max_auc_drop
+
+
+def _nll(logits: np.ndarray, label: np.ndarray) -> np.ndarray:
+    p = p_yes(logits)
+    return -np.log(np.clip(np.where(label == 1, p, 1 - p), 1e-12, None))
+
+
+@dataclass(frozen=True)
+class Update:
+    """What the loop did.
+
+    Attributes:
+        model: the unlearned copy.
+        trace: one dict a look.
+        stop_reason: why it ended.
+        steps: optimiser steps taken.
+        n_trainable: parameters that could change.
+    """
+
+    model: Any
+    trace: tuple[dict[str, float], ...]
+    stop_reason: str
+    steps: int
+    n_trainable: int
+
+
+def run(task: Task, rules: Rules, config: UnlearnConfig) -> Update:
+    """Move a copy of theta_o by the rules until the membership gap closes.
+
+    Each step takes one batch of D_f and one of D_r, computes the two gradients apart, combines them unit by
+    unit, and hands the result to the optimiser (so projection comes before Adam's scaling: AdamW rescales what
+    was projected, which the record says). What is looked at, and handed back, is the running average of the
+    weights: single iterates scatter in P(yes) by more than the forgetting that is to be measured.
+
+    Args:
+        task: the request.
+        rules: roles of the units.
+        config: losses, rate, stopping.
+
+    Source: METHOD sections 7 and 8.
+    """
+    with task.clock.stage("prepare"):
+        watch = Watch(task, config)
+        model = task.copy_of_model()
+        device = device_of(model)
+        forget, retain = task.encode(task.forget), _Lazy(task)
+        original = task.original.model
+        forget_logits = torch.from_numpy(score(original, forget, task.answers)).to(device)
+        label = torch.from_numpy(forget.label.astype(np.int64)).to(device)
+        weight = _balance(forget_logits, label) if config.balance else torch.ones(len(label), device=device)
+    parameters = dict(model.named_parameters(remove_duplicate=False))
+    names = [n for n in rules.trainable() if n in parameters]
+    for p in parameters.values():
+        p.requires_grad_(False)
+    params = named(list(parameters.items()), names)
+    for p in params:
+        p.requires_grad_(True)
+    rng = np.random.default_rng([task.seed, 61])
+    forget_stream = endless(forget.lengths, min(config.batch_size, len(forget)), rng)
+    average = Averager(params, config.average)
+    trace: list[dict[str, float]] = [{"step": 0, **watch.first}]
+    log: dict[str, float] = {}
+    kept = [p.detach().clone() for p in params]
+    stop = f"the limit of {config.max_steps} steps was reached before the membership gap closed"
+
+    def gradients(step: int) -> None:
+        index = next(forget_stream)
+        logits = answer_logits(model, *to_batch(forget, index, device), task.answers)
+        loss_f = forget_loss(
+            config.forget_loss, logits, label[index], forget_logits[index], beta=config.beta, weight=weight[index]
+        )
+        g_f = torch.autograd.grad(loss_f, params)
+        batch = retain.next(config.batch_size)
+        ids, last = to_batch(batch, np.arange(len(batch)), device)
+        with torch.inference_mode():
+            before = answer_logits(original, ids, last, task.answers)
+        loss_r = kl_to(answer_logits(model, ids, last, task.answers), before.clone())
+        g_r = torch.autograd.grad(loss_r, params)
+        direction, seen = rules.combine(dict(zip(names, g_f, strict=True)), dict(zip(names, g_r, strict=True)))
+        for name, p in zip(names, params, strict=True):
+            p.grad = direction[name].to(p.dtype)
+        log.update(_summary(loss_f, loss_r, seen))
+
+    def after(step: int) -> bool:
+        nonlocal stop, kept
+        average.update()
+        advance(step, config.max_steps)
+        if step % config.check_every and step != config.max_steps:
+            return False
+        iterate = [p.detach().clone() for p in params]
+        average.store()
+        seen = watch.look(model)
+        trace.append({"step": step, **seen, **log})
+        if watch.harmed(seen):
+            stop = f"the utility guard: validation AUC fell by more than {config.max_auc_drop:g}; the step before is kept"
+            return True
+        kept = [p.detach().clone() for p in params]
+        if watch.closed(seen):
+            stop = "the membership gap closed: deleted data is no longer told from unseen data"
+            return True
+        _store(params, iterate)
+        return False
+
+    with task.clock.stage("update") as advance:
+        steps = optimise(
+            params,
+            config.max_steps,
+            gradients,
+            TuneConfig(
+                lr=config.lr, optimizer=config.optimizer, schedule="constant", warmup=0, max_grad_norm=float("inf")
+            ),
+            after_step=after,
+        )
+        _store(params, kept)
+    for p in parameters.values():
+        p.requires_grad_(True)
+    return Update(model.eval(), tuple(trace), stop, steps, sum(p.numel() for p in params))
+
+
+class _Lazy:
+    """Batches of D_r, encoded when they are drawn: a request must not pay for all the training data."""
+
+    def __init__(self, task: Task) -> None:
+        self.task, self.rng = task, np.random.default_rng([task.seed, 62])
+        self.order, self.at = self.rng.permutation(len(task.retain)), 0
+
+    def next(self, size: int) -> Prompts:
+        if self.at + size > len(self.order):
+            self.order, self.at = self.rng.permutation(len(self.task.retain)), 0
+        index = self.order[self.at : self.at + size]
+        self.at += size
+        return self.task.encode(self.task.retain.take(index))
+
+
+def _balance(logits: torch.Tensor, label: torch.Tensor) -> torch.Tensor:
+    """Weights [n], mean about 1, under which the forget loss's first push on yes and on no is of equal size.
+
+    Without it forgetting pushes P(yes) towards the rarer answer, which is not what the users were remembered by.
+    """
+    wrong = 1 - logits.softmax(-1).gather(1, label[:, None])[:, 0]
+    weight = torch.ones_like(wrong)
+    for answer in (0, 1):
+        mine = label == answer
+        if mine.any():
+            weight[mine] = 0.5 * wrong.sum() / wrong[mine].sum()
+    return weight
+
+
+def _store(params: list[torch.nn.Parameter], values: list[torch.Tensor]) -> None:
+    with torch.no_grad():
+        for p, v in zip(params, values, strict=True):
+            p.copy_(v)
+
+
+def _summary(loss_f: torch.Tensor, loss_r: torch.Tensor, seen: dict[str, torch.Tensor]) -> dict[str, float]:
+    cos = seen["cos"]
+    known = cos[~cos.isnan()]
+    return {
+        "forget_loss": float(loss_f.detach()),
+        "retain_loss": float(loss_r.detach()),
+        "cos_mean": float(known.mean()) if len(known) else float("nan"),
+        "projected": float(seen["projected"].float().mean()),
+    }

@@ -1,0 +1,111 @@
+"""Counterfactual prompts: the history items that argue for the label, replaced by ones that do not."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from curerec.data.graph import liked_graph, personalised_pagerank
+from curerec.errors import PromptError
+from curerec.prompts.encoding import Encoder, Queries
+from curerec.records import Interactions
+
+
+@dataclass(frozen=True)
+class Pairs:
+    """Clean and corrupt queries, position by position of the same token length.
+
+    Attributes:
+        clean: queries as they are, [n].
+        corrupt: the same with some history items replaced, [n].
+        unaligned: how many queries had no replacement of the same length and popularity, and were left out.
+        replaced: how many history items were replaced, int [n].
+    """
+
+    clean: Queries
+    corrupt: Queries
+    unaligned: int
+    replaced: np.ndarray
+
+    def __len__(self) -> int:
+        return len(self.clean)
+
+
+def counterfactual_pairs(
+    data: Interactions,
+    q: Queries,
+    encoder: Encoder,
+    train_rows: np.ndarray,
+    *,
+    replace: int = 5,
+    candidates: int = 20,
+    deciles: int = 10,
+    seed: int = 0,
+) -> Pairs:
+    """Corrupt queries by personalised PageRank from the candidate item.
+
+    For a liked candidate the ``replace`` liked history items nearest to it are replaced by items far from it;
+    for a disliked one the liked items farthest from it are replaced by items near it. "Near" and "far" are the
+    ends of the PageRank order among items with the same number of tokens (so positions align) in the same
+    popularity decile (so popularity is not what changes); one of the ``candidates`` most extreme is drawn at
+    random, never one already in the prompt.
+
+    Args:
+        data: interactions.
+        q: queries to corrupt, [n].
+        encoder: of the model's prompts; gives token lengths.
+        train_rows: interactions that the graph and the popularity may use.
+        replace: at most so many items a prompt.
+        candidates: how many of the most extreme replacements to draw from.
+        deciles: number of popularity classes.
+        seed: of the draws.
+
+    Raises:
+        PromptError: no query could be corrupted.
+
+    Source: METHOD section 2; PageRank counterfactuals are the paper's, alignment is this project's.
+    """
+    rng = np.random.default_rng([seed, 23])
+    n_users, n_items = len(data.users), len(data.items)
+    walk = liked_graph(data, train_rows)
+    starts, inverse = np.unique(q.candidate, return_inverse=True)
+    near = np.concatenate(
+        [
+            personalised_pagerank(walk, starts[k : k + 256] + n_users, tol=1e-6)[:, n_users:]
+            for k in range(0, len(starts), 256)
+        ]
+    )
+    popularity = np.bincount(data.item_code[train_rows], minlength=n_items)
+    decile = (popularity.argsort(kind="stable").argsort() * deciles) // n_items
+    # An item nobody in training rated is on no path: neither near nor far.
+    classes: dict[tuple[int, int], np.ndarray] = {}
+    length = np.asarray([len(encoder.title(i)) for i in range(n_items)])
+    for key in {(int(a), int(b)) for a, b in zip(length, decile, strict=True)}:
+        classes[key] = np.flatnonzero((length == key[0]) & (decile == key[1]) & (popularity > 0))
+    corrupt = q.history.copy()
+    replaced = np.zeros(len(q), int)
+    for n in range(len(q)):
+        rank = near[inverse[n]]
+        used = {*q.history[n].tolist(), int(q.candidate[n])}
+        liked = np.flatnonzero(q.rating[n] >= 4)
+        towards = -1 if q.label[n] == 1 else 1  # sign of "the replacement's rank should be ..."
+        for position in liked[np.argsort(towards * rank[q.history[n, liked]], kind="stable")][:replace]:
+            old = q.history[n, position]
+            pool = classes[(int(length[old]), int(decile[old]))]
+            pool = pool[~np.isin(pool, list(used))]
+            pool = pool[towards * rank[pool] > towards * rank[old]]
+            if len(pool):
+                new = rng.choice(pool[np.argsort(-towards * rank[pool], kind="stable")][:candidates])
+                corrupt[n, position] = new
+                used.add(int(new))
+                replaced[n] += 1
+    keep = replaced > 0
+    if not keep.any():
+        raise PromptError(
+            "no prompt has a replacement of the same length and popularity",
+            where="counterfactuals",
+            mend="Use a larger catalogue, fewer popularity classes or more prompts",
+        )
+    bad = Queries(corrupt[keep], q.rating[keep], q.candidate[keep], q.label[keep])
+    return Pairs(q.take(keep), bad, int((~keep).sum()), replaced[keep])

@@ -1,0 +1,66 @@
+"""One configuration for the whole path: data, model, request, method. Each key is explained in recipes/."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from pydantic import Field
+
+from curerec.config import Strict
+from curerec.methods.cure.method import CureConfig
+from curerec.methods.unlearn import UnlearnConfig
+from curerec.recommender.tune import TuneConfig
+
+
+class SplitConfig(Strict):
+    """How interactions become examples; stored with the recommender, so that a request finds the same split."""
+
+    seed: int = Field(0, ge=0)
+    control_share: float = Field(0.1, gt=0, lt=1)
+    holdout_share: float = Field(0.2, gt=0, lt=1)
+    public_share: float = Field(
+        0.0, ge=0, lt=1, description="share of the users that only the base model is pre-trained on (nano)"
+    )
+    train: int | None = Field(None, gt=0, description="at most so many training examples")
+    other: int | None = Field(None, gt=0, description="at most so many of control, validation and test each")
+
+
+class LoraConfig(Strict):
+    """Shape of the adapter."""
+
+    r: int = Field(16, gt=0)
+    alpha: int = Field(32, gt=0)
+    dropout: float = Field(0.0, ge=0, lt=1)
+    targets: list[str] | None = Field(None, description="short projection names; None: all of the family")
+
+
+class ModelConfig(Strict):
+    """Which model, and how it is fine-tuned."""
+
+    base: str = Field("nano", description="nano, smollm2-135m, a folder, or a name on the Hugging Face hub")
+    kind: Literal["full", "lora"] = "lora"
+    template: str = "likes"
+    lora: LoraConfig = LoraConfig()
+    pretrain: TuneConfig = TuneConfig(epochs=1, batch_size=32, lr=2e-3, ema=0.99)
+    tuning: TuneConfig = TuneConfig(epochs=2, batch_size=64, lr=1e-3)
+
+
+class RequestConfig(Strict):
+    """A request drawn for an experiment."""
+
+    kind: Literal["users", "items", "interactions"] = "users"
+    share: float = Field(0.1, gt=0, lt=1)
+    choice: Literal["random", "core", "edge"] = "random"
+
+
+class Recipe(Strict):
+    """Data, model, request and methods of one run."""
+
+    data: str = Field("ml-100k", description="name of a public data set, or a path")
+    format: str | None = Field(None, description="reader; None: recognised from the files")
+    split: SplitConfig = SplitConfig()
+    model: ModelConfig = ModelConfig()
+    request: RequestConfig = RequestConfig()
+    cure: CureConfig = CureConfig()
+    npo: UnlearnConfig = UnlearnConfig()
+    seed: int = Field(0, ge=0)

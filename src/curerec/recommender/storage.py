@@ -1,0 +1,252 @@
+"""Saving and loading recommenders: plain Hugging Face or PEFT folders with a card beside the weights."""
+
+from __future__ import annotations
+
+import errno
+import json
+import os
+import shutil
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+from curerec.data.cache import sync
+from curerec.errors import ModelError, StorageError
+from curerec.prompts.encoding import answer_tokens
+from curerec.recommender.families import family_of
+from curerec.recommender.safety import check_folder, weights_digest
+from curerec.recommender.score import answer_logits
+from curerec.records import Recommender
+
+CARD = "curerec.json"
+FORMAT = "curerec-recommender/1"
+
+
+def load_base(folder: Path, *, device: torch.device | str = "cpu", dtype: torch.dtype | None = None) -> tuple[Any, Any]:
+    """A base model and its tokenizer from a local folder, after safety and structure checks.
+
+    Args:
+        folder: Hugging Face folder with safetensors.
+        device: where to put the model.
+        dtype: of the weights; default as saved, on the CPU float32.
+
+    Returns:
+        (model in eval mode, tokenizer).
+
+    Raises:
+        ModelError: unsafe, unreadable, unknown family, or the answers cannot be read off it.
+    """
+    folder = Path(folder)
+    check_folder(folder, what="base model")
+    wanted = dtype or (torch.float32 if torch.device(device).type == "cpu" else torch.bfloat16)
+    try:
+        model = AutoModelForCausalLM.from_pretrained(
+            folder, dtype=wanted, use_safetensors=True, trust_remote_code=False, local_files_only=True
+        )
+        tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=False, local_files_only=True)
+    except (OSError, ValueError, KeyError, RuntimeError, SafetensorError) as error:
+        raise ModelError(
+            f"cannot be loaded ({type(error).__name__})", where=f"base model {folder.name}", mend="Save it anew"
+        ) from None
+    model = model.to(device).eval()
+    check_readout(model, tokenizer)
+    return model, tokenizer
+
+
+@torch.inference_mode()
+def check_readout(model: Any, tokenizer: Any) -> None:
+    """The two answer rows must give what the whole model gives at the answer position.
+
+    Raises:
+        ModelError: they do not: the family scales its logits in a way this package does not know.
+    """
+    family_of(model)
+    answers = answer_tokens(tokenizer)
+    device = next(model.parameters()).device
+    ids = torch.arange(3, 11, device=device)[None] % model.config.vocab_size
+    ours = answer_logits(model, ids, torch.tensor([7], device=device), answers)
+    theirs = model(input_ids=ids).logits[:, -1, list(answers)].float()
+    if not torch.allclose(ours, theirs, atol=2e-2 if theirs.dtype == torch.bfloat16 else 1e-2, rtol=1e-2):
+        raise ModelError(
+            f"the answer logits of model type {model.config.model_type!r} are not what its two rows give",
+            where="base model",
+            mend="Use another family, or add its readout to recommender/score.py",
+        )
+
+
+def save(recommender: Recommender, folder: Path) -> Path:
+    """Write a recommender whole or not at all.
+
+    With LoRA the folder is a plain PEFT adapter, with full fine-tuning a plain transformers model; both load
+    with no code of ours. ``curerec.json`` beside it holds base, template, answers, data and split.
+
+    Args:
+        recommender: model, tokenizer and card.
+        folder: replaced if it holds an earlier recommender.
+
+    Returns:
+        The folder.
+
+    Raises:
+        StorageError: the disk is full or not writable, or something else stands in the way.
+    """
+    folder = Path(folder)
+    with replacing(folder) as stage:
+        recommender.model.save_pretrained(stage)
+        recommender.tokenizer.save_pretrained(stage)
+        card = {**recommender.card, "format": FORMAT, "template": recommender.template, "base": recommender.base}
+        card |= {"answers": list(recommender.answers), "weights_sha256": weights_digest(stage)}
+        (stage / CARD).write_text(json.dumps(card, indent=2, sort_keys=True) + "\n", encoding="utf-8")
+    return folder
+
+
+@contextmanager
+def replacing(folder: Path) -> Iterator[Path]:
+    """A temporary folder that takes the place of ``folder`` once everything in it is on disk.
+
+    Raises:
+        StorageError: no room, no permission, or ``folder`` holds something that is not a recommender.
+    """
+    if folder.exists() and any(folder.iterdir()) and not (folder / CARD).exists():
+        raise StorageError(
+            "holds something that is not a recommender", where=str(folder), mend="Name another --out folder"
+        )
+    stage = None
+    try:
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        stage = Path(tempfile.mkdtemp(prefix=f".{folder.name}-", dir=folder.parent))
+        yield stage
+        for path in stage.rglob("*"):
+            if path.is_file():
+                sync(path)
+        sync(stage)
+        if folder.exists():
+            old = Path(tempfile.mkdtemp(prefix=f".{folder.name}-old-", dir=folder.parent))
+            os.rename(folder, old / "was")
+            os.rename(stage, folder)
+            shutil.rmtree(old, ignore_errors=True)
+        else:
+            os.rename(stage, folder)
+        sync(folder.parent)
+    except (OSError, SafetensorError) as error:
+        full = getattr(error, "errno", None) in (errno.ENOSPC, errno.EDQUOT) or "os error 28" in str(error)
+        what = "the disk is full" if full else f"cannot be written ({type(error).__name__})"
+        mend = "Make room or name another --out; nothing was left half-written"
+        raise StorageError(what, where=str(folder), mend=mend) from None
+    finally:
+        if stage is not None:
+            shutil.rmtree(stage, ignore_errors=True)
+
+
+def read_card(folder: Path) -> dict[str, Any]:
+    """The card of a recommender folder.
+
+    Raises:
+        ModelError: there is none, or it is of another format.
+    """
+    path = Path(folder) / CARD
+    try:
+        card = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        card = None
+    if not isinstance(card, dict) or card.get("format") != FORMAT:
+        raise ModelError(
+            f"holds no {CARD} of format {FORMAT}",
+            where=f"recommender {Path(folder).name}",
+            mend="Give a folder that `curerec train` wrote",
+        )
+    return card
+
+
+def load(folder: Path, base_folder: Path, *, device: torch.device | str = "cpu") -> Recommender:
+    """A saved recommender.
+
+    Args:
+        folder: written by :func:`save`.
+        base_folder: the base model it was fine-tuned from.
+        device: where to put the model.
+
+    Raises:
+        ModelError: unsafe files, weights that differ from the card, or a base that is not the adapter's.
+    """
+    folder = Path(folder)
+    card = read_card(folder)
+    check_folder(folder, what="recommender")
+    if weights_digest(folder) != card.get("weights_sha256"):
+        raise ModelError(
+            "the weights are not those that its card names", where=f"recommender {folder.name}", mend="Train it anew"
+        )
+    check_folder(Path(base_folder), what="base model")
+    if weights_digest(Path(base_folder)) != card["base"].get("sha256"):
+        raise ModelError(
+            "is not the base model that this recommender was fine-tuned from",
+            where=f"base model {Path(base_folder).name}",
+            mend="Give the folder or name that `curerec train` used with --base",
+        )
+    if card.get("kind") == "lora":
+        from peft import PeftModel
+
+        model, _ = load_base(base_folder, device=device)
+        try:
+            model = PeftModel.from_pretrained(model, folder, local_files_only=True)
+        except (ValueError, KeyError, RuntimeError, OSError, SafetensorError) as error:
+            raise ModelError(
+                f"the adapter does not fit its base ({type(error).__name__})",
+                where=f"recommender {folder.name}",
+                mend="Give the base that it was trained on",
+            ) from None
+        model = model.to(device).eval()
+    else:
+        model, _ = load_base(folder, device=device)
+    tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=False, local_files_only=True)
+    return Recommender(
+        model=model,
+        tokenizer=tokenizer,
+        template=card["template"],
+        answers=tuple(card["answers"]),
+        base=card["base"],
+        card=card,
+        path=folder,
+    )
+
+
+def check_changes_something(model: Any, base_state: dict[str, torch.Tensor] | None) -> None:
+    """Refuse a fine-tuning that left no trace: there would be nothing to forget.
+
+    Args:
+        model: the fine-tuned model.
+        base_state: state dict before fine-tuning; None with LoRA.
+
+    Raises:
+        ModelError: every LoRA product, or every weight change, is zero.
+    """
+    if base_state is None:
+        changed = any(bool((p != 0).any()) for n, p in model.named_parameters() if ".lora_B." in n)
+    else:
+        changed = any(
+            not torch.equal(p.detach().cpu(), base_state[n].cpu()) for n, p in model.named_parameters() if n in base_state
+        )
+    if not changed:
+        raise ModelError(
+            "the fine-tuned weights equal the base's: nothing was learnt, so there is nothing to forget",
+            where="recommender",
+            mend="Give the recommender that was fine-tuned on the data",
+        )
+
+
+__all__ = [
+    "CARD",
+    "check_changes_something",
+    "check_readout",
+    "load",
+    "load_base",
+    "read_card",
+    "replacing",
+    "save",
+]

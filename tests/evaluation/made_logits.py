@@ -1,0 +1,80 @@
+"""Synthetic answers of an original with a planted memory, of an honest unlearned model, and of fakes."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+
+import numpy as np
+from scipy.special import expit
+
+from curerec.evaluation.advantage import advantage
+from curerec.evaluation.answers import answers
+from curerec.evaluation.auc import Z95, auc, auc_se
+from curerec.evaluation.guard import probes_changed
+from curerec.evaluation.utility import nll, utility
+from curerec.evaluation.verdict import verdict
+
+SETS = ("forget", "control", "valid")
+
+
+@dataclass(frozen=True)
+class Model:
+    """Margins z_yes - z_no of one model on the three sets, [n] each."""
+
+    forget: np.ndarray
+    control: np.ndarray
+    valid: np.ndarray
+
+    def mapped(self, change) -> Model:
+        return Model(*(change(getattr(self, name)) for name in SETS))
+
+
+@dataclass(frozen=True)
+class World:
+    label: Model
+    clean: Model  # calibrated margins of a model that saw none of the three sets
+    original: Model  # the same, with the labels of the forget set remembered
+    rng: np.random.Generator
+
+
+def world(seed: int, *, n: int = 1500, memory: float = 0.8, confidence: float = 1.0) -> World:
+    """Labels drawn from the clean model's own P(yes); memory adds to the margin towards the label."""
+    rng = np.random.default_rng(seed)
+    clean = Model(*(rng.normal(0.4, 1.3, n) for _ in SETS))
+    label = clean.mapped(lambda z: (rng.random(n) < expit(z)).astype(int))
+    original = replace(clean, forget=clean.forget + memory * (2 * label.forget - 1))
+    return World(label, clean, original.mapped(lambda z: confidence * z), rng)
+
+
+def honest(w: World) -> Model:
+    """The memory is gone, everything else moved a little."""
+    return w.clean.mapped(lambda z: z + w.rng.normal(0, 0.03, len(z)))
+
+
+def _told(w: World, model: Model) -> tuple[np.ndarray, np.ndarray]:
+    return -nll(model.forget, w.label.forget), -nll(model.control, w.label.control)
+
+
+def judged(w: World, new: Model) -> dict:
+    """The verdict, every number measured as the pipeline would (analytic error: cheap)."""
+    before, after = (utility(m.valid, w.label.valid) for m in (w.original, new))
+    said = answers(new.forget, w.label.forget, new.control, w.label.control)
+    told = advantage(*(-x for x in _told(w, new)), draws=100)
+    prompts = [np.concatenate([m.forget, m.valid]) for m in (w.original, new)]
+    return verdict(
+        probes_changed=probes_changed(*prompts),
+        membership_auc=auc(*_told(w, new)),
+        membership_error=Z95 * auc_se(*_told(w, new)),
+        membership_original=auc(*_told(w, w.original)),
+        advantage=told["value"],
+        advantage_error=told["error"],
+        auc_drop=before["auc"] - after["auc"],
+        ece_rise=after["ece"] - before["ece"],
+        answers_gap=said["gap"],
+        answers_se=said["se"],
+        answers_control=said["control"],
+    )
+
+
+def outcome(result: dict) -> dict[str, bool | None]:
+    return {check["name"]: check["passed"] for check in result["checks"]}

@@ -1,0 +1,137 @@
+"""Utility metrics: parity with scikit-learn, calibration, quintiles, sets of one class."""
+
+from __future__ import annotations
+
+import math
+from itertools import pairwise
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from scipy.special import expit
+from sklearn.metrics import accuracy_score, log_loss, roc_auc_score
+
+from curerec.errors import ConfigError
+from curerec.evaluation.inputs import equal_mass, p_yes
+from curerec.evaluation.utility import by_quintile, ece, nll, utility, utility_interval
+
+
+def drawn(seed, n=300):
+    rng = np.random.default_rng(seed)
+    z = rng.normal(0.3, 1.5, n)
+    logits = rng.normal(size=(n, 1)) + np.c_[np.zeros(n), z]
+    return logits, (rng.random(n) < expit(z)).astype(np.int8)
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_equals_scikit_learn(seed):
+    logits, label = drawn(seed)
+    found, p = utility(logits, label), p_yes(logits)
+    assert found["auc"] == pytest.approx(roc_auc_score(label, p), abs=1e-12)
+    assert found["acc"] == accuracy_score(label, p > 0.5)
+    assert found["log_loss"] == pytest.approx(log_loss(label, p), abs=1e-9)
+    assert found["missing"] == {}
+
+
+def test_margins_do_as_well_as_logits():
+    logits, label = drawn(3)
+    a, b = utility(logits, label), utility(logits[:, 1] - logits[:, 0], label)
+    assert a == b
+
+
+def test_ece_by_hand():
+    p = np.array([0.1, 0.1, 0.9, 0.9])
+    # Ties share a bin: |0.1 - 0.5| and |0.9 - 1|, each half of the mass.
+    assert ece(p, np.array([0, 1, 1, 1])) == pytest.approx(0.25)
+
+
+@settings(deadline=None)  # the cores are shared
+@given(st.permutations(range(12)))
+def test_ece_does_not_depend_on_the_order_of_rows(order):
+    p, y = np.repeat([0.2, 0.5, 0.8], 4), np.array([0, 1, 0, 0, 1, 1, 0, 1, 1, 1, 0, 1])
+    order = np.array(order)
+    assert ece(p[order], y[order], bins=5) == pytest.approx(ece(p, y, bins=5), abs=1e-15)
+
+
+def test_ece_without_ties_is_the_mean_over_fifteen_equal_bins():
+    rng = np.random.default_rng(4)
+    p = rng.permutation(np.linspace(0.01, 0.99, 150))
+    y = rng.integers(0, 2, 150)
+    order = np.argsort(p)
+    expected = np.mean(np.abs((p - y)[order].reshape(15, 10).mean(1)))
+    assert ece(p, y) == pytest.approx(expected)
+
+
+@settings(deadline=None)  # the cores are shared
+@given(st.lists(st.integers(0, 5), min_size=1, max_size=40), st.integers(1, 7))
+def test_bins_are_ordered_and_in_range(values, bins):
+    values = np.array(values)
+    found = equal_mass(values, bins)
+    assert found.min() == 0 and found.max() < bins
+    assert (np.diff(found[np.argsort(values, kind="stable")]) >= 0).all()
+
+
+@pytest.mark.parametrize("label", [0, 1])
+def test_one_class_gives_nan_with_its_reason(label):
+    logits, _ = drawn(5, 20)
+    same = np.full(20, label)
+    found = utility(logits, same)
+    assert math.isnan(found["auc"]) and found["missing"] == {"auc": "all labels are the same"}
+    assert all(math.isfinite(found[name]) for name in ("acc", "log_loss", "ece"))
+    assert all(math.isnan(x) for x in utility_interval(logits, same))
+
+
+def test_an_empty_set_gives_nan_with_its_reason():
+    found = utility(np.zeros((0, 2)), np.zeros(0))
+    assert math.isnan(found["log_loss"]) and found["missing"]["ece"] == "no examples"
+
+
+@pytest.mark.parametrize(
+    ("logits", "label", "says"),
+    [
+        ([[0.0, np.nan]], [1], "not finite"),
+        ([[0.0, np.inf]], [1], "not finite"),
+        ([[0.0, 1.0, 2.0]], [1], "3 columns"),
+        ([[0.0, 1.0]], [1, 0], "2 labels for 1"),
+        ([[0.0, 1.0]], [2], "other than 0 and 1"),
+        ([[0.0, 1.0]], [np.nan], "not finite"),
+        ([], [1], "at least 1"),
+        (0.0, [1], "0 axes"),
+    ],
+)
+def test_bad_input_is_named(logits, label, says):
+    with pytest.raises(ConfigError, match=says):
+        utility(np.array(logits), np.array(label))
+
+
+def test_losses_neither_overflow_nor_lose_digits():
+    assert nll(np.array([1e4, -1e4, 40.0]), np.array([1, 1, 1])) == pytest.approx(
+        [0, 1e4, math.exp(-40)], rel=1e-12
+    )
+
+
+def test_quintiles_never_split_users_of_equal_activity():
+    logits, label = drawn(6, 500)
+    activity = np.random.default_rng(6).integers(5, 30, 500)
+    rows = by_quintile(logits, label, activity)
+    assert [row["quintile"] for row in rows] == [1, 2, 3, 4, 5]
+    assert sum(row["n"] for row in rows) == 500
+    for low, high in pairwise(rows):
+        assert low["activity_high"] < high["activity_low"]
+    inside = (activity >= rows[2]["activity_low"]) & (activity <= rows[2]["activity_high"])
+    assert rows[2]["auc"] == pytest.approx(utility(logits[inside], label[inside])["auc"])
+
+
+def test_quintiles_say_why_they_are_nan():
+    rows = by_quintile(np.zeros(10), np.ones(10), np.full(10, 7))
+    assert [row["missing"] for row in rows] == ["all labels are the same", *["no examples"] * 4]
+    assert all(math.isnan(row["auc"]) for row in rows)
+
+
+def test_the_interval_is_around_the_value():
+    logits, label = drawn(7)
+    low, high = utility_interval(logits, label, draws=200, groups=np.arange(300) // 6)
+    assert low < utility(logits, label)["auc"] < high
+    with pytest.raises(ConfigError, match="lengths differ"):
+        utility_interval(logits, label, groups=np.arange(3))

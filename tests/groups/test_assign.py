@@ -1,0 +1,109 @@
+"""Roles from contributions: the rule, the bootstrap, the random twin."""
+
+from __future__ import annotations
+
+from collections import Counter
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from hypothesis.extra.numpy import arrays
+
+from curerec.groups.assign import assign, percentile_within, random_groups, roles_from, rows_of_roles
+from curerec.records import ROLES
+
+TYPES = np.asarray(["head"] * 8 + ["mlp"] * 4 + ["norm"], dtype=object)
+UNITS = tuple(f"unit{k}" for k in range(len(TYPES)))
+
+
+def planted(n=200, noise=0.3, seed=0):
+    """Scores whose means put each role on known units, in equal numbers within heads and MLPs."""
+    rng = np.random.default_rng(seed)
+    want = np.asarray(["forget", "retain", "shared", "frozen"] * 3 + ["forget"], dtype=object)
+    high_f, high_r = np.isin(want, ("forget", "shared")), np.isin(want, ("retain", "shared"))
+    f = np.where(high_f, 1.0, -1.0) + noise * rng.normal(size=(n, len(TYPES)))
+    r = np.where(high_r, 1.0, -1.0) + noise * rng.normal(size=(n + 7, len(TYPES)))
+    return f.astype(np.float32), r.astype(np.float32), want
+
+
+def test_strong_signals_are_found_with_full_agreement():
+    f, r, want = planted()
+    groups = assign(f, r, UNITS, TYPES)
+    assert groups.role.tolist() == want.tolist()
+    assert (groups.agreement > 0.99).all()
+    np.testing.assert_allclose(groups.forget_score, f.mean(0), rtol=1e-5)
+    assert groups.members("forget") == tuple(u for u, w in zip(UNITS, want, strict=True) if w == "forget")
+    assert [ROLES[k] for k in rows_of_roles(groups)] == groups.role.tolist()
+
+
+def test_pure_noise_goes_to_the_uncertain_role():
+    rng = np.random.default_rng(0)
+    f, r = rng.normal(size=(50, len(TYPES))), rng.normal(size=(50, len(TYPES)))
+    groups = assign(f, r, UNITS, TYPES)
+    assert (groups.agreement >= 0).all() and (groups.agreement <= 1).all()
+    doubtful = groups.agreement < 0.9
+    assert doubtful.sum() > len(UNITS) / 2 and (groups.role[doubtful] == "shared").all()
+    leading = assign(f, r, UNITS, TYPES, uncertain_role=None)
+    np.testing.assert_array_equal(leading.agreement, groups.agreement)
+    assert set(leading.role[doubtful]) - {"shared"}
+
+
+def test_the_same_seed_gives_the_same_groups():
+    f, r, _ = planted(noise=4)
+    one, two, other = (assign(f, r, UNITS, TYPES, seed=s) for s in (3, 3, 4))
+    np.testing.assert_array_equal(one.agreement, two.agreement)
+    assert (one.agreement != other.agreement).any()
+
+
+def test_the_bootstrap_is_the_one_a_loop_would_draw():
+    """Agreement is near the share of resamples, drawn one by one, in which the unit keeps its role."""
+    f, r, _ = planted(n=40, noise=4)
+    groups = assign(f, r, UNITS, TYPES, draws=2000, uncertain_role=None)
+    rng = np.random.default_rng(1)
+    kept = np.zeros(len(UNITS))
+    for _ in range(1000):
+        a, b = f[rng.integers(len(f), size=len(f))].mean(0), r[rng.integers(len(r), size=len(r))].mean(0)
+        kept += np.asarray(ROLES, dtype=object)[roles_from(a, b, TYPES, 0.5)] == groups.role
+    np.testing.assert_allclose(groups.agreement, kept / 1000, atol=0.08)
+
+
+@given(arrays(np.float64, (3, len(TYPES)), elements=st.integers(-3, 3)), st.randoms())
+def test_percentiles_are_of_the_type_and_know_no_order(values, random):
+    """Ties included: units that fine-tuning left alone all score 0, and none of them comes before another."""
+    got = percentile_within(values, TYPES)
+    for kind in ("head", "mlp"):
+        member = TYPES == kind
+        part = values[:, member]
+        below, equal = (part[:, None] < part[:, :, None]).sum(-1), (part[:, None] == part[:, :, None]).sum(-1)
+        np.testing.assert_allclose(got[:, member], (below + equal / 2) / member.sum())
+    np.testing.assert_array_equal(got[:, TYPES == "norm"], values[:, TYPES == "norm"] > 0)
+    order = list(range(len(TYPES)))
+    random.shuffle(order)
+    np.testing.assert_array_equal(percentile_within(values[:, order], TYPES[order]), got[:, order])
+
+
+def test_two_units_of_a_type_split_at_the_median():
+    """With rank / n both of two MLPs would count as high, whatever they scored."""
+    types = np.asarray(["mlp", "mlp"], dtype=object)
+    roles = roles_from(np.asarray([1.0, 2.0]), np.asarray([5.0, 4.0]), types, 0.5)
+    assert [ROLES[k] for k in roles] == ["retain", "forget"]
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_the_random_twin_has_the_same_sizes_in_each_type(seed):
+    f, r, _ = planted(noise=2)
+    groups = assign(f, r, UNITS, TYPES)
+    before = groups.role.copy()
+    twin = random_groups(groups, TYPES, seed=seed)
+    for kind in set(TYPES):
+        assert Counter(twin.role[kind == TYPES]) == Counter(groups.role[kind == TYPES])
+    np.testing.assert_array_equal(groups.role, before)
+    np.testing.assert_array_equal(twin.role, random_groups(groups, TYPES, seed=seed).role)
+
+
+def test_random_twins_differ_from_the_groups_and_from_each_other():
+    f, r, _ = planted()
+    groups = assign(f, r, UNITS, TYPES)
+    seen = {tuple(random_groups(groups, TYPES, seed=s).role) for s in range(10)} | {tuple(groups.role)}
+    assert len(seen) > 8

@@ -1,0 +1,151 @@
+"""The three rules against a slow reference that walks through the units one by one."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+from made_models import made_encoder, made_model, with_lora
+
+from curerec.groups.assign import FORGET, FROZEN, RETAIN, SHARED
+from curerec.methods.rules import Rules, named, uniform
+from curerec.recommender.units import units_of
+
+WORDS = len(made_encoder().tokenizer)
+CASES = [(g, lora) for g in ("row", "projection", "head_mlp") for lora in (False, True)]
+
+
+def setting(granularity, lora, *, seed=0, scale=1.0):
+    """Units with random roles, and random gradients of all their parameters."""
+    model = made_model(WORDS, layers=2)
+    model = with_lora(model) if lora else model
+    units = units_of(model, granularity)
+    rng = np.random.default_rng(seed)
+    role = torch.from_numpy(rng.integers(0, 4, len(units.names)))
+    parameters = dict(model.named_parameters())
+    names = sorted({n for b in units.branches for n in (b.weight, b.factor) if n})
+    forget, retain = (
+        {n: torch.from_numpy(scale * rng.normal(size=tuple(parameters[n].shape))).float() for n in names}
+        for _ in range(2)
+    )
+    return units, role, forget, retain
+
+
+def slices(units, gradients, unit):
+    """The entries of a unit's slices, in one vector, with where they came from."""
+    parts, places = [], []
+    for branch in {b.weight: b for b in units.branches}.values():
+        index = np.flatnonzero(branch.unit == unit)
+        g = gradients[branch.weight]
+        taken = g[index] if branch.dim == 0 else g[:, index]
+        parts.append(taken.reshape(-1).double())
+        places.append((branch, index, taken.shape))
+    return torch.cat(parts), places
+
+
+def rule(role, f, r, w):
+    if role == FROZEN:
+        return torch.zeros_like(f)
+    if role == RETAIN:
+        return w * r
+    if role == SHARED:
+        f = f - min(0.0, float(f @ r)) / float(r @ r) * r
+    return f + w * r
+
+
+@pytest.mark.parametrize(("granularity", "lora"), CASES)
+@pytest.mark.parametrize("weight", [0.0, 1.0, 3.0])
+def test_combine_against_one_unit_at_a_time(granularity, lora, weight):
+    units, role, forget, retain = setting(granularity, lora)
+    got, seen = Rules(units, role, weight=weight).combine(forget, retain)
+    assert set(got) == set(forget)
+    for unit in range(len(units.names)):
+        f, places = slices(units, forget, unit)
+        r, _ = slices(units, retain, unit)
+        want = rule(int(role[unit]), f, r, weight)
+        d, _ = slices(units, got, unit)
+        torch.testing.assert_close(d, want, atol=2e-5, rtol=1e-4)
+        cos = float(f @ r / (f.norm() * r.norm()))
+        assert float(seen["cos"][unit]) == pytest.approx(cos, abs=1e-5)
+        assert bool(seen["projected"][unit]) == (int(role[unit]) == SHARED and cos < 0)
+
+
+@pytest.mark.parametrize("granularity", ["row", "projection", "head_mlp"])
+def test_a_shared_factor_takes_the_most_conservative_role(granularity):
+    units, role, forget, retain = setting(granularity, True, seed=4)
+    mixed = 0
+    for roles in (role, torch.full_like(role, FORGET), torch.full_like(role, RETAIN), torch.full_like(role, FROZEN)):
+        rules = Rules(units, roles, weight=2.0)
+        got, _ = rules.combine(forget, retain)
+        for branch in units.branches:
+            present = set(roles[branch.unit].tolist()) - {FROZEN}
+            wanted = FROZEN if not present else present.pop() if len(present) == 1 else SHARED
+            mixed += wanted == SHARED
+            f, r = (g[branch.factor].reshape(-1).double() for g in (forget, retain))
+            want = rule(wanted, f, r, 2.0).view_as(got[branch.factor])
+            torch.testing.assert_close(got[branch.factor].double(), want, atol=2e-5, rtol=1e-4)
+            assert (branch.factor in rules.trainable()) == (wanted != FROZEN)
+    assert mixed
+
+
+@pytest.mark.parametrize(("granularity", "lora"), CASES)
+@pytest.mark.parametrize("scale", [1.0, 1e-5, 1e-10])
+def test_a_projected_step_does_not_undo_retaining_whatever_the_scale(granularity, lora, scale):
+    units, role, forget, retain = setting(granularity, lora, scale=scale)
+    got, seen = Rules(units, torch.full_like(role, SHARED), weight=0.0).combine(forget, retain)
+    assert seen["projected"].any() and not seen["projected"].all()
+    assert not seen["cos"].isnan().any()
+    for unit in range(len(units.names)):
+        d, _ = slices(units, got, unit)
+        r, _ = slices(units, retain, unit)
+        f, _ = slices(units, forget, unit)
+        assert float(d @ r) >= -1e-5 * float(f.norm() * r.norm())
+        if not seen["projected"][unit]:
+            torch.testing.assert_close(d, f)
+
+
+def test_frozen_units_do_not_move_and_need_no_gradient():
+    units, role, forget, retain = setting("projection", False)
+    role = torch.full_like(role, FROZEN)
+    role[units.names.index("layers.0.q_proj")] = FORGET
+    rules = Rules(units, role, weight=1.0)
+    assert rules.trainable() == ["model.layers.0.self_attn.q_proj.weight"]
+    part = ({n: g[n] for n in rules.trainable()} for g in (forget, retain))
+    got, _ = rules.combine(*part)
+    assert set(got) == set(rules.trainable())
+    got, _ = rules.combine(forget, retain)
+    assert all((g == 0).all() for n, g in got.items() if n not in rules.trainable())
+
+
+def test_a_unit_without_any_gradient_stays_finite():
+    units, role, forget, retain = setting("row", False)
+    zero = {n: torch.zeros_like(g) for n, g in forget.items()}
+    for f, r in ((zero, retain), (forget, zero), (zero, zero)):
+        got, seen = Rules(units, torch.full_like(role, SHARED), weight=1.0).combine(f, r)
+        assert all(g.isfinite().all() for g in got.values())
+        assert seen["cos"].isnan().all() and not seen["projected"].any()
+
+
+def test_half_precision_gradients_are_summed_in_single():
+    units, role, forget, retain = setting("projection", False)
+    half = [{n: t.bfloat16() for n, t in g.items()} for g in (forget, retain)]
+    role = torch.full_like(role, SHARED)
+    got, seen = Rules(units, role).combine(*half)
+    want, truth = Rules(units, role).combine(*({n: t.float() for n, t in g.items()} for g in half))
+    torch.testing.assert_close(seen["cos"], truth["cos"], atol=1e-6, rtol=1e-5)
+    for name in got:
+        torch.testing.assert_close(got[name].float(), want[name], atol=0.05, rtol=0.02)
+
+
+def test_uniform_is_the_weighted_sum():
+    units, role, forget, retain = setting("row", True)
+    got, _ = Rules(units, uniform(units), weight=0.5).combine(forget, retain)
+    for name in got:
+        torch.testing.assert_close(got[name], forget[name] + 0.5 * retain[name])
+
+
+def test_parameters_by_name_keep_the_order_asked_for():
+    model = made_model(WORDS, layers=1)
+    names = ["model.norm.weight", "model.embed_tokens.weight"]
+    found = named(list(model.named_parameters()), names)
+    assert [id(p) for p in found] == [id(model.get_parameter(n)) for n in names]
