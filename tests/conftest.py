@@ -11,12 +11,12 @@ import zipfile
 import numpy as np
 import pytest
 import torch
-from made_ratings import LAYOUTS
-from made_sources import NAME, Quiet
 
 from curerec.data import cache, fetch, sources
 from curerec.data.fetch import Public
 from curerec.data.readers import read
+from made_ratings import LAYOUTS
+from made_sources import NAME, Quiet
 
 torch.set_num_threads(1)
 

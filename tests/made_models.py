@@ -7,13 +7,20 @@ from typing import Any
 
 import numpy as np
 import torch
-from made_catalogue import made_catalogue, made_titles
 from peft import LoraConfig, get_peft_model
-from transformers import LlamaConfig, LlamaForCausalLM, Qwen2Config, Qwen2ForCausalLM, Qwen3Config, Qwen3ForCausalLM
+from transformers import (
+    LlamaConfig,
+    LlamaForCausalLM,
+    Qwen2Config,
+    Qwen2ForCausalLM,
+    Qwen3Config,
+    Qwen3ForCausalLM,
+)
 
 from curerec.data.splits import examples
 from curerec.prompts.encoding import Encoder, Prompts, queries
 from curerec.recommender.nano import nano_tokenizer
+from made_catalogue import made_catalogue, made_titles
 
 ALL = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
 KINDS = {
@@ -38,8 +45,26 @@ def made_prompts(n: int = 12, *, template: str = "likes", seed: int = 0) -> tupl
     return encoder.encode(queries(data, part.take(np.arange(n)))), encoder
 
 
+def other_titles(prompts: Prompts, words: int, *, seed: int = 0) -> Prompts:
+    """The same prompts with some history tokens replaced, positions aligned."""
+    rng = np.random.default_rng(seed)
+    ids = prompts.ids.copy()
+    for n, start, stop, position, _ in prompts.spans:
+        if position >= 0 and rng.random() < 0.7:
+            at = slice(prompts.offsets[n] + start, prompts.offsets[n] + stop)
+            ids[at] = rng.integers(30, words, stop - start)
+    return Prompts(ids, prompts.offsets, prompts.spans, prompts.label)
+
+
 def made_model(
-    vocabulary: int, kind: str = "llama", *, heads: int = 4, kv: int = 2, layers: int = 2, tied: bool = True, **more: Any
+    vocabulary: int,
+    kind: str = "llama",
+    *,
+    heads: int = 4,
+    kv: int = 2,
+    layers: int = 2,
+    tied: bool = True,
+    **more: Any,
 ) -> Any:
     """A random decoder of width 16 with grouped keys; weights large enough for logits to move."""
     config, model = KINDS[kind]
@@ -81,6 +106,8 @@ def tuned_pair(model: Any) -> tuple[Any, dict[str, torch.Tensor]]:
 
 def with_lora(model: Any, targets: list[str] = ALL, *, r: int = 3) -> Any:
     """The model with a LoRA adapter whose factors are both random, in eval mode."""
-    config = LoraConfig(r=r, lora_alpha=2 * r, target_modules=targets, init_lora_weights=False, task_type="CAUSAL_LM")
+    config = LoraConfig(
+        r=r, lora_alpha=2 * r, target_modules=targets, init_lora_weights=False, task_type="CAUSAL_LM"
+    )
     torch.manual_seed(3)
     return get_peft_model(model, config).eval()

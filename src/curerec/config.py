@@ -38,7 +38,8 @@ def parse(kind: type[C], values: Any, *, where: str) -> C:
         return kind.model_validate(values)
     except ValidationError as error:
         faults = "; ".join(
-            f"{'.'.join(map(str, f['loc'])) or 'file'}: {f['msg']}" for f in error.errors(include_input=False)[:3]
+            f"{'.'.join(map(str, f['loc'])) or 'file'}: {f['msg']}"
+            for f in error.errors(include_input=False)[:3]
         )
         raise ConfigError(
             f"does not fit ({faults})", where=where, mend=f"Known keys: {', '.join(kind.model_fields)}"
@@ -54,7 +55,9 @@ def read_yaml(kind: type[C], path: str | Path) -> C:
     try:
         values = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
     except OSError as error:
-        raise ConfigError(f"cannot be read ({error.strerror})", where=str(path), mend="Give a YAML file") from None
+        raise ConfigError(
+            f"cannot be read ({error.strerror})", where=str(path), mend="Give a YAML file"
+        ) from None
     except (yaml.YAMLError, UnicodeDecodeError):
         raise ConfigError("is not YAML", where=str(path), mend="Write `key: value` lines") from None
     return parse(kind, values or {}, where=str(path))

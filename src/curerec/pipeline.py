@@ -73,7 +73,9 @@ def base_folder(
         return bases.resolve(name, cache=cache)
     if not recipe.split.public_share:
         raise ModelError(
-            "needs users to be pre-trained on", where="base model nano", mend="Set split.public_share, e.g. 0.4"
+            "needs users to be pre-trained on",
+            where="base model nano",
+            mend="Set split.public_share, e.g. 0.4",
         )
     public, _ = users_by_part(data, recipe.split)
     part = per_user_split(data, seed=recipe.split.seed, users=public)
@@ -89,12 +91,19 @@ def base_folder(
         encoder = Encoder(tokenizer, recipe.model.template, data.titles["title"].to_pylist())
         prompts = encoder.encode(queries(data, part.train))
         model.to(device())
-        tune(model, prompts, encoder.answers, recipe.model.pretrain, seed=recipe.split.seed, progress=progress)
+        tune(
+            model, prompts, encoder.answers, recipe.model.pretrain, seed=recipe.split.seed, progress=progress
+        )
         model.to("cpu")
 
     with (clock or Clock()).stage("pre-train the base model") as advance:
         return bases.make_nano(
-            data.titles["title"].to_pylist(), about, pretrain, seed=recipe.split.seed, cache=cache, progress=advance
+            data.titles["title"].to_pylist(),
+            about,
+            pretrain,
+            seed=recipe.split.seed,
+            cache=cache,
+            progress=advance,
         )
 
 
@@ -120,7 +129,9 @@ def fresh_model(folder: Path, config: ModelConfig, *, seed: int) -> Any:
     unknown = set(config.lora.targets or []) - set(paths)
     if unknown:
         raise ModelError(
-            f"has no projection {', '.join(sorted(unknown))}", where="model.lora.targets", mend=f"Choose from {', '.join(paths)}"
+            f"has no projection {', '.join(sorted(unknown))}",
+            where="model.lora.targets",
+            mend=f"Choose from {', '.join(paths)}",
         )
     shape = PeftLora(
         r=config.lora.r,
@@ -285,7 +296,9 @@ def unlearn(
         RequestError: unknown method, or a request that cannot be granted.
     """
     if method not in METHODS:
-        raise RequestError(f"unknown method {method!r}", where="--method", mend=f"Choose from {', '.join(METHODS)}")
+        raise RequestError(
+            f"unknown method {method!r}", where="--method", mend=f"Choose from {', '.join(METHODS)}"
+        )
     split = apply_request(opened.data, opened.split, request)
     with _deterministic(seed):
         task = task_for(opened, split, seed=seed, clock=Clock(reporter or Silent()))
@@ -301,14 +314,20 @@ def _deterministic(seed: int) -> Any:
 
 def save_unlearned(opened: Opened, outcome: Outcome, request: ForgetRequest, out: Path) -> Recommender:
     """Write an unlearned recommender; its card names method and request digest, never the ids."""
-    card = {k: copy.deepcopy(v) for k, v in opened.recommender.card.items() if k not in ("format", "weights_sha256")}
+    card = {
+        k: copy.deepcopy(v)
+        for k, v in opened.recommender.card.items()
+        if k not in ("format", "weights_sha256")
+    }
     card["unlearned"] = [*card.get("unlearned", []), {"method": outcome.method, "request": request.digest}]
     new = replace(opened.recommender, model=outcome.model, card=card, path=out)
     storage.save(new, out)
     return new
 
 
-def logits_of(recommender: Recommender, data: Interactions, examples: Examples, model: Any = None) -> np.ndarray:
+def logits_of(
+    recommender: Recommender, data: Interactions, examples: Examples, model: Any = None
+) -> np.ndarray:
     """Answer logits of examples, float32 [n, 2]."""
     encoder = Encoder(recommender.tokenizer, recommender.template, data.titles["title"].to_pylist())
     return score(model or recommender.model, encoder.encode(queries(data, examples)), recommender.answers)
@@ -324,7 +343,9 @@ def versions() -> dict[str, str]:
 def machine() -> dict[str, Any]:
     """Device and threads."""
     where = device()
-    name = torch.cuda.get_device_name() if where.type == "cuda" else (platform.processor() or platform.machine())
+    name = (
+        torch.cuda.get_device_name() if where.type == "cuda" else (platform.processor() or platform.machine())
+    )
     return {"device": where.type, "processor": name, "threads": torch.get_num_threads()}
 
 
@@ -332,5 +353,3 @@ def peak_memory_bytes() -> int:
     """Largest resident set of this process so far, bytes."""
     used = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return used if sys.platform == "darwin" else used * 1024
-
-

@@ -57,7 +57,9 @@ class Interactions:
         """Per row the index into :attr:`items`, int32 [n_rows]."""
         import pyarrow.compute as pc
 
-        codes = pc.index_in(self.ratings["item"].combine_chunks(), value_set=self.titles["item"].combine_chunks())
+        codes = pc.index_in(
+            self.ratings["item"].combine_chunks(), value_set=self.titles["item"].combine_chunks()
+        )
         return codes.to_numpy(zero_copy_only=False).astype(np.int32)
 
     @cached_property
@@ -152,7 +154,7 @@ class ForgetRequest:
 
     @cached_property
     def digest(self) -> str:
-        """sha256 of kind and sorted distinct ids: names the request in records without naming anybody in it."""
+        """sha256 of kind and sorted distinct ids: names the request in records, and nobody in it."""
         ids = {"\t".join(map(str, i)) if isinstance(i, tuple | list) else str(i) for i in self.ids}
         text = self.kind + "\n" + "\n".join(sorted(ids))
         return hashlib.sha256(text.encode()).hexdigest()
@@ -164,7 +166,8 @@ class ForgetSplit:
 
     Attributes:
         forget: training examples whose target is deleted, with the histories the model was trained on (D_f).
-        retain: all other training examples, histories cleaned of deleted interactions (D_r); what a retrain sees.
+        retain: all other training examples, histories cleaned of deleted interactions (D_r); what a retrain
+            sees.
         control, valid, test: as in the split, histories cleaned, deleted targets kept in ``control`` only.
         deleted: bool [n_rows], the deleted interactions.
     """

@@ -5,12 +5,12 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
-from made_models import made_model, made_prompts, tuned_pair, with_lora
 
 from curerec.circuits.adapter import adapter_scores, weight_deltas
 from curerec.circuits.path import path_scores
 from curerec.recommender.score import answer_logits, to_batch
 from curerec.recommender.units import units_of
+from made_models import made_model, made_prompts, tuned_pair, with_lora
 
 GRANULARITIES = ["row", "projection", "head_mlp"]
 FULL = {
@@ -25,7 +25,9 @@ FULL = {
 def losses(model, prompts, answers):
     ids, last = to_batch(prompts, np.arange(len(prompts)), torch.device("cpu"))
     label = torch.from_numpy(prompts.label.astype(np.int64))
-    return torch.nn.functional.cross_entropy(answer_logits(model, ids, last, answers), label, reduction="none")
+    return torch.nn.functional.cross_entropy(
+        answer_logits(model, ids, last, answers), label, reduction="none"
+    )
 
 
 def reference(model, prompts, answers, units, change):
@@ -68,7 +70,9 @@ def test_lora(granularity, targets):
     model = with_lora(made_model(len(encoder.tokenizer)), **({"targets": targets} if targets else {}))
     units = units_of(model, granularity)
     change = {n: p.detach() for n, p in model.named_parameters() if "lora_" in n}
-    got = adapter_scores(model, prompts, encoder.answers, units, weight_deltas(model, {}, units), batch_size=4)
+    got = adapter_scores(
+        model, prompts, encoder.answers, units, weight_deltas(model, {}, units), batch_size=4
+    )
     want = reference(model, prompts, encoder.answers, units, change)
     assert np.abs(want).max() > 1e-3
     np.testing.assert_allclose(got, want, atol=2e-5 * np.abs(want).max(), rtol=1e-3)

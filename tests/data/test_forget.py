@@ -6,12 +6,12 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from made_catalogue import made_catalogue
 
 from curerec.data.forget import apply_request, deleted_rows, draw_request
 from curerec.data.splits import examples, per_user_split
 from curerec.errors import RequestError
 from curerec.records import ForgetRequest
+from made_catalogue import made_catalogue
 
 DATA = made_catalogue()
 SPLIT = per_user_split(DATA)
@@ -22,14 +22,22 @@ KINDS = ("users", "items", "interactions")
 def matches(request):
     """The rows a request means, one by one."""
     ids = set(request.ids)
-    named = {"users": lambda r: USER[r], "items": lambda r: ITEM[r], "interactions": lambda r: (USER[r], ITEM[r])}
+    named = {
+        "users": lambda r: USER[r],
+        "items": lambda r: ITEM[r],
+        "interactions": lambda r: (USER[r], ITEM[r]),
+    }
     return np.asarray([named[request.kind](r) in ids for r in range(len(DATA))])
 
 
 @st.composite
 def requests(draw):
     kind = draw(st.sampled_from(KINDS))
-    pool = {"users": sorted(set(USER)), "items": sorted(set(ITEM)), "interactions": list(zip(USER, ITEM, strict=True))}
+    pool = {
+        "users": sorted(set(USER)),
+        "items": sorted(set(ITEM)),
+        "interactions": list(zip(USER, ITEM, strict=True)),
+    }
     return ForgetRequest(kind, tuple(draw(st.lists(st.sampled_from(pool[kind]), min_size=1, max_size=8))))
 
 
@@ -75,7 +83,9 @@ def last(target, deleted):
 
 
 def test_an_older_interaction_moves_up_where_one_was_deleted():
-    target = next(t for t in SPLIT.train.target if t - np.flatnonzero(DATA.user_code == DATA.user_code[t])[0] > 11)
+    target = next(
+        t for t in SPLIT.train.target if t - np.flatnonzero(DATA.user_code == DATA.user_code[t])[0] > 11
+    )
     full = examples(DATA, [target]).history[0]
     removed = full[6]
     request = ForgetRequest("interactions", ((USER[removed], ITEM[removed]),))
@@ -97,23 +107,33 @@ def test_pairs_may_come_as_lists_or_numbers():
     listed = ForgetRequest("interactions", ([USER[3], ITEM[3]],))
     assert listed.digest == ForgetRequest("interactions", ((USER[3], ITEM[3]),)).digest
     assert np.flatnonzero(deleted_rows(DATA, listed)).tolist() == [3]
-    assert ForgetRequest("interactions", ((1, 2),)).digest == ForgetRequest("interactions", (("1", "2"),)).digest
+    assert (
+        ForgetRequest("interactions", ((1, 2),)).digest == ForgetRequest("interactions", (("1", "2"),)).digest
+    )
 
 
 @pytest.mark.parametrize(
     ("kind", "known", "unknown"),
-    [("users", USER[0], "secret7"), ("items", ITEM[0], "secret7"), ("interactions", (USER[0], ITEM[0]), ("x7", "y7"))],
+    [
+        ("users", USER[0], "secret7"),
+        ("items", ITEM[0], "secret7"),
+        ("interactions", (USER[0], ITEM[0]), ("x7", "y7")),
+    ],
 )
 def test_unknown_ids_are_told_by_position_and_never_by_name(kind, known, unknown):
     with pytest.raises(RequestError, match=r"2 \w+\(s\) .*entries 2, 4\)") as caught:
         deleted_rows(DATA, ForgetRequest(kind, (known, unknown, known, unknown)))
     for text in (str(caught.value), repr(caught.value)):
-        assert not any(word in text for word in ("secret7", "x7", "y7", *([known] if kind != "interactions" else known)))
+        assert not any(
+            word in text for word in ("secret7", "x7", "y7", *([known] if kind != "interactions" else known))
+        )
 
 
 def test_a_long_list_of_unknown_ids_is_cut_between_numbers():
     ids = tuple(f"nobody{k}" for k in range(300))
-    with pytest.raises(RequestError, match=r"300 user\(s\) .*entries 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, \.\.\.\)"):
+    with pytest.raises(
+        RequestError, match=r"300 user\(s\) .*entries 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, \.\.\.\)"
+    ):
         deleted_rows(DATA, ForgetRequest("users", ids))
 
 
@@ -121,7 +141,9 @@ def test_a_long_list_of_unknown_ids_is_cut_between_numbers():
 def test_nothing_and_everybody_are_refused(kind):
     with pytest.raises(RequestError, match="names nothing"):
         apply_request(DATA, SPLIT, ForgetRequest(kind, ()))
-    everything = {"users": set(USER), "items": set(ITEM), "interactions": set(zip(USER, ITEM, strict=True))}[kind]
+    everything = {"users": set(USER), "items": set(ITEM), "interactions": set(zip(USER, ITEM, strict=True))}[
+        kind
+    ]
     with pytest.raises(RequestError, match="deletes all training data"):
         apply_request(DATA, SPLIT, ForgetRequest(kind, tuple(everything)))
 
@@ -138,7 +160,9 @@ def test_a_user_without_training_examples_is_nothing_to_forget():
 def test_a_drawn_request_has_the_share_and_the_seed(kind, share):
     request, again, other = (draw_request(DATA, SPLIT, kind=kind, share=share, seed=s) for s in (1, 1, 2))
     pool = {"users": DATA.user_code, "items": DATA.item_code, "interactions": np.arange(len(DATA))}[kind]
-    assert len(request.ids) == len(set(request.ids)) == round(share * len(np.unique(pool[SPLIT.train.target])))
+    assert (
+        len(request.ids) == len(set(request.ids)) == round(share * len(np.unique(pool[SPLIT.train.target])))
+    )
     assert request.ids == again.ids != other.ids
     apply_request(DATA, SPLIT, request)
 

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from made_catalogue import made_catalogue
 
 from curerec.data.graph import RESTART, liked_graph, personalised_pagerank
+from made_catalogue import made_catalogue
 
 DATA = made_catalogue(20, 40, (4, 12))
 ROWS = np.random.default_rng(0).permutation(len(DATA))[: len(DATA) // 2]
@@ -50,7 +50,9 @@ def test_against_networkx():
     starts = [N_USERS, N_USERS + 7, 3]
     got = personalised_pagerank(WALK, np.asarray(starts))
     for row, start in zip(got, starts, strict=True):
-        want = networkx.pagerank(graph, alpha=1 - RESTART, personalization={start: 1}, tol=1e-12, max_iter=500)
+        want = networkx.pagerank(
+            graph, alpha=1 - RESTART, personalization={start: 1}, tol=1e-12, max_iter=500
+        )
         np.testing.assert_allclose(row, [want[k] for k in range(len(row))], atol=1e-6)
 
 
@@ -63,7 +65,9 @@ def test_a_walk_from_an_isolated_node_stays_there():
 def test_a_graph_without_an_edge_and_starts_in_any_order():
     empty = liked_graph(DATA, np.zeros(0, np.int64))
     assert empty.nnz == 0
-    np.testing.assert_array_equal(personalised_pagerank(empty, np.asarray([2, 2])), np.eye(empty.shape[0])[[2, 2]])
+    np.testing.assert_array_equal(
+        personalised_pagerank(empty, np.asarray([2, 2])), np.eye(empty.shape[0])[[2, 2]]
+    )
     starts = np.asarray([5, N_USERS + 3, 5])
     many = personalised_pagerank(WALK, starts)
     for row, start in zip(many, starts, strict=True):

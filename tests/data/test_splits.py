@@ -10,7 +10,6 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from made_catalogue import made_catalogue
 
 from curerec.data.forget import apply_request
 from curerec.data.readers import read
@@ -18,6 +17,7 @@ from curerec.data.split_e2urec import e2urec_request, e2urec_split
 from curerec.data.splits import examples, per_user_split, subsample
 from curerec.data.table import interactions
 from curerec.errors import DataError
+from made_catalogue import made_catalogue
 
 DATA = made_catalogue()
 ROLES = ("train", "control", "valid", "test")
@@ -145,7 +145,10 @@ def test_e2urec_takes_the_latest_examples_of_all_users_in_time_order(window):
 
 
 def test_e2urec_control_is_taken_out_of_the_training_part():
-    plain, split, again = e2urec_split(DATA), *(e2urec_split(DATA, control_share=0.3, seed=1) for _ in range(2))
+    plain, split, again = (
+        e2urec_split(DATA),
+        *(e2urec_split(DATA, control_share=0.3, seed=1) for _ in range(2)),
+    )
     both = np.r_[split.train.target, split.control.target]
     assert set(both) == set(plain.train.target) and len(both) == len(plain.train)
     assert 0 < len(split.control) < len(split.train)
@@ -177,8 +180,8 @@ def test_e2urec_forgets_the_users_that_pythons_generator_names():
 def test_e2urec_counts_of_ml_1m():
     """What the copy at hand can give: only 64.8 % of its times are exact, so the window holds other users.
 
-    Exact: 970,009 examples with a history, 60,000/20,000/20,000 of them used. Near: 1,037 training users where the
-    official file has 1,025, and 10,760 examples of 207 users to forget where it has 12,982 of 205.
+    Exact: 970,009 examples with a history, 60,000/20,000/20,000 of them used. Near: 1,037 training users, in
+    the official file 1,025; 10,760 examples of 207 users to forget, in the official file 12,982 of 205.
     """
     data = read(SHARED / "ml-1m")
     assert len(examples(data, np.arange(len(data)))) == 970_009
@@ -194,7 +197,9 @@ def test_e2urec_counts_of_ml_1m():
 
 
 def test_equal_times_keep_the_order_of_the_table():
-    data = interactions(["a"] * 8, range(8), [5] * 8, [3] * 8, {str(k): f"T{k}" for k in range(8)}, name="x", source="t")
+    data = interactions(
+        ["a"] * 8, range(8), [5] * 8, [3] * 8, {str(k): f"T{k}" for k in range(8)}, name="x", source="t"
+    )
     made = examples(data, np.arange(8))
     assert made.target.tolist() == [5, 6, 7]
     assert made.history[-1].tolist() == [-1, -1, -1, *range(7)]

@@ -73,7 +73,7 @@ def test_percentiles_are_of_the_type_and_know_no_order(values, random):
     """Ties included: units that fine-tuning left alone all score 0, and none of them comes before another."""
     got = percentile_within(values, TYPES)
     for kind in ("head", "mlp"):
-        member = TYPES == kind
+        member = kind == TYPES
         part = values[:, member]
         below, equal = (part[:, None] < part[:, :, None]).sum(-1), (part[:, None] == part[:, :, None]).sum(-1)
         np.testing.assert_allclose(got[:, member], (below + equal / 2) / member.sum())

@@ -29,7 +29,9 @@ def test_npo_starts_with_the_gradient_of_gradient_ascent_whatever_beta(beta):
 def test_npo_becomes_gradient_ascent_as_beta_falls():
     logits, label, original = made()
     want = gradient(grad_ascent(logits, label), logits)
-    gaps = [(gradient(npo(logits, label, original, beta=b), logits) - want).abs().max() for b in (1.0, 0.1, 1e-4)]
+    gaps = [
+        (gradient(npo(logits, label, original, beta=b), logits) - want).abs().max() for b in (1.0, 0.1, 1e-4)
+    ]
     assert gaps[0] > gaps[1] > gaps[2] and gaps[2] < 1e-4
 
 
@@ -54,7 +56,10 @@ def test_weights_scale_examples():
     weight = torch.rand(len(label), dtype=torch.float64)
     for name in ("npo", "grad_ascent"):
         one = torch.stack(
-            [forget_loss(name, logits[k : k + 1], label[k : k + 1], original[k : k + 1], beta=0.5) for k in range(9)]
+            [
+                forget_loss(name, logits[k : k + 1], label[k : k + 1], original[k : k + 1], beta=0.5)
+                for k in range(9)
+            ]
         )
         got = forget_loss(name, logits, label, original, beta=0.5, weight=weight)
         torch.testing.assert_close(got, (one * weight).mean())

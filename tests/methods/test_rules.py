@@ -5,11 +5,11 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
-from made_models import made_encoder, made_model, with_lora
 
 from curerec.groups.assign import FORGET, FROZEN, RETAIN, SHARED
 from curerec.methods.rules import Rules, named, uniform
 from curerec.recommender.units import units_of
+from made_models import made_encoder, made_model, with_lora
 
 WORDS = len(made_encoder().tokenizer)
 CASES = [(g, lora) for g in ("row", "projection", "head_mlp") for lora in (False, True)]
@@ -32,15 +32,13 @@ def setting(granularity, lora, *, seed=0, scale=1.0):
 
 
 def slices(units, gradients, unit):
-    """The entries of a unit's slices, in one vector, with where they came from."""
-    parts, places = [], []
+    """The entries of a unit's slices, in one vector."""
+    parts = []
     for branch in {b.weight: b for b in units.branches}.values():
         index = np.flatnonzero(branch.unit == unit)
         g = gradients[branch.weight]
-        taken = g[index] if branch.dim == 0 else g[:, index]
-        parts.append(taken.reshape(-1).double())
-        places.append((branch, index, taken.shape))
-    return torch.cat(parts), places
+        parts.append((g[index] if branch.dim == 0 else g[:, index]).reshape(-1).double())
+    return torch.cat(parts)
 
 
 def rule(role, f, r, w):
@@ -60,10 +58,10 @@ def test_combine_against_one_unit_at_a_time(granularity, lora, weight):
     got, seen = Rules(units, role, weight=weight).combine(forget, retain)
     assert set(got) == set(forget)
     for unit in range(len(units.names)):
-        f, places = slices(units, forget, unit)
-        r, _ = slices(units, retain, unit)
+        f = slices(units, forget, unit)
+        r = slices(units, retain, unit)
         want = rule(int(role[unit]), f, r, weight)
-        d, _ = slices(units, got, unit)
+        d = slices(units, got, unit)
         torch.testing.assert_close(d, want, atol=2e-5, rtol=1e-4)
         cos = float(f @ r / (f.norm() * r.norm()))
         assert float(seen["cos"][unit]) == pytest.approx(cos, abs=1e-5)
@@ -74,7 +72,12 @@ def test_combine_against_one_unit_at_a_time(granularity, lora, weight):
 def test_a_shared_factor_takes_the_most_conservative_role(granularity):
     units, role, forget, retain = setting(granularity, True, seed=4)
     mixed = 0
-    for roles in (role, torch.full_like(role, FORGET), torch.full_like(role, RETAIN), torch.full_like(role, FROZEN)):
+    for roles in (
+        role,
+        torch.full_like(role, FORGET),
+        torch.full_like(role, RETAIN),
+        torch.full_like(role, FROZEN),
+    ):
         rules = Rules(units, roles, weight=2.0)
         got, _ = rules.combine(forget, retain)
         for branch in units.branches:
@@ -96,9 +99,9 @@ def test_a_projected_step_does_not_undo_retaining_whatever_the_scale(granularity
     assert seen["projected"].any() and not seen["projected"].all()
     assert not seen["cos"].isnan().any()
     for unit in range(len(units.names)):
-        d, _ = slices(units, got, unit)
-        r, _ = slices(units, retain, unit)
-        f, _ = slices(units, forget, unit)
+        d = slices(units, got, unit)
+        r = slices(units, retain, unit)
+        f = slices(units, forget, unit)
         assert float(d @ r) >= -1e-5 * float(f.norm() * r.norm())
         if not seen["projected"][unit]:
             torch.testing.assert_close(d, f)
@@ -138,7 +141,7 @@ def test_half_precision_gradients_are_summed_in_single():
 
 
 def test_uniform_is_the_weighted_sum():
-    units, role, forget, retain = setting("row", True)
+    units, _, forget, retain = setting("row", True)
     got, _ = Rules(units, uniform(units), weight=0.5).combine(forget, retain)
     for name in got:
         torch.testing.assert_close(got[name], forget[name] + 0.5 * retain[name])

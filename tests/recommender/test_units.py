@@ -5,10 +5,10 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
-from made_models import ALL, made_encoder, made_model, with_lora
 
 from curerec.errors import ModelError
 from curerec.recommender.units import units_of
+from made_models import ALL, made_encoder, made_model, with_lora
 
 WORDS = len(made_encoder().tokenizer)
 GRANULARITIES = ["row", "projection", "head_mlp"]

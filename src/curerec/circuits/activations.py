@@ -48,7 +48,9 @@ def sites_of(model: Any) -> Sites:
     layers = family.layer_list(model)
     return Sites(
         family=family,
-        attention={f"layers.{k}.attn": layer.get_submodule(family.attention_out) for k, layer in enumerate(layers)},
+        attention={
+            f"layers.{k}.attn": layer.get_submodule(family.attention_out) for k, layer in enumerate(layers)
+        },
         mlp={f"layers.{k}.mlp": layer.get_submodule(family.mlp_out) for k, layer in enumerate(layers)},
         n_heads=family.heads(model)[0],
         names=tuple(family.module_names(model)),
@@ -107,7 +109,9 @@ def patching(sites: Sites, values: Activations, modules: set[str]) -> Iterator[N
         chosen = [h for h in range(sites.n_heads) if f"layers.{layer}.head.{h}" in modules]
         if chosen:
             name = f"layers.{layer}.attn"
-            handles.append(sites.attention[name].register_forward_pre_hook(heads_hook(name, torch.tensor(chosen))))
+            handles.append(
+                sites.attention[name].register_forward_pre_hook(heads_hook(name, torch.tensor(chosen)))
+            )
         if f"layers.{layer}.mlp" in modules:
             name = f"layers.{layer}.mlp"
             handles.append(sites.mlp[name].register_forward_hook(mlp_hook(name)))

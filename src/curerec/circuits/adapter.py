@@ -26,7 +26,9 @@ def weight_deltas(model: Any, base: Any, units: Units) -> Deltas:
     """
     state = dict(model.named_parameters(remove_duplicate=False))
     return {
-        b.weight: (state[b.weight].detach() - base[b.weight].to(state[b.weight])) for b in units.branches if not b.factor
+        b.weight: (state[b.weight].detach() - base[b.weight].to(state[b.weight]))
+        for b in units.branches
+        if not b.factor
     }
 
 
@@ -41,9 +43,9 @@ def adapter_scores(
 ) -> np.ndarray:
     """First-order rise of each example's cross-entropy if a unit's change by fine-tuning were removed.
 
-    LoRA: ``-sum(y_lora * dL/dy_lora)`` over the unit's outputs; full fine-tuning: ``-sum(dW * dL/dW)`` over its
-    slice, both summed over positions. One forward and one backward pass score all units: the gradient at the
-    output of a map times its delta output gives every row's score without a per-example weight gradient.
+    LoRA: ``-sum(y_lora * dL/dy_lora)`` over the unit's outputs; full fine-tuning: ``-sum(dW * dL/dW)`` over
+    its slice, both summed over positions. One forward and one backward pass score all units: the gradient at
+    the output of a map times its delta output gives every row's score without a per-example weight gradient.
 
     Args:
         model: fine-tuned decoder.
@@ -70,7 +72,11 @@ def adapter_scores(
             tape: list[tuple[int, torch.Tensor, torch.Tensor]] = []
             states: list[torch.Tensor] = []
             handles = [decoder.register_forward_hook(lambda m, a, y, seen=states: seen.append(y[0].detach()))]
-            handles += [_watch(modules[b.module], b, k, tape) for k, b in enumerate(units.branches) if b.kind != "head"]
+            handles += [
+                _watch(modules[b.module], b, k, tape)
+                for k, b in enumerate(units.branches)
+                if b.kind != "head"
+            ]
             try:
                 ids, last = to_batch(prompts, index, device)
                 embeds = model.get_input_embeddings()(ids)
@@ -89,7 +95,9 @@ def adapter_scores(
             with torch.no_grad():
                 for (k, x, y), g in zip(tape, grads, strict=True):
                     branch = units.branches[k]
-                    _accumulate(total, branch, owners[k], x, y, g.float(), deltas, ids, modules[branch.module])
+                    _accumulate(
+                        total, branch, owners[k], x, y, g.float(), deltas, ids, modules[branch.module]
+                    )
                 for branch, owner in zip(units.branches, owners, strict=True):
                     if branch.kind == "head":
                         state = states[0][torch.arange(len(last), device=device), last]
@@ -98,7 +106,7 @@ def adapter_scores(
     return out
 
 
-class _frozen:  # noqa: N801 - a context manager named like a verb
+class _frozen:
     """All parameters frozen inside, as they were afterwards; the embedding output is the gradient leaf."""
 
     def __init__(self, model: Any) -> None:
@@ -114,7 +122,7 @@ class _frozen:  # noqa: N801 - a context manager named like a verb
 
 
 def _watch(module: Any, branch: Branch, position: int, tape: list[Any]) -> Any:
-    """Note input and output of a map while the model runs; of a LoRA branch, those of the factor units slice."""
+    """Note input and output of a map while the model runs; of a LoRA branch, those of the sliced factor."""
     if branch.factor is not None:
         module = next(iter((module.lora_B if branch.dim == 0 else module.lora_A).values()))
 

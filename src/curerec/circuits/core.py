@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 
 from curerec.circuits.patching import atp, exact, patched_margins
+from curerec.errors import PromptError
 from curerec.prompts.encoding import Prompts
 from curerec.records import Circuit
 
@@ -66,8 +67,15 @@ def find_core(
         seed: of the halves and resamples.
         progress: told (done, total).
 
+    Raises:
+        PromptError: fewer than two pairs, pairs that do not align, or none that moves the answer.
+
     Source: METHOD section 4.
     """
+    if len(clean) < 2:
+        raise PromptError(
+            "fewer than two pairs", where="circuit", mend="One half of the pairs ranks, one judges"
+        )
     scores, names = atp(model, clean, corrupt, answers, batch_size=batch_size)
     rng = np.random.default_rng([seed, 41])
     order = rng.permutation(len(clean))
@@ -80,6 +88,10 @@ def find_core(
     margins = patched_margins(model, judge_clean, judge_corrupt, answers, sets, batch_size=batch_size)
     full, empty = margins[-1], margins[0]
     curve = faithfulness(full, empty, margins, axis=0)
+    if np.isnan(curve).any():
+        raise PromptError(
+            "none of the pairs moved the answer", where="circuit", mend="Use other or more pairs"
+        )
     at = int(np.argmax(np.asarray(curve) >= threshold))
     size = sizes[at]
     core = tuple(int(k) for k in ranked[:size])

@@ -26,7 +26,9 @@ def check_aligned(clean: Prompts, corrupt: Prompts) -> None:
         PromptError: no pairs, or a pair of unequal lengths.
     """
     if len(clean) == 0 or len(clean) != len(corrupt):
-        raise PromptError("the list of pairs is empty or uneven", where="circuit", mend="Pass n clean, n corrupt")
+        raise PromptError(
+            "the list of pairs is empty or uneven", where="circuit", mend="Pass n clean, n corrupt"
+        )
     if not np.array_equal(clean.lengths, corrupt.lengths):
         first = int(np.flatnonzero(clean.lengths != corrupt.lengths)[0])
         raise PromptError(
@@ -51,7 +53,7 @@ def _pair_batches(
 def atp(
     model: Any, clean: Prompts, corrupt: Prompts, answers: tuple[int, int], *, batch_size: int = 64
 ) -> tuple[np.ndarray, tuple[str, ...]]:
-    """Attribution patching: first-order effect on the margin of patching each module with its corrupt activation.
+    """Attribution patching: first-order effect on the margin of giving each module its corrupt activation.
 
     ``score_i = sum over positions and features of (a_i(x') - a_i(x)) * dm/da_i at x``; two forward passes and
     one backward pass for all modules. Heads are slices of the output projection's input, so no
@@ -126,7 +128,13 @@ def patched_margins(
 
 
 def exact(
-    model: Any, clean: Prompts, corrupt: Prompts, answers: tuple[int, int], modules: Sequence[str], *, batch_size: int = 64
+    model: Any,
+    clean: Prompts,
+    corrupt: Prompts,
+    answers: tuple[int, int],
+    modules: Sequence[str],
+    *,
+    batch_size: int = 64,
 ) -> np.ndarray:
     """Activation patching: the change of the margin when one module is patched, one forward pass a module.
 
@@ -135,5 +143,7 @@ def exact(
 
     Source: METHOD section 3, scorer ``exact``.
     """
-    runs = patched_margins(model, clean, corrupt, answers, [set(), *({m} for m in modules)], batch_size=batch_size)
+    runs = patched_margins(
+        model, clean, corrupt, answers, [set(), *({m} for m in modules)], batch_size=batch_size
+    )
     return (runs[1:] - runs[0]).T

@@ -46,7 +46,9 @@ def path_scores(
     for k in range(steps):
         alpha = (k + 0.5) / steps
         with _part_of_the_way(model, deltas, alpha) as (halfway, scale):
-            total += adapter_scores(halfway, prompts, answers, units, deltas, batch_size=batch_size) * (scale / steps)
+            total += adapter_scores(halfway, prompts, answers, units, deltas, batch_size=batch_size) * (
+                scale / steps
+            )
     return total
 
 

@@ -33,7 +33,12 @@ def liked_graph(data: Interactions, rows: np.ndarray) -> sparse.csr_array:
 
 
 def personalised_pagerank(
-    walk: sparse.csr_array, starts: np.ndarray, *, restart: float = RESTART, tol: float = 1e-8, max_iter: int = 200
+    walk: sparse.csr_array,
+    starts: np.ndarray,
+    *,
+    restart: float = RESTART,
+    tol: float = 1e-8,
+    max_iter: int = 200,
 ) -> np.ndarray:
     """Personalised PageRank from many start nodes at once.
 
@@ -53,7 +58,9 @@ def personalised_pagerank(
     Source: METHOD section 2; Haveliwala 2002 (topic-sensitive PageRank).
     """
     n = walk.shape[0]
-    home = sparse.csr_array((np.ones(len(starts)), (np.arange(len(starts)), starts)), shape=(len(starts), n)).toarray()
+    home = sparse.csr_array(
+        (np.ones(len(starts)), (np.arange(len(starts)), starts)), shape=(len(starts), n)
+    ).toarray()
     dangling = walk.sum(1) == 0
     rank = home.copy()
     step = walk.T.tocsr()

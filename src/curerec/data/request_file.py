@@ -10,7 +10,7 @@ from typing import Any
 from curerec.errors import RequestError
 from curerec.records import ForgetRequest
 
-MEND = "Write a csv with the header `user`, `item` or `user,item`, or JSON {\"kind\": \"users\", \"ids\": [...]}"
+MEND = 'Write a csv with the header `user`, `item` or `user,item`, or JSON {"kind": "users", "ids": [...]}'
 
 
 def read_request(path: str | Path) -> ForgetRequest:
@@ -53,7 +53,9 @@ def _from_csv(text: str, name: str) -> tuple[Any, list[Any]]:
         raise RequestError("has no header that says what is to be deleted", where=name, mend=MEND)
     for number, row in enumerate(rows[1:], start=2):
         if len(row) != len(header) or not all(cell.strip() for cell in row):
-            raise RequestError(f"row {number} does not have {len(header)} filled column(s)", where=name, mend=MEND)
+            raise RequestError(
+                f"row {number} does not have {len(header)} filled column(s)", where=name, mend=MEND
+            )
     cells = [tuple(cell.strip() for cell in row) for row in rows[1:]]
     return kinds[tuple(header)], [c if len(header) == 2 else c[0] for c in cells]
 

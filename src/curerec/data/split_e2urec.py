@@ -13,11 +13,13 @@ from curerec.records import ForgetRequest, Interactions, Split
 WINDOW = 100_000  # the latest examples, of which the first 60 % train
 
 
-def e2urec_split(data: Interactions, *, control_share: float = 0.0, window: int = WINDOW, seed: int = 0) -> Split:
+def e2urec_split(
+    data: Interactions, *, control_share: float = 0.0, window: int = WINDOW, seed: int = 0
+) -> Split:
     """The latest examples of all users in time order: 60 % train, 20 % validation, 20 % test.
 
-    Examples with fewer than 5 earlier interactions are dropped, the rest sorted by (time, user, item); of their
-    last 20 % the last ``window`` are used.
+    Examples with fewer than 5 earlier interactions are dropped, the rest sorted by (time, user, item); of
+    their last 20 % the last ``window`` are used.
 
     Args:
         data: interactions with true times; a global order means nothing where each user's times start at 0.
@@ -62,7 +64,7 @@ def e2urec_split(data: Interactions, *, control_share: float = 0.0, window: int 
 
 
 def e2urec_request(data: Interactions, split: Split, *, share: float = 0.2, seed: int = 42) -> ForgetRequest:
-    """The users that E2URec forgets: the first ``share`` of the training users, shuffled by Python's generator.
+    """The users that E2URec forgets: the first ``share`` of the training users, shuffled by Python.
 
     Args:
         data: the interactions.

@@ -109,7 +109,7 @@ def per_user_split(
     for role in ("train", "control", "valid", "test"):
         if len(getattr(split, role)) == 0:
             raise DataError(
-                f"the {role} part of the split is empty: no user has {MIN_HISTORY} interactions before a target",
+                f"the {role} part of the split is empty: no user has {MIN_HISTORY} earlier interactions",
                 where=data.name,
                 mend="Use data with longer histories, or more users",
             )

@@ -12,13 +12,13 @@ FORGET, RETAIN, SHARED, FROZEN = range(4)
 def percentile_within(values: np.ndarray, types: np.ndarray) -> np.ndarray:
     """Share of the units of its type that a value is above, equal ones counted half, in (0, 1).
 
-    Half of an even number of distinct values is at least 0.5, half below; units that score the same (such as 0,
-    where fine-tuning changed nothing) have the same percentile whatever their order.
+    Half of an even number of distinct values is at least 0.5, half below; units that score the same (such as
+    0, where fine-tuning changed nothing) have the same percentile whatever their order.
 
     Args:
         values: [..., units].
-        types: [units], labels; a type with one unit gets 1 where its value is above 0 and 0 elsewhere, since a
-            rank among one says nothing.
+        types: [units], labels; a type with one unit gets 1 where its value is above 0 and 0 elsewhere, since
+            a rank among one says nothing.
 
     Returns:
         float64 [..., units].
@@ -89,7 +89,9 @@ def assign(
     """
     rng = np.random.default_rng([seed, 31])
     votes = np.zeros((len(ROLES), len(modules)))
-    for f, r in zip(_resampled(forget_scores, draws, rng), _resampled(retain_scores, draws, rng), strict=True):
+    for f, r in zip(
+        _resampled(forget_scores, draws, rng), _resampled(retain_scores, draws, rng), strict=True
+    ):
         votes[roles_from(f, r, types, tau), np.arange(len(modules))] += 1
     role = roles_from(forget_scores.mean(0), retain_scores.mean(0), types, tau)
     agreement = votes[role, np.arange(len(modules))] / draws
@@ -112,7 +114,7 @@ def _resampled(scores: np.ndarray, draws: int, rng: np.random.Generator) -> np.n
 
 
 def random_groups(groups: Groups, types: np.ndarray, *, seed: int) -> Groups:
-    """Groups of the same sizes drawn at random within each type: the twin that shows what a circuit is worth."""
+    """Groups of the same sizes drawn at random within each type: the twin that a circuit has to beat."""
     rng = np.random.default_rng([seed, 97])
     role = groups.role.copy()
     for kind in np.unique(types.astype(str)):

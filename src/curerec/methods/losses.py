@@ -35,7 +35,9 @@ def npo(
     return (loss if weight is None else loss * weight).mean()
 
 
-def grad_ascent(logits: torch.Tensor, label: torch.Tensor, *, weight: torch.Tensor | None = None) -> torch.Tensor:
+def grad_ascent(
+    logits: torch.Tensor, label: torch.Tensor, *, weight: torch.Tensor | None = None
+) -> torch.Tensor:
     """Minus the cross-entropy on the forget data, mean, nats."""
     loss = -F.cross_entropy(logits, label, reduction="none")
     return (loss if weight is None else loss * weight).mean()

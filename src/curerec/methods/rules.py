@@ -24,15 +24,15 @@ class Rules:
     frozen            0
     ================= ==========================
 
-    with ``proj(g_f) = g_f - min(0, <g_f, g_r>) / (|g_r|^2 + eps) g_r``: where the two objectives conflict, what
-    of the forget step would undo retaining is taken out (the one-sided projection of PCGrad).
+    with ``proj(g_f) = g_f - min(0, <g_f, g_r>) / (|g_r|^2 + eps) g_r``: where the two objectives conflict,
+    what of the forget step would undo retaining is taken out (the one-sided projection of PCGrad).
 
     Args:
         units: of the model.
         role: codes of :data:`curerec.records.ROLES`, int [n_units].
         weight: w, weight of the retain gradient.
-        eps: keeps the quotient finite; far below any squared gradient, since a KL to the model itself starts at
-            a gradient of 0 and a larger one would switch the projection off while it is small.
+        eps: keeps the quotient finite; far below any squared gradient, since a KL to the model itself starts
+            at a gradient of 0 and a larger one would switch the projection off while it is small.
 
     Source: METHOD section 7 (this project's definition of the paper's group-specific rules).
     """
@@ -114,11 +114,13 @@ def _shared_role(roles: torch.Tensor) -> torch.Tensor:
 
 
 def uniform(units: Units, device: torch.device | str = "cpu") -> torch.Tensor:
-    """Every unit forget-specific: the weighted sum of two losses on all parameters that CURE argues against."""
+    """Every unit forget-specific: the weighted sum of two losses, everywhere, that CURE argues against."""
     return torch.full((len(units.names),), FORGET, device=device)
 
 
-def named(parameters: Sequence[tuple[str, torch.nn.Parameter]], names: Sequence[str]) -> list[torch.nn.Parameter]:
+def named(
+    parameters: Sequence[tuple[str, torch.nn.Parameter]], names: Sequence[str]
+) -> list[torch.nn.Parameter]:
     """Parameters by name, in the order of ``names``."""
     table = dict(parameters)
     return [table[n] for n in names]

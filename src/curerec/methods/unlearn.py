@@ -161,7 +161,12 @@ def run(task: Task, rules: Rules, config: UnlearnConfig) -> Update:
         index = next(forget_stream)
         logits = answer_logits(model, *to_batch(forget, index, device), task.answers)
         loss_f = forget_loss(
-            config.forget_loss, logits, label[index], forget_logits[index], beta=config.beta, weight=weight[index]
+            config.forget_loss,
+            logits,
+            label[index],
+            forget_logits[index],
+            beta=config.beta,
+            weight=weight[index],
         )
         g_f = torch.autograd.grad(loss_f, params)
         batch = retain.next(config.batch_size)
@@ -170,7 +175,9 @@ def run(task: Task, rules: Rules, config: UnlearnConfig) -> Update:
             before = answer_logits(original, ids, last, task.answers)
         loss_r = kl_to(answer_logits(model, ids, last, task.answers), before.clone())
         g_r = torch.autograd.grad(loss_r, params)
-        direction, seen = rules.combine(dict(zip(names, g_f, strict=True)), dict(zip(names, g_r, strict=True)))
+        direction, seen = rules.combine(
+            dict(zip(names, g_f, strict=True)), dict(zip(names, g_r, strict=True))
+        )
         for name, p in zip(names, params, strict=True):
             p.grad = direction[name].to(p.dtype)
         log.update(_summary(loss_f, loss_r, seen))
@@ -201,7 +208,11 @@ def run(task: Task, rules: Rules, config: UnlearnConfig) -> Update:
             config.max_steps,
             gradients,
             TuneConfig(
-                lr=config.lr, optimizer=config.optimizer, schedule="constant", warmup=0, max_grad_norm=float("inf")
+                lr=config.lr,
+                optimizer=config.optimizer,
+                schedule="constant",
+                warmup=0,
+                max_grad_norm=float("inf"),
             ),
             after_step=after,
         )

@@ -46,8 +46,8 @@ def counterfactual_pairs(
     """Corrupt queries by personalised PageRank from the candidate item.
 
     For a liked candidate the ``replace`` liked history items nearest to it are replaced by items far from it;
-    for a disliked one the liked items farthest from it are replaced by items near it. "Near" and "far" are the
-    ends of the PageRank order among items with the same number of tokens (so positions align) in the same
+    for a disliked one the liked items farthest from it are replaced by items near it. "Near" and "far" are
+    the ends of the PageRank order among items with the same number of tokens (so positions align) in the same
     popularity decile (so popularity is not what changes); one of the ``candidates`` most extreme is drawn at
     random, never one already in the prompt.
 

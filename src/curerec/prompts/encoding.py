@@ -64,18 +64,18 @@ class Prompts:
         return np.diff(self.offsets)
 
     def take(self, index: np.ndarray) -> Prompts:
-        """The prompts at ``index`` (int positions), in that order."""
-        index = np.asarray(index)
-        place = np.full(len(self), -1)
-        place[index] = np.arange(len(index))
-        spans = self.spans[place[self.spans[:, 0]] >= 0].copy() if len(self.spans) else self.spans
-        if len(spans):
-            spans[:, 0] = place[spans[:, 0]]
+        """The prompts at ``index`` (int positions, also repeated, or bool mask), in that order."""
+        index = np.arange(len(self))[index] if len(index) else np.zeros(0, np.int64)
         rows = [self.ids[self.offsets[i] : self.offsets[i + 1]] for i in index]
+        first = np.searchsorted(self.spans[:, 0], np.arange(len(self) + 1))
+        counts = np.diff(first)[index]
+        parts = [self.spans[first[i] : first[i + 1]] for i in index]
+        spans = np.concatenate(parts) if parts else self.spans[:0].copy()
+        spans[:, 0] = np.repeat(np.arange(len(index)), counts)
         return Prompts(
             ids=np.concatenate(rows) if rows else np.zeros(0, np.int64),
             offsets=np.r_[0, np.cumsum(self.lengths[index])].astype(np.int64),
-            spans=spans[np.argsort(spans[:, 0], kind="stable")] if len(spans) else spans,
+            spans=spans,
             label=self.label[index],
         )
 
@@ -166,7 +166,9 @@ class Encoder:
                     ids += self._fixed(piece)
             rows.append(ids)
         return Prompts(
-            ids=np.concatenate([np.asarray(r, dtype=np.int64) for r in rows]) if rows else np.zeros(0, np.int64),
+            ids=np.concatenate([np.asarray(r, dtype=np.int64) for r in rows])
+            if rows
+            else np.zeros(0, np.int64),
             offsets=np.r_[0, np.cumsum([len(r) for r in rows])].astype(np.int64),
             spans=np.asarray(spans, dtype=np.int32).reshape(-1, 5),
             label=q.label,
@@ -179,7 +181,20 @@ class Encoder:
 
 
 def encode_as_data(tokenizer: Any, text: str) -> list[int]:
-    """Token ids of text in which control tokens are ordinary characters, [n] of int."""
+    """Token ids of text in which control tokens are ordinary characters, [n] of int.
+
+    A tokenizer splits its special tokens on request, but not tokens that were added as ordinary ones (Qwen's
+    ``<think>``), and some vocabularies hold control tokens as plain words. Text that still gives one is
+    encoded a character at a time, which no multi-character token survives.
+    """
+    ids = _as_data(tokenizer, text)
+    control = {*tokenizer.all_special_ids, *tokenizer.added_tokens_decoder} - {tokenizer.unk_token_id}
+    if control.isdisjoint(ids):
+        return ids
+    return [i for character in text for i in _as_data(tokenizer, character) if i not in control]
+
+
+def _as_data(tokenizer: Any, text: str) -> list[int]:
     return tokenizer(text, add_special_tokens=False, split_special_tokens=True)["input_ids"]
 
 

@@ -40,12 +40,16 @@ def resolve(name: str, *, cache: str | Path | None = None, offline: bool = False
     if name.startswith(f"{NANO}-"):
         if store.manifest(made) is None:
             raise FetchError(
-                "is not in the cache", where=f"base model {name}", mend="Train the recommender again, or give --base DIR"
+                "is not in the cache",
+                where=f"base model {name}",
+                mend="Train the recommender again, or give --base DIR",
             )
         return made
     if offline or "/" not in name:
         raise FetchError(
-            "is neither a folder nor a known base model", where=f"base model {name}", mend=f"Try nano or {SMOLLM2}"
+            "is neither a folder nor a known base model",
+            where=f"base model {name}",
+            mend=f"Try nano or {SMOLLM2}",
         )
     return _from_hub(name)
 
@@ -103,8 +107,12 @@ def _from_hub(name: str) -> Path:
     try:
         return Path(snapshot_download(name, allow_patterns=PLAIN_FILES))
     except HFValidationError:
-        raise ModelError("is not a hub name", where="base model", mend="Give owner/name or a folder") from None
+        raise ModelError(
+            "is not a hub name", where="base model", mend="Give owner/name or a folder"
+        ) from None
     except (HfHubHTTPError, LocalEntryNotFoundError, OSError) as error:
         raise FetchError(
-            f"cannot be had from the hub ({type(error).__name__})", where=f"base model {name}", mend="Give --base DIR"
+            f"cannot be had from the hub ({type(error).__name__})",
+            where=f"base model {name}",
+            mend="Give --base DIR",
         ) from None

@@ -33,7 +33,12 @@ def nano_tokenizer(titles: list[str], *, max_words: int = 8000) -> Any:
         return [w for w, _ in core.pre_tokenizer.pre_tokenize_str(normal)]
 
     frame: dict[str, None] = {}
-    samples = [[5.0, 1.0, float("nan")], [4.0, 4.0, 2.0, 2.0], [float("nan")], [1, 2, 3, 4, 5, 0.5, 1.5, 2.5, 3.5, 4.5]]
+    samples = [
+        [5.0, 1.0, float("nan")],
+        [4.0, 4.0, 2.0, 2.0],
+        [float("nan")],
+        [1, 2, 3, 4, 5, 0.5, 1.5, 2.5, 3.5, 4.5],
+    ]
     for template in TEMPLATES.values():
         for ratings in samples:
             for piece in template(ratings):

@@ -22,7 +22,9 @@ def check_folder(folder: Path, *, what: str) -> None:
         ModelError: not a folder, pickled files, an ``auto_map``, or no safetensors.
     """
     if not folder.is_dir():
-        raise ModelError("is not a folder", where=f"{what} {folder.name}", mend="Give the folder of a saved model")
+        raise ModelError(
+            "is not a folder", where=f"{what} {folder.name}", mend="Give the folder of a saved model"
+        )
     bad = sorted(f.name for f in folder.iterdir() if f.suffix.lower() in PICKLED)
     if bad:
         raise ModelError(
@@ -60,5 +62,7 @@ def _json(path: Path, what: str) -> dict[str, object]:
     except (OSError, ValueError):
         content = None
     if not isinstance(content, dict):
-        raise ModelError(f"{path.name} is not JSON", where=f"{what} {path.parent.name}", mend="Save the model anew")
+        raise ModelError(
+            f"{path.name} is not JSON", where=f"{what} {path.parent.name}", mend="Save the model anew"
+        )
     return content

@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from scipy.special import expit
 
 from curerec.prompts.encoding import Prompts
 
@@ -76,13 +77,14 @@ def score(model: Any, prompts: Prompts, answers: tuple[int, int], *, batch_size:
     model.eval()
     out = np.zeros((len(prompts), 2), np.float32)
     device = device_of(model)
-    for index in by_length(prompts, batch_size):
-        out[index] = answer_logits(model, *to_batch(prompts, index, device), answers).cpu().numpy()
-    model.train(training)
+    try:
+        for index in by_length(prompts, batch_size):
+            out[index] = answer_logits(model, *to_batch(prompts, index, device), answers).cpu().numpy()
+    finally:
+        model.train(training)
     return out
 
 
 def p_yes(logits: np.ndarray) -> np.ndarray:
     """Probability of " Yes" among the two answers, float64 [n]."""
-    margin = logits[:, 1].astype(np.float64) - logits[:, 0]
-    return np.where(margin >= 0, 1 / (1 + np.exp(-np.abs(margin))), 1 - 1 / (1 + np.exp(-np.abs(margin))))
+    return expit(logits[:, 1].astype(np.float64) - logits[:, 0])

@@ -28,7 +28,9 @@ CARD = "curerec.json"
 FORMAT = "curerec-recommender/1"
 
 
-def load_base(folder: Path, *, device: torch.device | str = "cpu", dtype: torch.dtype | None = None) -> tuple[Any, Any]:
+def load_base(
+    folder: Path, *, device: torch.device | str = "cpu", dtype: torch.dtype | None = None
+) -> tuple[Any, Any]:
     """A base model and its tokenizer from a local folder, after safety and structure checks.
 
     Args:
@@ -52,7 +54,9 @@ def load_base(folder: Path, *, device: torch.device | str = "cpu", dtype: torch.
         tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=False, local_files_only=True)
     except (OSError, ValueError, KeyError, RuntimeError, SafetensorError) as error:
         raise ModelError(
-            f"cannot be loaded ({type(error).__name__})", where=f"base model {folder.name}", mend="Save it anew"
+            f"cannot be loaded ({type(error).__name__})",
+            where=f"base model {folder.name}",
+            mend="Save it anew",
         ) from None
     model = model.to(device).eval()
     check_readout(model, tokenizer)
@@ -100,7 +104,12 @@ def save(recommender: Recommender, folder: Path) -> Path:
     with replacing(folder) as stage:
         recommender.model.save_pretrained(stage)
         recommender.tokenizer.save_pretrained(stage)
-        card = {**recommender.card, "format": FORMAT, "template": recommender.template, "base": recommender.base}
+        card = {
+            **recommender.card,
+            "format": FORMAT,
+            "template": recommender.template,
+            "base": recommender.base,
+        }
         card |= {"answers": list(recommender.answers), "weights_sha256": weights_digest(stage)}
         (stage / CARD).write_text(json.dumps(card, indent=2, sort_keys=True) + "\n", encoding="utf-8")
     return folder
@@ -180,7 +189,9 @@ def load(folder: Path, base_folder: Path, *, device: torch.device | str = "cpu")
     check_folder(folder, what="recommender")
     if weights_digest(folder) != card.get("weights_sha256"):
         raise ModelError(
-            "the weights are not those that its card names", where=f"recommender {folder.name}", mend="Train it anew"
+            "the weights are not those that its card names",
+            where=f"recommender {folder.name}",
+            mend="Train it anew",
         )
     check_folder(Path(base_folder), what="base model")
     if weights_digest(Path(base_folder)) != card["base"].get("sha256"):
@@ -230,7 +241,9 @@ def check_changes_something(model: Any, base_state: dict[str, torch.Tensor] | No
         changed = any(bool((p != 0).any()) for n, p in model.named_parameters() if ".lora_B." in n)
     else:
         changed = any(
-            not torch.equal(p.detach().cpu(), base_state[n].cpu()) for n, p in model.named_parameters() if n in base_state
+            not torch.equal(p.detach().cpu(), base_state[n].cpu())
+            for n, p in model.named_parameters()
+            if n in base_state
         )
     if not changed:
         raise ModelError(

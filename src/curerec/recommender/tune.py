@@ -31,7 +31,9 @@ class TuneConfig(BaseModel):
     optimizer: Literal["adamw", "sgd"] = "adamw"
 
 
-def batches(lengths: np.ndarray, batch_size: int, rng: np.random.Generator, *, pool: int = 32) -> list[np.ndarray]:
+def batches(
+    lengths: np.ndarray, batch_size: int, rng: np.random.Generator, *, pool: int = 32
+) -> list[np.ndarray]:
     """One epoch of index batches: shuffled, and of like length inside so that little is padded.
 
     Args:

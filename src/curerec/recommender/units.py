@@ -1,7 +1,8 @@
 """Units of update: which slice of which parameter belongs to which named unit.
 
-A unit is what gets a role and a rule of its own. Granularities (METHOD section 1): ``head_mlp``, ``projection``,
-``row``. The map is the same for full fine-tuning (weights) and LoRA (rows of B, columns of A for o_proj).
+A unit is what gets a role and a rule of its own. Granularities (METHOD section 1): ``head_mlp``,
+``projection``, ``row``. The map is the same for full fine-tuning (weights) and LoRA (rows of B, columns of A
+for o_proj).
 """
 
 from __future__ import annotations
@@ -34,7 +35,8 @@ class Branch:
 
     Attributes:
         module: dotted name of the linear (or embedding, or norm) module in the model.
-        kind: ``linear``, ``bias`` (of a linear map), ``embedding``, ``norm``, or ``head`` (the output embedding).
+        kind: ``linear``, ``bias`` (of a linear map), ``embedding``, ``norm``, or ``head`` (the output
+            embedding).
         dim: 0 if units own output rows, 1 if they own input columns.
         unit: int64 [rows or columns], the owning unit's index.
         weight: name of the parameter that units slice: the weight, or LoRA's B (dim 0) or A (dim 1).
@@ -71,9 +73,9 @@ class Units:
 def units_of(model: Any, granularity: Granularity) -> Units:
     """The update units of a fine-tuned model.
 
-    With LoRA only the adapter's branches have units; with full fine-tuning every projection with its bias, the
-    token embedding and, where it is not tied to it, the output embedding (one unit a token row with ``row``,
-    else one) and the norms (one unit each).
+    With LoRA only the adapter's branches have units; with full fine-tuning every projection with its bias,
+    the token embedding and, where it is not tied to it, the output embedding (one unit a token row with
+    ``row``, else one) and the norms (one unit each).
 
     Args:
         model: plain (full fine-tuning) or PEFT-wrapped decoder of a known family.
@@ -125,7 +127,10 @@ def units_of(model: Any, granularity: Granularity) -> Units:
             size = n_heads * width if short in ("q_proj", "o_proj") else n_kv * width
             owner = np.asarray(
                 [
-                    unit(f"layers.{layer}.head.{(r // width) * share}", Place(layer, "head", (r // width) * share))
+                    unit(
+                        f"layers.{layer}.head.{(r // width) * share}",
+                        Place(layer, "head", (r // width) * share),
+                    )
                     for r in range(size)
                 ]
             )
@@ -162,7 +167,10 @@ def units_of(model: Any, granularity: Granularity) -> Units:
             where="adapter",
             mend="Fine-tune at least one of " + ", ".join(family.projections),
         )
-    kinds = [p.module if granularity != "head_mlp" else ("head" if p.head is not None else p.module) for p in places]
+    kinds = [
+        p.module if granularity != "head_mlp" else ("head" if p.head is not None else p.module)
+        for p in places
+    ]
     return Units(tuple(names), tuple(places), tuple(branches), granularity, np.asarray(kinds, dtype=object))
 
 

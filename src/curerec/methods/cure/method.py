@@ -29,11 +29,15 @@ class CureConfig(Strict):
     pairs: int = Field(128, gt=1, description="counterfactual pairs that the circuit is scored on")
     faithfulness: float = Field(0.9, gt=0, le=1, description="of the core circuit")
     granularity: Granularity = Field("row", description="size of an update unit")
-    path_steps: int = Field(2, gt=0, description="midpoints between base and fine-tuned weights for contributions")
+    path_steps: int = Field(
+        2, gt=0, description="midpoints between base and fine-tuned weights for contributions"
+    )
     contribution_size: int = Field(1000, gt=1, description="at most so many of D_f and of D_c are scored")
     tau: float = Field(0.5, gt=0, lt=1, description="percentile from which a contribution counts as high")
     draws: int = Field(200, gt=0, description="bootstrap resamples of the contributions")
-    certain: float = Field(0.9, ge=0, le=1, description="share of draws under which a unit goes to task-shared")
+    certain: float = Field(
+        0.9, ge=0, le=1, description="share of draws under which a unit goes to task-shared"
+    )
     uncertain: Literal["shared", "leading"] = "shared"
     update: UnlearnConfig = UnlearnConfig()
 

@@ -22,7 +22,9 @@ def npo_uniform(task: Task, config: UnlearnConfig | None = None, *, name: str = 
     config = config or UnlearnConfig()
     units = units_of(task.original.model, "projection")
     done = run(
-        task, Rules(units, uniform(units, device_of(task.original.model)), weight=config.retain_weight), config
+        task,
+        Rules(units, uniform(units, device_of(task.original.model)), weight=config.retain_weight),
+        config,
     )
     return Outcome(
         method=name,

@@ -1,0 +1,350 @@
+"""The commands. Heavy imports are inside them, so that ``curerec --help`` answers at once."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+app = typer.Typer(
+    name="curerec",
+    help="Make an LLM-based recommender forget, with a record of what was changed.\n\n"
+    "Exit codes: 0 done, 1 refused or not verified, 2 bad input.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    rich_markup_mode=None,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+
+Data = Annotated[
+    str, typer.Option("--data", help="Public data set (ml-100k, ml-1m, goodbooks-10k) or a path.")
+]
+Out = Annotated[Path, typer.Option("--out", help="Folder to write.")]
+RecipeName = Annotated[
+    str | None,
+    typer.Option("--recipe", help="Recipe that ships (demo, lora) or a YAML file. Default: by --model."),
+]
+Model = Annotated[
+    str, typer.Option("--model", help="Base: nano, smollm2-135m, a folder, or owner/name on the hub.")
+]
+Seed = Annotated[
+    int | None, typer.Option("--seed", min=0, help="Seed of everything random. Default: the recipe's.")
+]
+RequestFile = Annotated[
+    Path,
+    typer.Option("--request", help="csv with the header user, item or user,item; or JSON with kind and ids."),
+]
+Folder = Annotated[Path, typer.Option("--recommender", help="Folder that `curerec train` wrote.")]
+BaseFolder = Annotated[
+    Path | None,
+    typer.Option("--base", help="Folder of the base model, where its name alone does not find it."),
+]
+
+
+def version(show: bool) -> None:
+    """Print the version and stop."""
+    if show:
+        from curerec import __version__
+
+        typer.echo(__version__)
+        raise typer.Exit
+
+
+@app.callback()
+def options(
+    show: Annotated[
+        bool, typer.Option("--version", callback=version, is_eager=True, help="Print the version.")
+    ] = False,
+) -> None:
+    """Options of every command."""
+
+
+@app.command(epilog="Example: curerec fetch ml-100k")
+def fetch(
+    name: Annotated[str, typer.Argument(help="ml-100k, ml-1m, goodbooks-10k or smollm2-135m.")],
+    cache: Annotated[
+        Path | None, typer.Option("--cache", help="Default: $CUREREC_CACHE or the user's cache.")
+    ] = None,
+    path: Annotated[Path | None, typer.Option("--path", help="A local copy to use instead.")] = None,
+    offline: Annotated[bool, typer.Option("--offline", help="Use only what is in the cache.")] = False,
+) -> None:
+    """Get a public data set or model into the cache, verified by its digest."""
+    from curerec.data.fetch import PUBLIC
+    from curerec.data.fetch import fetch as get
+
+    def tell(text: str, done: int, total: int | None) -> None:
+        if done == 0:
+            typer.echo(text, err=True)
+
+    if name == "smollm2-135m":
+        quiet()
+        from curerec.recommender.pretrained import fetch_smollm2
+
+        typer.echo(fetch_smollm2(cache=cache, path=path, offline=offline, progress=tell))
+        return
+    if name not in PUBLIC:
+        from curerec.errors import FetchError
+
+        raise FetchError(f"unknown name {name!r}", where="fetch", mend=f"Choose from {', '.join(PUBLIC)}")
+    typer.echo(get(name, cache=cache, path=path, offline=offline, progress=tell))
+
+
+@app.command(epilog="Example: curerec train --data ml-100k --model nano --out runs/recommender")
+def train(
+    out: Out,
+    data: Data = "ml-100k",
+    model: Model = "nano",
+    recipe: RecipeName = None,
+    without: Annotated[
+        Path | None, typer.Option("--without", help="Leave out what this request deletes (a retrain).")
+    ] = None,
+    base: BaseFolder = None,
+    seed: Seed = None,
+) -> None:
+    """Fine-tune a recommender on ratings."""
+    quiet()
+    from curerec.cli.bars import bars
+    from curerec.pipeline import train as run
+    from curerec.progress import Clock
+
+    chosen = recipe_for(recipe, data, model, seed)
+    table = ratings(data)
+    request = request_of(without) if without else None
+    with bars() as reporter:
+        made = run(table, chosen, out, without=request, base=base, clock=Clock(reporter))
+    typer.echo(f"{out}: {made.card['n_train']} prompts, {made.card['train_time_s']:.1f} s")
+
+
+@app.command(
+    epilog="Example: curerec unlearn --recommender runs/recommender --data ml-100k --request request.csv --out runs/new"
+)
+def unlearn(
+    recommender: Folder,
+    request: RequestFile,
+    out: Out,
+    data: Data = "ml-100k",
+    method: Annotated[
+        str, typer.Option("--method", help="cure, npo, ga_kl, random_modules or retrain.")
+    ] = "cure",
+    base: BaseFolder = None,
+    seed: Seed = 0,
+) -> None:
+    """Carry out a deletion request: a new recommender, a record and a report.
+
+    Writes OUT/recommender, OUT/record.json and OUT/report.html. Exit code 1 if the result is not verified.
+    """
+    quiet()
+    from curerec.cli.bars import bars
+    from curerec.measure import Candidate, candidate, judge, measure, record_of
+    from curerec.pipeline import fresh_model, open_recommender, save_unlearned
+    from curerec.pipeline import unlearn as run
+    from curerec.recommender.storage import read_card
+    from curerec.reports.html import write_report
+    from curerec.reports.schema import write_record
+
+    asked = request_of(request)
+    opened = open_recommender(recommender, ratings(data), base=base)
+    config = {"cure": opened.recipe.cure, "random_modules": opened.recipe.cure, "retrain": None}.get(
+        method, opened.recipe.npo
+    )
+    with bars() as reporter:
+        outcome, split = run(opened, asked, method, config, seed=seed or 0, reporter=reporter)
+        advance = reporter.stage("measure")
+        models = {"original": Candidate(opened.recommender.model), method: candidate(outcome)}
+        measured = measure(opened, split, models, {})
+        verdict = judge(
+            opened,
+            split,
+            models["original"],
+            models[method],
+            fresh_model(opened.base, opened.recipe.model, seed=seed or 0),
+        )
+        advance(1, 1)
+    save_unlearned(opened, outcome, asked, out / "recommender")
+    measured.metrics.setdefault("cure", measured.metrics[method])
+    record = record_of(
+        opened,
+        asked,
+        split,
+        measured,
+        outcome,
+        config=opened.recipe,
+        seed=seed or 0,
+        verdict_part=verdict,
+        output=read_card(out / "recommender")["weights_sha256"],
+    )
+    write_record(record, out / "record.json")
+    write_report(record, out / "report.html")
+    typer.echo(f"{out / 'report.html'}: {outcome.t_total_s:.1f} s; {outcome.stop_reason}")
+    say_verdict(verdict)
+
+
+@app.command(
+    epilog="Example: curerec evaluate --recommender runs/recommender --unlearned runs/new/recommender "
+    "--data ml-100k --request request.csv --retrain runs/retrain1 --retrain runs/retrain2 --out runs/judged"
+)
+def evaluate(
+    recommender: Folder,
+    unlearned: Annotated[Path, typer.Option("--unlearned", help="Recommender folder to judge.")],
+    request: RequestFile,
+    data: Data = "ml-100k",
+    retrain: Annotated[
+        list[Path] | None,
+        typer.Option("--retrain", help="Folder of `curerec train --without`; two or more give a floor."),
+    ] = None,
+    out: Annotated[Path | None, typer.Option("--out", help="Folder for record.json and report.html.")] = None,
+    verdict: Annotated[bool, typer.Option("--verdict", help="Exit with 1 unless verified.")] = False,
+    base: BaseFolder = None,
+) -> None:
+    """Measure an unlearned recommender against the original and, where given, retrains."""
+    quiet()
+    from curerec.data.forget import apply_request
+    from curerec.measure import Candidate, judge, measure, record_of
+    from curerec.pipeline import fresh_model, open_recommender
+    from curerec.reports.html import write_report
+    from curerec.reports.schema import write_record
+
+    asked, table = request_of(request), ratings(data)
+    opened = open_recommender(recommender, table, base=base)
+    split = apply_request(table, opened.split, asked)
+    models = {
+        "original": Candidate(opened.recommender.model),
+        "cure": Candidate(open_recommender(unlearned, table, base=opened.base).recommender.model),
+    }
+    names = ["retrain", *(f"retrain_{k}" for k in range(2, 99))]
+    references = {}
+    for name, path in zip(names, retrain or [], strict=False):
+        other = open_recommender(path, table, base=opened.base).recommender
+        seconds = other.card.get("train_time_s")
+        references[name] = Candidate(other.model, seconds, seconds)
+    measured = measure(opened, split, models, references)
+    found = judge(
+        opened,
+        split,
+        models["original"],
+        models["cure"],
+        fresh_model(opened.base, opened.recipe.model, seed=0),
+    )
+    table_of(measured)
+    if out is not None:
+        out.mkdir(parents=True, exist_ok=True)
+        record = record_of(
+            opened,
+            asked,
+            split,
+            measured,
+            None,
+            config=opened.recipe,
+            seed=opened.recipe.seed,
+            verdict_part=found,
+        )
+        write_record(record, out / "record.json")
+        write_report(record, out / "report.html")
+    say_verdict(found, strict=verdict)
+
+
+@app.command(epilog="Example: curerec report runs/new/record.json")
+def report(
+    record: Annotated[Path, typer.Argument(help="record.json of an earlier command.")],
+    out: Annotated[Path | None, typer.Option("--out", help="Default: report.html beside the record.")] = None,
+) -> None:
+    """Render a stored record as one self-contained page."""
+    from curerec.reports.html import write_report
+    from curerec.reports.schema import read_record
+
+    typer.echo(write_report(read_record(record), out or record.with_name("report.html")))
+
+
+@app.command(epilog="Example: curerec demo --out runs/demo")
+def demo(
+    out: Out = Path("runs/demo"),
+    data: Data = "ml-100k",
+    model: Model = "nano",
+    recipe: RecipeName = None,
+    seed: Seed = None,
+) -> None:
+    """The whole path on real ratings: train, forget, retrain, compare, report."""
+    quiet()
+    from curerec.cli.bars import bars
+    from curerec.experiment import run_experiment
+
+    chosen = recipe_for(recipe, data, model, seed)
+    table = ratings(data)
+    with bars() as reporter:
+        record = run_experiment(table, chosen, out, reporter=reporter)
+    for name, row in record["metrics"].items():
+        typer.echo(
+            f"{name:<15} test AUC {row['test_auc']:.4f}  membership {row['membership_auc']:.3f}"
+            + (f"  residual {row['residual']:.2f}" if row.get("residual") is not None else "")
+            + (f"  {row['t_total_s']:.1f} s" if row.get("t_total_s") else "")
+        )
+    typer.echo(f"floor {record['floor_jsd']:.4f}  ceiling {record['ceiling_jsd']:.4f} nats")
+    typer.echo(f"report: {out / 'report.html'}")
+
+
+def quiet() -> None:
+    """Keep the libraries' own bars and notices off the terminal."""
+    from transformers.utils import logging
+
+    logging.set_verbosity_error()
+    logging.disable_progress_bar()
+
+
+def ratings(name: str) -> Any:
+    """Interactions by name or path."""
+    from curerec.data.fetch import load
+
+    def tell(text: str, done: int, total: int | None) -> None:
+        if done == 0:
+            typer.echo(text, err=True)
+
+    return load(name, progress=tell)
+
+
+def request_of(path: Path) -> Any:
+    """A request from its file."""
+    from curerec.data.request_file import read_request
+
+    return read_request(path)
+
+
+def recipe_for(name: str | None, data: str, model: str, seed: int | None) -> Any:
+    """The recipe in force: a named one or the model's default, with the options put in."""
+    from curerec.recipes import recipe
+
+    found = recipe(name or ("demo" if model == "nano" else "lora"))
+    update: dict[str, Any] = {
+        "data": Path(data).name,
+        "model": found.model.model_copy(update={"base": model}),
+    }
+    if seed is not None:
+        update["seed"] = seed
+    return found.model_copy(update=update)
+
+
+def table_of(measured: Any) -> None:
+    """Print the metrics, a line a model."""
+    for name, row in measured.metrics.items():
+        parts = [f"{name:<12}"]
+        for key, form in (
+            ("test_auc", ".4f"),
+            ("membership_auc", ".3f"),
+            ("jsd", ".4f"),
+            ("residual", ".2f"),
+        ):
+            if row.get(key) is not None:
+                parts.append(f"{key} {row[key]:{form}}")
+        typer.echo("  ".join(parts))
+
+
+def say_verdict(found: dict[str, Any], *, strict: bool = True) -> None:
+    """Print the verdict and leave with 1 if it is no (or, asked for a verdict, if there is none)."""
+    word = {True: "verified", False: "not verified", None: "not judged"}[found["verified"]]
+    typer.echo(word)
+    for check in found["checks"]:
+        if check["passed"] is not True:
+            typer.echo(f"  {check['name']}: {check['text']}")
+    if found["verified"] is False or (strict and found["verified"] is None):
+        raise typer.Exit(1)

@@ -1,0 +1,89 @@
+"""The parts of a record that describe circuit, groups and update, from what the stages hand over."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Any
+
+import numpy as np
+from scipy.stats import spearmanr
+
+from curerec.records import ROLES, Circuit, Groups, Outcome
+
+
+def circuit_part(circuit: Circuit | None, *, draws: int = 200, seed: int = 0) -> dict[str, Any]:
+    """The circuit with a bootstrap interval for every module's mean score.
+
+    Args:
+        circuit: None where the method has none.
+        draws: resamples of the pairs.
+        seed: of the resamples.
+    """
+    if circuit is None:
+        return {}
+    n = len(circuit.scores)
+    weights = np.random.default_rng([seed, 7]).multinomial(n, np.full(n, 1 / n), size=draws) / n
+    low, high = np.percentile(weights @ circuit.scores, [2.5, 97.5], axis=0)
+    mean, core = circuit.scores.mean(0), set(circuit.core)
+    known = np.isfinite(circuit.exact)
+    agreement = spearmanr(mean[known], circuit.exact[known])[0] if known.sum() > 2 else float("nan")
+    return {
+        "faithfulness": circuit.faithfulness,
+        "completeness": circuit.completeness,
+        "size": len(circuit.core),
+        "n_modules": len(circuit.modules),
+        "modules": [circuit.modules[k] for k in circuit.core],
+        "scorer": circuit.scorer,
+        "jaccard": circuit.jaccard,
+        "pairs": circuit.pairs,
+        "curve": [list(point) for point in circuit.curve],
+        "scores": [
+            {
+                "module": name,
+                "score": float(mean[k]),
+                "low": float(low[k]),
+                "high": float(high[k]),
+                "exact": float(circuit.exact[k]) if known[k] else None,
+                "in_core": k in core,
+            }
+            for k, name in enumerate(circuit.modules)
+        ],
+        "spearman_exact": float(agreement),
+    }
+
+
+def groups_part(groups: Groups | None, places: Iterable[Any], granularity: str) -> dict[str, Any]:
+    """Members of each group, and the counts that the module map draws.
+
+    Args:
+        groups: None where the method has none.
+        places: of the units, each with ``layer``, ``module`` and ``head``.
+        granularity: of the units.
+    """
+    if groups is None:
+        return {}
+    cells: dict[tuple[Any, ...], dict[str, Any]] = {}
+    for place, role in zip(places, groups.role, strict=True):
+        key = (place.layer, place.module, place.head)
+        cell = cells.setdefault(
+            key, {"layer": place.layer, "module": place.module, "head": place.head, **dict.fromkeys(ROLES, 0)}
+        )
+        cell[role] += 1
+    return {
+        "granularity": granularity,
+        **{role: list(groups.members(role)) for role in ROLES},
+        "agreement": float(groups.agreement.mean()),
+        "cells": list(cells.values()),
+    }
+
+
+def update_part(outcome: Outcome, config: Any) -> dict[str, Any]:
+    """How the weights were moved: losses, optimiser, trace, and why it stopped."""
+    return {
+        "forget_loss": config.forget_loss,
+        "retain_loss": "kl",
+        "optimizer": config.optimizer,
+        "steps": outcome.details.get("steps"),
+        "stop_reason": outcome.stop_reason,
+        "trace": [{**point, "step": int(point["step"])} for point in outcome.trace],
+    }
