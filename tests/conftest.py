@@ -69,3 +69,14 @@ def offer(monkeypatch, small):
         monkeypatch.setattr(fetch, "DATASETS", (NAME,))
 
     return set_sources
+
+
+@pytest.fixture(scope="session")
+def made_path(tmp_path_factory):
+    """Every command run once on a tiny catalogue; look, and change copies only."""
+    import made_commands
+
+    folder = tmp_path_factory.mktemp("path")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("CUREREC_CACHE", str(folder / "cache"))
+        yield made_commands.make_path(folder)

@@ -18,7 +18,7 @@ C = TypeVar("C", bound="Strict")
 class Strict(BaseModel):
     """Base of every configuration: frozen, and an unknown key is an error, not a silent default."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
     @property
     def digest(self) -> str:
@@ -58,6 +58,6 @@ def read_yaml(kind: type[C], path: str | Path) -> C:
         raise ConfigError(
             f"cannot be read ({error.strerror})", where=str(path), mend="Give a YAML file"
         ) from None
-    except (yaml.YAMLError, UnicodeDecodeError):
+    except (yaml.YAMLError, ValueError, RecursionError):  # ValueError: no UTF-8, or a date that is none
         raise ConfigError("is not YAML", where=str(path), mend="Write `key: value` lines") from None
     return parse(kind, values or {}, where=str(path))

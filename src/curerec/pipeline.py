@@ -1,4 +1,4 @@
-"""The stages as functions without state: train, unlearn, compare. The command and the demo only call these."""
+"""The stages as functions without state: train, unlearn, compare. Command and demo only call these."""
 
 from __future__ import annotations
 
@@ -17,12 +17,15 @@ import torch
 from peft import LoraConfig as PeftLora
 from peft import get_peft_model
 
+from curerec.config import parse
 from curerec.data.forget import apply_request
-from curerec.data.splits import per_user_split, subsample
-from curerec.errors import ModelError, RequestError
+from curerec.data.output import check_out
+from curerec.data.splits import LIKED, per_user_split, subsample
+from curerec.errors import ConfigError, DataError, ModelError, RequestError
 from curerec.methods import METHODS, Task
 from curerec.progress import Clock, Reporter, Silent
 from curerec.prompts.encoding import Encoder, Prompts, answer_tokens, queries
+from curerec.prompts.templates import TEMPLATES
 from curerec.recipe import ModelConfig, Recipe, SplitConfig
 from curerec.recommender import bases, storage
 from curerec.recommender.families import family_of
@@ -44,7 +47,11 @@ def users_by_part(data: Interactions, config: SplitConfig) -> tuple[np.ndarray, 
 
 
 def split_of(data: Interactions, config: SplitConfig) -> Split:
-    """The recommender's split, the same whenever it is asked for with the same data and configuration."""
+    """The recommender's split, the same whenever it is asked for with the same data and configuration.
+
+    Raises:
+        DataError: histories are too short for one, or everything in a part was liked, or nothing.
+    """
     _, own = users_by_part(data, config)
     whole = per_user_split(
         data,
@@ -53,7 +60,15 @@ def split_of(data: Interactions, config: SplitConfig) -> Split:
         holdout_share=config.holdout_share,
         users=own,
     )
-    return subsample(whole, train=config.train, other=config.other, seed=config.seed)
+    split = subsample(whole, train=config.train, other=config.other, seed=config.seed)
+    for role in ("train", "valid", "test"):
+        if len(np.unique(getattr(split, role).label)) < 2:
+            raise DataError(
+                f"all ratings of the {role} part are on one side of {LIKED:g}: nothing to tell apart",
+                where=data.name,
+                mend="Use more data, or ratings on a scale of five with liked and disliked items",
+            )
+    return split
 
 
 def base_folder(
@@ -168,24 +183,32 @@ def train(
 
     Returns:
         The recommender as saved.
+
+    Raises:
+        CurerecError: data, request, base or output folder cannot be used, or training diverged.
     """
     clock = clock or Clock()
-    folder = base or base_folder(data, recipe, cache=cache, clock=clock)
+    # What can be refused is refused before the minutes of training.
+    check_out(out, marker=storage.CARD, inputs=[base])
     split = split_of(data, recipe.split)
     examples = split.train if without is None else apply_request(data, split, without).retain
+    check_template(recipe.model.template)
+    folder = base or base_folder(data, recipe, cache=cache, clock=clock)
     model = fresh_model(folder, recipe.model, seed=recipe.seed)
+    about = bases.describe(recipe.model.base, folder)
     _, tokenizer = storage.load_base(folder)
     encoder = Encoder(tokenizer, recipe.model.template, data.titles["title"].to_pylist())
     prompts = encoder.encode(queries(data, examples))
     check_fits(model, prompts)
     with clock.stage("fine-tune") as advance:
         tune(model, prompts, encoder.answers, recipe.model.tuning, seed=recipe.seed, progress=advance)
+    check_finite(model)
     recommender = Recommender(
         model=model,
         tokenizer=tokenizer,
         template=recipe.model.template,
         answers=answer_tokens(tokenizer),
-        base=bases.describe(recipe.model.base, folder),
+        base=about,
         card={
             "kind": recipe.model.kind,
             "data": {"name": data.name, "source": data.source, "fingerprint": data.fingerprint},
@@ -199,6 +222,31 @@ def train(
     )
     storage.save(recommender, out)
     return recommender
+
+
+def check_template(name: str) -> None:
+    """Refuse a template that is none.
+
+    Raises:
+        ConfigError: naming those there are.
+    """
+    if name not in TEMPLATES:
+        mend = f"Choose from {', '.join(TEMPLATES)}"
+        raise ConfigError("is no template", where="model.template", mend=mend)
+
+
+def check_finite(model: Any) -> None:
+    """Refuse weights that training drove out of the numbers.
+
+    Raises:
+        ModelError: a weight is infinite or not a number.
+    """
+    if not all(bool(p.isfinite().all()) for p in model.parameters()):
+        raise ModelError(
+            "training diverged: its weights are no finite numbers any more",
+            where="fine-tuning",
+            mend="Lower the learning rate (lr) in the recipe",
+        )
 
 
 def check_fits(model: Any, prompts: Prompts) -> None:
@@ -243,10 +291,33 @@ def open_recommender(
             where=f"recommender {Path(folder).name}",
             mend="Give --data the ratings that `curerec train` read",
         )
-    recipe = Recipe.model_validate(card["recipe"])
+    recipe = parse(Recipe, card["recipe"], where=f"recommender {Path(folder).name}, recipe in {storage.CARD}")
     where = base or bases.resolve(card["base"]["name"], cache=cache)
     recommender = storage.load(folder, where, device=device())
     return Opened(recommender, recipe, data, split_of(data, recipe.split), where)
+
+
+def check_references(folders: list[Path], request: ForgetRequest) -> None:
+    """Refuse reference models that would measure something else.
+
+    Args:
+        folders: of ``curerec train --without``.
+        request: what they must have been trained without.
+
+    Raises:
+        ModelError: one saw what is to be deleted, or two are the same model: no noise floor.
+    """
+    seen: set[str] = set()
+    for folder in folders:
+        card = storage.read_card(folder)
+        where = f"--retrain {folder.name}"
+        if card.get("without") != request.digest:
+            mend = "Give a folder of `curerec train --without` with the same request"
+            raise ModelError("was not trained without this request", where=where, mend=mend)
+        if card["weights_sha256"] in seen:
+            mend = "Train it with another --seed"
+            raise ModelError("holds the same weights as another one", where=where, mend=mend)
+        seen.add(card["weights_sha256"])
 
 
 def task_for(opened: Opened, split: ForgetSplit, *, seed: int, clock: Clock | None = None) -> Task:
@@ -273,6 +344,16 @@ def task_for(opened: Opened, split: ForgetSplit, *, seed: int, clock: Clock | No
     )
 
 
+def check_method(name: str) -> None:
+    """Refuse a method that is none.
+
+    Raises:
+        RequestError: naming those there are.
+    """
+    if name not in METHODS:
+        raise RequestError("unknown method", where="--method", mend=f"Choose from {', '.join(METHODS)}")
+
+
 def unlearn(
     opened: Opened,
     request: ForgetRequest,
@@ -295,10 +376,7 @@ def unlearn(
     Raises:
         RequestError: unknown method, or a request that cannot be granted.
     """
-    if method not in METHODS:
-        raise RequestError(
-            f"unknown method {method!r}", where="--method", mend=f"Choose from {', '.join(METHODS)}"
-        )
+    check_method(method)
     split = apply_request(opened.data, opened.split, request)
     with _deterministic(seed):
         task = task_for(opened, split, seed=seed, clock=Clock(reporter or Silent()))

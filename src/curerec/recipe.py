@@ -13,7 +13,7 @@ from curerec.recommender.tune import TuneConfig
 
 
 class SplitConfig(Strict):
-    """How interactions become examples; stored with the recommender, so that a request finds the same split."""
+    """How interactions become examples; stored with the recommender, for a request to find the same split."""
 
     seed: int = Field(0, ge=0)
     control_share: float = Field(0.1, gt=0, lt=1)

@@ -147,10 +147,14 @@ class ForgetRequest:
     Attributes:
         kind: ``users``, ``items`` or ``interactions``.
         ids: user ids, item ids, or ``(user, item)`` pairs.
+        source: file it was read from, for messages.
+        places: where in it each id stands (``row 3``), for messages, which never quote an id.
     """
 
     kind: Literal["users", "items", "interactions"]
-    ids: tuple[Any, ...]
+    ids: tuple[Any, ...] = field(repr=False)
+    source: str = field(default="request", compare=False)
+    places: tuple[str, ...] = field(default=(), compare=False, repr=False)
 
     @cached_property
     def digest(self) -> str:

@@ -147,3 +147,30 @@ def exact(
         model, clean, corrupt, answers, [set(), *({m} for m in modules)], batch_size=batch_size
     )
     return (runs[1:] - runs[0]).T
+
+
+def moving_pairs(
+    model: Any, clean: Prompts, corrupt: Prompts, answers: tuple[int, int], keep: int, *, batch_size: int = 64
+) -> np.ndarray:
+    """The pairs whose margin falls most when the prompt is corrupted, int [<= keep], in their order.
+
+    A pair whose margin does not fall says nothing about what carries the answer. At most ``keep`` pairs, and
+    only ones that fall.
+
+    Raises:
+        PromptError: no pair's margin falls.
+
+    Source: METHOD section 2 ("keep pairs whose metric moves").
+    """
+    names = set(sites_of(model).names)
+    whole, corrupted = patched_margins(model, clean, corrupt, answers, [set(), names], batch_size=batch_size)
+    fall = whole - corrupted
+    best = np.argsort(-fall, kind="stable")[:keep]
+    best = np.sort(best[fall[best] > 0])
+    if len(best) < 2:
+        raise PromptError(
+            "no corrupted prompt lowers the margin",
+            where="counterfactuals",
+            mend="The model does not read the history; use more pairs or another recommender",
+        )
+    return best

@@ -45,7 +45,7 @@ def path_scores(
     total = np.zeros((len(prompts), len(units.names)), np.float32)
     for k in range(steps):
         alpha = (k + 0.5) / steps
-        with _part_of_the_way(model, deltas, alpha) as (halfway, scale):
+        with part_of_the_way(model, deltas, alpha) as (halfway, scale):
             total += adapter_scores(halfway, prompts, answers, units, deltas, batch_size=batch_size) * (
                 scale / steps
             )
@@ -53,8 +53,14 @@ def path_scores(
 
 
 @contextmanager
-def _part_of_the_way(model: Any, deltas: Deltas, alpha: float) -> Iterator[tuple[Any, float]]:
-    """The model at W_base + alpha dW, and what its scores must be multiplied by."""
+def part_of_the_way(model: Any, deltas: Deltas, alpha: float) -> Iterator[tuple[Any, float]]:
+    """The model at W_base + alpha dW, and what its scores must be multiplied by.
+
+    Args:
+        model: the fine-tuned model; as it was again afterwards.
+        deltas: from :func:`curerec.circuits.adapter.weight_deltas`; empty with LoRA.
+        alpha: 0 is the base, 1 the fine-tuned model.
+    """
     if deltas:
         halfway = copy.deepcopy(model)
         parameters = dict(halfway.named_parameters(remove_duplicate=False))
@@ -70,7 +76,7 @@ def _part_of_the_way(model: Any, deltas: Deltas, alpha: float) -> Iterator[tuple
     try:
         for m, old in zip(layers, before, strict=True):
             m.scaling.update({k: v * alpha for k, v in old.items()})
-        yield model, 1 / alpha
+        yield model, 1 / alpha if alpha else 1.0
     finally:
         for m, old in zip(layers, before, strict=True):
             m.scaling.update(old)

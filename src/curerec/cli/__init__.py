@@ -6,33 +6,70 @@ import errno
 import os
 import sys
 
+#: What a path or a disk may have against being used; any other OSError is a fault of ours and shows as one.
+PATHS = {
+    errno.ENOSPC,
+    errno.EDQUOT,
+    errno.EACCES,
+    errno.EPERM,
+    errno.EROFS,
+    errno.ENAMETOOLONG,
+    errno.ENOTDIR,
+    errno.EISDIR,
+    errno.ELOOP,
+    errno.EIO,
+}
+
 
 def main() -> None:
     """Entry point: every expected failure is one line on stderr and an exit code, never a traceback.
 
     Exit codes: 0 done, 1 refused or not verified, 2 bad input or interrupted.
     """
+    try:
+        # Bars of the libraries underneath would mix with ours.
+        os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
+        os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+        sys.exit(_run(sys.argv[1:] or ["--help"]))
+    except KeyboardInterrupt:
+        _stop("interrupted; nothing was left half-written. Run the same command again to start over", 2)
+    except BrokenPipeError:  # whoever read the output, such as `head`, has seen enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        sys.exit(1)
+
+
+def _run(arguments: list[str]) -> int:
+    import typer
+
     from curerec.cli.app import app
     from curerec.errors import CurerecError
 
-    # Bars of the libraries underneath would mix with ours.
-    os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
-    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+    usage_error: type[Exception] = typer.BadParameter.__mro__[1]  # typer names only this kind of it
+    command = typer.main.get_command(app)
     try:
-        app()
+        # Not app(), which prints errors over several lines and turns Ctrl-C into an exit code.
+        with command.make_context("curerec", arguments) as context:
+            command.invoke(context)
+        sys.stdout.flush()
+    except typer.Exit as done:
+        return int(done.exit_code)
+    except usage_error as error:
+        name = getattr(getattr(error, "ctx", None), "command_path", "curerec")
+        _stop(f"{error.format_message().rstrip('.')}. Try: {name} --help", 2)  # type: ignore[attr-defined]
     except CurerecError as error:
         _stop(str(error), error.exit_code)
-    except KeyboardInterrupt:
-        _stop("interrupted; nothing was left half-written. Run the same command again to start over", 2)
     except MemoryError:
         _stop("out of memory. Use fewer examples (split.train in a recipe) or a smaller model", 2)
     except OSError as error:
-        if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EROFS):
+        if error.errno not in PATHS:
             raise
         name = os.path.basename(str(error.filename)) if error.filename else "output"
-        _stop(f"{name}: cannot be written ({error.strerror}). Make room or name another --out", 2)
+        _stop(f"{name}: {error.strerror}. Check the path, its permissions and the room on the disk", 2)
+    return 0
 
 
 def _stop(message: str, code: int) -> None:
-    print(f"curerec: {message}", file=sys.stderr)
+    # One line whatever a file name or a key in a recipe holds.
+    line = " ".join("".join(c if c.isprintable() else " " for c in message).split())
+    print(f"curerec: {line}", file=sys.stderr)
     sys.exit(code)

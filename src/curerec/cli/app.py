@@ -11,23 +11,36 @@ app = typer.Typer(
     name="curerec",
     help="Make an LLM-based recommender forget, with a record of what was changed.\n\n"
     "Exit codes: 0 done, 1 refused or not verified, 2 bad input.",
-    no_args_is_help=True,
     add_completion=False,
     pretty_exceptions_enable=False,
     rich_markup_mode=None,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 
+#: What an output folder of the name holds; one that holds more is not replaced.
+RESULT = frozenset({"recommender", "record.json", "report.html"})
+JUDGED = frozenset({"record.json", "report.html"})
+DEMO = frozenset({"original", "cure", "request.csv", "record.json", "report.html"})
+
 Data = Annotated[
-    str, typer.Option("--data", help="Public data set (ml-100k, ml-1m, goodbooks-10k) or a path.")
+    str | None,
+    typer.Option(
+        "--data", help="Public data set (ml-100k, ml-1m, goodbooks-10k) or a path. Default: the recipe's."
+    ),
 ]
 Out = Annotated[Path, typer.Option("--out", help="Folder to write.")]
 RecipeName = Annotated[
     str | None,
-    typer.Option("--recipe", help="Recipe that ships (demo, lora) or a YAML file. Default: by --model."),
+    typer.Option(
+        "--recipe",
+        help="Recipe that ships (demo, lora) or a YAML file. Default: by --model.",
+    ),
 ]
 Model = Annotated[
-    str, typer.Option("--model", help="Base: nano, smollm2-135m, a folder, or owner/name on the hub.")
+    str | None,
+    typer.Option(
+        "--model", help="Base: nano, smollm2-135m, a folder, or owner/name on the hub. Default: the recipe's."
+    ),
 ]
 Seed = Annotated[
     int | None, typer.Option("--seed", min=0, help="Seed of everything random. Default: the recipe's.")
@@ -94,8 +107,8 @@ def fetch(
 @app.command(epilog="Example: curerec train --data ml-100k --model nano --out runs/recommender")
 def train(
     out: Out,
-    data: Data = "ml-100k",
-    model: Model = "nano",
+    data: Data = None,
+    model: Model = None,
     recipe: RecipeName = None,
     without: Annotated[
         Path | None, typer.Option("--without", help="Leave out what this request deletes (a retrain).")
@@ -106,25 +119,29 @@ def train(
     """Fine-tune a recommender on ratings."""
     quiet()
     from curerec.cli.bars import bars
+    from curerec.data.output import check_out
     from curerec.pipeline import train as run
     from curerec.progress import Clock
+    from curerec.recommender.storage import CARD
 
-    chosen = recipe_for(recipe, data, model, seed)
-    table = ratings(data)
+    check_out(out, marker=CARD, inputs=[base])
+    chosen = recipe_for(recipe, model, seed)
     request = request_of(without) if without else None
+    table, chosen = ratings(data, chosen)
     with bars() as reporter:
         made = run(table, chosen, out, without=request, base=base, clock=Clock(reporter))
     typer.echo(f"{out}: {made.card['n_train']} prompts, {made.card['train_time_s']:.1f} s")
 
 
 @app.command(
-    epilog="Example: curerec unlearn --recommender runs/recommender --data ml-100k --request request.csv --out runs/new"
+    epilog="Example: curerec unlearn --recommender runs/recommender --data ml-100k --request request.csv "
+    "--out runs/new"
 )
 def unlearn(
     recommender: Folder,
     request: RequestFile,
     out: Out,
-    data: Data = "ml-100k",
+    data: Data = None,
     method: Annotated[
         str, typer.Option("--method", help="cure, npo, ga_kl, random_modules or retrain.")
     ] = "cure",
@@ -137,15 +154,18 @@ def unlearn(
     """
     quiet()
     from curerec.cli.bars import bars
+    from curerec.data.output import check_out, replacing
     from curerec.measure import Candidate, candidate, judge, measure, record_of
-    from curerec.pipeline import fresh_model, open_recommender, save_unlearned
+    from curerec.pipeline import check_method, fresh_model, save_unlearned
     from curerec.pipeline import unlearn as run
     from curerec.recommender.storage import read_card
     from curerec.reports.html import write_report
     from curerec.reports.schema import write_record
 
+    check_method(method)
+    check_out(out, only=RESULT, inputs=[recommender, base])
     asked = request_of(request)
-    opened = open_recommender(recommender, ratings(data), base=base)
+    opened = opened_with(recommender, data, base)
     config = {"cure": opened.recipe.cure, "random_modules": opened.recipe.cure, "retrain": None}.get(
         method, opened.recipe.npo
     )
@@ -162,21 +182,22 @@ def unlearn(
             fresh_model(opened.base, opened.recipe.model, seed=seed or 0),
         )
         advance(1, 1)
-    save_unlearned(opened, outcome, asked, out / "recommender")
     measured.metrics.setdefault("cure", measured.metrics[method])
-    record = record_of(
-        opened,
-        asked,
-        split,
-        measured,
-        outcome,
-        config=opened.recipe,
-        seed=seed or 0,
-        verdict_part=verdict,
-        output=read_card(out / "recommender")["weights_sha256"],
-    )
-    write_record(record, out / "record.json")
-    write_report(record, out / "report.html")
+    with replacing(out, only=RESULT) as stage:
+        save_unlearned(opened, outcome, asked, stage / "recommender")
+        record = record_of(
+            opened,
+            asked,
+            split,
+            measured,
+            outcome,
+            config=opened.recipe,
+            seed=seed or 0,
+            verdict_part=verdict,
+            output=read_card(stage / "recommender")["weights_sha256"],
+        )
+        write_record(record, stage / "record.json")
+        write_report(record, stage / "report.html")
     typer.echo(f"{out / 'report.html'}: {outcome.t_total_s:.1f} s; {outcome.stop_reason}")
     say_verdict(verdict)
 
@@ -189,7 +210,7 @@ def evaluate(
     recommender: Folder,
     unlearned: Annotated[Path, typer.Option("--unlearned", help="Recommender folder to judge.")],
     request: RequestFile,
-    data: Data = "ml-100k",
+    data: Data = None,
     retrain: Annotated[
         list[Path] | None,
         typer.Option("--retrain", help="Folder of `curerec train --without`; two or more give a floor."),
@@ -201,13 +222,18 @@ def evaluate(
     """Measure an unlearned recommender against the original and, where given, retrains."""
     quiet()
     from curerec.data.forget import apply_request
+    from curerec.data.output import check_out, replacing
     from curerec.measure import Candidate, judge, measure, record_of
-    from curerec.pipeline import fresh_model, open_recommender
+    from curerec.pipeline import check_references, fresh_model, open_recommender
     from curerec.reports.html import write_report
     from curerec.reports.schema import write_record
 
-    asked, table = request_of(request), ratings(data)
-    opened = open_recommender(recommender, table, base=base)
+    if out is not None:
+        check_out(out, only=JUDGED, inputs=[recommender, unlearned, *(retrain or []), base])
+    asked = request_of(request)
+    check_references(retrain or [], asked)
+    opened = opened_with(recommender, data, base)
+    table = opened.data
     split = apply_request(table, opened.split, asked)
     models = {
         "original": Candidate(opened.recommender.model),
@@ -229,7 +255,6 @@ def evaluate(
     )
     table_of(measured)
     if out is not None:
-        out.mkdir(parents=True, exist_ok=True)
         record = record_of(
             opened,
             asked,
@@ -240,8 +265,9 @@ def evaluate(
             seed=opened.recipe.seed,
             verdict_part=found,
         )
-        write_record(record, out / "record.json")
-        write_report(record, out / "report.html")
+        with replacing(out, only=JUDGED) as stage:
+            write_record(record, stage / "record.json")
+            write_report(record, stage / "report.html")
     say_verdict(found, strict=verdict)
 
 
@@ -260,20 +286,21 @@ def report(
 @app.command(epilog="Example: curerec demo --out runs/demo")
 def demo(
     out: Out = Path("runs/demo"),
-    data: Data = "ml-100k",
-    model: Model = "nano",
+    data: Data = None,
+    model: Model = None,
     recipe: RecipeName = None,
     seed: Seed = None,
 ) -> None:
     """The whole path on real ratings: train, forget, retrain, compare, report."""
     quiet()
     from curerec.cli.bars import bars
+    from curerec.data.output import check_out, replacing
     from curerec.experiment import run_experiment
 
-    chosen = recipe_for(recipe, data, model, seed)
-    table = ratings(data)
-    with bars() as reporter:
-        record = run_experiment(table, chosen, out, reporter=reporter)
+    check_out(out, only=DEMO)
+    table, chosen = ratings(data, recipe_for(recipe, model, seed))
+    with bars() as reporter, replacing(out, only=DEMO) as stage:
+        record = run_experiment(table, chosen, stage, reporter=reporter)
     for name, row in record["metrics"].items():
         typer.echo(
             f"{name:<15} test AUC {row['test_auc']:.4f}  membership {row['membership_auc']:.3f}"
@@ -292,15 +319,30 @@ def quiet() -> None:
     logging.disable_progress_bar()
 
 
-def ratings(name: str) -> Any:
-    """Interactions by name or path."""
-    from curerec.data.fetch import load
+def ratings(name: str | None, recipe: Any) -> tuple[Any, Any]:
+    """Interactions by name or path, else the recipe's; and the recipe with their name in it."""
+    from curerec.data.fetch import DATASETS, load
 
     def tell(text: str, done: int, total: int | None) -> None:
         if done == 0:
             typer.echo(text, err=True)
 
-    return load(name, progress=tell)
+    name = name or recipe.data
+    form = None if name in DATASETS else recipe.format
+    table = load(name, progress=tell, format=form)
+    return table, recipe.model_copy(update={"data": table.name})
+
+
+def opened_with(recommender: Path, data: str | None, base: Path | None) -> Any:
+    """A recommender opened with its ratings: the card says how it was trained, ``--data`` where they are."""
+    from curerec.config import parse
+    from curerec.pipeline import open_recommender
+    from curerec.recipe import Recipe
+    from curerec.recommender.storage import read_card
+
+    card = read_card(recommender)
+    recipe = parse(Recipe, card["recipe"], where=f"recommender {recommender.name}, its recipe")
+    return open_recommender(recommender, ratings(data, recipe)[0], base=base)
 
 
 def request_of(path: Path) -> Any:
@@ -310,15 +352,14 @@ def request_of(path: Path) -> Any:
     return read_request(path)
 
 
-def recipe_for(name: str | None, data: str, model: str, seed: int | None) -> Any:
+def recipe_for(name: str | None, model: str | None, seed: int | None) -> Any:
     """The recipe in force: a named one or the model's default, with the options put in."""
-    from curerec.recipes import recipe
+    from curerec.recipes import load_recipe
 
-    found = recipe(name or ("demo" if model == "nano" else "lora"))
-    update: dict[str, Any] = {
-        "data": Path(data).name,
-        "model": found.model.model_copy(update={"base": model}),
-    }
+    found = load_recipe(name or ("demo" if model in (None, "nano") else "lora"))
+    update: dict[str, Any] = {}
+    if model is not None:
+        update["model"] = found.model.model_copy(update={"base": model})
     if seed is not None:
         update["seed"] = seed
     return found.model_copy(update=update)

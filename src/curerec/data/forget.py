@@ -64,7 +64,7 @@ def deleted_rows(data: Interactions, request: ForgetRequest) -> np.ndarray:
             or the request is empty.
     """
     if not request.ids:
-        raise RequestError("the request names nothing", where="request", mend="Name at least one id")
+        raise RequestError("the request names nothing", where=request.source, mend="Name at least one id")
     if request.kind == "interactions":
         row_of = {
             pair: row
@@ -73,24 +73,26 @@ def deleted_rows(data: Interactions, request: ForgetRequest) -> np.ndarray:
             )
         }
         rows = [row_of.get((str(u), str(i)), -1) for u, i in request.ids]
-        _refuse_unknown([r < 0 for r in rows], "interaction")
+        _refuse_unknown([r < 0 for r in rows], "interaction", request)
         mask = np.zeros(len(data), bool)
         mask[rows] = True
         return mask
     names, code = (data.users, data.user_code) if request.kind == "users" else (data.items, data.item_code)
     index = {name: k for k, name in enumerate(names.tolist())}
     codes = [index.get(str(i), -1) for i in request.ids]
-    _refuse_unknown([c < 0 for c in codes], request.kind[:-1])
+    _refuse_unknown([c < 0 for c in codes], request.kind[:-1], request)
     return np.isin(code, codes)
 
 
-def _refuse_unknown(unknown: list[bool], noun: str) -> None:
+def _refuse_unknown(unknown: list[bool], noun: str, request: ForgetRequest) -> None:
     if any(unknown):
-        entries = [str(k + 1) for k, bad in enumerate(unknown) if bad]
-        where = ", ".join(entries[:10]) + (", ..." if len(entries) > 10 else "")
+        found = [k for k, bad in enumerate(unknown) if bad]
+        places = [request.places[k] if request.places else str(k + 1) for k in found[:10]]
+        listed = ", ".join(places) + (", ..." if len(found) > 10 else "")
+        listed = listed if request.places else f"entries {listed}"
         raise RequestError(
-            f"{len(entries)} {noun}(s) of the request are not in the data (entries {where})",
-            where="request",
+            f"{len(found)} {noun}(s) of the request are not in the data ({listed})",
+            where=request.source,
             mend="Check the ids and that the request and the data belong together",
         )
 
@@ -112,7 +114,7 @@ def apply_request(data: Interactions, split: Split, request: ForgetRequest) -> F
     if not hit.any():
         raise RequestError(
             "nothing of the request is in the training data: there is nothing to forget",
-            where="request",
+            where=request.source,
             mend="Check that the recommender was trained on this split",
         )
     kept = split.train.target[~hit]
@@ -120,7 +122,7 @@ def apply_request(data: Interactions, split: Split, request: ForgetRequest) -> F
     if len(retain) == 0:
         raise RequestError(
             "the request deletes all training data",
-            where="request",
+            where=request.source,
             mend="Nothing would be left to recommend from; remove the recommender instead",
         )
 
@@ -134,11 +136,18 @@ def apply_request(data: Interactions, split: Split, request: ForgetRequest) -> F
         np.r_[control_gone.history, control_kept.history],
         np.r_[control_gone.label, control_kept.label],
     )
+    valid, test = rebuilt(split.valid), rebuilt(split.test)
+    if any(len(np.unique(part.label)) < 2 for part in (valid, test)):
+        raise RequestError(
+            "the request leaves too little to judge the result on (both answers in validation and test)",
+            where=request.source,
+            mend="Nothing much would be left to recommend from; train a recommender anew instead",
+        )
     return ForgetSplit(
         forget=split.train.take(hit),
         retain=retain,
         control=control,
-        valid=rebuilt(split.valid),
-        test=rebuilt(split.test),
+        valid=valid,
+        test=test,
         deleted=deleted,
     )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import io
 import json
 from pathlib import Path
 from typing import Any
@@ -24,14 +25,16 @@ def read_request(path: str | Path) -> ForgetRequest:
     """
     path = Path(path)
     try:
-        text = path.read_text(encoding="utf-8-sig")
+        text = path.read_bytes().decode("utf-8-sig")
     except (OSError, UnicodeDecodeError) as error:
         reason = getattr(error, "strerror", None) or "not UTF-8"
         raise RequestError(f"cannot be read ({reason})", where=path.name, mend=MEND) from None
-    kind, ids = _from_json(text, path.name) if path.suffix == ".json" else _from_csv(text, path.name)
-    if not ids:
+    kind, placed = _from_json(text, path.name) if path.suffix == ".json" else _from_csv(text, path.name)
+    if not placed:
         raise RequestError("names nothing to delete", where=path.name, mend=MEND)
-    return ForgetRequest(kind, tuple(dict.fromkeys(ids)))
+    first = {entry: place for place, entry in reversed(placed)}
+    ids = tuple(dict.fromkeys(entry for _, entry in placed))
+    return ForgetRequest(kind, ids, source=path.name, places=tuple(first[entry] for entry in ids))
 
 
 def write_request(request: ForgetRequest, path: str | Path) -> Path:
@@ -45,36 +48,49 @@ def write_request(request: ForgetRequest, path: str | Path) -> Path:
     return path
 
 
-def _from_csv(text: str, name: str) -> tuple[Any, list[Any]]:
-    rows = [row for row in csv.reader(text.splitlines()) if row]
-    header = [cell.strip() for cell in rows[0]] if rows else []
+def _from_csv(text: str, name: str) -> tuple[Any, list[tuple[str, Any]]]:
+    reader = csv.reader(io.StringIO(text, newline=""))
     kinds = {("user",): "users", ("item",): "items", ("user", "item"): "interactions"}
-    if tuple(header) not in kinds:
-        raise RequestError("has no header that says what is to be deleted", where=name, mend=MEND)
-    for number, row in enumerate(rows[1:], start=2):
-        if len(row) != len(header) or not all(cell.strip() for cell in row):
-            raise RequestError(
-                f"row {number} does not have {len(header)} filled column(s)", where=name, mend=MEND
-            )
-    cells = [tuple(cell.strip() for cell in row) for row in rows[1:]]
-    return kinds[tuple(header)], [c if len(header) == 2 else c[0] for c in cells]
+    header: tuple[str, ...] | None = None
+    placed: list[tuple[str, Any]] = []
+    try:
+        for row in reader:
+            cells = tuple(cell.strip() for cell in row)
+            if not row:
+                continue
+            if header is None:
+                header = cells
+                if header not in kinds:
+                    raise RequestError("has no header that says what is to be deleted", where=name, mend=MEND)
+                continue
+            if len(cells) != len(header) or not all(cells):
+                what = f"row {reader.line_num} does not have {len(header)} filled column(s)"
+                raise RequestError(what, where=name, mend=MEND)
+            placed.append((f"row {reader.line_num}", cells if len(header) == 2 else cells[0]))
+    except csv.Error:  # its text may quote the row
+        raise RequestError(f"row {reader.line_num} is not csv", where=name, mend=MEND) from None
+    return kinds[header or ("user",)], placed
 
 
-def _from_json(text: str, name: str) -> tuple[Any, list[Any]]:
+def _from_json(text: str, name: str) -> tuple[Any, list[tuple[str, Any]]]:
     try:
         content = json.loads(text)
     except (ValueError, RecursionError):
         raise RequestError("is not JSON", where=name, mend=MEND) from None
     if not isinstance(content, dict) or content.get("kind") not in ("users", "items", "interactions"):
         raise RequestError("does not say its kind", where=name, mend=MEND)
-    ids = content.get("ids")
-    pairs = content["kind"] == "interactions"
-    if not isinstance(ids, list) or any(not _fits(i, pairs) for i in ids):
-        raise RequestError("its ids are not a list of ids", where=name, mend=MEND)
-    return content["kind"], [tuple(map(str, i)) if pairs else str(i) for i in ids]
+    ids, pairs = content.get("ids"), content["kind"] == "interactions"
+    if not isinstance(ids, list):
+        raise RequestError("its ids are not a list", where=name, mend=MEND)
+    for number, entry in enumerate(ids, start=1):
+        if not _fits(entry, pairs):
+            what = "a list of user and item" if pairs else "a text or a whole number"
+            raise RequestError(f"entry {number} of its ids is not {what}", where=name, mend=MEND)
+    placed = [(f"entry {k}", tuple(map(str, i)) if pairs else str(i)) for k, i in enumerate(ids, start=1)]
+    return content["kind"], placed
 
 
 def _fits(entry: Any, pair: bool) -> bool:
     if pair:
-        return isinstance(entry, list) and len(entry) == 2 and all(isinstance(e, str | int) for e in entry)
+        return isinstance(entry, list) and len(entry) == 2 and all(_fits(e, False) for e in entry)
     return isinstance(entry, str | int) and not isinstance(entry, bool)

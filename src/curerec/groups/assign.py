@@ -47,6 +47,25 @@ def _mean_rank(values: np.ndarray) -> np.ndarray:
     return out.reshape(values.shape)
 
 
+def comparable(types: np.ndarray, *, fewest: int = 8) -> np.ndarray:
+    """Types among which percentiles mean something: those with few members are pooled.
+
+    Of two layers' k_proj one is always "high": a rank among two says nothing about what either stores. Norms are
+    pooled with norms only, since a handful of gains and whole matrices do not compare.
+
+    Args:
+        types: label of each unit, [units].
+        fewest: smaller types are pooled.
+
+    Returns:
+        New labels, [units].
+    """
+    labels = types.astype(str)
+    small = {t for t in np.unique(labels) if (labels == t).sum() < fewest}
+    pooled = ["norms" if t.endswith("norm") else "pooled" if t in small else t for t in labels]
+    return np.asarray(pooled, dtype=object)
+
+
 def roles_from(forget: np.ndarray, retain: np.ndarray, types: np.ndarray, tau: float) -> np.ndarray:
     """Role codes of units from their mean scores, int [..., units].
 

@@ -7,7 +7,7 @@ from typing import Literal
 import torch
 import torch.nn.functional as F
 
-ForgetLoss = Literal["npo", "grad_ascent"]
+ForgetLoss = Literal["npo", "grad_ascent", "rewind"]
 
 
 def npo(
@@ -43,6 +43,24 @@ def grad_ascent(
     return (loss if weight is None else loss * weight).mean()
 
 
+def rewind(logits: torch.Tensor, label: torch.Tensor, *, weight: torch.Tensor) -> torch.Tensor:
+    """The margin towards the label, weighted by the push it got in training, mean, logit units.
+
+    Fine-tuning raised an example's margin by steps proportional to its residual 1 - p(label) at the time: large
+    at first, small once the example was learnt. Gradient ascent and NPO weigh examples by the residual at the
+    end, and so push hardest where training pushed least; ``weight`` is the residual averaged along the path
+    from the base to the fine-tuned weights.
+
+    Args:
+        logits: of the model being unlearned, [batch, 2].
+        label: int64 [batch].
+        weight: mean residual of each example along the path, [batch].
+
+    Source: this project's own (docs/method.md has the measurement).
+    """
+    return (weight * (2 * label - 1) * (logits[:, 1] - logits[:, 0])).mean()
+
+
 def forget_loss(
     name: ForgetLoss,
     logits: torch.Tensor,
@@ -53,6 +71,8 @@ def forget_loss(
     weight: torch.Tensor | None = None,
 ) -> torch.Tensor:
     """The forget loss of a name; arguments as in :func:`npo`."""
+    if name == "rewind":
+        return rewind(logits, label, weight=torch.ones_like(logits[:, 0]) if weight is None else weight)
     if name == "npo":
         return npo(logits, label, original, beta=beta, weight=weight)
     return grad_ascent(logits, label, weight=weight)

@@ -10,13 +10,19 @@ import torch
 from pydantic import Field
 from sklearn.metrics import roc_auc_score
 
+from curerec.circuits.adapter import weight_deltas
+from curerec.circuits.path import part_of_the_way
 from curerec.config import Strict
+from curerec.errors import ModelError
 from curerec.methods.losses import ForgetLoss, forget_loss, kl_to
 from curerec.methods.rules import Rules, named
 from curerec.methods.task import Task
 from curerec.prompts.encoding import Prompts
 from curerec.recommender.score import answer_logits, device_of, p_yes, score, to_batch
 from curerec.recommender.tune import Averager, TuneConfig, endless, optimise
+from curerec.recommender.units import units_of
+
+PATH = (0.0, 0.5, 1.0)  # points between base and fine-tuned weights at which ``rewind`` takes residuals
 
 
 class UnlearnConfig(Strict):
@@ -25,7 +31,11 @@ class UnlearnConfig(Strict):
     forget_loss: ForgetLoss = "npo"
     beta: float = Field(0.5, gt=0, description="of NPO")
     balance: bool = Field(True, description="weigh yes and no so that forgetting does not shift P(yes)")
-    retain_weight: float = Field(3.0, ge=0, description="w of the rules")
+    retain_weight: float | None = Field(
+        None,
+        ge=0,
+        description="w of the rules; none: |D_r| / |D_f|, the weights the two sets had in training",
+    )
     lr: float = Field(1e-3, gt=0)
     optimizer: Literal["adamw", "sgd"] = "adamw"
     batch_size: int = Field(128, gt=0, description="prompts of D_f and of D_r a step")
@@ -42,6 +52,20 @@ class UnlearnConfig(Strict):
         description="membership AUC to reach: that of the model before fine-tuning, which saw neither D_f nor D_c "
         "(it carries the difference in difficulty of the two sets), or 0.5",
     )
+
+
+def retain_weight(task: Task, config: UnlearnConfig) -> float:
+    """w of the rules.
+
+    The default |D_r| / |D_f| makes the loop's objective ``sum over D_f of the forget loss + sum over D_r of KL``: its
+    minimum is, to second order, theta_o plus the influence of D_f (KL to theta_o has the Fisher matrix as its
+    curvature), which is what leaving D_f out of training would have done.
+
+    Source: Koh and Liang 2017 (influence functions); this project's own choice of w.
+    """
+    if config.retain_weight is not None:
+        return config.retain_weight
+    return len(task.retain) / len(task.forget)
 
 
 @dataclass
@@ -79,6 +103,8 @@ class Watch:
     def look(self, model: Any) -> dict[str, float]:
         """Membership AUC and validation AUC of a model."""
         logits = score(model, self.valid, self.task.answers)
+        if not np.isfinite(logits).all():
+            raise ModelError("the update diverged", where="unlearn", mend="Lower update.lr in the recipe")
         return {
             "membership_auc": self.membership(model),
             "valid_auc": float(roc_auc_score(self.valid.label, logits[:, 1] - logits[:, 0])),
@@ -141,7 +167,7 @@ def run(task: Task, rules: Rules, config: UnlearnConfig) -> Update:
         original = task.original.model
         forget_logits = torch.from_numpy(score(original, forget, task.answers)).to(device)
         label = torch.from_numpy(forget.label.astype(np.int64)).to(device)
-        weight = _balance(forget_logits, label) if config.balance else torch.ones(len(label), device=device)
+        weight = _weights(task, config, forget, forget_logits)
     parameters = dict(model.named_parameters(remove_duplicate=False))
     names = [n for n in rules.trainable() if n in parameters]
     for p in parameters.values():
@@ -237,17 +263,34 @@ class _Lazy:
         return self.task.encode(self.task.retain.take(index))
 
 
-def _balance(logits: torch.Tensor, label: torch.Tensor) -> torch.Tensor:
-    """Weights [n], mean about 1, under which the forget loss's first push on yes and on no is of equal size.
+def _weights(task: Task, config: UnlearnConfig, forget: Prompts, logits: torch.Tensor) -> torch.Tensor:
+    """Weight of each forget example, [n].
 
-    Without it forgetting pushes P(yes) towards the rarer answer, which is not what the users were remembered by.
+    ``rewind``: its residual averaged over the base, the halfway and the fine-tuned weights; otherwise 1. With
+    ``balance`` both answers get the same total push at the start; without it forgetting moves P(yes) towards
+    the rarer answer, which is not what the users were remembered by.
     """
-    wrong = 1 - logits.softmax(-1).gather(1, label[:, None])[:, 0]
-    weight = torch.ones_like(wrong)
-    for answer in (0, 1):
-        mine = label == answer
-        if mine.any():
-            weight[mine] = 0.5 * wrong.sum() / wrong[mine].sum()
+    label = torch.from_numpy(forget.label.astype(np.int64)).to(logits.device)
+
+    def residual(answer_logits: torch.Tensor) -> torch.Tensor:
+        return 1 - answer_logits.softmax(-1).gather(1, label[:, None])[:, 0]
+
+    push = residual(logits)  # of the other losses' first step
+    weight = torch.ones_like(push)
+    if config.forget_loss == "rewind":
+        model = task.original.model
+        units = units_of(model, "projection")
+        deltas = weight_deltas(model, task.base_state, units) if task.base_state is not None else {}
+        for alpha in PATH[:-1]:
+            with part_of_the_way(model, deltas, alpha) as (halfway, _):
+                earlier = torch.from_numpy(score(halfway, forget, task.answers)).to(logits.device)
+            push = push + residual(earlier)
+        weight = push = push / len(PATH)
+    if config.balance:
+        for answer in (0, 1):
+            mine = label == answer
+            if mine.any():
+                weight[mine] = weight[mine] * 0.5 * push.sum() / push[mine].sum()
     return weight
 
 

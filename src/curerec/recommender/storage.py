@@ -2,22 +2,20 @@
 
 from __future__ import annotations
 
-import errno
 import json
 import os
-import shutil
-import tempfile
-from collections.abc import Iterator
-from contextlib import contextmanager
+import re
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
+from huggingface_hub.errors import StrictDataclassError
+from pydantic import BaseModel, ValidationError
 from safetensors import SafetensorError
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from curerec.data.cache import sync
-from curerec.errors import ModelError, StorageError
+from curerec.data.output import replacing
+from curerec.errors import ModelError
 from curerec.prompts.encoding import answer_tokens
 from curerec.recommender.families import family_of
 from curerec.recommender.safety import check_folder, weights_digest
@@ -26,6 +24,17 @@ from curerec.records import Recommender
 
 CARD = "curerec.json"
 FORMAT = "curerec-recommender/1"
+#: What the loaders raise on files that are damaged or do not belong together.
+UNREADABLE = (
+    OSError,
+    ValueError,
+    TypeError,
+    LookupError,
+    AttributeError,
+    RuntimeError,
+    SafetensorError,
+    StrictDataclassError,
+)
 
 
 def load_base(
@@ -47,20 +56,43 @@ def load_base(
     folder = Path(folder)
     check_folder(folder, what="base model")
     wanted = dtype or (torch.float32 if torch.device(device).type == "cpu" else torch.bfloat16)
+    where = f"base model {folder.name}"
     try:
-        model = AutoModelForCausalLM.from_pretrained(
-            folder, dtype=wanted, use_safetensors=True, trust_remote_code=False, local_files_only=True
+        model, seen = AutoModelForCausalLM.from_pretrained(
+            folder,
+            dtype=wanted,
+            use_safetensors=True,
+            trust_remote_code=False,
+            local_files_only=True,
+            output_loading_info=True,
         )
-        tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=False, local_files_only=True)
-    except (OSError, ValueError, KeyError, RuntimeError, SafetensorError) as error:
+    except UNREADABLE as error:
         raise ModelError(
-            f"cannot be loaded ({type(error).__name__})",
-            where=f"base model {folder.name}",
-            mend="Save it anew",
+            f"cannot be loaded ({type(error).__name__})", where=where, mend="Save it anew"
         ) from None
+    if seen["missing_keys"]:  # transformers would go on with random numbers in their place
+        mend = "Save it anew"
+        raise ModelError(f"lacks {len(seen['missing_keys'])} of its weights", where=where, mend=mend)
+    tokenizer = load_tokenizer(folder, where=where)
+    if len(tokenizer) > model.get_input_embeddings().num_embeddings:
+        mend = "Give the tokenizer that it was trained with"
+        raise ModelError("the tokenizer has more tokens than the model", where=where, mend=mend)
     model = model.to(device).eval()
     check_readout(model, tokenizer)
     return model, tokenizer
+
+
+def load_tokenizer(folder: Path, *, where: str) -> Any:
+    """The tokenizer of a local folder that :func:`check_folder` has passed.
+
+    Raises:
+        ModelError: there is none, or it cannot be read.
+    """
+    try:
+        return AutoTokenizer.from_pretrained(folder, trust_remote_code=False, local_files_only=True)
+    except Exception as error:  # tokenizers raises bare Exception on a damaged tokenizer.json
+        what = f"its tokenizer cannot be loaded ({type(error).__name__})"
+        raise ModelError(what, where=where, mend="Save it anew") from None
 
 
 @torch.inference_mode()
@@ -84,6 +116,24 @@ def check_readout(model: Any, tokenizer: Any) -> None:
         )
 
 
+def write_model(model: Any, tokenizer: Any, folder: Path) -> None:
+    """Weights, configuration and tokenizer as plain Hugging Face or PEFT files.
+
+    Raises:
+        OSError: as the disk says; safetensors and tokenizers put it into exceptions of their own.
+    """
+    try:
+        model.save_pretrained(folder)
+        tokenizer.save_pretrained(folder)
+    except OSError:
+        raise
+    except Exception as error:
+        number = re.search(r"os error ([0-9]+)", str(error))
+        if number is None:
+            raise
+        raise OSError(int(number[1]), os.strerror(int(number[1]))) from None
+
+
 def save(recommender: Recommender, folder: Path) -> Path:
     """Write a recommender whole or not at all.
 
@@ -101,9 +151,8 @@ def save(recommender: Recommender, folder: Path) -> Path:
         StorageError: the disk is full or not writable, or something else stands in the way.
     """
     folder = Path(folder)
-    with replacing(folder) as stage:
-        recommender.model.save_pretrained(stage)
-        recommender.tokenizer.save_pretrained(stage)
+    with replacing(folder, marker=CARD) as stage:
+        write_model(recommender.model, recommender.tokenizer, stage)
         card = {
             **recommender.card,
             "format": FORMAT,
@@ -115,61 +164,46 @@ def save(recommender: Recommender, folder: Path) -> Path:
     return folder
 
 
-@contextmanager
-def replacing(folder: Path) -> Iterator[Path]:
-    """A temporary folder that takes the place of ``folder`` once everything in it is on disk.
+class _Base(BaseModel):
+    name: str
+    sha256: str
 
-    Raises:
-        StorageError: no room, no permission, or ``folder`` holds something that is not a recommender.
-    """
-    if folder.exists() and any(folder.iterdir()) and not (folder / CARD).exists():
-        raise StorageError(
-            "holds something that is not a recommender", where=str(folder), mend="Name another --out folder"
-        )
-    stage = None
-    try:
-        folder.parent.mkdir(parents=True, exist_ok=True)
-        stage = Path(tempfile.mkdtemp(prefix=f".{folder.name}-", dir=folder.parent))
-        yield stage
-        for path in stage.rglob("*"):
-            if path.is_file():
-                sync(path)
-        sync(stage)
-        if folder.exists():
-            old = Path(tempfile.mkdtemp(prefix=f".{folder.name}-old-", dir=folder.parent))
-            os.rename(folder, old / "was")
-            os.rename(stage, folder)
-            shutil.rmtree(old, ignore_errors=True)
-        else:
-            os.rename(stage, folder)
-        sync(folder.parent)
-    except (OSError, SafetensorError) as error:
-        full = getattr(error, "errno", None) in (errno.ENOSPC, errno.EDQUOT) or "os error 28" in str(error)
-        what = "the disk is full" if full else f"cannot be written ({type(error).__name__})"
-        mend = "Make room or name another --out; nothing was left half-written"
-        raise StorageError(what, where=str(folder), mend=mend) from None
-    finally:
-        if stage is not None:
-            shutil.rmtree(stage, ignore_errors=True)
+
+class _Data(BaseModel):
+    fingerprint: str
+
+
+class _Card(BaseModel):
+    """What a card must hold for a recommender to be opened; it may hold more."""
+
+    kind: Literal["full", "lora"]
+    base: _Base
+    data: _Data
+    recipe: dict[str, Any]
+    template: str
+    answers: tuple[int, int]
+    weights_sha256: str
 
 
 def read_card(folder: Path) -> dict[str, Any]:
     """The card of a recommender folder.
 
     Raises:
-        ModelError: there is none, or it is of another format.
+        ModelError: there is none, it is of another format, or something in it is missing or no longer fits.
     """
-    path = Path(folder) / CARD
+    where = f"recommender {Path(folder).name}"
     try:
-        card = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError):
+        card = json.loads((Path(folder) / CARD).read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError):
         card = None
     if not isinstance(card, dict) or card.get("format") != FORMAT:
-        raise ModelError(
-            f"holds no {CARD} of format {FORMAT}",
-            where=f"recommender {Path(folder).name}",
-            mend="Give a folder that `curerec train` wrote",
-        )
+        mend = "Give a folder that `curerec train` wrote"
+        raise ModelError(f"holds no {CARD} of format {FORMAT}", where=where, mend=mend)
+    try:
+        _Card.model_validate(card)
+    except ValidationError as error:
+        key = ".".join(map(str, error.errors(include_input=False)[0]["loc"]))
+        raise ModelError(f"{CARD} is damaged at {key}", where=where, mend="Train it anew") from None
     return card
 
 
@@ -206,7 +240,7 @@ def load(folder: Path, base_folder: Path, *, device: torch.device | str = "cpu")
         model, _ = load_base(base_folder, device=device)
         try:
             model = PeftModel.from_pretrained(model, folder, local_files_only=True)
-        except (ValueError, KeyError, RuntimeError, OSError, SafetensorError) as error:
+        except UNREADABLE as error:
             raise ModelError(
                 f"the adapter does not fit its base ({type(error).__name__})",
                 where=f"recommender {folder.name}",
@@ -215,7 +249,13 @@ def load(folder: Path, base_folder: Path, *, device: torch.device | str = "cpu")
         model = model.to(device).eval()
     else:
         model, _ = load_base(folder, device=device)
-    tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=False, local_files_only=True)
+    tokenizer = load_tokenizer(folder, where=f"recommender {folder.name}")
+    if answer_tokens(tokenizer) != tuple(card["answers"]):
+        raise ModelError(
+            "the tokenizer is not the one that its card was written with",
+            where=f"recommender {folder.name}",
+            mend="Train it anew",
+        )
     return Recommender(
         model=model,
         tokenizer=tokenizer,
@@ -259,7 +299,8 @@ __all__ = [
     "check_readout",
     "load",
     "load_base",
+    "load_tokenizer",
     "read_card",
-    "replacing",
     "save",
+    "write_model",
 ]

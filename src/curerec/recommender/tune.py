@@ -20,9 +20,9 @@ class TuneConfig(BaseModel):
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
-    epochs: float = Field(3.0, gt=0, description="passes over the training prompts")
+    epochs: float = Field(3.0, gt=0, allow_inf_nan=False, description="passes over the training prompts")
     batch_size: int = Field(32, gt=0)
-    lr: float = Field(1e-3, gt=0)
+    lr: float = Field(1e-3, gt=0, allow_inf_nan=False)
     weight_decay: float = Field(0.0, ge=0)
     warmup: float = Field(0.05, ge=0, lt=1, description="share of the steps with a rising rate")
     schedule: Literal["constant", "cosine"] = "cosine"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 from pathlib import Path
 
@@ -45,7 +46,8 @@ def replace_file(path: str | Path, text: str) -> Path:
         ) from error
     finally:
         # Also on Ctrl-C: after a successful rename there is nothing here to remove.
-        part.unlink(missing_ok=True)
+        with contextlib.suppress(OSError):
+            part.unlink()
     return path
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Literal
 
 import numpy as np
@@ -10,36 +11,45 @@ from pydantic import Field
 
 from curerec.circuits.adapter import weight_deltas
 from curerec.circuits.core import find_core
+from curerec.circuits.patching import moving_pairs
 from curerec.circuits.path import path_scores
 from curerec.config import Strict
-from curerec.groups.assign import assign, rows_of_roles
+from curerec.groups.assign import assign, comparable, rows_of_roles
 from curerec.methods.rules import Rules
 from curerec.methods.task import Task
-from curerec.methods.unlearn import UnlearnConfig, run
+from curerec.methods.unlearn import UnlearnConfig, retain_weight, run
 from curerec.prompts.counterfactual import counterfactual_pairs
 from curerec.prompts.encoding import queries
 from curerec.recommender.score import device_of
-from curerec.recommender.units import Granularity, Units, units_of
+from curerec.recommender.units import Granularity, Place, Units, units_of
 from curerec.records import Circuit, Groups, Outcome
+
+MLP_MODULES = {"mlp", "gate_proj", "up_proj", "down_proj", "post_attention_layernorm"}
 
 
 class CureConfig(Strict):
     """Circuit, groups and update. Every value is chosen on D_v, D_c and D_f."""
 
     pairs: int = Field(128, gt=1, description="counterfactual pairs that the circuit is scored on")
+    pair_pool: int = Field(
+        384, gt=1, description="prompts to corrupt; those whose margin falls most become pairs"
+    )
+    scope: Literal["core", "all"] = Field(
+        "core", description="units outside the core circuit are frozen, or get a role like the others"
+    )
     faithfulness: float = Field(0.9, gt=0, le=1, description="of the core circuit")
     granularity: Granularity = Field("row", description="size of an update unit")
     path_steps: int = Field(
         2, gt=0, description="midpoints between base and fine-tuned weights for contributions"
     )
-    contribution_size: int = Field(1000, gt=1, description="at most so many of D_f and of D_c are scored")
+    contribution_size: int = Field(600, gt=1, description="at most so many of D_f and of D_c are scored")
     tau: float = Field(0.5, gt=0, lt=1, description="percentile from which a contribution counts as high")
     draws: int = Field(200, gt=0, description="bootstrap resamples of the contributions")
     certain: float = Field(
         0.9, ge=0, le=1, description="share of draws under which a unit goes to task-shared"
     )
     uncertain: Literal["shared", "leading"] = "shared"
-    update: UnlearnConfig = UnlearnConfig()
+    update: UnlearnConfig = UnlearnConfig(forget_loss="rewind")
 
 
 def explain(task: Task, config: CureConfig) -> tuple[Circuit, Units, Groups]:
@@ -54,9 +64,11 @@ def explain(task: Task, config: CureConfig) -> tuple[Circuit, Units, Groups]:
     """
     model, answers = task.original.model, task.answers
     with task.clock.stage("counterfactuals"):
-        wanted = queries(task.data, task.sample(task.valid, config.pairs, 71))
+        wanted = queries(task.data, task.sample(task.valid, max(config.pairs, config.pair_pool), 71))
         pairs = counterfactual_pairs(task.data, wanted, task.encoder, task.train_rows, seed=task.seed)
         clean, corrupt = task.encoder.encode(pairs.clean), task.encoder.encode(pairs.corrupt)
+        moved = moving_pairs(model, clean, corrupt, answers, config.pairs)
+        clean, corrupt = clean.take(moved), corrupt.take(moved)
     with task.clock.stage("circuit"):
         circuit = find_core(
             model,
@@ -64,7 +76,11 @@ def explain(task: Task, config: CureConfig) -> tuple[Circuit, Units, Groups]:
             corrupt,
             answers,
             threshold=config.faithfulness,
-            counts={"unaligned": pairs.unaligned, "replaced": int(pairs.replaced.sum())},
+            counts={
+                "unaligned": pairs.unaligned,
+                "made": len(pairs),
+                "replaced": int(pairs.replaced[moved].sum()),
+            },
             seed=task.seed,
         )
     with task.clock.stage("contributions"):
@@ -86,14 +102,38 @@ def explain(task: Task, config: CureConfig) -> tuple[Circuit, Units, Groups]:
             scores[0],
             scores[1],
             units.names,
-            units.types,
+            comparable(units.types),
             tau=config.tau,
             draws=config.draws,
             certain=config.certain,
             uncertain_role="shared" if config.uncertain == "shared" else None,
             seed=task.seed,
         )
+        if config.scope == "core":
+            inside = in_core(circuit, units)
+            groups = replace(groups, role=np.where(inside, groups.role, "frozen"))
     return circuit, units, groups
+
+
+def in_core(circuit: Circuit, units: Units) -> np.ndarray:
+    """Whether each unit belongs to the core circuit, bool [n_units].
+
+    A unit of one head goes with its head, one of an MLP with the MLP, one that all heads of a layer share
+    (a row of o_proj, a whole projection) with any of them. Embedding and final norm feed every module: inside.
+    """
+    core = {circuit.modules[k] for k in circuit.core}
+
+    def inside(place: Place) -> bool:
+        if place.layer is None:
+            return True
+        prefix = f"layers.{place.layer}."
+        if place.module in MLP_MODULES:
+            return f"{prefix}mlp" in core
+        if place.head is not None:
+            return f"{prefix}head.{place.head}" in core
+        return any(name.startswith(f"{prefix}head.") for name in core)
+
+    return np.asarray([inside(place) for place in units.places])
 
 
 def cure(task: Task, config: CureConfig | None = None) -> Outcome:
@@ -118,7 +158,7 @@ def update_by_groups(
 ) -> Outcome:
     """Run the update loop with the groups' rules and pack what it did."""
     role = torch.from_numpy(np.asarray(rows_of_roles(groups))).to(device_of(task.original.model))
-    done = run(task, Rules(units, role, weight=config.retain_weight), config)
+    done = run(task, Rules(units, role, weight=retain_weight(task, config)), config)
     return Outcome(
         method=name,
         model=done.model,

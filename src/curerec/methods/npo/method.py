@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from curerec.methods.rules import Rules, uniform
 from curerec.methods.task import Task
-from curerec.methods.unlearn import UnlearnConfig, run
+from curerec.methods.unlearn import UnlearnConfig, retain_weight, run
 from curerec.recommender.score import device_of
 from curerec.recommender.units import units_of
 from curerec.records import Outcome
@@ -23,7 +23,7 @@ def npo_uniform(task: Task, config: UnlearnConfig | None = None, *, name: str = 
     units = units_of(task.original.model, "projection")
     done = run(
         task,
-        Rules(units, uniform(units, device_of(task.original.model)), weight=config.retain_weight),
+        Rules(units, uniform(units, device_of(task.original.model)), weight=retain_weight(task, config)),
         config,
     )
     return Outcome(

@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
-from curerec.groups.assign import random_groups
+from dataclasses import replace
+
+import numpy as np
+
+from curerec.groups.assign import comparable, random_groups
 from curerec.methods.cure.method import CureConfig, explain, update_by_groups
 from curerec.methods.task import Task
-from curerec.records import Outcome
+from curerec.recommender.units import Units, units_of
+from curerec.records import Groups, Outcome
 
 
 def random_modules(task: Task, config: CureConfig | None = None) -> Outcome:
@@ -17,5 +22,30 @@ def random_modules(task: Task, config: CureConfig | None = None) -> Outcome:
     """
     config = config or CureConfig()
     _, units, groups = explain(task, config)
+    if units.granularity == "projection" and task.base_state is not None:
+        units, groups = by_row(units_of(task.original.model, "row"), groups)
+    else:
+        units = replace(units, types=comparable(units.types))
     twin = random_groups(groups, units.types, seed=task.seed)
     return update_by_groups(task, config.update, units, twin, None, "random_modules")
+
+
+def by_row(rows: Units, groups: Groups) -> tuple[Units, Groups]:
+    """Groups of whole projections as groups of their rows, so that a twin can have the same number of parameters.
+
+    Projections differ in size (the embedding of a small model holds most of its parameters): permuting roles
+    among them would compare groups of different sizes.
+
+    Args:
+        rows: units of granularity ``row``.
+        groups: of granularity ``projection``.
+
+    Returns:
+        The row units, all of one type but for the norms, and each row with the role of its projection.
+    """
+    role_of = dict(zip(groups.modules, groups.role, strict=True))
+    of = [name.split(".row.")[0] for name in rows.names]
+    types = np.asarray(["norm" if ".row." not in name else "row" for name in rows.names], dtype=object)
+    zeros = np.zeros(len(of))
+    role = np.asarray([role_of[name] for name in of], dtype=object)
+    return replace(rows, types=types), Groups(rows.names, role, zeros, zeros, zeros)

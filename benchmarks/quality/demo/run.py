@@ -1,0 +1,79 @@
+"""Run the demo's recipe over seeds and append its rows; a seed that is already there is skipped."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import tempfile
+from pathlib import Path
+
+from curerec.cli.app import quiet, ratings
+from curerec.cli.bars import bars
+from curerec.experiment import run_experiment
+from curerec.recipes import load_recipe
+
+HERE = Path(__file__).parent
+
+
+def main() -> None:
+    """Parse, run, append."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--recipe", default="demo")
+    parser.add_argument("--data", default=None, help="name or path; default: the recipe's")
+    parser.add_argument("--seeds", type=int, nargs="+", default=[10, 11, 12])
+    parser.add_argument("--retrains", type=int, default=3)
+    parser.add_argument("--methods", nargs="+", default=["npo", "ga_kl", "random_modules"])
+    parser.add_argument("--results", type=Path, default=HERE / "results.jsonl")
+    options = parser.parse_args()
+    quiet()
+    recipe = load_recipe(options.recipe)
+    data = ratings(options.data or recipe.data)
+    for seed in options.seeds:
+        chosen = recipe.model_copy(update={"seed": seed})
+        if (seed, chosen.digest) in done(options.results):
+            continue
+        with tempfile.TemporaryDirectory() as folder, bars() as reporter:
+            record = run_experiment(
+                data,
+                chosen,
+                Path(folder) / "run",
+                retrains=options.retrains,
+                rivals=tuple(options.methods),
+                reporter=reporter,
+            )
+        with options.results.open("a", encoding="utf-8") as file:
+            for name, row in record["metrics"].items():
+                line = {
+                    "model": name,
+                    "seed": seed,
+                    "dataset": record["dataset"]["name"],
+                    "fingerprint": record["dataset"]["fingerprint"],
+                    "base": record["model"]["base"],
+                    "forget_kind": record["request"]["kind"],
+                    "forget_share": chosen.request.share,
+                    "n_forget": record["split"]["forget"],
+                    "floor_jsd": record["floor_jsd"],
+                    "ceiling_jsd": record["ceiling_jsd"],
+                    **row,
+                    "stop_reason": record["update"]["stop_reason"] if name == "cure" else None,
+                    "verified": record["verdict"]["verified"] if name == "cure" else None,
+                    "faithfulness": record["circuit"]["faithfulness"] if name == "cure" else None,
+                    "group_agreement": record["groups"]["agreement"] if name == "cure" else None,
+                    "config_hash": chosen.digest,
+                    "versions": record["versions"],
+                    "machine": record["machine"],
+                    "created": record["created"],
+                }
+                file.write(json.dumps(line, sort_keys=True) + "\n")
+
+
+def done(path: Path) -> set[tuple[int, str]]:
+    """Seeds and configurations that have rows."""
+    if not path.exists():
+        return set()
+    rows = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+    return {(row["seed"], row["config_hash"]) for row in rows}
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,179 @@
+"""The whole path through the commands: what each leaves behind, and that plain libraries can read it."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from curerec.recommender import bases, storage
+from made_commands import PRIVATE, curerec, tree, untouched
+
+MODELS = ("original", "retrain", "retrain_2", "npo", "cure")
+
+
+def test_every_command_ends_well_and_says_no_more_than_its_stages(made_path):
+    for name, result in made_path.results.items():
+        verdict = name in ("new", "again", "new_lora", "judged")
+        assert result.code in ((0, 1) if verdict else (0,)), (name, result)
+        assert (result.code == 1) == ("not verified" in result.out.splitlines()), (name, result)
+        for line in result.err.splitlines():
+            assert line.endswith(" s"), (name, line)
+        assert "Traceback" not in result.err and not PRIVATE.search(result.out + result.err)
+
+
+def test_the_demo_leaves_record_and_report(made_path):
+    record = json.loads((made_path.demo / "record.json").read_text())
+    for name in MODELS:
+        row = record["metrics"][name]
+        assert row.keys() >= {"test_auc", "test_acc", "jsd", "membership_auc", "t_total_s"}
+        assert all(isinstance(row[key], float) for key in ("test_auc", "test_acc", "jsd", "membership_auc"))
+        assert row["t_total_s"] > 0
+    assert record["floor_jsd"] > 0 and record["ceiling_jsd"] > 0
+    assert record["residual"].keys() >= {"npo", "cure"}
+    circuit = record["circuit"]
+    assert circuit["size"] == len(circuit["modules"]) and isinstance(circuit["faithfulness"], float)
+    assert all(isinstance(record["groups"][role], list) for role in ("forget", "retain", "shared", "frozen"))
+    assert record["request"]["kind"] == "users" and record["request"]["n_ids"] > 0
+    assert record["versions"].keys() >= {"curerec", "torch", "transformers", "peft"}
+    assert record["seed"] == 0
+    page = (made_path.demo / "report.html").read_text()
+    assert page.startswith("<!DOCTYPE html>") or page.startswith("<!doctype html>")
+    assert "<script" not in page and not PRIVATE.search(page + json.dumps(record))
+
+
+def test_production_unlearning_needs_no_retrain(made_path):
+    assert sorted(path.name for path in made_path.new.iterdir()) == [
+        "recommender",
+        "record.json",
+        "report.html",
+    ]
+    record = json.loads((made_path.new / "record.json").read_text())
+    assert record["floor_jsd"] is None and "metrics.retrain" in record["missing"]
+    assert record["model"]["output"] == storage.read_card(made_path.new / "recommender")["weights_sha256"]
+    assert record["metrics"].keys() == {"original", "cure"}
+
+
+def test_evaluation_with_two_retrains_gives_floor_and_residual(made_path):
+    record = json.loads((made_path.judged / "record.json").read_text())
+    assert record["metrics"].keys() == {"original", "cure", "retrain", "retrain_2"}
+    assert record["floor_jsd"] > 0 and "cure" in record["residual"]
+    assert (made_path.judged / "report.html").exists()
+
+
+def test_the_original_is_not_touched(made_path):
+    assert made_path.before == made_path.after
+
+
+def test_the_same_request_gives_the_same_bytes(made_path):
+    weights = [
+        (f / "recommender" / "model.safetensors").read_bytes() for f in (made_path.new, made_path.again)
+    ]
+    assert weights[0] == weights[1]
+    original = (made_path.full / "model.safetensors").read_bytes()
+    assert weights[0] != original
+
+
+def test_lora_unlearning_changes_the_adapter_alone(made_path):
+    old = load_file(made_path.lora / "adapter_model.safetensors")
+    new = load_file(made_path.new_lora / "recommender" / "adapter_model.safetensors")
+    assert old.keys() == new.keys()
+    assert any(not torch.equal(old[name], new[name]) for name in old)
+    assert not list((made_path.new_lora / "recommender").glob("model*.safetensors"))
+
+
+PLAIN = """
+import sys, numpy as np, torch
+from transformers import AutoModelForCausalLM, AutoTokenizer
+from peft import PeftModel
+full, lora, base, out = sys.argv[1:]
+ids = torch.arange(3, 15)[None]
+models = {
+    "full": AutoModelForCausalLM.from_pretrained(full),
+    "lora": PeftModel.from_pretrained(AutoModelForCausalLM.from_pretrained(base), lora).eval(),
+}
+with torch.inference_mode():
+    np.savez(out, **{name: model(input_ids=ids).logits.numpy() for name, model in models.items()})
+assert AutoTokenizer.from_pretrained(lora)(" Yes")["input_ids"]
+assert not any(name.split(".")[0] == "curerec" for name in sys.modules)
+"""
+
+
+def test_plain_libraries_load_what_was_saved(made_path, tmp_path):
+    base = bases.resolve(storage.read_card(made_path.lora)["base"]["name"])
+    folders = [made_path.new / "recommender", made_path.new_lora / "recommender", base]
+    done = subprocess.run(
+        [sys.executable, "-c", PLAIN, *folders, tmp_path / "logits.npz"], capture_output=True, text=True
+    )
+    assert done.returncode == 0, done.stderr
+    theirs = np.load(tmp_path / "logits.npz")
+    ids = torch.arange(3, 15)[None]
+    for name, folder in zip(("full", "lora"), folders, strict=False):
+        model = storage.load(folder, base).model
+        with torch.inference_mode():
+            ours = model(input_ids=ids).logits.numpy()
+        np.testing.assert_allclose(ours, theirs[name], rtol=0, atol=1e-6)
+
+
+@pytest.mark.parametrize("method", ["npo", "ga_kl", "random_modules", "retrain"])
+def test_every_method_runs_from_the_command(made_path, method, tmp_path):
+    result = curerec(
+        "unlearn", "--recommender", made_path.full, "--data", made_path.data, "--request", made_path.request,
+        "--method", method, "--out", tmp_path / "new",
+    )  # fmt: skip
+    assert result.code in (0, 1), result
+    assert storage.read_card(tmp_path / "new" / "recommender")["unlearned"][0]["method"] == method
+    assert (tmp_path / "new" / "report.html").exists()
+
+
+def test_requests_in_a_row(made_path, tmp_path):
+    second = tmp_path / "second.json"
+    first = made_path.request.read_text().split()[1:]
+    card = storage.read_card(made_path.full)
+    users = [f"usr{k}" for k in range(60) if f"usr{k}" not in first]
+    second.write_text(json.dumps({"kind": "users", "ids": users[:25]}))
+    with untouched(made_path.new):
+        result = curerec(
+            "unlearn", "--recommender", made_path.new / "recommender", "--data", made_path.data,
+            "--request", second, "--out", tmp_path / "new",
+        )  # fmt: skip
+    assert result.code in (0, 1), result
+    history = storage.read_card(tmp_path / "new" / "recommender")["unlearned"]
+    assert len(history) == 2 and "unlearned" not in card
+
+
+def test_an_earlier_output_is_replaced(made_path, tmp_path):
+    shutil.copytree(made_path.judged, tmp_path / "judged")
+    before = (tmp_path / "judged" / "record.json").stat().st_ino
+    result = curerec(*made_path.judge, "--out", tmp_path / "judged")
+    assert result.code in (0, 1), result
+    assert (tmp_path / "judged" / "record.json").stat().st_ino != before
+    assert sorted(tree(tmp_path)) == ["judged", "judged/record.json", "judged/report.html"]
+
+
+def test_a_verdict_that_is_asked_for_decides_the_exit_code(made_path):
+    result = curerec(*made_path.judge, "--verdict")
+    assert (result.code == 0) == ("verified" in result.out.splitlines())
+
+
+def test_report_renders_again(made_path, tmp_path):
+    record = tmp_path / "record.json"
+    shutil.copy(made_path.demo / "record.json", record)
+    result = curerec("report", record)
+    assert result.code == 0 and result.out.strip() == str(tmp_path / "report.html")
+    assert (tmp_path / "report.html").read_bytes() == (made_path.demo / "report.html").read_bytes()
+
+
+def test_the_recipe_decides_where_no_option_does(made_path, tmp_path, monkeypatch):
+    monkeypatch.chdir(made_path.folder)
+    recipe = tmp_path / "r.yaml"
+    recipe.write_text(f"data: data\nformat: movielens-100k\n{made_path.recipe.read_text()}")
+    result = curerec("train", "--recipe", recipe, "--out", tmp_path / "made")
+    assert result.code == 0, result
+    assert tree(tmp_path / "made")["model.safetensors"] == tree(made_path.full)["model.safetensors"]
