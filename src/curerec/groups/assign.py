@@ -50,8 +50,8 @@ def _mean_rank(values: np.ndarray) -> np.ndarray:
 def comparable(types: np.ndarray, *, fewest: int = 8) -> np.ndarray:
     """Types among which percentiles mean something: those with few members are pooled.
 
-    Of two layers' k_proj one is always "high": a rank among two says nothing about what either stores. Norms are
-    pooled with norms only, since a handful of gains and whole matrices do not compare.
+    Of two layers' k_proj one is always "high": a rank among two says nothing about what either stores. Norms
+    are pooled with norms only, since a handful of gains and whole matrices do not compare.
 
     Args:
         types: label of each unit, [units].

@@ -46,7 +46,7 @@ def grad_ascent(
 def rewind(logits: torch.Tensor, label: torch.Tensor, *, weight: torch.Tensor) -> torch.Tensor:
     """The margin towards the label, weighted by the push it got in training, mean, logit units.
 
-    Fine-tuning raised an example's margin by steps proportional to its residual 1 - p(label) at the time: large
+    Fine-tuning raised an example's margin by steps proportional to its residual 1 - p(label) then: large
     at first, small once the example was learnt. Gradient ascent and NPO weigh examples by the residual at the
     end, and so push hardest where training pushed least; ``weight`` is the residual averaged along the path
     from the base to the fine-tuned weights.

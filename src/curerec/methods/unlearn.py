@@ -49,16 +49,16 @@ class UnlearnConfig(Strict):
     max_auc_drop: float = Field(0.002, ge=0, description="utility guard on D_v")
     target: Literal["base", "half"] = Field(
         "base",
-        description="membership AUC to reach: that of the model before fine-tuning, which saw neither D_f nor D_c "
-        "(it carries the difference in difficulty of the two sets), or 0.5",
+        description="membership AUC to reach: that of the model before fine-tuning, which saw neither D_f "
+        "nor D_c (it carries the difference in difficulty of the two sets), or 0.5",
     )
 
 
 def retain_weight(task: Task, config: UnlearnConfig) -> float:
     """w of the rules.
 
-    The default |D_r| / |D_f| makes the loop's objective ``sum over D_f of the forget loss + sum over D_r of KL``: its
-    minimum is, to second order, theta_o plus the influence of D_f (KL to theta_o has the Fisher matrix as its
+    The default |D_r| / |D_f| makes the loop's objective ``sum over D_f of the forget loss + sum over D_r of KL``:
+    its minimum is, to second order, theta_o plus the influence of D_f (KL to theta_o has the Fisher matrix as its
     curvature), which is what leaving D_f out of training would have done.
 
     Source: Koh and Liang 2017 (influence functions); this project's own choice of w.
@@ -148,8 +148,8 @@ def run(task: Task, rules: Rules, config: UnlearnConfig) -> Update:
     """Move a copy of theta_o by the rules until the membership gap closes.
 
     Each step takes one batch of D_f and one of D_r, computes the two gradients apart, combines them unit by
-    unit, and hands the result to the optimiser (so projection comes before Adam's scaling: AdamW rescales what
-    was projected, which the record says). What is looked at, and handed back, is the running average of the
+    unit, and hands the result to the optimiser (so projection comes before Adam's scaling: AdamW rescales
+    what was projected, which the record says). What is looked at, and handed back, is the running average of the
     weights: single iterates scatter in P(yes) by more than the forgetting that is to be measured.
 
     Args:
@@ -219,7 +219,9 @@ def run(task: Task, rules: Rules, config: UnlearnConfig) -> Update:
         seen = watch.look(model)
         trace.append({"step": step, **seen, **log})
         if watch.harmed(seen):
-            stop = f"the utility guard: validation AUC fell by more than {config.max_auc_drop:g}; the step before is kept"
+            stop = (
+                f"the utility guard: validation AUC fell by {config.max_auc_drop:g}; the step before is kept"
+            )
             return True
         kept = [p.detach().clone() for p in params]
         if watch.closed(seen):

@@ -119,7 +119,7 @@ def in_core(circuit: Circuit, units: Units) -> np.ndarray:
     """Whether each unit belongs to the core circuit, bool [n_units].
 
     A unit of one head goes with its head, one of an MLP with the MLP, one that all heads of a layer share
-    (a row of o_proj, a whole projection) with any of them. Embedding and final norm feed every module: inside.
+    (a row of o_proj, a whole projection) with any of them. Embedding and final norm are inside.
     """
     core = {circuit.modules[k] for k in circuit.core}
 

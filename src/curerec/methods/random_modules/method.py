@@ -31,7 +31,7 @@ def random_modules(task: Task, config: CureConfig | None = None) -> Outcome:
 
 
 def by_row(rows: Units, groups: Groups) -> tuple[Units, Groups]:
-    """Groups of whole projections as groups of their rows, so that a twin can have the same number of parameters.
+    """Groups of whole projections as groups of their rows, so that a twin can be of equal size.
 
     Projections differ in size (the embedding of a small model holds most of its parameters): permuting roles
     among them would compare groups of different sizes.
