@@ -28,7 +28,7 @@ def path_scores(
     """What each unit's change by fine-tuning did to each example's loss, from base to fine-tuned model.
 
     ``-sum(dW * dL/dW)`` averaged at the midpoints of ``W_base + alpha dW``. The sum over units is the loss
-    that fine-tuning took away (completeness of integrated gradients). At the fine-tuned weights alone the score of
+    that fine-tuning took away (completeness). At the fine-tuned weights alone the score of
     data that was trained on is near zero by construction, whatever the unit stores: training ended where the
     gradient vanished. The path sees the whole descent.
 

@@ -57,9 +57,9 @@ class UnlearnConfig(Strict):
 def retain_weight(task: Task, config: UnlearnConfig) -> float:
     """w of the rules.
 
-    The default |D_r| / |D_f| makes the loop's objective ``sum over D_f of the forget loss + sum over D_r of KL``:
-    its minimum is, to second order, theta_o plus the influence of D_f (KL to theta_o has the Fisher matrix as its
-    curvature), which is what leaving D_f out of training would have done.
+    The default |D_r| / |D_f| makes the objective ``sum over D_f of the forget loss + sum over D_r of KL``:
+    its minimum is, to second order, theta_o plus the influence of D_f (KL to theta_o has the Fisher matrix
+    as its curvature), which is what leaving D_f out of training would have done.
 
     Source: Koh and Liang 2017 (influence functions); this project's own choice of w.
     """
@@ -149,8 +149,8 @@ def run(task: Task, rules: Rules, config: UnlearnConfig) -> Update:
 
     Each step takes one batch of D_f and one of D_r, computes the two gradients apart, combines them unit by
     unit, and hands the result to the optimiser (so projection comes before Adam's scaling: AdamW rescales
-    what was projected, which the record says). What is looked at, and handed back, is the running average of the
-    weights: single iterates scatter in P(yes) by more than the forgetting that is to be measured.
+    what was projected, which the record says). What is looked at, and handed back, is the running average of
+    the weights: single iterates scatter in P(yes) by more than the forgetting that is to be measured.
 
     Args:
         task: the request.
