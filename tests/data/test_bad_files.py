@@ -5,9 +5,9 @@ from __future__ import annotations
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from made_ratings import LAYOUTS, RATINGS, TITLES, fails, write_parquet
 
 from curerec.data.readers import read
+from made_ratings import LAYOUTS, RATINGS, TITLES, fails, write_parquet
 
 FORMATS = list(LAYOUTS)
 TIMED = [name for name in FORMATS if LAYOUTS[name].timed]

@@ -9,11 +9,11 @@ import sys
 from pathlib import Path
 
 import pytest
-from made_sources import NAME, empty, good_wheel
 
 from curerec.data import cache, fetch, sources
 from curerec.data.fetch import load
 from curerec.errors import FetchError, StorageError
+from made_sources import NAME, empty, good_wheel
 
 
 @pytest.mark.parametrize("stop", [KeyboardInterrupt, MemoryError])

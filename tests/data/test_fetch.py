@@ -13,12 +13,12 @@ import types
 import zipfile
 
 import pytest
-from made_sources import MEMBERS, NAME, Quiet, empty, good_wheel
 
 from curerec.data import cache, fetch, network, sources
 from curerec.data.fetch import PUBLIC, Public, load
 from curerec.data.sources import Archive, Hub, Member, Wheel
 from curerec.errors import DataError, FetchError
+from made_sources import MEMBERS, NAME, Quiet, empty, good_wheel
 
 
 def test_official_address_first(site, small, offer, tmp_path):

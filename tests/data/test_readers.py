@@ -9,9 +9,9 @@ from pathlib import Path
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from made_ratings import LAYOUTS, RATINGS, TITLES, fails, write_parquet
 
 from curerec.data.readers import READERS, read
+from made_ratings import LAYOUTS, RATINGS, TITLES, fails, write_parquet
 
 FORMATS = list(LAYOUTS)
 TIMED = [name for name in FORMATS if LAYOUTS[name].timed]
