@@ -246,7 +246,8 @@ def record_of(
         "request": {
             "kind": request.kind,
             "n_ids": len(request.ids),
-            "share": float(len(split.forget) / max(1, len(split.forget) + len(split.retain))),
+            "share": len(request.ids)
+            / {"users": len(data.users), "items": len(data.items), "interactions": len(data)}[request.kind],
             "choice": choice,
             "n_interactions": int(split.deleted.sum()),
             "n_examples": len(split.forget),
