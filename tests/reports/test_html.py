@@ -244,7 +244,7 @@ def test_ids_within_the_page_are_unique_and_every_reference_is_met(full: dict[st
 @pytest.mark.parametrize(
     ("verified", "word", "also"),
     [
-        (True, "Verified", "passed all 4 checks in comparison with a model retrained"),
+        (True, "Verified", "passed all 4 checks that need no retrained model"),
         (False, "Not verified", "1 of 4 checks failed (membership). Do not treat the request as fulfilled."),
         (None, "Not judged", "how completely it forgot was not judged: no time for it."),
     ],
