@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import os
 import shutil
@@ -147,12 +148,36 @@ def test_ctrl_c(command, moment, earlier, made_path, tmp_path):
             return any(path.name.startswith(".out-") and any(path.iterdir()) for path in place.iterdir())
         return f"{moment}: " in log
 
-    before = slowly if moment == "saving" else None
+    arguments = commands(made_path, place / "out")[command]
     with untouched(place):
-        result = killed(
-            tmp_path / "log", commands(made_path, place / "out")[command], when, signal.SIGINT, before=before
-        )
+        # Slowly at every moment: a command of two seconds may be over before a busy machine sends the signal.
+        result = killed(tmp_path / "log", arguments, when, signal.SIGINT, before=slowly)
         refused(result, "interrupted", "half-written", stages=True)
+
+
+def swallowing():
+    """A library that clears whatever error comes back, Ctrl-C too, in the middle of a command."""
+    real = output.sync
+
+    def sync(path):
+        with contextlib.suppress(BaseException):
+            time.sleep(30)
+        output.sync = real
+        real(path)
+
+    output.sync = sync
+
+
+def test_ctrl_c_that_a_library_swallowed(made_path, tmp_path):
+    place = tmp_path / "place"
+    place.mkdir()
+    arguments = commands(made_path, place / "out")["demo"]
+
+    def when(log):
+        return any(place.rglob("curerec.json")) or any(place.rglob("*.safetensors"))
+
+    result = killed(tmp_path / "log", arguments, when, signal.SIGINT, before=swallowing)
+    refused(result, "interrupted", "half-written", stages=True)
 
 
 @pytest.mark.parametrize("command", ["train", "unlearn"])

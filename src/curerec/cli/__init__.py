@@ -6,6 +6,8 @@ import errno
 import os
 import sys
 
+from curerec.cli import interrupts
+
 #: What a path or a disk may have against being used; any other OSError is a fault of ours and shows as one.
 PATHS = {
     errno.ENOSPC,
@@ -30,6 +32,7 @@ def main() -> None:
         # Bars of the libraries underneath would mix with ours.
         os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
         os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+        interrupts.watch()
         sys.exit(_run(sys.argv[1:] or ["--help"]))
     except KeyboardInterrupt:
         _stop("interrupted; nothing was left half-written. Run the same command again to start over", 2)

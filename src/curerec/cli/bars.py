@@ -7,6 +7,7 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 
+from curerec.cli.interrupts import check
 from curerec.progress import Advance, Reporter
 
 
@@ -41,7 +42,12 @@ class _Bars:
 
     def stage(self, name: str) -> Advance:
         task = self.progress.add_task(name, total=None)
-        return lambda done, total: self.progress.update(task, completed=done, total=total)
+
+        def advance(done: int, total: int) -> None:
+            check()
+            self.progress.update(task, completed=done, total=total)
+
+        return advance
 
 
 class _Lines:
@@ -53,6 +59,7 @@ class _Lines:
 
         def advance(done: int, total: int) -> None:
             nonlocal finished
+            check()
             # Loops end with done == total and the clock tells (1, 1) after them: say it once.
             if done == total == 1 and not finished:
                 finished = True
