@@ -47,7 +47,8 @@ model:
   tuning: {epochs: 1, batch_size: 32, lr: 1.0e-3}
 cure:
   pairs: 16
-  contribution_size: 40
+  forget_size: 40
+  control_size: 40
   draws: 10
   update: {max_steps: 4, check_every: 2, check_size: 60, batch_size: 32, max_auc_drop: 1}
 npo: {max_steps: 4, check_every: 2, check_size: 60, batch_size: 32, max_auc_drop: 1}

@@ -89,6 +89,7 @@ def assign(
     draws: int = 200,
     certain: float = 0.9,
     uncertain_role: str | None = "shared",
+    census: bool = False,
     seed: int = 0,
 ) -> Groups:
     """Roles of units with their bootstrap agreement.
@@ -102,15 +103,19 @@ def assign(
         draws: bootstrap resamples of the stored per-example scores; no model is run.
         certain: a unit whose leading group has a smaller share of the draws goes to ``uncertain_role``.
         uncertain_role: role of overturned units; None keeps the leading one.
+        census: the forget scores are those of all of D_f. What is to be forgotten is then known, not
+            estimated from a sample of it, so only the retain scores are resampled.
         seed: of the resamples.
 
-    Source: METHOD section 6.
+    Source: METHOD section 6; ``census`` is this project's own.
     """
     rng = np.random.default_rng([seed, 31])
     votes = np.zeros((len(ROLES), len(modules)))
-    for f, r in zip(
-        _resampled(forget_scores, draws, rng), _resampled(retain_scores, draws, rng), strict=True
-    ):
+    if census:
+        resampled_f = np.broadcast_to(forget_scores.mean(0), (draws, len(modules)))
+    else:
+        resampled_f = _resampled(forget_scores, draws, rng)
+    for f, r in zip(resampled_f, _resampled(retain_scores, draws, rng), strict=True):
         votes[roles_from(f, r, types, tau), np.arange(len(modules))] += 1
     role = roles_from(forget_scores.mean(0), retain_scores.mean(0), types, tau)
     agreement = votes[role, np.arange(len(modules))] / draws

@@ -2,30 +2,30 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any, Literal
 
 import numpy as np
 import torch
 from pydantic import Field
-from sklearn.metrics import roc_auc_score
 
 from curerec.circuits.adapter import weight_deltas
 from curerec.circuits.path import part_of_the_way
-from curerec.config import Strict
-from curerec.errors import ModelError
 from curerec.methods.losses import ForgetLoss, forget_loss, kl_to
+from curerec.methods.rollback import roll_back
 from curerec.methods.rules import Rules, named
+from curerec.methods.stopping import Stopping, Watch
 from curerec.methods.task import Task
 from curerec.prompts.encoding import Prompts
-from curerec.recommender.score import answer_logits, device_of, p_yes, score, to_batch
+from curerec.recommender.score import answer_logits, device_of, score, to_batch
 from curerec.recommender.tune import Averager, TuneConfig, endless, optimise
 from curerec.recommender.units import units_of
 
+CLOSED = "the membership gap closed: deleted data is no longer told from unseen data"
 PATH = (0.0, 0.5, 1.0)  # points between base and fine-tuned weights at which ``rewind`` takes residuals
 
 
-class UnlearnConfig(Strict):
+class UnlearnConfig(Stopping):
     """The update loop. Every value is chosen on D_v, D_c and D_f."""
 
     forget_loss: ForgetLoss = "npo"
@@ -38,20 +38,15 @@ class UnlearnConfig(Strict):
     )
     lr: float = Field(1e-3, gt=0)
     optimizer: Literal["adamw", "sgd"] = "adamw"
-    batch_size: int = Field(128, gt=0, description="prompts of D_f and of D_r a step")
+    schedule: Literal["constant", "linear"] = Field(
+        "constant",
+        description="constant: stops at the first look at which the gap is closed; linear: the rate falls to "
+        "0 over max_steps, all of them are taken, and the forget loss rests while the gap is closed",
+    )
+    batch_size: int = Field(128, gt=0, description="prompts of D_f a step")
+    retain_batch_size: int | None = Field(None, gt=0, description="prompts of D_r a step; none: as of D_f")
     max_steps: int = Field(60, gt=0)
     average: float = Field(0.9, ge=0, lt=1, description="decay of the average of the weights")
-    check_every: int = Field(4, gt=0, description="steps between looks at the membership gap")
-    check_size: int = Field(1000, gt=10, description="at most so many of D_f, D_c and D_v are looked at")
-    tolerance: float = Field(
-        0.0, ge=0, description="membership AUC above the target at which the gap counts as closed"
-    )
-    max_auc_drop: float = Field(0.002, ge=0, description="utility guard on D_v")
-    target: Literal["base", "half"] = Field(
-        "base",
-        description="membership AUC to reach: that of the model before fine-tuning, which saw neither D_f "
-        "nor D_c (it carries the difference in difficulty of the two sets), or 0.5",
-    )
 
 
 def retain_weight(task: Task, config: UnlearnConfig) -> float:
@@ -66,63 +61,6 @@ def retain_weight(task: Task, config: UnlearnConfig) -> float:
     if config.retain_weight is not None:
         return config.retain_weight
     return len(task.retain) / len(task.forget)
-
-
-@dataclass
-class Watch:
-    """Looks at a model on samples of D_f, D_c and D_v: what stopping is decided by.
-
-    Source: METHOD section 8; the target is the base model's own membership AUC instead of 0.5, since D_f and
-    D_c differ a little in difficulty by chance and the base, which was trained on neither, shows by how much.
-    """
-
-    task: Task
-    config: UnlearnConfig
-    forget: Prompts = field(init=False)
-    control: Prompts = field(init=False)
-    valid: Prompts = field(init=False)
-    target: float = field(init=False)
-    first: dict[str, float] = field(init=False)
-
-    def __post_init__(self) -> None:
-        size = self.config.check_size
-        self.forget = self.task.encode(self.task.sample(self.task.forget, size, 51))
-        self.control = self.task.encode(self.task.sample(self.task.control, size, 52))
-        self.valid = self.task.encode(self.task.sample(self.task.valid, size, 53))
-        self.target = 0.5
-        if self.config.target == "base":
-            self.target = self.membership(self.task.base_model())
-        self.first = self.look(self.task.original.model)
-
-    def membership(self, model: Any) -> float:
-        """AUC of the loss attack, D_f against D_c."""
-        losses = [_nll(score(model, p, self.task.answers), p.label) for p in (self.forget, self.control)]
-        member = np.r_[np.ones(len(losses[0])), np.zeros(len(losses[1]))]
-        return float(roc_auc_score(member, -np.concatenate(losses)))
-
-    def look(self, model: Any) -> dict[str, float]:
-        """Membership AUC and validation AUC of a model."""
-        logits = score(model, self.valid, self.task.answers)
-        if not np.isfinite(logits).all():
-            raise ModelError("the update diverged", where="unlearn", mend="Lower update.lr in the recipe")
-        return {
-            "membership_auc": self.membership(model),
-            "valid_auc": float(roc_auc_score(self.valid.label, logits[:, 1] - logits[:, 0])),
-            "valid_p_yes": float(p_yes(logits).mean()),
-        }
-
-    def closed(self, seen: dict[str, float]) -> bool:
-        """Whether D_f is no longer told from D_c."""
-        return seen["membership_auc"] <= self.target + self.config.tolerance
-
-    def harmed(self, seen: dict[str, float]) -> bool:
-        """Whether validation AUC fell below the guard."""
-        return seen["valid_auc"] < self.first["valid_auc"] - self.config.max_auc_drop
-
-
-def _nll(logits: np.ndarray, label: np.ndarray) -> np.ndarray:
-    p = p_yes(logits)
-    return -np.log(np.clip(np.where(label == 1, p, 1 - p), 1e-12, None))
 
 
 @dataclass(frozen=True)
@@ -144,7 +82,7 @@ class Update:
     n_trainable: int
 
 
-def run(task: Task, rules: Rules, config: UnlearnConfig) -> Update:
+def run(task: Task, rules: Rules, config: UnlearnConfig, kept: np.ndarray | None = None) -> Update:
     """Move a copy of theta_o by the rules until the membership gap closes.
 
     Each step takes one batch of D_f and one of D_r, computes the two gradients apart, combines them unit by
@@ -156,6 +94,7 @@ def run(task: Task, rules: Rules, config: UnlearnConfig) -> Update:
         task: the request.
         rules: roles of the units.
         config: losses, rate, stopping.
+        kept: share of fine-tuning's change that each unit starts with, [n_units]; none: all of it.
 
     Source: METHOD sections 7 and 8.
     """
@@ -168,6 +107,11 @@ def run(task: Task, rules: Rules, config: UnlearnConfig) -> Update:
         forget_logits = torch.from_numpy(score(original, forget, task.answers)).to(device)
         label = torch.from_numpy(forget.label.astype(np.int64)).to(device)
         weight = _weights(task, config, forget, forget_logits)
+        if kept is not None:
+            changed = (
+                weight_deltas(model, task.base_state, rules.units) if task.base_state is not None else {}
+            )
+            roll_back(model, rules.units, changed, kept)
     parameters = dict(model.named_parameters(remove_duplicate=False))
     names = [n for n in rules.trainable() if n in parameters]
     for p in parameters.values():
@@ -180,7 +124,8 @@ def run(task: Task, rules: Rules, config: UnlearnConfig) -> Update:
     average = Averager(params, config.average)
     trace: list[dict[str, float]] = [{"step": 0, **watch.first}]
     log: dict[str, float] = {}
-    kept = [p.detach().clone() for p in params]
+    held = [p.detach().clone() for p in params]
+    annealed, push = config.schedule == "linear", 1.0
     stop = f"the limit of {config.max_steps} steps was reached before the membership gap closed"
 
     def gradients(step: int) -> None:
@@ -194,8 +139,8 @@ def run(task: Task, rules: Rules, config: UnlearnConfig) -> Update:
             beta=config.beta,
             weight=weight[index],
         )
-        g_f = torch.autograd.grad(loss_f, params)
-        batch = retain.next(config.batch_size)
+        g_f = torch.autograd.grad(push * loss_f, params)
+        batch = retain.next(config.retain_batch_size or config.batch_size)
         ids, last = to_batch(batch, np.arange(len(batch)), device)
         with torch.inference_mode():
             before = answer_logits(original, ids, last, task.answers)
@@ -209,7 +154,7 @@ def run(task: Task, rules: Rules, config: UnlearnConfig) -> Update:
         log.update(_summary(loss_f, loss_r, seen))
 
     def after(step: int) -> bool:
-        nonlocal stop, kept
+        nonlocal stop, held, push
         average.update()
         advance(step, config.max_steps)
         if step % config.check_every and step != config.max_steps:
@@ -218,17 +163,21 @@ def run(task: Task, rules: Rules, config: UnlearnConfig) -> Update:
         average.store()
         seen = watch.look(model)
         trace.append({"step": step, **seen, **log})
+        if annealed and step < config.max_steps:
+            # Half-way the rate is high and utility lower than at the end: looks only steer the forget loss.
+            push = 0.0 if watch.closed(seen) else 1.0
+            _store(params, iterate)
+            return False
         if watch.harmed(seen):
-            stop = (
-                f"the utility guard: validation AUC fell by {config.max_auc_drop:g}; the step before is kept"
-            )
-            return True
-        kept = [p.detach().clone() for p in params]
-        if watch.closed(seen):
-            stop = "the membership gap closed: deleted data is no longer told from unseen data"
-            return True
+            stop = f"the utility guard: validation AUC fell by more than {config.max_auc_drop:g}"
+            if not annealed:
+                stop += "; the step before is kept"
+                return True
+        elif watch.closed(seen):
+            stop = CLOSED
+        held = [p.detach().clone() for p in params]
         _store(params, iterate)
-        return False
+        return stop == CLOSED
 
     with task.clock.stage("update") as advance:
         steps = optimise(
@@ -238,13 +187,13 @@ def run(task: Task, rules: Rules, config: UnlearnConfig) -> Update:
             TuneConfig(
                 lr=config.lr,
                 optimizer=config.optimizer,
-                schedule="constant",
+                schedule="linear" if annealed else "constant",
                 warmup=0,
                 max_grad_norm=float("inf"),
             ),
             after_step=after,
         )
-        _store(params, kept)
+        _store(params, held)
     for p in parameters.values():
         p.requires_grad_(True)
     return Update(model.eval(), tuple(trace), stop, steps, sum(p.numel() for p in params))

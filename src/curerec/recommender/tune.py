@@ -25,7 +25,7 @@ class TuneConfig(BaseModel):
     lr: float = Field(1e-3, gt=0, allow_inf_nan=False)
     weight_decay: float = Field(0.0, ge=0)
     warmup: float = Field(0.05, ge=0, lt=1, description="share of the steps with a rising rate")
-    schedule: Literal["constant", "cosine"] = "cosine"
+    schedule: Literal["constant", "cosine", "linear"] = "cosine"
     ema: float = Field(0.0, ge=0, lt=1, description="decay of the average of the weights; 0 = off")
     max_grad_norm: float = Field(1.0, gt=0)
     optimizer: Literal["adamw", "sgd"] = "adamw"
@@ -135,6 +135,8 @@ def _rate(step: int, steps: int, config: TuneConfig) -> float:
         return (step + 1) / warm
     if config.schedule == "constant":
         return 1.0
+    if config.schedule == "linear":
+        return 1 - (step - warm) / max(1, steps - warm)
     return 0.5 * (1 + float(np.cos(np.pi * (step - warm) / max(1, steps - warm))))
 
 

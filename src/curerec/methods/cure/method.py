@@ -27,6 +27,19 @@ from curerec.records import Circuit, Groups, Outcome
 MLP_MODULES = {"mlp", "gate_proj", "up_proj", "down_proj", "post_attention_layernorm"}
 
 
+class Kept(Strict):
+    """Share of fine-tuning's change that units of a group start the update with; see ``rollback.py``."""
+
+    forget: float = Field(1.0, ge=0, le=1)
+    retain: float = Field(1.0, ge=0, le=1)
+    shared: float = Field(1.0, ge=0, le=1)
+
+    def of(self, role: np.ndarray) -> np.ndarray | None:
+        """Shares by unit, from role codes; None where everything is kept. Frozen units are never touched."""
+        shares = np.array([self.forget, self.retain, self.shared, 1.0])
+        return None if (shares == 1).all() else shares[role]
+
+
 class CureConfig(Strict):
     """Circuit, groups and update. Every value is chosen on D_v, D_c and D_f."""
 
@@ -42,13 +55,17 @@ class CureConfig(Strict):
     path_steps: int = Field(
         2, gt=0, description="midpoints between base and fine-tuned weights for contributions"
     )
-    contribution_size: int = Field(600, gt=1, description="at most so many of D_f and of D_c are scored")
+    forget_size: int = Field(
+        2000, gt=1, description="at most so many of D_f are scored; all of them: nothing to resample"
+    )
+    control_size: int = Field(600, gt=1, description="at most so many of D_c are scored")
     tau: float = Field(0.5, gt=0, lt=1, description="percentile from which a contribution counts as high")
     draws: int = Field(200, gt=0, description="bootstrap resamples of the contributions")
     certain: float = Field(
         0.9, ge=0, le=1, description="share of draws under which a unit goes to task-shared"
     )
     uncertain: Literal["shared", "leading"] = "shared"
+    kept: Kept = Kept()
     update: UnlearnConfig = UnlearnConfig(forget_loss="rewind")
 
 
@@ -89,13 +106,16 @@ def explain(task: Task, config: CureConfig) -> tuple[Circuit, Units, Groups]:
         scores = [
             path_scores(
                 model,
-                task.encode(task.sample(part, config.contribution_size, salt)),
+                task.encode(task.sample(part, size, salt)),
                 answers,
                 units,
                 deltas,
                 steps=config.path_steps,
             )
-            for part, salt in ((task.forget, 72), (task.control, 73))
+            for part, size, salt in (
+                (task.forget, config.forget_size, 72),
+                (task.control, config.control_size, 73),
+            )
         ]
     with task.clock.stage("groups"):
         groups = assign(
@@ -107,6 +127,7 @@ def explain(task: Task, config: CureConfig) -> tuple[Circuit, Units, Groups]:
             draws=config.draws,
             certain=config.certain,
             uncertain_role="shared" if config.uncertain == "shared" else None,
+            census=len(task.forget) <= config.forget_size,
             seed=task.seed,
         )
         if config.scope == "core":
@@ -150,15 +171,17 @@ def cure(task: Task, config: CureConfig | None = None) -> Outcome:
     """
     config = config or CureConfig()
     circuit, units, groups = explain(task, config)
-    return update_by_groups(task, config.update, units, groups, circuit, "cure")
+    return update_by_groups(task, config, units, groups, circuit, "cure")
 
 
 def update_by_groups(
-    task: Task, config: UnlearnConfig, units: Units, groups: Groups, circuit: Circuit | None, name: str
+    task: Task, config: CureConfig, units: Units, groups: Groups, circuit: Circuit | None, name: str
 ) -> Outcome:
-    """Run the update loop with the groups' rules and pack what it did."""
-    role = torch.from_numpy(np.asarray(rows_of_roles(groups))).to(device_of(task.original.model))
-    done = run(task, Rules(units, role, weight=retain_weight(task, config)), config)
+    """Roll the groups' units back, run the update loop with their rules and pack what it did."""
+    role = rows_of_roles(groups)
+    codes = torch.from_numpy(role).to(device_of(task.original.model))
+    rules = Rules(units, codes, weight=retain_weight(task, config.update))
+    done = run(task, rules, config.update, config.kept.of(role))
     return Outcome(
         method=name,
         model=done.model,

@@ -1,0 +1,141 @@
+"""When an update has gone far enough, and when too far, from D_f, D_c and D_v alone."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+import numpy as np
+from pydantic import Field
+from scipy.stats import norm
+from sklearn.metrics import roc_auc_score
+
+from curerec.config import Strict
+from curerec.errors import ModelError
+from curerec.methods.task import Task
+from curerec.prompts.encoding import Prompts
+from curerec.recommender.score import p_yes, score
+
+CONFIDENCE = 0.95  # one-sided, of the utility guard
+
+
+class Stopping(Strict):
+    """What is looked at, how often, and what ends an update. Chosen on D_v, D_c and D_f."""
+
+    check_every: int = Field(4, gt=0, description="steps between looks at the membership gap")
+    check_size: int = Field(1000, gt=10, description="at most so many of D_f, D_c and D_v are looked at")
+    tolerance: float = Field(
+        0.0, ge=0, description="membership AUC above the target at which the gap counts as closed"
+    )
+    max_auc_drop: float = Field(0.002, ge=0, description="utility guard on D_v")
+    target: Literal["base", "half"] = Field(
+        "base",
+        description="membership AUC to reach: that of the model before fine-tuning, which saw neither D_f "
+        "nor D_c (it carries the difference in difficulty of the two sets), or 0.5",
+    )
+
+
+@dataclass
+class Watch:
+    """Looks at a model on samples of D_f, D_c and D_v: what stopping is decided by.
+
+    Source: METHOD section 8; the target is the base model's own membership AUC instead of 0.5, since D_f and
+    D_c differ a little in difficulty by chance and the base, which was trained on neither, shows by how much.
+    """
+
+    task: Task
+    config: Stopping
+    forget: Prompts = field(init=False)
+    control: Prompts = field(init=False)
+    valid: Prompts = field(init=False)
+    target: float = field(init=False)
+    first: dict[str, float] = field(init=False)
+    margin: np.ndarray | None = field(init=False, default=None)
+
+    def __post_init__(self) -> None:
+        size = self.config.check_size
+        self.forget = self.task.encode(self.task.sample(self.task.forget, size, 51))
+        self.control = self.task.encode(self.task.sample(self.task.control, size, 52))
+        self.valid = self.task.encode(self.task.sample(self.task.valid, size, 53))
+        self.target = 0.5
+        if self.config.target == "base":
+            self.target = self.membership(self.task.base_model())
+        self.first = self.look(self.task.original.model)
+
+    def membership(self, model: Any) -> float:
+        """AUC of the loss attack, D_f against D_c."""
+        losses = [_nll(score(model, p, self.task.answers), p.label) for p in (self.forget, self.control)]
+        member = np.r_[np.ones(len(losses[0])), np.zeros(len(losses[1]))]
+        return float(roc_auc_score(member, -np.concatenate(losses)))
+
+    def look(self, model: Any) -> dict[str, float]:
+        """Membership AUC and validation AUC of a model."""
+        logits = score(model, self.valid, self.task.answers)
+        if not np.isfinite(logits).all():
+            raise ModelError("the update diverged", where="unlearn", mend="Lower update.lr in the recipe")
+        margin = logits[:, 1] - logits[:, 0]
+        if self.margin is None:  # the first look is at the original itself
+            self.margin = margin
+        drop, error = auc_drop(self.valid.label, self.margin, margin)
+        return {
+            "membership_auc": self.membership(model),
+            "valid_auc": float(roc_auc_score(self.valid.label, margin)),
+            "valid_p_yes": float(p_yes(logits).mean()),
+            "auc_drop": drop,
+            "auc_drop_se": error,
+        }
+
+    def closed(self, seen: dict[str, float]) -> bool:
+        """Whether D_f is no longer told from D_c."""
+        return seen["membership_auc"] <= self.target + self.config.tolerance
+
+    def harmed(self, seen: dict[str, float]) -> bool:
+        """Whether validation AUC fell by more than the guard allows, beyond sampling error.
+
+        A drop that the sample cannot tell from the allowed one (one-sided, 95 %) stops nothing: on 1,000
+        examples the AUC of an equally good model comes out lower by 0.002 every other time.
+        """
+        error = norm.ppf(CONFIDENCE) * seen["auc_drop_se"]
+        return seen["auc_drop"] - error > self.config.max_auc_drop
+
+
+def _nll(logits: np.ndarray, label: np.ndarray) -> np.ndarray:
+    p = p_yes(logits)
+    return -np.log(np.clip(np.where(label == 1, p, 1 - p), 1e-12, None))
+
+
+def auc_drop(label: np.ndarray, before: np.ndarray, after: np.ndarray) -> tuple[float, float]:
+    """How far the AUC of one model lies below another's on the same examples, and its standard error.
+
+    The two models' scores of an example are nearly equal, so their difference is known far better than
+    either AUC: on 600 examples to about 0.003 where one AUC is known to 0.02.
+
+    Args:
+        label: 0 or 1, [n], at least two of each.
+        before, after: scores, [n].
+
+    Returns:
+        ``AUC(before) - AUC(after)`` and its standard error.
+
+    Source: DeLong, DeLong and Clarke-Pearson 1988 (difference of correlated areas).
+
+    Example:
+        >>> label, score = np.array([0, 1, 0, 1]), np.array([0.1, 0.9, 0.2, 0.8])
+        >>> auc_drop(label, score, score)
+        (0.0, 0.0)
+    """
+    parts = [_components(label, np.asarray(s, np.float64)) for s in (before, after)]
+    won, lost = parts[0][0] - parts[1][0], parts[0][1] - parts[1][1]
+    variance = won.var(ddof=1) / len(won) + lost.var(ddof=1) / len(lost)
+    return float(won.mean()), float(np.sqrt(variance))
+
+
+def _components(label: np.ndarray, scores: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Share of negatives below each positive, and of positives above each negative, ties counted half."""
+    yes, no = scores[label == 1], scores[label != 1]
+    out = []
+    for a, b in ((yes, no), (-no, -yes)):
+        ordered = np.sort(b)
+        below = np.searchsorted(ordered, a, "left") + np.searchsorted(ordered, a, "right")
+        out.append(below / (2 * len(b)))
+    return out[0], out[1]
