@@ -19,7 +19,8 @@ from curerec.methods.task import Task
 from curerec.prompts.encoding import Prompts
 from curerec.recommender.score import answer_logits, device_of, score, to_batch
 from curerec.recommender.tune import Averager, TuneConfig, endless, optimise
-from curerec.recommender.units import units_of
+from curerec.recommender.units import Units, units_of
+from curerec.records import Circuit, Groups, Outcome
 
 CLOSED = "the membership gap closed: deleted data is no longer told from unseen data"
 PATH = (0.0, 0.5, 1.0)  # points between base and fine-tuned weights at which ``rewind`` takes residuals
@@ -197,6 +198,40 @@ def run(task: Task, rules: Rules, config: UnlearnConfig, kept: np.ndarray | None
     for p in parameters.values():
         p.requires_grad_(True)
     return Update(model.eval(), tuple(trace), stop, steps, sum(p.numel() for p in params))
+
+
+def outcome_of(
+    task: Task,
+    done: Update,
+    config: UnlearnConfig,
+    *,
+    method: str,
+    units: Units | None = None,
+    groups: Groups | None = None,
+    circuit: Circuit | None = None,
+) -> Outcome:
+    """What a method hands back once its loop has run.
+
+    Args:
+        task: its clock has the seconds.
+        done: of :func:`run`.
+        config: that ``run`` was given; the record says what was descended.
+        method: name.
+        units, groups, circuit: where the method has them.
+    """
+    details = {"steps": done.steps, "update": config, "stages": dict(task.clock.seconds)}
+    return Outcome(
+        method=method,
+        model=done.model,
+        t_core_s=task.clock.seconds["update"],
+        t_total_s=task.clock.total_s,
+        trace=done.trace,
+        stop_reason=done.stop_reason,
+        n_trainable=done.n_trainable,
+        circuit=circuit,
+        groups=groups,
+        details=details if units is None else details | {"units": units},
+    )
 
 
 class _Lazy:

@@ -17,7 +17,7 @@ from curerec.config import Strict
 from curerec.groups.assign import assign, comparable, rows_of_roles
 from curerec.methods.rules import Rules
 from curerec.methods.task import Task
-from curerec.methods.unlearn import UnlearnConfig, retain_weight, run
+from curerec.methods.unlearn import UnlearnConfig, outcome_of, retain_weight, run
 from curerec.prompts.counterfactual import counterfactual_pairs
 from curerec.prompts.encoding import queries
 from curerec.recommender.score import device_of
@@ -182,15 +182,4 @@ def update_by_groups(
     codes = torch.from_numpy(role).to(device_of(task.original.model))
     rules = Rules(units, codes, weight=retain_weight(task, config.update))
     done = run(task, rules, config.update, config.kept.of(role))
-    return Outcome(
-        method=name,
-        model=done.model,
-        t_core_s=task.clock.seconds["update"],
-        t_total_s=task.clock.total_s,
-        trace=done.trace,
-        stop_reason=done.stop_reason,
-        n_trainable=done.n_trainable,
-        circuit=circuit,
-        groups=groups,
-        details={"steps": done.steps, "units": units, "stages": dict(task.clock.seconds)},
-    )
+    return outcome_of(task, done, config.update, method=name, units=units, groups=groups, circuit=circuit)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from curerec.methods.rules import Rules, uniform
 from curerec.methods.task import Task
-from curerec.methods.unlearn import UnlearnConfig, retain_weight, run
+from curerec.methods.unlearn import UnlearnConfig, outcome_of, retain_weight, run
 from curerec.recommender.score import device_of
 from curerec.recommender.units import units_of
 from curerec.records import Outcome
@@ -26,13 +26,4 @@ def npo_uniform(task: Task, config: UnlearnConfig | None = None, *, name: str = 
         Rules(units, uniform(units, device_of(task.original.model)), weight=retain_weight(task, config)),
         config,
     )
-    return Outcome(
-        method=name,
-        model=done.model,
-        t_core_s=task.clock.seconds["update"],
-        t_total_s=task.clock.total_s,
-        trace=done.trace,
-        stop_reason=done.stop_reason,
-        n_trainable=done.n_trainable,
-        details={"steps": done.steps, "stages": dict(task.clock.seconds)},
-    )
+    return outcome_of(task, done, config, method=name)
