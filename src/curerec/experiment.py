@@ -84,6 +84,7 @@ def run_experiment(
             split,
             measured,
             outcomes["cure"],
+            method="cure",
             config=recipe,
             seed=recipe.seed,
             choice=chosen,

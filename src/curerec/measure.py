@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import datetime
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -17,12 +18,14 @@ from curerec.evaluation.membership import membership
 from curerec.evaluation.residual import Reference
 from curerec.evaluation.utility import nll, utility
 from curerec.evaluation.verdict import Limits, verdict
+from curerec.methods import METHODS
 from curerec.pipeline import Opened, logits_of, machine, peak_memory_bytes, versions
 from curerec.records import ForgetRequest, ForgetSplit, Outcome
 from curerec.reports.build import circuit_part, groups_part, update_part
 from curerec.reports.schema import SCHEMA
 
 PROBES = 32
+NO_SECOND = "no second model was retrained, and distances to it cannot be computed"
 NO_RETRAIN = "no retrained model was given: in production none exists, and distances to it cannot be computed"
 
 
@@ -46,6 +49,21 @@ class Candidate:
 def candidate(outcome: Outcome) -> Candidate:
     """A method's outcome as something to measure."""
     return Candidate(outcome.model, outcome.t_core_s, outcome.t_total_s, outcome.n_trainable)
+
+
+def method_of(card: Mapping[str, Any]) -> str:
+    """The method that made a recommender, from its card; ``given`` where that names none that is known.
+
+    Args:
+        card: of :func:`curerec.recommender.storage.read_card`.
+
+    Example:
+        >>> method_of({"unlearned": [{"method": "npo", "request": "3f2a"}]}), method_of({})
+        ('npo', 'given')
+    """
+    done = card.get("unlearned") or []
+    name = done[-1].get("method") if done else "retrain" if card.get("without") else None
+    return name if name in METHODS else "given"
 
 
 @dataclass
@@ -85,6 +103,8 @@ def measure(
     missing: dict[str, str] = {}
     if len(retrains) >= 2:
         reference = Reference(np.stack([yes[n] for n in retrains]), yes["original"])
+    elif not retrains and "retrain" in models:  # the method is one: what is missing is another
+        missing["metrics.retrain_2"] = NO_SECOND
     elif not retrains:
         missing["metrics.retrain"] = NO_RETRAIN
     user = opened.data.user_code
@@ -198,6 +218,7 @@ def record_of(
     measured: Measured,
     outcome: Outcome | None,
     *,
+    method: str,
     config: Any,
     seed: int,
     choice: str | None = None,
@@ -207,7 +228,8 @@ def record_of(
     """The record of a request as plain values, ready for :func:`curerec.reports.schema.write_record`.
 
     Args:
-        outcome: of ``cure``; None where only stored models were compared.
+        outcome: of the method; None where only stored models were compared.
+        method: its name, that of its row in ``measured.metrics``.
         config: the recipe in force.
         choice: how an experiment's request was drawn.
         verdict_part: from :func:`judge`.
@@ -219,9 +241,17 @@ def record_of(
     units = outcome.details.get("units") if outcome else None
     if outcome is None:
         missing |= dict.fromkeys(("circuit", "groups", "update"), "only stored models were compared")
+    else:
+        parts = {
+            "circuit": outcome.circuit,
+            "groups": outcome.groups,
+            "update": outcome.details.get("update"),
+        }
+        missing |= {name: f"the method {method} has none" for name, part in parts.items() if part is None}
     stages = outcome.details.get("stages", {}) if outcome else {}
     return {
         "schema": SCHEMA,
+        "method": method,
         "created": datetime.datetime.now(datetime.UTC).strftime("%Y-%m-%dT%H:%M:%SZ"),
         "seed": seed,
         "dataset": {
@@ -264,7 +294,7 @@ def record_of(
         "residual": measured.residual,
         "circuit": circuit_part(outcome.circuit, seed=seed) if outcome else {},
         "groups": groups_part(outcome.groups, units.places, units.granularity) if outcome and units else {},
-        "update": update_part(outcome, config.cure.update) if outcome else {},
+        "update": update_part(outcome) if outcome else {},
         "cost": {
             "stages": [{"name": k, "time_s": v} for k, v in stages.items()],
             "peak_mem_bytes": peak_memory_bytes(),

@@ -48,7 +48,7 @@ RECORDS: dict[str, Callable[[], dict[str, Any]]] = {
     "full": made_records.full_record,
     "production": made_records.production_record,
     "failing": failing_record,
-    "bare": lambda: {"schema": SCHEMA, "metrics": {"original": {}, "cure": {}}},
+    "bare": lambda: {"schema": SCHEMA, "method": "cure", "metrics": {"original": {}, "cure": {}}},
 }
 
 

@@ -414,8 +414,8 @@ def test_out_without_permission(command, made_path, tmp_path):
         ("{}", "schema"),
         ("[]", "schema"),
         ("[" * 100_000, "is not JSON"),
-        ('{"schema": "curerec-record/1"}', "metrics"),
-        ('{"schema": "curerec-record/9", "metrics": {}}', "curerec-record/1"),
+        ('{"schema": "curerec-record/2"}', "metrics"),
+        ('{"schema": "curerec-record/9", "metrics": {}}', "curerec-record/2"),
     ],
     ids=["empty", "nothing", "list", "deep", "no metrics", "version"],
 )

@@ -13,6 +13,7 @@ import torch
 from safetensors.torch import load_file
 
 from curerec.recommender import bases, storage
+from curerec.reports import figures
 from made_commands import PRIVATE, curerec, tree, untouched
 
 MODELS = ("original", "retrain", "retrain_2", "npo", "cure")
@@ -129,7 +130,37 @@ def test_every_method_runs_from_the_command(made_path, method, tmp_path):
     )  # fmt: skip
     assert result.code in (0, 1), result
     assert storage.read_card(tmp_path / "new" / "recommender")["unlearned"][0]["method"] == method
-    assert (tmp_path / "new" / "report.html").exists()
+    record = json.loads((tmp_path / "new" / "record.json").read_text())
+    assert record["method"] == method and record["metrics"].keys() == {"original", method}
+    losses = {"npo": "npo", "ga_kl": "grad_ascent", "random_modules": "npo", "retrain": None}
+    assert record["update"]["forget_loss"] == losses[method]
+    page = (tmp_path / "new" / "report.html").read_text()
+    assert f'class="ours">{figures.method(method)}</th>' in page  # its column of the table of all figures
+    assert "CURE" not in page and "metrics.cure" not in page
+
+
+@pytest.mark.parametrize("method", ["npo", "retrain", "given"])
+def test_a_model_is_judged_under_its_own_name(made_path, method, tmp_path):
+    """A retrain beside two others, and a folder whose card names no method."""
+    first, second = made_path.retrains
+    judged = made_path.full
+    references = ("--retrain", first, "--retrain", second)
+    if method == "retrain":
+        judged, references = first, ("--retrain", second)
+    elif method == "npo":
+        judged = tmp_path / "npo" / "recommender"
+        asked = ("--data", made_path.data, "--request", made_path.request)
+        curerec("unlearn", "--recommender", made_path.full, *asked, "--method", "npo", "--out", judged.parent)
+    arguments = [judged if word == made_path.new / "recommender" else word for word in made_path.judge]
+    result = curerec(*arguments, *references, "--out", tmp_path / "judged")
+    assert result.code in (0, 1), result
+    record = json.loads((tmp_path / "judged" / "record.json").read_text())
+    others = {"retrain_2"} if method == "retrain" else {"retrain", "retrain_2"}
+    assert record["method"] == method and record["metrics"].keys() == {"original", method} | others
+    assert record["metrics"][method]["jsd"] > 0
+    assert record["residual"].keys() == ({method} if len(others) == 2 else set())
+    page = (tmp_path / "judged" / "report.html").read_text()
+    assert "Compared with a retrained model" in page and "No comparison with a retrained model" not in page
 
 
 def test_requests_in_a_row(made_path, tmp_path):

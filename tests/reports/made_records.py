@@ -37,7 +37,8 @@ def full_record() -> dict[str, Any]:
     scores = _scores(rng)
     core = [s["module"] for s in scores if s["in_core"]]
     return {
-        "schema": "curerec-record/1",
+        "schema": "curerec-record/2",
+        "method": "cure",
         "created": "2026-11-23T10:00:00Z",
         "seed": 0,
         "dataset": {

@@ -300,7 +300,7 @@ def test_a_production_page_says_what_is_missing_and_why(production: dict[str, An
 
 def test_reasons_are_not_made_up() -> None:
     """What a retrain has nothing to do with is not blamed on its absence."""
-    words = Page(render({"schema": SCHEMA, "metrics": {"original": {}, "cure": {}}})).words
+    words = Page(render({"schema": SCHEMA, "method": "cure", "metrics": {"original": {}, "cure": {}}})).words
     for told in (
         "What the deletion request named is not recorded.",
         "Which parts were changed, and why: not recorded.",
@@ -340,8 +340,8 @@ def nothing(value: Any) -> Any:
 
 
 def test_records_with_nothing_in_them_still_render(full: dict[str, Any]) -> None:
-    bare = {"schema": SCHEMA, "metrics": {"original": None, "cure": None}}
-    hollow = nothing(full) | {"schema": SCHEMA, "missing": {}}
+    bare = {"schema": SCHEMA, "method": "cure", "metrics": {"original": None, "cure": None}}
+    hollow = nothing(full) | {"schema": SCHEMA, "method": "cure", "missing": {}}
     hollow["metrics"] = {n: nothing(m) for n, m in full["metrics"].items()}
     for record in (bare, hollow):
         words = assert_inert(render(record)).words

@@ -118,7 +118,9 @@ def test_all_pictures_of_a_production_record(production: dict[str, Any]) -> None
 
 
 def test_nothing_to_draw_is_an_empty_text() -> None:
-    record = as_record({"schema": "curerec-record/1", "metrics": {"original": {}, "cure": {}}})
+    record = as_record(
+        {"schema": "curerec-record/2", "method": "cure", "metrics": {"original": {}, "cure": {}}}
+    )
     assert set(drawn(record).values()) == {""}
 
 

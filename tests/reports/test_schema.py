@@ -23,7 +23,7 @@ def full() -> dict[str, Any]:
 
 
 def minimal(**more: Any) -> dict[str, Any]:
-    return {"schema": SCHEMA, "metrics": {"original": {}, "cure": {}}, **more}
+    return {"schema": SCHEMA, "method": "cure", "metrics": {"original": {}, "cure": {}}, **more}
 
 
 def test_what_is_written_is_read_back(full: dict[str, Any], tmp_path: Path) -> None:
@@ -65,7 +65,8 @@ def test_what_is_not_finite_becomes_null(full: dict[str, Any], tmp_path: Path, v
 
 def test_nan_literals_in_a_foreign_file_are_read_as_null(tmp_path: Path) -> None:
     path = tmp_path / "record.json"
-    path.write_text('{"schema": "curerec-record/1", "metrics": {"original": {"jsd": NaN}, "cure": {}}}')
+    head = '{"schema": "curerec-record/2", "method": "cure", '
+    path.write_text(head + '"metrics": {"original": {"jsd": NaN}, "cure": {}}}')
     assert read_record(path).metrics["original"].jsd is None
 
 
@@ -94,6 +95,9 @@ def test_parts_that_are_null_read_as_empty() -> None:
         {"seed": 1.5},
         {"metrics": {"cure": {}}},
         {"metrics": {"original": {}}},
+        {"method": "npo"},
+        {"method": "original"},
+        {"method": None},
         {"metrics": {"original": {}, "cure": {"test_auc": "0.7"}}},
         {"metrics": {"original": {}, "cure": {"new_number": "text"}}},
         {"metrics": {"original": {}, "cure": {"test_auc": True}}},
@@ -131,8 +135,8 @@ def test_what_does_not_fit_is_refused_with_its_place(change: dict[str, Any], tmp
         b"{}",
         b'{"schema": 1}',
         b"[" * 100_000,
-        b'{"schema": "curerec-record/2", "metrics": {}}',
-        b'{"schema": "curerec-record/1"}',
+        b'{"schema": "curerec-record/1", "method": "cure", "metrics": {"original": {}, "cure": {}}}',
+        b'{"schema": "curerec-record/2"}',
     ],
 )
 def test_files_that_are_no_record(content: bytes, tmp_path: Path) -> None:

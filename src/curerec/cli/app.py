@@ -182,7 +182,6 @@ def unlearn(
             fresh_model(opened.base, opened.recipe.model, seed=seed or 0),
         )
         advance(1, 1)
-    measured.metrics.setdefault("cure", measured.metrics[method])
     with replacing(out, only=RESULT) as stage:
         save_unlearned(opened, outcome, asked, stage / "recommender")
         record = record_of(
@@ -191,6 +190,7 @@ def unlearn(
             split,
             measured,
             outcome,
+            method=method,
             config=opened.recipe,
             seed=seed or 0,
             verdict_part=verdict,
@@ -223,7 +223,7 @@ def evaluate(
     quiet()
     from curerec.data.forget import apply_request
     from curerec.data.output import check_out, replacing
-    from curerec.measure import Candidate, judge, measure, record_of
+    from curerec.measure import Candidate, judge, measure, method_of, record_of
     from curerec.pipeline import check_references, fresh_model, open_recommender
     from curerec.reports.html import write_report
     from curerec.reports.schema import write_record
@@ -235,22 +235,22 @@ def evaluate(
     opened = opened_with(recommender, data, base)
     table = opened.data
     split = apply_request(table, opened.split, asked)
-    models = {
-        "original": Candidate(opened.recommender.model),
-        "cure": Candidate(open_recommender(unlearned, table, base=opened.base).recommender.model),
-    }
-    names = ["retrain", *(f"retrain_{k}" for k in range(2, 99))]
+    judged = open_recommender(unlearned, table, base=opened.base).recommender
+    name = method_of(judged.card)
+    models = {"original": Candidate(opened.recommender.model), name: Candidate(judged.model)}
+    # A retrain that is judged itself has the first of these names.
+    free = (n for n in ("retrain", *(f"retrain_{k}" for k in range(2, 99))) if n != name)
     references = {}
-    for name, path in zip(names, retrain or [], strict=False):
+    for reference, path in zip(free, retrain or [], strict=False):
         other = open_recommender(path, table, base=opened.base).recommender
         seconds = other.card.get("train_time_s")
-        references[name] = Candidate(other.model, seconds, seconds)
+        references[reference] = Candidate(other.model, seconds, seconds)
     measured = measure(opened, split, models, references)
     found = judge(
         opened,
         split,
         models["original"],
-        models["cure"],
+        models[name],
         fresh_model(opened.base, opened.recipe.model, seed=0),
     )
     table_of(measured)
@@ -261,6 +261,7 @@ def evaluate(
             split,
             measured,
             None,
+            method=name,
             config=opened.recipe,
             seed=opened.recipe.seed,
             verdict_part=found,

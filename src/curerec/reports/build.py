@@ -77,8 +77,11 @@ def groups_part(groups: Groups | None, places: Iterable[Any], granularity: str) 
     }
 
 
-def update_part(outcome: Outcome, config: Any) -> dict[str, Any]:
-    """How the weights were moved: losses, optimiser, trace, and why it stopped."""
+def update_part(outcome: Outcome) -> dict[str, Any]:
+    """How the weights were moved: losses, optimiser, trace, and why it stopped; empty for a retrain."""
+    config = outcome.details.get("update")
+    if config is None:
+        return {}
     return {
         "forget_loss": config.forget_loss,
         "retain_loss": "kl",

@@ -15,8 +15,9 @@ _LABELS = {
     "retrain_3": "Retrained, third seed",
     "npo": "NPO, all parts alike",
     "random_modules": "Random groups",
-    "grad_ascent": "Gradient ascent",
+    "ga_kl": "Gradient ascent and KL",
     "cure": "CURE",
+    "given": "Model judged",
 }
 
 

@@ -49,7 +49,8 @@ def render(record: Record | Mapping[str, Any]) -> str:
     Related: :func:`write_report`, :func:`curerec.reports.schema.read_record`.
 
     Example:
-        >>> page = render({"schema": "curerec-record/1", "metrics": {"original": {}, "cure": {}}})
+        >>> metrics = {"original": {}, "npo": {}}
+        >>> page = render({"schema": "curerec-record/2", "method": "npo", "metrics": metrics})
         >>> "Not judged" in page, "<script" in page
         (True, False)
     """
@@ -88,9 +89,9 @@ def _template() -> Any:
 
 
 def _view(record: Record) -> dict[str, Any]:
-    residual = tables.residual_of(record)
+    residual = tables.residual_of(record, record.method)
     state, word, sentence = verdicts.verdict(record)
-    has_retrain = record.metrics.get("retrain") is not None
+    has_retrain = record.retrained is not None
     return {
         "record": record,
         "f": figures,
@@ -128,7 +129,7 @@ def _view(record: Record) -> dict[str, Any]:
 
 
 def _pictures(record: Record) -> dict[str, str]:
-    trace, circuit = record.update.trace or [], record.circuit
+    trace, circuit, ours = record.update.trace or [], record.circuit, record.method
     residual = {name: tables.residual_of(record, name) for name in {*record.metrics, *record.residual}}
     return {
         "map": pictures.module_map(
@@ -137,10 +138,10 @@ def _pictures(record: Record) -> dict[str, str]:
             circuit.modules or [],
             unit=record.groups.granularity or "unit",
         ),
-        "residual": pictures.residual_scale(residual, width=960),
-        "residual_narrow": pictures.residual_scale(residual, width=340),
-        "membership": pictures.membership(record.metrics),
-        "test_auc": pictures.test_auc(record.metrics),
+        "residual": pictures.residual_scale(residual, ours=ours, width=960),
+        "residual_narrow": pictures.residual_scale(residual, ours=ours, width=340),
+        "membership": pictures.membership(record.metrics, ours=ours),
+        "test_auc": pictures.test_auc(record.metrics, ours=ours),
         "trace": pictures.update_trace(trace),
         "conflict": pictures.conflict(trace),
         "curve": pictures.circuit_curve(circuit.curve or [], circuit.size, circuit.faithfulness),

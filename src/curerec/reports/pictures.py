@@ -10,6 +10,7 @@ from curerec.reports.grid import ROLE_NAMES
 from curerec.reports.lines import Panel, conflict_plot, curve_plot, panels
 from curerec.reports.module_map import legend, module_map
 from curerec.reports.parts import Metrics, Score, TraceStep
+from curerec.reports.schema import is_retrain
 from curerec.reports.svg import finite, padded
 
 __all__ = [
@@ -26,11 +27,8 @@ __all__ = [
     "update_trace",
 ]
 
-# Models from "nothing done" over the yardsticks to this run; names not listed come between.
-_FIRST = ("original", "retrain", "retrain_2", "retrain_3")
 
-
-def residual_scale(residual: Mapping[str, float | None], *, width: float = 960.0) -> str:
+def residual_scale(residual: Mapping[str, float | None], *, ours: str = "cure", width: float = 960.0) -> str:
     """How forgetting stands: 0 = as good as a retrain, 1 = nothing done.
 
     The scale is (jsd - floor) / (ceiling - floor); 0 is the distance between two retrains that differ only in
@@ -38,19 +36,21 @@ def residual_scale(residual: Mapping[str, float | None], *, width: float = 960.0
 
     Args:
         residual: by method; what is not finite is left out.
+        ours: the method that the report is about.
         width: px.
 
     Returns:
         SVG text; empty without a finite value.
     """
     # Original and retrains are the ends of the scale, not marks on it.
-    known = {n: v for n, v in residual.items() if n not in _FIRST and finite(v)}
+    known = {n: v for n, v in residual.items() if (n == ours or not _is_reference(n)) and finite(v)}
     values = finite(*known.values())
     if not values:
         return ""
     ordered = sorted(known.items(), key=lambda item: item[1] or 0.0)
     rows = [
-        Row(method(n), v, kind=_kind(n), about=f"{method(n)}: residual {fixed(v, 2)}") for n, v in ordered
+        Row(method(n), v, kind=_kind(n, ours), about=f"{method(n)}: residual {fixed(v, 2)}")
+        for n, v in ordered
     ]
     # A method that went astray must not squeeze all others into one corner: it gets an arrow.
     low, high = max(-0.6, min(-0.12, *values)) - 0.05, min(2.0, max(1.1, *values)) + 0.05
@@ -68,11 +68,12 @@ def residual_scale(residual: Mapping[str, float | None], *, width: float = 960.0
     )
 
 
-def membership(metrics: Mapping[str, Metrics | None], *, width: float = 460.0) -> str:
+def membership(metrics: Mapping[str, Metrics | None], *, ours: str = "cure", width: float = 460.0) -> str:
     """How well an attacker tells the deleted data from data never seen, with 95 % intervals and the 0.5 line.
 
     Args:
         metrics: by model.
+        ours: the method that the report is about.
         width: px.
 
     Returns:
@@ -84,10 +85,10 @@ def membership(metrics: Mapping[str, Metrics | None], *, width: float = 460.0) -
             m.membership_auc,
             m.membership_low,
             m.membership_high,
-            _kind(n),
+            _kind(n, ours),
             about=f"{method(n)}: {fixed(m.membership_auc)}{_between(m.membership_low, m.membership_high)}",
         )
-        for n, m in in_order(metrics)
+        for n, m in in_order(metrics, ours)
     ]
     values = [v for r in rows if finite(r.value) for v in finite(r.value, r.low, r.high)]
     if not values:
@@ -103,26 +104,27 @@ def membership(metrics: Mapping[str, Metrics | None], *, width: float = 460.0) -
     )
 
 
-def test_auc(metrics: Mapping[str, Metrics | None], *, width: float = 460.0) -> str:
+def test_auc(metrics: Mapping[str, Metrics | None], *, ours: str = "cure", width: float = 460.0) -> str:
     """Test AUC of every model, with a line at the retrained one (the original, where there is no retrain).
 
     Args:
         metrics: by model.
+        ours: the method that the report is about.
         width: px.
 
     Returns:
         SVG text; empty where no model has a test AUC.
     """
     rows = [
-        Row(method(n), m.test_auc, kind=_kind(n), about=f"{method(n)}: test AUC {fixed(m.test_auc)}")
-        for n, m in in_order(metrics)
+        Row(method(n), m.test_auc, kind=_kind(n, ours), about=f"{method(n)}: test AUC {fixed(m.test_auc)}")
+        for n, m in in_order(metrics, ours)
     ]
     values = finite(*(r.value for r in rows))
     if not values:
         return ""
     marks = []
-    for n, text in (("retrain", "retrained"), ("original", "original")):
-        model = metrics.get(n)
+    for n, text in (("retrain", "retrained"), ("retrain_2", "retrained"), ("original", "original")):
+        model = metrics.get(n) if n != ours else None
         found = finite(model.test_auc) if model else []
         if found:
             marks = [Mark(found[0], text)]
@@ -237,11 +239,15 @@ def conflict(trace: Sequence[TraceStep], *, width: float = 460.0) -> str:
     return conflict_plot([(t.step, t.cos_mean, t.projected) for t in trace], width=width)
 
 
-def in_order(metrics: Mapping[str, Metrics | None]) -> list[tuple[str, Metrics]]:
+def in_order(metrics: Mapping[str, Metrics | None], ours: str) -> list[tuple[str, Metrics]]:
     """Models that were measured: what was there before, the yardsticks, other methods, this run."""
 
-    def place(name: str) -> int:
-        return _FIRST.index(name) if name in _FIRST else 99 if name == "cure" else 50
+    def place(name: str) -> tuple[int, int]:
+        if name == ours:
+            return 3, 0
+        if not _is_reference(name):
+            return 2, 0
+        return (0, 0) if name == "original" else (1, int(name.partition("_")[2] or 1))
 
     return [(n, m) for n, m in sorted(metrics.items(), key=lambda item: place(item[0])) if m is not None]
 
@@ -250,8 +256,12 @@ def _between(low: float | None, high: float | None) -> str:
     return f", 95 % interval {interval(low, high)}" if len(finite(low, high)) == 2 else ""
 
 
-def _kind(name: str) -> str:
-    return "ours" if name == "cure" else "reference" if name in _FIRST else "other"
+def _is_reference(name: str) -> bool:
+    return name == "original" or is_retrain(name)
+
+
+def _kind(name: str, ours: str) -> str:
+    return "ours" if name == ours else "reference" if _is_reference(name) else "other"
 
 
 def _module(name: str) -> str:

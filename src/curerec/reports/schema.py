@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal
 
-from pydantic import Field, ValidationError, field_validator
+from pydantic import Field, ValidationError, field_validator, model_validator
 
 from curerec.errors import DataError
 from curerec.reports.files import replace_file
@@ -30,16 +30,22 @@ from curerec.reports.parts import (
     Verdict,
 )
 
-SCHEMA = "curerec-record/1"
+SCHEMA = "curerec-record/2"
 
 # Keys of free-form dicts under which a config could name people; their values never reach a record.
 _IDS = re.compile(r"^((user|item|forget)_ids?|ids|users|forget_users)$")
 
 
 class Record(Part):
-    """Everything a report is made of; any value may be None, its reason under its path in ``missing``."""
+    """Everything a report is made of; any value may be None, its reason under its path in ``missing``.
 
-    schema_version: Literal["curerec-record/1"] = Field(alias="schema")
+    Attributes:
+        method: name of the method whose outcome the record is about: a key of ``metrics``, beside
+            ``original`` and whatever else was measured (``retrain``, ``retrain_2``, ...: references).
+    """
+
+    schema_version: Literal["curerec-record/2"] = Field(alias="schema")
+    method: str
     created: Text = None
     seed: Count = None
     dataset: Dataset = Dataset()
@@ -61,17 +67,37 @@ class Record(Part):
     config_hash: Text = None
     missing: dict[str, str] = Field(default_factory=dict)
 
-    @field_validator("metrics")
-    @classmethod
-    def _both_sides(cls, value: dict[str, Any]) -> dict[str, Any]:
-        if not {"original", "cure"} <= value.keys():
-            raise ValueError("needs at least the models 'original' and 'cure'")
-        return value
+    @model_validator(mode="after")
+    def _both_sides(self) -> Record:
+        if self.method == "original" or not {"original", self.method} <= self.metrics.keys():
+            raise ValueError("metrics needs at least the models 'original' and the record's method")
+        return self
+
+    @property
+    def ours(self) -> Metrics | None:
+        """Metrics of the model that the record is about."""
+        return self.metrics[self.method]
+
+    @property
+    def retrained(self) -> Metrics | None:
+        """Metrics of the first reference model retrained without the data; None where there is none."""
+        names = [n for n in self.metrics if is_retrain(n) and n != self.method]
+        return self.metrics[min(names, key=lambda n: (len(n), n))] if names else None
 
     @field_validator("versions", "machine", "config")
     @classmethod
     def _nobody_named(cls, value: dict[str, Any]) -> dict[str, Any]:
         return _withhold(value)
+
+
+def is_retrain(name: str) -> bool:
+    """Whether a key of ``metrics`` names a model retrained without the deleted data.
+
+    Example:
+        >>> is_retrain("retrain_2"), is_retrain("cure")
+        (True, False)
+    """
+    return re.fullmatch(r"retrain(_\d+)?", name) is not None
 
 
 def as_record(record: Record | Mapping[str, Any], *, where: str | None = None) -> Record:
@@ -89,8 +115,8 @@ def as_record(record: Record | Mapping[str, Any], *, where: str | None = None) -
         DataError: it is not a record of this version.
 
     Example:
-        >>> record = as_record({"schema": SCHEMA, "metrics": {"original": {}, "cure": {"jsd": float("nan")}}})
-        >>> record.metrics["cure"].jsd is None
+        >>> record = as_record({"schema": SCHEMA, "method": "npo", "metrics": {"original": {}, "npo": {}}})
+        >>> record.ours.jsd is None
         True
     """
     if isinstance(record, Record):
@@ -111,7 +137,9 @@ def as_record(record: Record | Mapping[str, Any], *, where: str | None = None) -
     except ValidationError as error:
         # Paths and kinds of fault only: pydantic's own text quotes the input.
         faults = error.errors(include_input=False)[:3]
-        listed = "; ".join(f"{'.'.join(map(str, fault['loc']))}: {fault['msg']}" for fault in faults)
+        listed = "; ".join(
+            f"{'.'.join(map(str, fault['loc'])) or 'record'}: {fault['msg']}" for fault in faults
+        )
         mend = "Write it anew with `curerec unlearn`"
         raise DataError(f"not a valid record ({listed})", where=where, mend=mend) from None
     except RecursionError:

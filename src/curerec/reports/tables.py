@@ -63,7 +63,7 @@ _METRICS: tuple[tuple[str, str, Show], ...] = (
 
 def metrics(record: Record) -> Table:
     """Every metric of every model; metrics nobody has are left out."""
-    models = in_order(record.metrics)
+    models = in_order(record.metrics, record.method)
     rows = []
     for key, name, show in _METRICS:
         if key == "membership_interval":
@@ -74,7 +74,7 @@ def metrics(record: Record) -> Table:
     for key in sorted({k for _, m in models for k in m.extra}):
         rows.append([key.replace("_", " "), *(f.significant(m.extra.get(key)) for _, m in models)])
     names = [n for n, _ in models]
-    strong = names.index("cure") + 1 if "cure" in names else None
+    strong = names.index(record.method) + 1 if record.method in names else None
     kept = [row for row in rows if any(cell != f.NONE for cell in row[1:])]
     return Table(["", *(f.method(n) for n in names)], kept, strong, by_column=True)
 
@@ -87,14 +87,16 @@ def utility(record: Record) -> Table:
         ("test_log_loss", f.fixed),
         ("test_ece", f.fixed),
     )
-    models = [(n, m) for n, m in in_order(record.metrics) if any(finite(getattr(m, k)) for k, _ in columns)]
+    measured = in_order(record.metrics, record.method)
+    models = [(n, m) for n, m in measured if any(finite(getattr(m, k)) for k, _ in columns)]
     rows = [[f.method(n), *(show(getattr(m, k)) for k, show in columns)] for n, m in models]
-    return _with_ours(["Model", "AUC", "Accuracy", "Log-loss", "Calibration error"], rows, models)
+    heads = ["Model", "AUC", "Accuracy", "Log-loss", "Calibration error"]
+    return _with_ours(heads, rows, models, record.method)
 
 
 def membership(record: Record) -> Table:
     """What an attacker can tell, by model."""
-    models = [(n, m) for n, m in in_order(record.metrics) if finite(m.membership_auc)]
+    models = [(n, m) for n, m in in_order(record.metrics, record.method) if finite(m.membership_auc)]
     rows = [
         [
             f.method(n),
@@ -104,7 +106,7 @@ def membership(record: Record) -> Table:
         ]
         for n, m in models
     ]
-    return _with_ours(["Model", "AUC", "95 % interval", "Gap to retrain"], rows, models)
+    return _with_ours(["Model", "AUC", "95 % interval", "Gap to retrain"], rows, models, record.method)
 
 
 def stages(record: Record) -> list[tuple[str, str, float]]:
@@ -192,22 +194,22 @@ def trace(record: Record) -> Table:
 
 def not_computed(record: Record) -> list[tuple[str, list[str]]]:
     """(reason, what it keeps from being computed) of the headline figures that this record cannot hold."""
-    cure = record.metrics["cure"] or Metrics()
+    ours, name = record.ours or Metrics(), record.method
     wanted = (
         (
-            "residual.cure",
-            residual_of(record),
+            f"residual.{name}",
+            residual_of(record, name),
             "Residual: how much of the distance to a retrained model is left",
         ),
-        ("metrics.cure.jsd", cure.jsd, "Distance of the answers to a retrained model's (JSD)"),
+        (f"metrics.{name}.jsd", ours.jsd, "Distance of the answers to a retrained model's (JSD)"),
         ("floor_jsd", record.floor_jsd, "Noise floor: distance between two retrained models"),
         ("ceiling_jsd", record.ceiling_jsd, "Ceiling: distance of the original to a retrained model"),
         (
-            "metrics.cure.membership_gap",
-            cure.membership_gap,
+            f"metrics.{name}.membership_gap",
+            ours.membership_gap,
             "Gap of the membership test to a retrained model",
         ),
-        ("metrics.cure.membership_auc", cure.membership_auc, "Membership test against data never seen"),
+        (f"metrics.{name}.membership_auc", ours.membership_auc, "Membership test against data never seen"),
     )
     reasons: dict[str, list[str]] = {}
     for path, value, what in wanted:
@@ -244,7 +246,7 @@ def _scalar(value: Any) -> str:
     return f"{value:g}" if isinstance(value, float) else str(value)
 
 
-def residual_of(record: Record, name: str = "cure") -> float | None:
+def residual_of(record: Record, name: str) -> float | None:
     """A method's residual, wherever the record holds it."""
     value = record.residual.get(name)
     model = record.metrics.get(name)
@@ -255,9 +257,11 @@ def _value(record: Record, name: str, model: Metrics, key: str) -> float | None:
     return residual_of(record, name) if key == "residual" else getattr(model, key)
 
 
-def _with_ours(heads: list[str], rows: list[list[str]], models: list[tuple[str, Metrics]]) -> Table:
+def _with_ours(
+    heads: list[str], rows: list[list[str]], models: list[tuple[str, Metrics]], ours: str
+) -> Table:
     names = [n for n, _ in models]
     # A column in which nobody has a value tells nothing; the text beside the table says why it is missing.
     kept = [i for i in range(len(heads)) if i == 0 or any(row[i] != f.NONE for row in rows)]
-    strong = names.index("cure") if "cure" in names else None
+    strong = names.index(ours) if ours in names else None
     return Table([heads[i] for i in kept], [[row[i] for i in kept] for row in rows], strong)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from curerec.reports import figures as f
-from curerec.reports.schema import Record
+from curerec.reports.schema import Record, is_retrain
 from curerec.reports.svg import finite
 
 NOT_RECORDED = "not recorded"
@@ -36,7 +36,7 @@ def why(record: Record, path: str) -> str:
 
     Args:
         record: the record.
-        path: dotted, e.g. ``metrics.cure.residual``.
+        path: dotted, e.g. ``metrics.npo.residual``.
 
     Returns:
         The reason; a general one where none is stored.
@@ -47,8 +47,9 @@ def why(record: Record, path: str) -> str:
         if reason:
             return reason
     compares = steps[-1] in _AGAINST_RETRAIN or steps[0] == "residual"
-    if compares and record.metrics.get("retrain") is None:
-        return record.missing.get("metrics.retrain") or NO_RETRAIN
+    if compares and record.retrained is None:
+        given = (record.missing.get(f"metrics.{n}") for n in ("retrain", "retrain_2"))
+        return next(filter(None, given), NO_RETRAIN)
     return NOT_RECORDED
 
 
@@ -65,8 +66,8 @@ def verdict(record: Record) -> tuple[str, str, str]:
     """(state, word, sentence): ``yes`` / ``no`` / ``open``, e.g. ``Verified``, and what it means."""
     checks = record.verdict.checks or []
     failed = [c.name for c in checks if c.passed is False]
-    cure = record.metrics["cure"]
-    took = f" in {f.seconds(cure.t_total_s)}" if cure and finite(cure.t_total_s) else ""
+    ours = record.ours
+    took = f" in {f.seconds(ours.t_total_s)}" if ours and finite(ours.t_total_s) else ""
     done = f"the model was changed to forget {asked_for(record)}{took}"
     if record.verdict.verified is True:
         # The checks use D_f, D_c and D_v alone, also where retrains were made for the other figures.
@@ -102,15 +103,16 @@ def key_figures(record: Record, residual: float | None) -> list[KeyFigure]:
         record: the record.
         residual: of the run reported on.
     """
-    cure, original, retrain = (record.metrics.get(n) for n in ("cure", "original", "retrain"))
-    attack = cure.membership_auc if cure else None
+    ours, original, retrain = record.ours, record.metrics["original"], record.retrained
+    mine = f"metrics.{record.method}"
+    attack = ours.membership_auc if ours else None
     before = original.membership_auc if original else None
-    auc = cure.test_auc if cure else None
+    auc = ours.test_auc if ours else None
     yardstick, name = (
         (retrain, "retrained") if retrain and finite(retrain.test_auc) else (original, "original")
     )
     reference = yardstick.test_auc if yardstick else None
-    total = cure.t_total_s if cure else None
+    total = ours.t_total_s if ours else None
     anew = retrain.t_total_s if retrain else None
     return [
         KeyFigure(
@@ -118,21 +120,21 @@ def key_figures(record: Record, residual: float | None) -> list[KeyFigure]:
             "Distance left to a retrained model",
             "0 = as good as retraining, 1 = nothing done"
             if residual is not None
-            else why(record, "residual.cure"),
+            else why(record, f"residual.{record.method}"),
         ),
         KeyFigure(
             f"{f.fixed(100 * attack, 0)} in 100" if attack is not None else "not computed",
             "An attacker’s correct guesses",
             ("50 = pure guessing" + (f", before: {f.fixed(100 * before, 0)}" if before is not None else ""))
             if attack is not None
-            else why(record, "metrics.cure.membership_auc"),
+            else why(record, f"{mine}.membership_auc"),
         ),
         KeyFigure(
             f.fixed(auc) if auc is not None else "not computed",
             "Quality of recommendations (AUC)",
             f"{name}: {f.fixed(reference)} ({f.signed(auc - reference)})"
             if auc is not None and reference is not None
-            else why(record, "metrics.cure.test_auc" if auc is None else f"metrics.{name}.test_auc"),
+            else why(record, f"{mine}.test_auc" if auc is None else f"metrics.{name}.test_auc"),
         ),
         KeyFigure(
             f.seconds(total) if total is not None else "not recorded",
@@ -177,8 +179,9 @@ def not_claimed(record: Record) -> list[tuple[str, str]]:
     if note:
         held = f"{_capital(note).rstrip('.')}. All figures hold for the weights in that form."
         claims.insert(3, ("About these weights", held))
-    if not record.metrics.get("retrain"):
-        made = "None was made in this run; section 3 says which figures are missing for that."
+    if record.retrained is None:
+        none = "This model is one itself; no second one" if is_retrain(record.method) else "None"
+        made = f"{none} was made in this run; section 3 says which figures are missing for that."
         claims.insert(1, ("No comparison with a retrained model", made))
     return claims
 

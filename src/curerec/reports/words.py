@@ -108,22 +108,22 @@ def residual(record: Record, value: float | None) -> list[str]:
 
 def membership(record: Record) -> list[str]:
     """Section 3, second half: what an attacker can tell."""
-    cure, original, retrain = (record.metrics.get(n) for n in ("cure", "original", "retrain"))
+    ours, original, retrain = record.ours, record.metrics["original"], record.retrained
     text = [
         "An attacker holds two ratings, one that was deleted and one that the model never saw, and guesses "
         "from the model's answers which is which. Pure guessing is right 50 times in 100."
     ]
-    if cure is None or cure.membership_auc is None:
-        reason = why(record, "metrics.cure.membership_auc")
+    if ours is None or ours.membership_auc is None:
+        reason = why(record, f"metrics.{record.method}.membership_auc")
         return [*text, f"For the unlearned model this could not be measured ({reason})."]
     others = []
     if original and original.membership_auc is not None:
         others.append(f"before the change {_in_100(original.membership_auc)}")
     if retrain and retrain.membership_auc is not None:
         others.append(f"with the retrained model {_in_100(retrain.membership_auc)}")
-    found = f"With the unlearned model the attacker is right {_in_100(cure.membership_auc)} times in 100"
+    found = f"With the unlearned model the attacker is right {_in_100(ours.membership_auc)} times in 100"
     found += f" ({', '.join(others)})." if others else "."
-    low, high = cure.membership_low, cure.membership_high
+    low, high = ours.membership_low, ours.membership_high
     if low is not None and high is not None:
         if low <= 0.5 <= high:
             meaning = "That includes 50: the attacker cannot be told from one who guesses."
@@ -134,8 +134,8 @@ def membership(record: Record) -> list[str]:
         between = f"between {_in_100(low)} and {_in_100(high)}"
         found += f" The sample is large enough to place the true figure {between}. {meaning}"
     text.append(found)
-    if cure.membership_tpr_at_fpr_01 is not None:
-        caught = f.percent(cure.membership_tpr_at_fpr_01)
+    if ours.membership_tpr_at_fpr_01 is not None:
+        caught = f.percent(ours.membership_tpr_at_fpr_01)
         text.append(
             f"An attacker who accepts 1{f.NBSP}% of false alarms recognises {caught} of the deleted "
             f"examples; guessing would give 1{f.NBSP}%."
@@ -145,9 +145,9 @@ def membership(record: Record) -> list[str]:
 
 def utility(record: Record) -> list[str]:
     """Section 4."""
-    cure, original, retrain = (record.metrics.get(n) for n in ("cure", "original", "retrain"))
-    if cure is None or cure.test_auc is None:
-        reason = why(record, "metrics.cure.test_auc")
+    ours, original, retrain = record.ours, record.metrics["original"], record.retrained
+    if ours is None or ours.test_auc is None:
+        reason = why(record, f"metrics.{record.method}.test_auc")
         return [f"The quality of the recommendations was not measured ({reason})."]
     compared = ""
     if original and original.test_auc is not None:
@@ -156,26 +156,28 @@ def utility(record: Record) -> list[str]:
         compared += f"; the retrained one {_in_100(retrain.test_auc, 1)}"
     return [
         "Shown one item that a user went on to like and one they did not, the unlearned model puts the liked "
-        f"one first {_in_100(cure.test_auc, 1)} times in 100{compared}. All figures are measured on ratings "
+        f"one first {_in_100(ours.test_auc, 1)} times in 100{compared}. All figures are measured on ratings "
         "kept apart for the test."
     ]
 
 
 def time(record: Record) -> list[str]:
     """Section 5."""
-    cure, retrain = record.metrics.get("cure"), record.metrics.get("retrain")
-    if cure is None or cure.t_total_s is None:
-        return [f"The time cannot be given ({why(record, 'metrics.cure.t_total_s')})."]
-    text = f"The request took {f.seconds(cure.t_total_s)} in all, model loading and evaluation not counted"
-    text += f"; {f.seconds(cure.t_core_s)} of that changed the model." if cure.t_core_s is not None else "."
-    if retrain and retrain.t_total_s and cure.t_total_s > 0:
-        ratio = retrain.t_total_s / cure.t_total_s
+    ours, retrain = record.ours, record.retrained
+    if ours is None or ours.t_total_s is None:
+        reason = why(record, f"metrics.{record.method}.t_total_s")
+        return [f"The time cannot be given ({reason})."]
+    text = f"The request took {f.seconds(ours.t_total_s)} in all, model loading and evaluation not counted"
+    text += f"; {f.seconds(ours.t_core_s)} of that changed the model." if ours.t_core_s is not None else "."
+    if retrain and retrain.t_total_s and ours.t_total_s > 0:
+        ratio = retrain.t_total_s / ours.t_total_s
         faster = f"{f.times(ratio)} times as long" if ratio >= 1 else f"{f.percent(ratio)} of that"
         text += f" Retraining on the same machine took {f.seconds(retrain.t_total_s)}: {faster}."
-    elif cure.retrain_ratio is not None:
-        text += f" That is {f.percent(cure.retrain_ratio)} of the time that retraining takes."
+    elif ours.retrain_ratio is not None:
+        text += f" That is {f.percent(ours.retrain_ratio)} of the time that retraining takes."
     else:
-        text += f" It cannot be compared with retraining ({why(record, 'metrics.cure.retrain_ratio')})."
+        reason = why(record, f"metrics.{record.method}.retrain_ratio")
+        text += f" It cannot be compared with retraining ({reason})."
     if record.cost.peak_mem_bytes is not None:
         text += f" At most {f.size(record.cost.peak_mem_bytes)} of memory were in use."
     return [text]
