@@ -18,8 +18,10 @@ from curerec.evaluation.membership import membership
 from curerec.evaluation.residual import Reference
 from curerec.evaluation.utility import nll, utility
 from curerec.evaluation.verdict import Limits, verdict
+from curerec.machine import machine, peak_memory_bytes, versions
 from curerec.methods import METHODS
-from curerec.pipeline import Opened, logits_of, machine, peak_memory_bytes, versions
+from curerec.models import logits_of
+from curerec.pipeline import Opened
 from curerec.records import ForgetRequest, ForgetSplit, Outcome
 from curerec.reports.build import circuit_part, groups_part, update_part
 from curerec.reports.schema import SCHEMA

@@ -4,160 +4,26 @@ from __future__ import annotations
 
 import contextlib
 import copy
-import platform
-import resource
-import sys
 from dataclasses import dataclass, replace
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
-from peft import LoraConfig as PeftLora
-from peft import get_peft_model
 
 from curerec.config import parse
 from curerec.data.forget import apply_request
 from curerec.data.output import check_out
-from curerec.data.splits import LIKED, per_user_split, subsample
-from curerec.errors import ConfigError, DataError, ModelError, RequestError
+from curerec.errors import ModelError, RequestError
+from curerec.machine import versions
 from curerec.methods import METHODS, Task
+from curerec.models import base_folder, check_finite, check_fits, check_template, device, fresh_model
 from curerec.progress import Clock, Reporter, Silent
-from curerec.prompts.encoding import Encoder, Prompts, answer_tokens, queries
-from curerec.prompts.templates import TEMPLATES
-from curerec.recipe import ModelConfig, Recipe, SplitConfig
+from curerec.prompts.encoding import Encoder, answer_tokens, queries
+from curerec.recipe import Recipe
 from curerec.recommender import bases, storage
-from curerec.recommender.families import family_of
-from curerec.recommender.score import score
 from curerec.recommender.tune import tune
-from curerec.records import Examples, ForgetRequest, ForgetSplit, Interactions, Outcome, Recommender, Split
-
-
-def device() -> torch.device:
-    """A CUDA device where there is one, else the CPU."""
-    return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-
-
-def users_by_part(data: Interactions, config: SplitConfig) -> tuple[np.ndarray, np.ndarray]:
-    """User codes of the public part (the base's pre-training) and of the recommender's own part."""
-    order = np.random.default_rng([config.seed, 91]).permutation(len(data.users))
-    n = round(config.public_share * len(order))
-    return np.sort(order[:n]), np.sort(order[n:])
-
-
-def split_of(data: Interactions, config: SplitConfig) -> Split:
-    """The recommender's split, the same whenever it is asked for with the same data and configuration.
-
-    Raises:
-        DataError: histories are too short for one, or everything in a part was liked, or nothing.
-    """
-    _, own = users_by_part(data, config)
-    whole = per_user_split(
-        data,
-        seed=config.seed,
-        control_share=config.control_share,
-        holdout_share=config.holdout_share,
-        users=own,
-    )
-    split = subsample(whole, train=config.train, other=config.other, seed=config.seed)
-    for role in ("train", "valid", "test"):
-        if len(np.unique(getattr(split, role).label)) < 2:
-            raise DataError(
-                f"all ratings of the {role} part are on one side of {LIKED:g}: nothing to tell apart",
-                where=data.name,
-                mend="Use more data, or ratings on a scale of five with liked and disliked items",
-            )
-    return split
-
-
-def base_folder(
-    data: Interactions,
-    recipe: Recipe,
-    *,
-    cache: Path | None = None,
-    clock: Clock | None = None,
-) -> Path:
-    """The folder of the recipe's base model; nano is pre-trained on the public part of the users first.
-
-    Raises:
-        ModelError: nano without a public part.
-    """
-    name = recipe.model.base
-    if name != bases.NANO:
-        return bases.resolve(name, cache=cache)
-    if not recipe.split.public_share:
-        raise ModelError(
-            "needs users to be pre-trained on",
-            where="base model nano",
-            mend="Set split.public_share, e.g. 0.4",
-        )
-    public, _ = users_by_part(data, recipe.split)
-    part = per_user_split(data, seed=recipe.split.seed, users=public)
-    about = {
-        "data": data.fingerprint,
-        "titles": data.titles["title"].to_pylist() == [] or _titles_digest(data),
-        "split": {"seed": recipe.split.seed, "public_share": recipe.split.public_share},
-        "pretrain": recipe.model.pretrain.model_dump(mode="json"),
-        "template": recipe.model.template,
-    }
-
-    def pretrain(model: Any, tokenizer: Any, progress: Any) -> None:
-        encoder = Encoder(tokenizer, recipe.model.template, data.titles["title"].to_pylist())
-        prompts = encoder.encode(queries(data, part.train))
-        model.to(device())
-        tune(
-            model, prompts, encoder.answers, recipe.model.pretrain, seed=recipe.split.seed, progress=progress
-        )
-        model.to("cpu")
-
-    with (clock or Clock()).stage("pre-train the base model") as advance:
-        return bases.make_nano(
-            data.titles["title"].to_pylist(),
-            about,
-            pretrain,
-            seed=recipe.split.seed,
-            cache=cache,
-            progress=advance,
-        )
-
-
-def _titles_digest(data: Interactions) -> str:
-    import hashlib
-
-    return hashlib.sha256("\n".join(data.titles["title"].to_pylist()).encode()).hexdigest()
-
-
-def fresh_model(folder: Path, config: ModelConfig, *, seed: int) -> Any:
-    """The base as fine-tuning starts from it: all parameters trainable, or a new adapter.
-
-    Args:
-        folder: of the base.
-        config: kind and adapter shape.
-        seed: of the adapter's initial weights.
-    """
-    model, _ = storage.load_base(folder, device=device())
-    if config.kind == "full":
-        model.requires_grad_(True)
-        return model
-    paths = family_of(model).projections
-    unknown = set(config.lora.targets or []) - set(paths)
-    if unknown:
-        raise ModelError(
-            f"has no projection {', '.join(sorted(unknown))}",
-            where="model.lora.targets",
-            mend=f"Choose from {', '.join(paths)}",
-        )
-    shape = PeftLora(
-        r=config.lora.r,
-        lora_alpha=config.lora.alpha,
-        lora_dropout=config.lora.dropout,
-        target_modules=[paths[t].rsplit(".", 1)[-1] for t in (config.lora.targets or paths)],
-        task_type="CAUSAL_LM",
-    )
-    with torch.random.fork_rng():
-        torch.manual_seed(seed)
-        return get_peft_model(model, shape).eval()
+from curerec.records import ForgetRequest, ForgetSplit, Interactions, Outcome, Recommender, Split
+from curerec.splitting import split_of
 
 
 def train(
@@ -222,47 +88,6 @@ def train(
     )
     storage.save(recommender, out)
     return recommender
-
-
-def check_template(name: str) -> None:
-    """Refuse a template that is none.
-
-    Raises:
-        ConfigError: naming those there are.
-    """
-    if name not in TEMPLATES:
-        mend = f"Choose from {', '.join(TEMPLATES)}"
-        raise ConfigError("is no template", where="model.template", mend=mend)
-
-
-def check_finite(model: Any) -> None:
-    """Refuse weights that training drove out of the numbers.
-
-    Raises:
-        ModelError: a weight is infinite or not a number.
-    """
-    if not all(bool(p.isfinite().all()) for p in model.parameters()):
-        raise ModelError(
-            "training diverged: its weights are no finite numbers any more",
-            where="fine-tuning",
-            mend="Lower the learning rate (lr) in the recipe",
-        )
-
-
-def check_fits(model: Any, prompts: Prompts) -> None:
-    """Refuse prompts longer than the model's positions.
-
-    Raises:
-        ModelError: naming both lengths.
-    """
-    room = getattr(model.config, "max_position_embeddings", None)
-    longest = int(prompts.lengths.max())
-    if room and longest > room:
-        raise ModelError(
-            f"has {room} positions, the longest prompt {longest} tokens",
-            where="base model",
-            mend="Use a model with more positions or shorter titles",
-        )
 
 
 @dataclass(frozen=True)
@@ -401,33 +226,3 @@ def save_unlearned(opened: Opened, outcome: Outcome, request: ForgetRequest, out
     new = replace(opened.recommender, model=outcome.model, card=card, path=out)
     storage.save(new, out)
     return new
-
-
-def logits_of(
-    recommender: Recommender, data: Interactions, examples: Examples, model: Any = None
-) -> np.ndarray:
-    """Answer logits of examples, float32 [n, 2]."""
-    encoder = Encoder(recommender.tokenizer, recommender.template, data.titles["title"].to_pylist())
-    return score(model or recommender.model, encoder.encode(queries(data, examples)), recommender.answers)
-
-
-def versions() -> dict[str, str]:
-    """Versions of the packages that results depend on."""
-    return {p: version(p) for p in ("curerec", "torch", "transformers", "peft", "numpy", "scikit-learn")} | {
-        "python": platform.python_version()
-    }
-
-
-def machine() -> dict[str, Any]:
-    """Device and threads."""
-    where = device()
-    name = (
-        torch.cuda.get_device_name() if where.type == "cuda" else (platform.processor() or platform.machine())
-    )
-    return {"device": where.type, "processor": name, "threads": torch.get_num_threads()}
-
-
-def peak_memory_bytes() -> int:
-    """Largest resident set of this process so far, bytes."""
-    used = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return used if sys.platform == "darwin" else used * 1024

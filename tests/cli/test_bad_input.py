@@ -9,10 +9,10 @@ import numpy as np
 import pytest
 
 from curerec.data.readers import read
-from curerec.pipeline import split_of
 from curerec.prompts.encoding import Encoder, queries
 from curerec.recipe import SplitConfig
 from curerec.recommender.storage import load_tokenizer
+from curerec.splitting import split_of
 from made_commands import LAYOUT, N_USERS, RECIPE, TITLES, curerec, refused, rows, tree, untouched, write_data
 
 

@@ -156,7 +156,8 @@ def unlearn(
     from curerec.cli.bars import bars
     from curerec.data.output import check_out, replacing
     from curerec.measure import Candidate, candidate, judge, measure, record_of
-    from curerec.pipeline import check_method, fresh_model, save_unlearned
+    from curerec.models import fresh_model
+    from curerec.pipeline import check_method, save_unlearned
     from curerec.pipeline import unlearn as run
     from curerec.recommender.storage import read_card
     from curerec.reports.html import write_report
@@ -224,7 +225,8 @@ def evaluate(
     from curerec.data.forget import apply_request
     from curerec.data.output import check_out, replacing
     from curerec.measure import Candidate, judge, measure, method_of, record_of
-    from curerec.pipeline import check_references, fresh_model, open_recommender
+    from curerec.models import fresh_model
+    from curerec.pipeline import check_references, open_recommender
     from curerec.reports.html import write_report
     from curerec.reports.schema import write_record
 

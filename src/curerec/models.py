@@ -1,0 +1,166 @@
+"""The models of a recipe: its base, what fine-tuning starts from, and what can be refused of either."""
+
+from __future__ import annotations
+
+import hashlib
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from peft import LoraConfig as PeftLora
+from peft import get_peft_model
+
+from curerec.data.splits import per_user_split
+from curerec.errors import ConfigError, ModelError
+from curerec.progress import Clock
+from curerec.prompts.encoding import Encoder, Prompts, queries
+from curerec.prompts.templates import TEMPLATES
+from curerec.recipe import ModelConfig, Recipe
+from curerec.recommender import bases, storage
+from curerec.recommender.families import family_of
+from curerec.recommender.score import score
+from curerec.recommender.tune import tune
+from curerec.records import Examples, Interactions, Recommender
+from curerec.splitting import users_by_part
+
+
+def device() -> torch.device:
+    """A CUDA device where there is one, else the CPU."""
+    return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+
+
+def base_folder(
+    data: Interactions,
+    recipe: Recipe,
+    *,
+    cache: Path | None = None,
+    clock: Clock | None = None,
+) -> Path:
+    """The folder of the recipe's base model; nano is pre-trained on the public part of the users first.
+
+    Raises:
+        ModelError: nano without a public part.
+    """
+    name = recipe.model.base
+    if name != bases.NANO:
+        return bases.resolve(name, cache=cache)
+    if not recipe.split.public_share:
+        raise ModelError(
+            "needs users to be pre-trained on",
+            where="base model nano",
+            mend="Set split.public_share, e.g. 0.4",
+        )
+    public, _ = users_by_part(data, recipe.split)
+    part = per_user_split(data, seed=recipe.split.seed, users=public)
+    about = {
+        "data": data.fingerprint,
+        "titles": data.titles["title"].to_pylist() == [] or _titles_digest(data),
+        "split": {"seed": recipe.split.seed, "public_share": recipe.split.public_share},
+        "pretrain": recipe.model.pretrain.model_dump(mode="json"),
+        "template": recipe.model.template,
+    }
+
+    def pretrain(model: Any, tokenizer: Any, progress: Any) -> None:
+        encoder = Encoder(tokenizer, recipe.model.template, data.titles["title"].to_pylist())
+        prompts = encoder.encode(queries(data, part.train))
+        model.to(device())
+        tune(
+            model, prompts, encoder.answers, recipe.model.pretrain, seed=recipe.split.seed, progress=progress
+        )
+        model.to("cpu")
+
+    with (clock or Clock()).stage("pre-train the base model") as advance:
+        return bases.make_nano(
+            data.titles["title"].to_pylist(),
+            about,
+            pretrain,
+            seed=recipe.split.seed,
+            cache=cache,
+            progress=advance,
+        )
+
+
+def _titles_digest(data: Interactions) -> str:
+    return hashlib.sha256("\n".join(data.titles["title"].to_pylist()).encode()).hexdigest()
+
+
+def fresh_model(folder: Path, config: ModelConfig, *, seed: int) -> Any:
+    """The base as fine-tuning starts from it: all parameters trainable, or a new adapter.
+
+    Args:
+        folder: of the base.
+        config: kind and adapter shape.
+        seed: of the adapter's initial weights.
+    """
+    model, _ = storage.load_base(folder, device=device())
+    if config.kind == "full":
+        model.requires_grad_(True)
+        return model
+    paths = family_of(model).projections
+    unknown = set(config.lora.targets or []) - set(paths)
+    if unknown:
+        raise ModelError(
+            f"has no projection {', '.join(sorted(unknown))}",
+            where="model.lora.targets",
+            mend=f"Choose from {', '.join(paths)}",
+        )
+    shape = PeftLora(
+        r=config.lora.r,
+        lora_alpha=config.lora.alpha,
+        lora_dropout=config.lora.dropout,
+        target_modules=[paths[t].rsplit(".", 1)[-1] for t in (config.lora.targets or paths)],
+        task_type="CAUSAL_LM",
+    )
+    with torch.random.fork_rng():
+        torch.manual_seed(seed)
+        return get_peft_model(model, shape).eval()
+
+
+def check_template(name: str) -> None:
+    """Refuse a template that is none.
+
+    Raises:
+        ConfigError: naming those there are.
+    """
+    if name not in TEMPLATES:
+        mend = f"Choose from {', '.join(TEMPLATES)}"
+        raise ConfigError("is no template", where="model.template", mend=mend)
+
+
+def check_finite(model: Any) -> None:
+    """Refuse weights that training drove out of the numbers.
+
+    Raises:
+        ModelError: a weight is infinite or not a number.
+    """
+    if not all(bool(p.isfinite().all()) for p in model.parameters()):
+        raise ModelError(
+            "training diverged: its weights are no finite numbers any more",
+            where="fine-tuning",
+            mend="Lower the learning rate (lr) in the recipe",
+        )
+
+
+def check_fits(model: Any, prompts: Prompts) -> None:
+    """Refuse prompts longer than the model's positions.
+
+    Raises:
+        ModelError: naming both lengths.
+    """
+    room = getattr(model.config, "max_position_embeddings", None)
+    longest = int(prompts.lengths.max())
+    if room and longest > room:
+        raise ModelError(
+            f"has {room} positions, the longest prompt {longest} tokens",
+            where="base model",
+            mend="Use a model with more positions or shorter titles",
+        )
+
+
+def logits_of(
+    recommender: Recommender, data: Interactions, examples: Examples, model: Any = None
+) -> np.ndarray:
+    """Answer logits of examples, float32 [n, 2]."""
+    encoder = Encoder(recommender.tokenizer, recommender.template, data.titles["title"].to_pylist())
+    return score(model or recommender.model, encoder.encode(queries(data, examples)), recommender.answers)
