@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from curerec.data.forget import apply_request, draw_request
+from curerec.data.forget import draw_request
 from curerec.data.request_file import write_request
 from curerec.measure import Candidate, candidate, judge, measure, record_of
 from curerec.methods.retrain import retrain
@@ -16,6 +16,7 @@ from curerec.recommender.storage import read_card
 from curerec.records import ForgetRequest, Interactions
 from curerec.reports.html import write_report
 from curerec.reports.schema import write_record
+from curerec.splitting import granted
 
 RETRAIN_SEEDS = 1000  # seeds of retrains start here, so that none repeats the original's
 
@@ -56,7 +57,7 @@ def run_experiment(
         data, opened.split, kind=ask.kind, share=ask.share, choice=ask.choice, seed=recipe.seed
     )
     write_request(request, out / "request.csv")
-    split = apply_request(data, opened.split, request)
+    split = granted(data, recipe, opened.split, request)
     configs = {"cure": recipe.cure, "random_modules": recipe.cure, "npo": recipe.npo, "ga_kl": recipe.npo}
     models = {"original": Candidate(opened.recommender.model)}
     outcomes = {}

@@ -25,8 +25,10 @@ from curerec.pipeline import Opened
 from curerec.records import ForgetRequest, ForgetSplit, Outcome
 from curerec.reports.build import circuit_part, groups_part, update_part
 from curerec.reports.schema import SCHEMA
+from curerec.splitting import base_share
 
 PROBES = 32
+UNKNOWN_BASE = "what the base model was pre-trained on is not known here"
 NO_SECOND = "no second model was retrained, and distances to it cannot be computed"
 NO_RETRAIN = "no retrained model was given: in production none exists, and distances to it cannot be computed"
 
@@ -240,6 +242,9 @@ def record_of(
     data, model = opened.data, opened.recommender.model
     n_parameters = sum(p.numel() for p in model.parameters())
     missing = dict(measured.missing)
+    base = base_share(data, opened.recipe, split.deleted)
+    if base is None:
+        missing["request.n_base_users"] = missing["request.n_base_interactions"] = UNKNOWN_BASE
     units = outcome.details.get("units") if outcome else None
     if outcome is None:
         missing |= dict.fromkeys(("circuit", "groups", "update"), "only stored models were compared")
@@ -283,6 +288,9 @@ def record_of(
             "choice": choice,
             "n_interactions": int(split.deleted.sum()),
             "n_examples": len(split.forget),
+            "n_base_users": base.n_users if base is not None else None,
+            "n_base_interactions": base.n_interactions if base is not None else None,
+            "note": base.text if base else None,
             "digest": request.digest,
         },
         "split": {

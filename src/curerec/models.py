@@ -11,7 +11,6 @@ import torch
 from peft import LoraConfig as PeftLora
 from peft import get_peft_model
 
-from curerec.data.splits import per_user_split
 from curerec.errors import ConfigError, ModelError
 from curerec.progress import Clock
 from curerec.prompts.encoding import Encoder, Prompts, queries
@@ -22,7 +21,7 @@ from curerec.recommender.families import family_of
 from curerec.recommender.score import score
 from curerec.recommender.tune import tune
 from curerec.records import Examples, Interactions, Recommender
-from curerec.splitting import users_by_part
+from curerec.splitting import public_split
 
 
 def device() -> torch.device:
@@ -51,8 +50,7 @@ def base_folder(
             where="base model nano",
             mend="Set split.public_share, e.g. 0.4",
         )
-    public, _ = users_by_part(data, recipe.split)
-    part = per_user_split(data, seed=recipe.split.seed, users=public)
+    part = public_split(data, recipe.split)
     about = {
         "data": data.fingerprint,
         "titles": data.titles["title"].to_pylist() == [] or _titles_digest(data),

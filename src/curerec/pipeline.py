@@ -11,7 +11,6 @@ from typing import Any
 import torch
 
 from curerec.config import parse
-from curerec.data.forget import apply_request
 from curerec.data.output import check_out
 from curerec.errors import ModelError, RequestError
 from curerec.machine import versions
@@ -23,7 +22,7 @@ from curerec.recipe import Recipe
 from curerec.recommender import bases, storage
 from curerec.recommender.tune import tune
 from curerec.records import ForgetRequest, ForgetSplit, Interactions, Outcome, Recommender, Split
-from curerec.splitting import split_of
+from curerec.splitting import granted, split_of
 
 
 def train(
@@ -57,7 +56,7 @@ def train(
     # What can be refused is refused before the minutes of training.
     check_out(out, marker=storage.CARD, inputs=[base])
     split = split_of(data, recipe.split)
-    examples = split.train if without is None else apply_request(data, split, without).retain
+    examples = split.train if without is None else granted(data, recipe, split, without).retain
     check_template(recipe.model.template)
     folder = base or base_folder(data, recipe, cache=cache, clock=clock)
     model = fresh_model(folder, recipe.model, seed=recipe.seed)
@@ -202,7 +201,7 @@ def unlearn(
         RequestError: unknown method, or a request that cannot be granted.
     """
     check_method(method)
-    split = apply_request(opened.data, opened.split, request)
+    split = granted(opened.data, opened.recipe, opened.split, request)
     with _deterministic(seed):
         task = task_for(opened, split, seed=seed, clock=Clock(reporter or Silent()))
         return METHODS[method][0](task, config), split

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 import numpy as np
 
+from curerec.data.forget import apply_request, deleted_rows
 from curerec.data.splits import LIKED, per_user_split, subsample
-from curerec.errors import DataError
-from curerec.recipe import SplitConfig
-from curerec.records import Interactions, Split
+from curerec.errors import DataError, RequestError
+from curerec.recipe import Recipe, SplitConfig
+from curerec.recommender.bases import NANO
+from curerec.records import ForgetRequest, ForgetSplit, Interactions, Split
 
 
 def users_by_part(data: Interactions, config: SplitConfig) -> tuple[np.ndarray, np.ndarray]:
@@ -40,3 +44,71 @@ def split_of(data: Interactions, config: SplitConfig) -> Split:
                 mend="Use more data, or ratings on a scale of five with liked and disliked items",
             )
     return split
+
+
+def public_split(data: Interactions, config: SplitConfig) -> Split:
+    """The split of the public part of the users; its training examples are what nano is pre-trained on."""
+    public, _ = users_by_part(data, config)
+    return per_user_split(data, seed=config.seed, users=public)
+
+
+@dataclass(frozen=True)
+class BaseShare:
+    """What of a request the base model was pre-trained on: unlearning does not reach it there.
+
+    Attributes:
+        n_users: users whose deleted interactions were in its prompts.
+        n_interactions: of them.
+    """
+
+    n_users: int
+    n_interactions: int
+
+    def __bool__(self) -> bool:
+        return self.n_interactions > 0
+
+    @property
+    def text(self) -> str:
+        """What it means, for whoever asked."""
+        users = f"{self.n_users} user{'s' * (self.n_users != 1)}"
+        named = f"{self.n_interactions} of the ratings named, by {users},"
+        return (
+            f"the base model was pre-trained on {named} and they stay in it: only what fine-tuning learnt is "
+            "unlearnt. Retrained models start from the same base, so no comparison with them shows this"
+        )
+
+
+def base_share(data: Interactions, recipe: Recipe, deleted: np.ndarray) -> BaseShare | None:
+    """How much of what is deleted the base model saw; None where its pre-training data are not known.
+
+    Args:
+        data: interactions.
+        recipe: that the recommender was trained by.
+        deleted: bool [n_rows], of :func:`curerec.data.forget.deleted_rows`.
+    """
+    if recipe.model.base != NANO:
+        return None
+    if not recipe.split.public_share:
+        return BaseShare(0, 0)
+    seen = public_split(data, recipe.split).train
+    rows = np.unique(np.r_[seen.target, seen.history[seen.history >= 0]])
+    rows = rows[deleted[rows]]
+    return BaseShare(len(np.unique(data.user_code[rows])), len(rows))
+
+
+def granted(data: Interactions, recipe: Recipe, split: Split, request: ForgetRequest) -> ForgetSplit:
+    """A request applied to the recommender's split.
+
+    Raises:
+        RequestError: as :func:`curerec.data.forget.apply_request`; or the base model alone saw what is named.
+    """
+    deleted = deleted_rows(data, request)
+    if not deleted[split.train.target].any():
+        share = base_share(data, recipe, deleted)
+        if share:
+            raise RequestError(
+                "only the base model's pre-training saw what the request names: unlearning does not reach it",
+                where=request.source,
+                mend="Take these ratings out of the data and train again, which makes the base anew",
+            )
+    return apply_request(data, split, request)

@@ -285,10 +285,16 @@ def test_bad_request(case, place, made_path):
 def test_request_with_nothing_to_forget(place, made_path):
     data = read(made_path.data)
     users = data.users[np.unique(data.user_code[split_of(data, SplitConfig(public_share=0.4)).train.target])]
-    other = next(user for user in data.users if user not in users)
-    (place / "r.csv").write_text(f"user\n{other}\n")
+    public = next(user for user in data.users if user not in users)
+    held = split_of(data, SplitConfig(public_share=0.4)).test.target[0]
+    late = [data.ratings[c][int(held)].as_py() for c in ("user", "item")]
+    (place / "public.csv").write_text(f"user\n{public}\n")
+    (place / "late.csv").write_text(f"user,item\n{','.join(late)}\n")
+    asked = {"public.csv": "only the base model", "late.csv": "nothing to forget"}
     with untouched(place):
-        refused(unlearn(place, made_path, place / "r.csv"), "r.csv", "nothing to forget")
+        for name, part in asked.items():
+            refused(unlearn(place, made_path, place / name), name, part)
+            refused(train(place, "--without", place / name), name, part)
 
 
 def test_request_file_that_is_none(place, made_path):

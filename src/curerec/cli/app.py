@@ -119,6 +119,7 @@ def train(
     """Fine-tune a recommender on ratings."""
     quiet()
     from curerec.cli.bars import bars
+    from curerec.cli.say import say_base
     from curerec.data.output import check_out
     from curerec.pipeline import train as run
     from curerec.progress import Clock
@@ -131,6 +132,8 @@ def train(
     with bars() as reporter:
         made = run(table, chosen, out, without=request, base=base, clock=Clock(reporter))
     typer.echo(f"{out}: {made.card['n_train']} prompts, {made.card['train_time_s']:.1f} s")
+    if request:
+        say_base(table, chosen, request)
 
 
 @app.command(
@@ -154,6 +157,7 @@ def unlearn(
     """
     quiet()
     from curerec.cli.bars import bars
+    from curerec.cli.say import say_base, say_verdict
     from curerec.data.output import check_out, replacing
     from curerec.measure import Candidate, candidate, judge, measure, record_of
     from curerec.models import fresh_model
@@ -200,6 +204,7 @@ def unlearn(
         write_record(record, stage / "record.json")
         write_report(record, stage / "report.html")
     typer.echo(f"{out / 'report.html'}: {outcome.t_total_s:.1f} s; {outcome.stop_reason}")
+    say_base(opened.data, opened.recipe, asked)
     say_verdict(verdict)
 
 
@@ -222,13 +227,14 @@ def evaluate(
 ) -> None:
     """Measure an unlearned recommender against the original and, where given, retrains."""
     quiet()
-    from curerec.data.forget import apply_request
+    from curerec.cli.say import say_base, say_verdict, table_of
     from curerec.data.output import check_out, replacing
     from curerec.measure import Candidate, judge, measure, method_of, record_of
     from curerec.models import fresh_model
     from curerec.pipeline import check_references, open_recommender
     from curerec.reports.html import write_report
     from curerec.reports.schema import write_record
+    from curerec.splitting import granted
 
     if out is not None:
         check_out(out, only=JUDGED, inputs=[recommender, unlearned, *(retrain or []), base])
@@ -236,7 +242,7 @@ def evaluate(
     check_references(retrain or [], asked)
     opened = opened_with(recommender, data, base)
     table = opened.data
-    split = apply_request(table, opened.split, asked)
+    split = granted(table, opened.recipe, opened.split, asked)
     judged = open_recommender(unlearned, table, base=opened.base).recommender
     name = method_of(judged.card)
     models = {"original": Candidate(opened.recommender.model), name: Candidate(judged.model)}
@@ -256,6 +262,7 @@ def evaluate(
         fresh_model(opened.base, opened.recipe.model, seed=0),
     )
     table_of(measured)
+    say_base(table, opened.recipe, asked)
     if out is not None:
         record = record_of(
             opened,
@@ -310,6 +317,8 @@ def demo(
             + (f"  residual {row['residual']:.2f}" if row.get("residual") is not None else "")
             + (f"  {row['t_total_s']:.1f} s" if row.get("t_total_s") else "")
         )
+    if record["request"]["note"]:
+        typer.echo(f"note: {record['request']['note']}")
     typer.echo(f"floor {record['floor_jsd']:.4f}  ceiling {record['ceiling_jsd']:.4f} nats")
     typer.echo(f"report: {out / 'report.html'}")
 
@@ -366,29 +375,3 @@ def recipe_for(name: str | None, model: str | None, seed: int | None) -> Any:
     if seed is not None:
         update["seed"] = seed
     return found.model_copy(update=update)
-
-
-def table_of(measured: Any) -> None:
-    """Print the metrics, a line a model."""
-    for name, row in measured.metrics.items():
-        parts = [f"{name:<12}"]
-        for key, form in (
-            ("test_auc", ".4f"),
-            ("membership_auc", ".3f"),
-            ("jsd", ".4f"),
-            ("residual", ".2f"),
-        ):
-            if row.get(key) is not None:
-                parts.append(f"{key} {row[key]:{form}}")
-        typer.echo("  ".join(parts))
-
-
-def say_verdict(found: dict[str, Any], *, strict: bool = True) -> None:
-    """Print the verdict and leave with 1 if it is no (or, asked for a verdict, if there is none)."""
-    word = {True: "verified", False: "not verified", None: "not judged"}[found["verified"]]
-    typer.echo(word)
-    for check in found["checks"]:
-        if check["passed"] is not True:
-            typer.echo(f"  {check['name']}: {check['text']}")
-    if found["verified"] is False or (strict and found["verified"] is None):
-        raise typer.Exit(1)

@@ -55,7 +55,12 @@ class Model(Part):
 
 
 class Request(Part):
-    """What was asked to be deleted, in numbers; ``digest`` stands for the ids, never stored here."""
+    """What was asked to be deleted, in numbers; ``digest`` stands for the ids, never stored here.
+
+    Attributes:
+        n_base_users, n_base_interactions: what of it the base model was pre-trained on, where that is known:
+            it stays there, which ``note`` says in words.
+    """
 
     kind: Literal["users", "items", "interactions"] | None = None
     n_ids: Count = None
@@ -63,6 +68,9 @@ class Request(Part):
     choice: Text = None
     n_interactions: Count = None
     n_examples: Count = None
+    n_base_users: Count = None
+    n_base_interactions: Count = None
+    note: Text = None
     digest: Text = None
 
 

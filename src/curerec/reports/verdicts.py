@@ -176,6 +176,14 @@ def not_claimed(record: Record) -> list[tuple[str, str]]:
             "Whether this satisfies a duty to erase is for the people responsible to judge.",
         ),
     ]
+    seen = record.request.n_base_interactions
+    if seen:
+        stay = (
+            f"{f.plural(seen, 'deleted rating')} went into the making of the base model. They stay in it, "
+            "and no figure here shows that: they are not among the examples that the attack tests, and every "
+            "retrained model starts from the same base."
+        )
+        claims[2] = ("Not forgotten by the base model", stay)
     if note:
         held = f"{_capital(note).rstrip('.')}. All figures hold for the weights in that form."
         claims.insert(3, ("About these weights", held))

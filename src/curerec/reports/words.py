@@ -40,7 +40,16 @@ def request(record: Record) -> list[str]:
         asking = f"{f.count(asked.n_examples)} ask about those ratings"
         named += f" Of the recommender's{of} training examples, {asking}."
     aim = "The aim is a model that answers as if it had never seen any of them, without training it anew."
-    return [named, aim]
+    if not asked.n_base_interactions:
+        return [named, aim]
+    were = "was" if asked.n_base_interactions == 1 else "were"
+    by = f" by {f.plural(asked.n_base_users, 'user')}" if asked.n_base_users is not None else ""
+    base = (
+        f"But {f.plural(asked.n_base_interactions, 'rating')} of them{by} {were} already used to make the "
+        "base model that this recommender was fine-tuned from. Whatever the base learnt from them is still "
+        "there: only what fine-tuning learnt is unlearnt. To be rid of it, make the base anew without them."
+    )
+    return [named, aim, base]
 
 
 def changed(record: Record) -> list[str]:

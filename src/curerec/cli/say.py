@@ -1,0 +1,43 @@
+"""What the commands print: metrics, the verdict, and what unlearning does not reach."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import typer
+
+
+def table_of(measured: Any) -> None:
+    """Print the metrics, a line a model."""
+    for name, row in measured.metrics.items():
+        parts = [f"{name:<12}"]
+        for key, form in (
+            ("test_auc", ".4f"),
+            ("membership_auc", ".3f"),
+            ("jsd", ".4f"),
+            ("residual", ".2f"),
+        ):
+            if row.get(key) is not None:
+                parts.append(f"{key} {row[key]:{form}}")
+        typer.echo("  ".join(parts))
+
+
+def say_base(data: Any, recipe: Any, request: Any) -> None:
+    """Print what of a request the base model was pre-trained on, if anything."""
+    from curerec.data.forget import deleted_rows
+    from curerec.splitting import base_share
+
+    share = base_share(data, recipe, deleted_rows(data, request))
+    if share:
+        typer.echo(f"note: {share.text}")
+
+
+def say_verdict(found: dict[str, Any], *, strict: bool = True) -> None:
+    """Print the verdict and leave with 1 if it is no (or, asked for a verdict, if there is none)."""
+    word = {True: "verified", False: "not verified", None: "not judged"}[found["verified"]]
+    typer.echo(word)
+    for check in found["checks"]:
+        if check["passed"] is not True:
+            typer.echo(f"  {check['name']}: {check['text']}")
+    if found["verified"] is False or (strict and found["verified"] is None):
+        raise typer.Exit(1)
