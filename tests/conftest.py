@@ -11,12 +11,24 @@ import zipfile
 import numpy as np
 import pytest
 import torch
+from jaxtyping import install_import_hook
 
-from curerec.data import cache, fetch, sources
-from curerec.data.fetch import Public
-from curerec.data.readers import read
-from made_ratings import LAYOUTS
-from made_sources import NAME, Quiet
+# Shapes and types are checked here alone; before the first of these modules is imported.
+CHECKED = [
+    "curerec.circuits",
+    "curerec.evaluation.divergence",
+    "curerec.evaluation.inputs",
+    "curerec.evaluation.utility",
+    "curerec.methods.losses",
+    "curerec.recommender.score",
+]
+install_import_hook(CHECKED, "beartype.beartype")
+
+from curerec.data import cache, fetch, sources  # noqa: E402
+from curerec.data.fetch import Public  # noqa: E402
+from curerec.data.readers import read  # noqa: E402
+from made_ratings import LAYOUTS  # noqa: E402
+from made_sources import NAME, Quiet  # noqa: E402
 
 torch.set_num_threads(1)
 

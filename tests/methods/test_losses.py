@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from curerec.methods.losses import forget_loss, grad_ascent, kl_to, npo
+from curerec.methods.losses import forget_loss, grad_ascent, kl_to, npo, rewind
 
 
 def made(n=9):
@@ -71,3 +71,10 @@ def test_kl_is_zero_only_at_the_reference_and_runs_from_it():
     p, q = target.softmax(-1), logits.softmax(-1)
     torch.testing.assert_close(kl_to(logits, target), (p * (p / q).log()).sum(-1).mean())
     torch.testing.assert_close(gradient(kl_to(logits, target), logits), (q - p).detach() / len(q))
+
+
+@pytest.mark.parametrize("labels", [torch.tensor([1]), torch.tensor([[1], [0]]), torch.tensor([1.0, 0.0])])
+def test_shapes_and_types_are_checked_here(labels):
+    """The import hook of conftest.py: a label of another length or kind would broadcast or be cast."""
+    with pytest.raises(TypeError):
+        rewind(torch.zeros(2, 2), labels, weight=torch.ones(2))

@@ -6,6 +6,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from jaxtyping import Float
 from torch.func import functional_call
 
 from curerec.prompts.encoding import Prompts
@@ -40,7 +41,7 @@ def adapter_scores(
     deltas: Deltas,
     *,
     batch_size: int = 128,
-) -> np.ndarray:
+) -> Float[np.ndarray, "n units"]:
     """First-order rise of each example's cross-entropy if a unit's change by fine-tuning were removed.
 
     LoRA: ``-sum(y_lora * dL/dy_lora)`` over the unit's outputs; full fine-tuning: ``-sum(dW * dL/dW)`` over

@@ -6,6 +6,7 @@ from collections.abc import Callable
 from typing import Any
 
 import numpy as np
+from jaxtyping import Float, Int
 
 from curerec.circuits.patching import atp, exact, patched_margins
 from curerec.errors import PromptError
@@ -16,8 +17,12 @@ TOP_EXACT = 20  # modules re-scored exactly, plus as many at random (METHOD sect
 
 
 def faithfulness(
-    full: np.ndarray, empty: np.ndarray, kept: np.ndarray, *, axis: int | None = None
-) -> np.ndarray | float:
+    full: Float[np.ndarray, " n"],
+    empty: Float[np.ndarray, " n"],
+    kept: Float[np.ndarray, "*sets n"],
+    *,
+    axis: int | None = None,
+) -> Float[np.ndarray, "*sets"] | float:
     """f(C) = (m(C) - m(empty)) / (m(full) - m(empty)), of mean margins.
 
     Args:
@@ -32,7 +37,7 @@ def faithfulness(
     return value if axis is not None or np.ndim(value) else float(value)
 
 
-def ranking(scores: np.ndarray) -> np.ndarray:
+def ranking(scores: Float[np.ndarray, "n modules"]) -> Int[np.ndarray, " modules"]:
     """Modules by falling |mean score|, int [modules]."""
     return np.argsort(-np.abs(scores.mean(0)), kind="stable")
 
@@ -132,7 +137,9 @@ def _sizes(n: int) -> list[int]:
     return sorted({0, n, *np.unique(np.geomspace(1, n, 32).round().astype(int)).tolist()})
 
 
-def bootstrap_jaccard(scores: np.ndarray, size: int, *, draws: int, rng: np.random.Generator) -> float:
+def bootstrap_jaccard(
+    scores: Float[np.ndarray, "n modules"], size: int, *, draws: int, rng: np.random.Generator
+) -> float:
     """Mean overlap |A & B| / |A | B| of the top ``size`` modules over pairs of bootstrap resamples."""
     n = len(scores)
     weights = rng.multinomial(n, np.full(n, 1 / n), size=draws) / n

@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from jaxtyping import Float, Float32, Int
 
 from curerec.circuits.activations import patching, recording, sites_of
 from curerec.errors import PromptError
@@ -14,7 +15,9 @@ from curerec.prompts.encoding import Prompts
 from curerec.recommender.score import answer_logits, by_length, device_of, to_batch
 
 
-def margin(logits: torch.Tensor, label: torch.Tensor) -> torch.Tensor:
+def margin(
+    logits: Float[torch.Tensor, "batch 2"], label: Int[torch.Tensor, " batch"]
+) -> Float[torch.Tensor, " batch"]:
     """m(e) = (2y - 1)(z_yes - z_no), [batch]."""
     return (2 * label - 1) * (logits[:, 1] - logits[:, 0])
 
@@ -52,7 +55,7 @@ def _pair_batches(
 
 def atp(
     model: Any, clean: Prompts, corrupt: Prompts, answers: tuple[int, int], *, batch_size: int = 64
-) -> tuple[np.ndarray, tuple[str, ...]]:
+) -> tuple[Float32[np.ndarray, "n modules"], tuple[str, ...]]:
     """Attribution patching: first-order effect on the margin of giving each module its corrupt activation.
 
     ``score_i = sum over positions and features of (a_i(x') - a_i(x)) * dm/da_i at x``; two forward passes and
@@ -106,7 +109,7 @@ def patched_margins(
     patch_sets: Sequence[set[str]],
     *,
     batch_size: int = 64,
-) -> np.ndarray:
+) -> Float32[np.ndarray, "sets n"]:
     """Margins with each set of modules replaced by its corrupt activations, in one forward pass a set.
 
     Args:
@@ -135,7 +138,7 @@ def exact(
     modules: Sequence[str],
     *,
     batch_size: int = 64,
-) -> np.ndarray:
+) -> Float32[np.ndarray, "n modules"]:
     """Activation patching: the change of the margin when one module is patched, one forward pass a module.
 
     Returns:
@@ -151,7 +154,7 @@ def exact(
 
 def moving_pairs(
     model: Any, clean: Prompts, corrupt: Prompts, answers: tuple[int, int], keep: int, *, batch_size: int = 64
-) -> np.ndarray:
+) -> Int[np.ndarray, " kept"]:
     """The pairs whose margin falls most when the prompt is corrupted, int [<= keep], in their order.
 
     A pair whose margin does not fall says nothing about what carries the answer. At most ``keep`` pairs, and

@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from jaxtyping import Float
 
 from curerec.circuits.adapter import Deltas, adapter_scores
 from curerec.prompts.encoding import Prompts
@@ -24,7 +25,7 @@ def path_scores(
     *,
     steps: int = 4,
     batch_size: int = 128,
-) -> np.ndarray:
+) -> Float[np.ndarray, "n units"]:
     """What each unit's change by fine-tuning did to each example's loss, from base to fine-tuned model.
 
     ``-sum(dW * dL/dW)`` averaged at the midpoints of ``W_base + alpha dW``. The sum over units is the loss

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import numpy as np
+from jaxtyping import Float64
 from scipy.special import logit, rel_entr
 
 from curerec.errors import ConfigError
@@ -50,7 +51,7 @@ JSD_FULL = Metric(
 )
 
 
-def jsd_each(p: np.ndarray, q: np.ndarray) -> np.ndarray:
+def jsd_each(p: np.ndarray, q: np.ndarray) -> Float64[np.ndarray, "*shape"]:
     """Jensen-Shannon divergence of each pair of Bernoulli distributions, nats, in [0, ln 2].
 
     Args:

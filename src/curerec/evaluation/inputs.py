@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import numpy as np
+from jaxtyping import Bool, Float64, Int, Real
 from scipy.special import expit
 from scipy.stats import rankdata
 
@@ -40,7 +41,7 @@ def same_length(*arrays: np.ndarray, what: str) -> None:
         raise ConfigError(f"lengths differ: {', '.join(map(str, lengths))}", where=what, mend=MEND)
 
 
-def margin(logits: np.ndarray, what: str = "logits") -> np.ndarray:
+def margin(logits: np.ndarray, what: str = "logits") -> Float64[np.ndarray, " n"]:
     """``z_yes - z_no``.
 
     Args:
@@ -58,7 +59,7 @@ def margin(logits: np.ndarray, what: str = "logits") -> np.ndarray:
     return pair[:, 1] - pair[:, 0]
 
 
-def p_yes(logits: np.ndarray) -> np.ndarray:
+def p_yes(logits: np.ndarray) -> Float64[np.ndarray, " n"]:
     """P(yes) over {No, Yes}, float64 [n].
 
     Args:
@@ -71,7 +72,7 @@ def p_yes(logits: np.ndarray) -> np.ndarray:
     return expit(margin(logits))
 
 
-def labels(label: np.ndarray, n: int) -> np.ndarray:
+def labels(label: np.ndarray, n: int) -> Bool[np.ndarray, " {n}"]:
     """Labels as bool [n]; anything but 0 and 1 is refused."""
     array = numbers(label, "labels")
     if len(array) != n:
@@ -81,7 +82,7 @@ def labels(label: np.ndarray, n: int) -> np.ndarray:
     return array == 1
 
 
-def probabilities(values: np.ndarray, what: str) -> np.ndarray:
+def probabilities(values: np.ndarray, what: str) -> Float64[np.ndarray, "*shape"]:
     """Finite values in [0, 1], float64, any shape but empty."""
     array = np.asarray(values, dtype=np.float64)
     if array.size == 0:
@@ -91,7 +92,7 @@ def probabilities(values: np.ndarray, what: str) -> np.ndarray:
     return array
 
 
-def equal_mass(values: np.ndarray, bins: int) -> np.ndarray:
+def equal_mass(values: Real[np.ndarray, " n"], bins: int) -> Int[np.ndarray, " n"]:
     """Bin of each value, so that bins hold equally many; ties share a bin, so row order does not matter.
 
     ``bin = floor(bins * #{smaller} / n)``

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 import numpy as np
+from jaxtyping import Float64
 
 from curerec.evaluation.auc import auc, auc_interval
 from curerec.evaluation.inputs import equal_mass, labels, margin, numbers, p_yes, same_length
@@ -31,7 +32,7 @@ ONE_CLASS = "all labels are the same"
 EMPTY = "no examples"
 
 
-def nll(logits: np.ndarray, label: np.ndarray) -> np.ndarray:
+def nll(logits: np.ndarray, label: np.ndarray) -> Float64[np.ndarray, " n"]:
     """Loss of each example, ``log(1 + exp(-(2y - 1)(z_yes - z_no)))``, nats; does not overflow.
 
     It falls strictly with the margin towards the label, so attacks on its ranking see through a temperature.

@@ -6,18 +6,19 @@ from typing import Literal
 
 import torch
 import torch.nn.functional as F
+from jaxtyping import Float, Int
 
 ForgetLoss = Literal["npo", "grad_ascent", "rewind"]
 
 
 def npo(
-    logits: torch.Tensor,
-    label: torch.Tensor,
-    original: torch.Tensor,
+    logits: Float[torch.Tensor, "batch 2"],
+    label: Int[torch.Tensor, " batch"],
+    original: Float[torch.Tensor, "batch 2"],
     *,
     beta: float = 0.5,
-    weight: torch.Tensor | None = None,
-) -> torch.Tensor:
+    weight: Float[torch.Tensor, " batch"] | None = None,
+) -> Float[torch.Tensor, ""]:
     """Negative preference optimisation: ``-(2/beta) log sigmoid(-beta (log p - log p_o))``, mean, nats.
 
     Args:
@@ -36,14 +37,22 @@ def npo(
 
 
 def grad_ascent(
-    logits: torch.Tensor, label: torch.Tensor, *, weight: torch.Tensor | None = None
-) -> torch.Tensor:
+    logits: Float[torch.Tensor, "batch 2"],
+    label: Int[torch.Tensor, " batch"],
+    *,
+    weight: Float[torch.Tensor, " batch"] | None = None,
+) -> Float[torch.Tensor, ""]:
     """Minus the cross-entropy on the forget data, mean, nats."""
     loss = -F.cross_entropy(logits, label, reduction="none")
     return (loss if weight is None else loss * weight).mean()
 
 
-def rewind(logits: torch.Tensor, label: torch.Tensor, *, weight: torch.Tensor) -> torch.Tensor:
+def rewind(
+    logits: Float[torch.Tensor, "batch 2"],
+    label: Int[torch.Tensor, " batch"],
+    *,
+    weight: Float[torch.Tensor, " batch"],
+) -> Float[torch.Tensor, ""]:
     """The margin towards the label, weighted by the push it got in training, mean, logit units.
 
     Fine-tuning raised an example's margin by steps proportional to its residual 1 - p(label) then: large
@@ -63,13 +72,13 @@ def rewind(logits: torch.Tensor, label: torch.Tensor, *, weight: torch.Tensor) -
 
 def forget_loss(
     name: ForgetLoss,
-    logits: torch.Tensor,
-    label: torch.Tensor,
-    original: torch.Tensor,
+    logits: Float[torch.Tensor, "batch 2"],
+    label: Int[torch.Tensor, " batch"],
+    original: Float[torch.Tensor, "batch 2"],
     *,
     beta: float,
-    weight: torch.Tensor | None = None,
-) -> torch.Tensor:
+    weight: Float[torch.Tensor, " batch"] | None = None,
+) -> Float[torch.Tensor, ""]:
     """The forget loss of a name; arguments as in :func:`npo`."""
     if name == "rewind":
         return rewind(logits, label, weight=torch.ones_like(logits[:, 0]) if weight is None else weight)
@@ -78,7 +87,9 @@ def forget_loss(
     return grad_ascent(logits, label, weight=weight)
 
 
-def kl_to(logits: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
+def kl_to(
+    logits: Float[torch.Tensor, "batch 2"], target: Float[torch.Tensor, "batch 2"]
+) -> Float[torch.Tensor, ""]:
     """KL(target || model) over {No, Yes}, mean, nats.
 
     Args:

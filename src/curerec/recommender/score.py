@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from jaxtyping import Float, Float32, Float64, Int
 from scipy.special import expit
 
 from curerec.prompts.encoding import Prompts
@@ -14,12 +15,12 @@ from curerec.prompts.encoding import Prompts
 
 def answer_logits(
     model: Any,
-    ids: torch.Tensor,
-    last: torch.Tensor,
+    ids: Int[torch.Tensor, "batch pos"],
+    last: Int[torch.Tensor, " batch"],
     answers: tuple[int, int],
     *,
-    inputs_embeds: torch.Tensor | None = None,
-) -> torch.Tensor:
+    inputs_embeds: Float[torch.Tensor, "batch pos width"] | None = None,
+) -> Float[torch.Tensor, "batch 2"]:
     """Logits of " No" and " Yes" at the answer position.
 
     Only the two answer rows of the output embedding are read, at one position: the product with the whole
@@ -67,7 +68,9 @@ def by_length(prompts: Prompts, batch_size: int) -> Iterator[np.ndarray]:
 
 
 @torch.inference_mode()
-def score(model: Any, prompts: Prompts, answers: tuple[int, int], *, batch_size: int = 256) -> np.ndarray:
+def score(
+    model: Any, prompts: Prompts, answers: tuple[int, int], *, batch_size: int = 256
+) -> Float32[np.ndarray, "n 2"]:
     """Answer logits of all prompts, in their order.
 
     Returns:
@@ -85,6 +88,6 @@ def score(model: Any, prompts: Prompts, answers: tuple[int, int], *, batch_size:
     return out
 
 
-def p_yes(logits: np.ndarray) -> np.ndarray:
+def p_yes(logits: Float[np.ndarray, "n 2"]) -> Float64[np.ndarray, " n"]:
     """Probability of " Yes" among the two answers, float64 [n]."""
     return expit(logits[:, 1].astype(np.float64) - logits[:, 0])
