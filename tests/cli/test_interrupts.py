@@ -202,6 +202,7 @@ def test_a_kill_leaves_nothing_that_can_be_read_as_a_result(command, made_path, 
     assert curerec(*arguments).code in (0, 1)
     wanted = made_path.full if command == "train" else made_path.new
     assert tree(out).keys() == tree(wanted).keys()
+    assert [path.name for path in place.iterdir()] == ["out"]  # what the kill left went with the second run
 
 
 @pytest.mark.parametrize(

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import errno
 import os
-import secrets
 import shutil
 from collections.abc import Collection, Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
+from curerec.data import leftovers
 from curerec.data.cache import sync
 from curerec.errors import StorageError
 
@@ -70,6 +70,8 @@ def check_out(
 def replacing(folder: Path, *, marker: str | None = None, only: Collection[str] = ()) -> Iterator[Path]:
     """A temporary folder that takes the place of ``folder`` once everything in it is on disk.
 
+    What killed processes left of earlier attempts at the same ``folder`` goes first.
+
     Args:
         folder, marker, only: as in :func:`check_out`.
 
@@ -77,18 +79,25 @@ def replacing(folder: Path, *, marker: str | None = None, only: Collection[str] 
         StorageError: no room, no permission, or ``folder`` holds something else.
     """
     check_out(folder, marker=marker, only=only)
+    leftovers.sweep(Path(os.path.abspath(folder)))
+    check_out(folder, marker=marker, only=only)  # an earlier output may have been put back
     folder = Path(os.path.abspath(folder))
     new = [path for path in folder.parents if not path.exists()]  # deepest first
     # Named before it is made, so that an interrupt at any point finds it.
-    stage = folder.with_name(f".{folder.name}-{secrets.token_hex(4)}")
-    aside = stage.with_name(f"{stage.name}-old")
+    stage = leftovers.hidden_name(folder)
+    aside = stage.with_name(stage.name + leftovers.OLD)
+    locks: list[int | None] = []
     try:
         folder.parent.mkdir(parents=True, exist_ok=True)
-        stage.mkdir()
+        stage, lock = leftovers.make_held(folder, stage)
+        locks.append(lock)
+        aside = stage.with_name(stage.name + leftovers.OLD)
         yield stage
         for path in [*stage.rglob("*"), stage]:
             sync(path)
         if folder.exists():
+            with suppress(OSError):  # no locks here; sweeping is off then, too
+                locks.append(leftovers.hold(folder))
             os.rename(folder, aside)
         os.rename(stage, folder)
         sync(folder.parent)
@@ -105,6 +114,10 @@ def replacing(folder: Path, *, marker: str | None = None, only: Collection[str] 
         except KeyboardInterrupt:
             _tidy(folder, stage, aside, new)
             raise
+        finally:
+            for lock in locks:
+                if lock is not None:
+                    os.close(lock)
 
 
 def _tidy(folder: Path, stage: Path, aside: Path, new: list[Path]) -> None:
