@@ -5,7 +5,6 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from curerec.data.forget import draw_request
 from curerec.data.request_file import write_request
 from curerec.measure import Candidate, candidate, judge, measure, record_of
 from curerec.methods.retrain import retrain
@@ -16,7 +15,7 @@ from curerec.recommender.storage import read_card
 from curerec.records import ForgetRequest, Interactions
 from curerec.reports.html import write_report
 from curerec.reports.schema import write_record
-from curerec.splitting import granted
+from curerec.splitting import drawn_request, granted
 
 RETRAIN_SEEDS = 1000  # seeds of retrains start here, so that none repeats the original's
 
@@ -53,9 +52,7 @@ def run_experiment(
     opened = open_recommender(out / "original", data, cache=cache)
     ask = recipe.request
     chosen = None if request is not None else ask.choice
-    request = request or draw_request(
-        data, opened.split, kind=ask.kind, share=ask.share, choice=ask.choice, seed=recipe.seed
-    )
+    request = request or drawn_request(data, recipe, opened.split)
     write_request(request, out / "request.csv")
     split = granted(data, recipe, opened.split, request)
     configs = {"cure": recipe.cure, "random_modules": recipe.cure, "npo": recipe.npo, "ga_kl": recipe.npo}

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Literal
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from curerec.config import Strict
 from curerec.methods.cure.method import CureConfig
@@ -15,9 +15,15 @@ from curerec.recommender.tune import TuneConfig
 class SplitConfig(Strict):
     """How interactions become examples; stored with the recommender, for a request to find the same split."""
 
+    kind: Literal["per-user", "e2urec"] = Field(
+        "per-user",
+        description="hold out each user's latest interactions, or cut all users' latest by time",
+    )
     seed: int = Field(0, ge=0)
-    control_share: float = Field(0.1, gt=0, lt=1)
-    holdout_share: float = Field(0.2, gt=0, lt=1)
+    control_share: float = Field(
+        0.1, gt=0, lt=1, description="of the training examples, drawn at random and never trained on (D_c)"
+    )
+    holdout_share: float = Field(0.2, gt=0, lt=1, description="per-user only")
     public_share: float = Field(
         0.0, ge=0, lt=1, description="share of the users that only the base model is pre-trained on (nano)"
     )
@@ -50,7 +56,15 @@ class RequestConfig(Strict):
 
     kind: Literal["users", "items", "interactions"] = "users"
     share: float = Field(0.1, gt=0, lt=1)
-    choice: Literal["random", "core", "edge"] = "random"
+    choice: Literal["random", "core", "edge", "e2urec"] = Field(
+        "random", description="e2urec: the training users that its experiments forget, at share 0.2"
+    )
+
+    @model_validator(mode="after")
+    def _users_only(self) -> RequestConfig:
+        if self.choice == "e2urec" and self.kind != "users":
+            raise ValueError("choice e2urec names users")
+        return self
 
 
 class Recipe(Strict):

@@ -6,7 +6,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from curerec.data.forget import apply_request, deleted_rows
+from curerec.data.forget import apply_request, deleted_rows, draw_request
+from curerec.data.split_e2urec import e2urec_request, e2urec_split
 from curerec.data.splits import LIKED, per_user_split, subsample
 from curerec.errors import DataError, RequestError
 from curerec.recipe import Recipe, SplitConfig
@@ -28,13 +29,17 @@ def split_of(data: Interactions, config: SplitConfig) -> Split:
         DataError: histories are too short for one, or everything in a part was liked, or nothing.
     """
     _, own = users_by_part(data, config)
-    whole = per_user_split(
-        data,
-        seed=config.seed,
-        control_share=config.control_share,
-        holdout_share=config.holdout_share,
-        users=own,
-    )
+    if config.kind == "e2urec":
+        # E2URec has no control set: D_c comes out of its training part, which is smaller for it.
+        whole = e2urec_split(data, control_share=config.control_share, seed=config.seed, users=own)
+    else:
+        whole = per_user_split(
+            data,
+            seed=config.seed,
+            control_share=config.control_share,
+            holdout_share=config.holdout_share,
+            users=own,
+        )
     split = subsample(whole, train=config.train, other=config.other, seed=config.seed)
     for role in ("train", "valid", "test"):
         if len(np.unique(getattr(split, role).label)) < 2:
@@ -44,6 +49,23 @@ def split_of(data: Interactions, config: SplitConfig) -> Split:
                 mend="Use more data, or ratings on a scale of five with liked and disliked items",
             )
     return split
+
+
+def drawn_request(data: Interactions, recipe: Recipe, split: Split) -> ForgetRequest:
+    """The request that a recipe draws for an experiment.
+
+    ``e2urec`` names the users that E2URec does: of its whole training part, before the control set is drawn
+    from it and before anything is subsampled.
+
+    Raises:
+        RequestError: the share asks for nothing or for everything.
+        DataError: too few examples for E2URec's split.
+    """
+    ask = recipe.request
+    if ask.choice != "e2urec":
+        return draw_request(data, split, kind=ask.kind, share=ask.share, choice=ask.choice, seed=recipe.seed)
+    _, own = users_by_part(data, recipe.split)
+    return e2urec_request(data, e2urec_split(data, users=own), share=ask.share)
 
 
 def public_split(data: Interactions, config: SplitConfig) -> Split:

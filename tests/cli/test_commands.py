@@ -237,6 +237,24 @@ def test_a_verdict_that_is_asked_for_decides_the_exit_code(made_path):
     assert (result.code == 0) == ("verified" in result.out.splitlines())
 
 
+def test_the_split_of_e2urec_from_the_command(made_path, tmp_path):
+    recipe = tmp_path / "r.yaml"
+    split = made_path.recipe_lora.read_text().replace("split: {", "split: {kind: e2urec, ")
+    recipe.write_text(split + "request: {share: 0.2, choice: e2urec}\n")
+    result = curerec("demo", "--data", made_path.data, "--recipe", recipe, "--out", tmp_path / "demo")
+    assert result.code == 0, result
+    record = json.loads((tmp_path / "demo" / "record.json").read_text())
+    assert record["split"]["kind"] == "e2urec" and record["split"]["control"] > 0
+    assert record["request"]["choice"] == "e2urec" and record["metrics"]["cure"]["jsd"] > 0
+    result = curerec(
+        "unlearn", "--recommender", tmp_path / "demo" / "original", "--data", made_path.data,
+        "--request", tmp_path / "demo" / "request.csv", "--method", "npo", "--out", tmp_path / "new",
+    )  # fmt: skip
+    assert result.code in (0, 1), result
+    again = json.loads((tmp_path / "new" / "record.json").read_text())
+    assert again["split"] == record["split"] and again["request"]["digest"] == record["request"]["digest"]
+
+
 def test_report_renders_again(made_path, tmp_path):
     record = tmp_path / "record.json"
     shutil.copy(made_path.demo / "record.json", record)

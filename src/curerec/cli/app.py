@@ -33,7 +33,7 @@ RecipeName = Annotated[
     str | None,
     typer.Option(
         "--recipe",
-        help="Recipe that ships (demo, lora) or a YAML file. Default: by --model.",
+        help="Recipe that ships (demo, lora, e2urec) or a YAML file. Default: by --model.",
     ),
 ]
 Model = Annotated[

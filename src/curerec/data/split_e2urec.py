@@ -14,7 +14,12 @@ WINDOW = 100_000  # the latest examples, of which the first 60 % train
 
 
 def e2urec_split(
-    data: Interactions, *, control_share: float = 0.0, window: int = WINDOW, seed: int = 0
+    data: Interactions,
+    *,
+    control_share: float = 0.0,
+    window: int = WINDOW,
+    seed: int = 0,
+    users: np.ndarray | None = None,
 ) -> Split:
     """The latest examples of all users in time order: 60 % train, 20 % validation, 20 % test.
 
@@ -27,6 +32,7 @@ def e2urec_split(
             0 the counts are the published ones and ``control`` is empty, which no method can stop by.
         window: at most so many examples.
         seed: of the control draw.
+        users: user codes to take examples from; all when None.
 
     Returns:
         The split, each part in time order.
@@ -40,7 +46,8 @@ def e2urec_split(
     Related:
         :func:`curerec.data.splits.per_user_split`, the default; :func:`e2urec_request`.
     """
-    rows = np.flatnonzero(np.arange(len(data)) - first_rows(data) >= MIN_HISTORY)
+    wanted = np.ones(len(data), bool) if users is None else np.isin(data.user_code, users)
+    rows = np.flatnonzero(wanted & (np.arange(len(data)) - first_rows(data) >= MIN_HISTORY))
     # Rows are sorted by (user, time, item), so a stable sort by time leaves (time, user, item).
     rows = rows[np.argsort(data.time[rows], kind="stable")]
     rows = rows[int(0.8 * len(rows)) :][-window:]

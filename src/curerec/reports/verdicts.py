@@ -28,6 +28,7 @@ CHOICES = {
     "random": "picked at random",
     "core": "the most active ones",
     "edge": "the least active ones",
+    "e2urec": "those that the experiments of E2URec forget",
 }
 
 
