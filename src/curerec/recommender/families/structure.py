@@ -12,7 +12,7 @@ from curerec.errors import ModelError
 from curerec.recommender.families import family_of, known_types
 from curerec.recommender.families.base import KEY, QUERY, VALUE, Family, linear_of
 
-N_TOKENS = 8
+N_TOKENS, MIDDLE = 8, 4
 NOISE = 3.0  # standard deviations added to the queries, keys or values of one head
 
 
@@ -25,8 +25,10 @@ def check_structure(model: Any) -> None:
 
     - every parameter of a layer belongs to a known projection or to a norm, and fused maps have the sizes
       of their parts;
-    - disturbed queries of head h move the input of the output projection in the slice of h and nowhere else,
-      disturbed keys and values of a group in the slices of the group's heads and nowhere else;
+    - queries of head h, disturbed at one token, move the input of the output projection at that token in the
+      slice of h and nowhere else; keys of a group, disturbed at the first token, the slices of the group's
+      heads after that token; values of a group, disturbed there, these slices at that token too: so each part
+      of a fused map is what it is called, and slices are heads;
     - slices times their columns of the output projection, plus its bias, are the attention's output;
     - embedding (and positions) enter the first layer, each layer adds what attention and MLP write, each of
       the two reads what was there before, and the sum of all goes into the final norm.
@@ -119,8 +121,9 @@ def _taps(family: Family, model: Any) -> Iterator[Taps]:
             output, start = output.clone(), 0
             for part in parts:
                 for h in range(n_heads if part == QUERY else n_kv):
-                    at = output[first[part] + h, :, start : start + width]
-                    noise = torch.randn(at.shape, generator=generator).to(at)
+                    place = MIDDLE if part == QUERY else 0
+                    at = output[first[part] + h, place, start : start + width]
+                    noise = torch.randn(width, generator=generator).to(at)
                     at += NOISE * (output[0, :, start : start + width].std() + 1e-3) * noise
                     start += width
             return output
@@ -173,10 +176,18 @@ def _same(a: torch.Tensor, b: torch.Tensor, scale: torch.Tensor | None = None) -
     return bool(((a - b).norm(dim=-1) <= _tolerance(dtype) * size + 1e-6).all())
 
 
+def _may_move(n_heads: int, n_kv: int) -> torch.Tensor:
+    """Where disturbed queries, keys and values may change heads' outputs, bool [disturbed part, pos, head]."""
+    head = torch.eye(n_heads, dtype=torch.bool)
+    group = torch.eye(n_kv, dtype=torch.bool).repeat_interleave(n_heads // n_kv, 1)
+    position = torch.arange(N_TOKENS)
+    places = [(head, position == MIDDLE), (group, position > 0), (group, position >= 0)]
+    return torch.cat([own[:, None] & at[None, :, None] for own, at in places])
+
+
 def _check_heads(family: Family, model: Any, taps: Taps) -> None:
     n_heads, n_kv, width = family.heads(model)
-    share = n_heads // n_kv
-    moved_at_all = False
+    allowed = _may_move(n_heads, n_kv)
     for k, layer in enumerate(family.layer_list(model)):
         x = taps[f"{k}.heads"]
         if x.ndim != 3 or x.shape[-1] != n_heads * width:
@@ -184,17 +195,14 @@ def _check_heads(family: Family, model: Any, taps: Taps) -> None:
                 model, f"{family.attention_out} of layer {k} does not read {n_heads} heads of {width}"
             )
         by_head = x.double().unflatten(-1, (n_heads, width))
-        change = (by_head[1:] - by_head[:1]).norm(dim=-1).amax(1)  # [disturbed part, head]
-        own = torch.cat(
-            [
-                torch.eye(n_heads, dtype=torch.bool),
-                *[torch.eye(n_kv, dtype=torch.bool).repeat_interleave(share, 1)] * 2,
-            ]
-        ).to(x.device)
-        size = by_head[0].norm(dim=-1).amax() + change.amax(1)
-        if bool((change.masked_fill(own, 0).amax(1) > _tolerance(x.dtype) * size).any()):
+        change = (by_head[1:] - by_head[:1]).norm(dim=-1)  # [disturbed part, pos, head]
+        least = _tolerance(x.dtype) * (by_head[0].norm(dim=-1).amax() + change.amax((1, 2)))
+        moved = (change > least[:, None, None]).cpu()
+        if bool((moved & ~allowed).any()):
             raise _refuse(model, f"a head of layer {k} reads the queries, keys or values of another")
-        moved_at_all |= bool((change > _tolerance(x.dtype) * size[:, None]).any())
+        values = slice(n_heads + n_kv, None)
+        if not bool((moved[values, 0] == allowed[values, 0]).all()):
+            raise _refuse(model, f"a head of layer {k} does not write what its values say")
         linear = linear_of(layer.get_submodule(family.attention_out))
         weight = (linear.weight if family.transposed else linear.weight.T).double()
         sliced = weight.unflatten(0, (n_heads, width))
@@ -203,8 +211,6 @@ def _check_heads(family: Family, model: Any, taps: Taps) -> None:
         attention = taps[f"{k}.attention"][0]
         if not _same(attention, total.to(attention.dtype), parts.norm(dim=1) + total.abs()):
             raise _refuse(model, f"the heads' slices of layer {k} do not sum to the attention's output")
-    if not moved_at_all:
-        raise _refuse(model, "its queries, keys and values move no head")
 
 
 def _check_residual(family: Family, model: Any, taps: Taps) -> None:
