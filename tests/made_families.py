@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 from unittest import mock
 
 import numpy as np
+import pytest
 import torch
 import transformers
 from peft import LoraConfig, get_peft_model
 
 from curerec.prompts.encoding import Prompts
+from curerec.recommender import score as score_module
 from curerec.recommender.families import FAMILIES, family_of
 from made_models import shaken
 
@@ -29,8 +32,8 @@ _COMMON = {
 _GROUPED = {**_COMMON, "num_key_value_heads": KV, "intermediate_size": 24}
 _GEMMA = {**_GROUPED, "head_dim": 6, "query_pre_attn_scalar": 6, "sliding_window": 24}
 _DRY = {"resid_pdrop": 0.0, "embd_pdrop": 0.0}
-#: Model type -> (prefix of its classes, options). Head widths other than d / H where the family has them, caps
-#: low and windows short enough to matter on prompts of twenty to fifty tokens.
+#: Model type -> (prefix of its classes, options). Head widths other than d / H where the family has them,
+#: caps low and windows short enough to matter on prompts of twenty to sixty tokens.
 OPTIONS: dict[str, tuple[str, dict[str, Any]]] = {
     "llama": ("Llama", {**_GROUPED, "tie_word_embeddings": True}),
     "mistral": ("Mistral", {**_GROUPED, "head_dim": 6, "sliding_window": 24}),
@@ -120,3 +123,27 @@ def left_padded(prompts: Prompts, index: np.ndarray, pad: int = 0) -> tuple[torc
     column = np.arange(width)[None] - shift[:, None]
     moved = np.where(column >= 0, np.take_along_axis(ids, np.maximum(column, 0), 1), pad)
     return torch.from_numpy(moved), torch.full((len(index),), width - 1), torch.from_numpy(column >= 0)
+
+
+@contextmanager
+def padded_on_the_left(pad: int = 5) -> Iterator[None]:
+    """Every batch of the package padded on the left inside, whatever module asks for it."""
+    masks: list[torch.Tensor] = []
+    read = score_module.answer_logits
+
+    def to_batch(prompts: Prompts, index: np.ndarray, device: torch.device) -> tuple[torch.Tensor, ...]:
+        ids, last, mask = left_padded(prompts, index, pad)
+        masks[:] = [mask.to(device)]
+        return ids.to(device), last.to(device)
+
+    def answer_logits(model: Any, ids: torch.Tensor, *rest: Any, **named: Any) -> torch.Tensor:
+        assert masks[0].shape == ids.shape
+        return read(model, ids, *rest, **named, mask=masks[0])
+
+    with pytest.MonkeyPatch.context() as patch:
+        for name, new in (("to_batch", to_batch), ("answer_logits", answer_logits)):
+            old = getattr(score_module, name)
+            for module in [m for n, m in sys.modules.items() if n.startswith("curerec.")]:
+                if getattr(module, name, None) is old:
+                    patch.setattr(module, name, new)
+        yield

@@ -141,9 +141,9 @@ def unmerged(model: Any) -> Iterator[None]:
 
 
 def _watch(module: Any, branch: Branch, position: int, tape: list[Any], batch: int) -> Any:
-    """Note input and output of a map while the model runs; of a LoRA branch, those of the sliced factor."""
+    """Note input and output of a map while the model runs; of a LoRA branch, of the factor with units."""
     if branch.factor is not None:
-        module = next(iter((module.lora_A if branch.inputs else module.lora_B).values()))
+        module = next(iter((module.lora_B if ".lora_B." in branch.weight else module.lora_A).values()))
 
     def hook(mod: Any, args: Any, output: torch.Tensor) -> torch.Tensor:
         if branch.kind == "positions":  # one row for the whole batch: its gradient would be the batch's sum

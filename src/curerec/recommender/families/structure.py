@@ -177,7 +177,7 @@ def _same(a: torch.Tensor, b: torch.Tensor, scale: torch.Tensor | None = None) -
 
 
 def _may_move(n_heads: int, n_kv: int) -> torch.Tensor:
-    """Where disturbed queries, keys and values may change heads' outputs, bool [disturbed part, pos, head]."""
+    """Where disturbed queries, keys and values may move heads' outputs, bool [disturbed part, pos, head]."""
     head = torch.eye(n_heads, dtype=torch.bool)
     group = torch.eye(n_kv, dtype=torch.bool).repeat_interleave(n_heads // n_kv, 1)
     position = torch.arange(N_TOKENS)
