@@ -24,7 +24,7 @@ _COMMON = {
     "hidden_size": WIDTH,
     "num_hidden_layers": LAYERS,
     "num_attention_heads": HEADS,
-    "max_position_embeddings": 256,
+    "max_position_embeddings": 512,
     "bos_token_id": None,
     "eos_token_id": None,
     "pad_token_id": None,
@@ -46,6 +46,8 @@ OPTIONS: dict[str, tuple[str, dict[str, Any]]] = {
     "phi3": ("Phi3", {**_GROUPED, **_DRY}),
 }
 TYPES = tuple(OPTIONS)
+#: Types whose layers hold what others' hold: their slowest tests are left to the soak.
+ALIKE = ("mistral", "qwen2", "qwen3", "gemma3_text")
 
 
 def made_family_model(

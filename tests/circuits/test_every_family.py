@@ -14,7 +14,7 @@ from curerec.circuits.path import path_scores
 from curerec.prompts.encoding import Prompts
 from curerec.recommender.score import answer_logits, score, to_batch
 from curerec.recommender.units import units_of
-from made_families import TYPES, in_double, lora_on, made_family_model, padded_on_the_left, subsets
+from made_families import ALIKE, TYPES, in_double, lora_on, made_family_model, padded_on_the_left, subsets
 from made_models import made_prompts, other_titles, tuned_pair
 
 CPU = torch.device("cpu")
@@ -164,8 +164,13 @@ def assert_same(got, want):
         np.testing.assert_allclose(got[name], value, atol=1e-5 * scale, rtol=0, err_msg=name)
 
 
-@pytest.mark.parametrize("model_type", TYPES)
-@pytest.mark.parametrize("lora", [False, True])
+@pytest.mark.parametrize(
+    ("model_type", "lora"),
+    [
+        *((t, True) for t in TYPES),
+        *(pytest.param(t, False, marks=[pytest.mark.soak] if t in ALIKE else []) for t in TYPES),
+    ],
+)
 def test_how_a_model_is_run_does_not_matter(model_type, lora):
     """Padding side, batches, gradient checkpointing (and training mode), attention kernel, merging."""
     model, base = tuned_pair(made_family_model(model_type, WORDS))

@@ -179,3 +179,23 @@ def test_heads_that_write_nothing_are_no_reason_to_refuse():
             layer.self_attn.o_proj.weight[:, 4:].zero_()
             layer.mlp.down_proj.weight.zero_()
     check_structure(planted)
+    with torch.no_grad():
+        for layer in planted.model.layers:
+            layer.self_attn.v_proj.weight.zero_()
+    check_structure(planted)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("model_type", TYPES)
+def test_heads_of_very_different_sizes_are_no_reason_to_refuse(model_type, dtype):
+    """Real models hold heads that write next to nothing and tokens whose state dwarfs the others'."""
+    model = made_family_model(model_type, WORDS)
+    family = family_of(model)
+    with torch.no_grad():
+        for layer in family.layer_list(model):
+            p = next(p for p in family.projections.values() if "v_proj" in p.parts)
+            weight = layer.get_submodule(p.path).weight
+            weight = weight.T if family.transposed else weight
+            weight[-family.heads(model)[2] :] *= 1e3  # the values of the last group
+        model.get_input_embeddings().weight[3] *= 1e3
+    check_structure(model.to(dtype))
