@@ -159,6 +159,19 @@ def test_a_parameter_that_no_unit_knows_is_refused(model_type):
     refused(model, f"layer 0 has a parameter {attention}.gate")
 
 
+@pytest.mark.parametrize(("heads", "kv"), [(1, 1), (2, 1), (6, 1), (6, 3), (7, 7)])
+def test_any_number_of_heads(heads, kv):
+    """Heads are told apart by the digits of their numbers, whatever the number."""
+    options = {"num_attention_heads": heads, "num_key_value_heads": kv, "head_dim": 4}
+    model = made_family_model("qwen3", WORDS, **options)
+    check_structure(model)
+    if heads > 1:
+        out = model.model.layers[0].self_attn.o_proj
+        turn = [*range(heads - 2), heads - 1, heads - 2]  # the last two change places
+        out.register_forward_pre_hook(lambda m, a: (a[0].unflatten(-1, (heads, 4))[:, :, turn].flatten(-2),))
+        refused(model, "of another")
+
+
 def test_cross_attention_is_refused():
     refused(made_family_model("gpt2", WORDS, add_cross_attention=True), "crossattention")
 

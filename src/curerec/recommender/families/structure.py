@@ -20,8 +20,8 @@ NOISE = 3.0  # standard deviations added to the queries, keys or values of one h
 def check_structure(model: Any) -> None:
     """Refuse a model whose parts are not where its family's file says they are.
 
-    In one pass over a prompt of four tokens, in a batch whose rows differ in whose queries, keys or values are
-    disturbed (a few dozen rows, whatever the number of heads):
+    In one pass over a prompt of four tokens, in a batch whose rows differ in whose queries, keys or values
+    are disturbed (a few dozen rows, whatever the number of heads):
 
     - every parameter of a layer belongs to a known projection or to a norm, and fused maps have the sizes
       of their parts;
