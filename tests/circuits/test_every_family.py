@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import copy
+
 import numpy as np
 import pytest
 import torch
@@ -213,8 +215,14 @@ def test_half_precision_ranks_the_modules_alike(model_type):
         options |= {"num_key_value_heads": 4}
     clean, encoder = made_prompts(24)
     corrupt = other_titles(clean, WORDS)
-    model = made_family_model(model_type, WORDS, scale=0.08, **options)
-    want, names = atp(model, clean, corrupt, encoder.answers)
-    got, _ = atp(model.bfloat16(), clean, corrupt, encoder.answers)
-    assert len(names) == 36
-    assert spearmanr(got.mean(0), want.mean(0))[0] >= 0.98
+    model = lora_on(made_family_model(model_type, WORDS, scale=0.08, **options))
+    units = units_of(model, "projection")
+
+    def found(model):
+        nodes, names = atp(model, clean, corrupt, encoder.answers)
+        assert len(names) == 36
+        return nodes, adapter_scores(model, clean, encoder.answers, units, {})
+
+    for got, want in zip(found(copy.deepcopy(model).bfloat16()), found(model), strict=True):
+        assert got.dtype == np.float32
+        assert spearmanr(got.mean(0), want.mean(0))[0] >= 0.98

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -12,11 +13,13 @@ from transformers import Qwen2Tokenizer
 
 from curerec import pipeline
 from curerec.config import parse
+from curerec.methods.cure.method import in_core
 from curerec.prompts.encoding import Encoder
 from curerec.recipe import Recipe
 from curerec.recommender.families import family_of
 from curerec.recommender.nano import nano_tokenizer
 from curerec.recommender.storage import load_base, write_model
+from curerec.recommender.units import units_of
 from curerec.records import ForgetRequest
 from made_catalogue import made_catalogue
 from made_families import ALIKE, TYPES, made_family_model
@@ -140,6 +143,29 @@ def test_lora_goes_where_the_recipe_says_and_nowhere_else(model_type, targets, t
     found = {n.split(".lora_")[0].split(".", 5)[-1] for n, p in model.named_parameters() if p.requires_grad}
     assert {path for path in paths} == {next(p for p in paths if name.endswith(p)) for name in found}
     assert len(found) == len(paths)
+
+
+@pytest.mark.parametrize("granularity", ["row", "projection", "head_mlp"])
+@pytest.mark.parametrize("model_type", TYPES)
+def test_what_is_outside_the_core_is_told_by_who_uses_it(model_type, granularity):
+    model = made_family_model(model_type, 60)
+    units, names = units_of(model, granularity), family_of(model).module_names(model)
+    circuit = SimpleNamespace(modules=tuple(names), core=(names.index("layers.0.mlp"),))
+    inside = dict(zip(units.names, in_core(circuit, units), strict=True))
+    assert inside["norm"] and all(inside[n] for n in inside if n.startswith("embed_"))
+    assert not any(inside[n] for n in inside if n.startswith("layers.1."))
+    mlp = {n for n in inside if n.startswith("layers.0.") and inside[n]}
+    norms = {
+        "phi": {"input_layernorm"},  # read by both
+        "gpt2": {"ln_2"},
+        "gemma2": {"pre_feedforward_layernorm", "post_feedforward_layernorm"},
+    }
+    norms["gemma3_text"] = norms["gemma2"]
+    kept = {n.removeprefix("layers.0.") for n in mlp if "ln_" in n or "norm" in n}
+    assert kept == norms.get(model_type, {"post_attention_layernorm"})
+    rest = {n.split(".row.")[0].removeprefix("layers.0.") for n in mlp} - kept
+    gated = {"gate_proj"} if model_type not in ("gpt2", "phi") else set()
+    assert rest == ({"mlp"} if granularity == "head_mlp" else {"up_proj", "down_proj"} | gated)
 
 
 def test_gemma_2_is_loaded_with_eager_attention(tmp_path):

@@ -15,6 +15,7 @@ from curerec.recommender import families
 from curerec.recommender.families import FAMILIES, family_of
 from curerec.recommender.families.structure import check_structure
 from curerec.recommender.score import answer_logits, to_batch
+from curerec.recommender.tune import TuneConfig, tune
 from made_families import HEADS, TYPES, family_of_type, left_padded, lora_on, made_family_model
 from made_models import made_prompts
 
@@ -212,3 +213,25 @@ def test_heads_of_very_different_sizes_are_no_reason_to_refuse(model_type, dtype
             weight[-family.heads(model)[2] :] *= 1e3  # the values of the last group
         model.get_input_embeddings().weight[3] *= 1e3
     check_structure(model.to(dtype))
+
+
+@pytest.mark.parametrize("model_type", TYPES)
+@pytest.mark.parametrize("lora", [False, True])
+def test_training_with_gradient_checkpointing_is_training(model_type, lora):
+    """With an adapter the embedding is frozen: a checkpoint that needs its gradient would train nothing."""
+    start = made_family_model(model_type, WORDS)
+    start = lora_on(start) if lora else start
+    config = TuneConfig(epochs=1, batch_size=4, lr=1e-2)
+    plain, saving = copy.deepcopy(start), copy.deepcopy(start)
+    saving.activation_checkpointing_enable()
+    layers = []  # a layer that is checkpointed runs its forward twice
+    first = family_of(saving).layer_list(saving)[0].get_submodule(family_of(saving).attention_in)
+    first.register_forward_hook(lambda *_: layers.append(1))
+    for model in (plain, saving):
+        tune(model, PROMPTS, ANSWERS, config, seed=0)
+    assert len(layers) == 2 * 3
+    for (name, p), (_, q), (_, r) in zip(
+        *(m.named_parameters() for m in (plain, saving, start)), strict=True
+    ):
+        torch.testing.assert_close(q, p, atol=1e-5, rtol=1e-4, msg=name)
+        assert torch.equal(p, r) is not p.requires_grad or "bias" in name, name
