@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import torch
 from torch.func import functional_call
 
+from curerec.circuits.passes import frozen, margin
 from curerec.prompts.encoding import Prompts
 from curerec.recommender.families import family_of
 from curerec.recommender.score import answer_logits, by_length, device_of, to_batch, wide
@@ -42,6 +43,7 @@ def adapter_scores(
     deltas: Deltas,
     *,
     batch_size: int = 128,
+    objective: Literal["loss", "margin"] = "loss",
 ) -> np.ndarray:
     """First-order rise of each example's cross-entropy if a unit's change by fine-tuning were removed.
 
@@ -56,6 +58,8 @@ def adapter_scores(
         units: which rows belong together, [n_units].
         deltas: from :func:`weight_deltas`.
         batch_size: prompts a pass.
+        objective: ``margin`` scores the change of the margin instead of the loss: logits, negative where the
+            unit helps.
 
     Returns:
         float32 [n, n_units] (float64 of a model in float64), nats: positive where the unit helps to predict
@@ -71,7 +75,7 @@ def adapter_scores(
     decoder = family_of(model).decoder(model)
     cap = getattr(model.config, "final_logit_softcapping", None)
     owners = [torch.from_numpy(b.unit).to(device) for b in units.branches]
-    with _frozen(model), unmerged(model):
+    with frozen(model), unmerged(model):
         for index in by_length(prompts, batch_size):
             tape: list[tuple[int, torch.Tensor, torch.Tensor]] = []
             states: list[torch.Tensor] = []
@@ -91,7 +95,10 @@ def adapter_scores(
                 for handle in handles:
                     handle.remove()
             wanted = label[torch.from_numpy(index).to(device)]
-            loss = torch.nn.functional.cross_entropy(logits, wanted, reduction="sum")
+            if objective == "margin":
+                loss = margin(logits, wanted).sum()
+            else:
+                loss = torch.nn.functional.cross_entropy(logits, wanted, reduction="sum")
             *grads, g_logits = torch.autograd.grad(loss, [*(y for _, _, y in tape), logits])
             if cap:
                 g_logits = g_logits * (1 - (logits / cap) ** 2)
@@ -106,21 +113,6 @@ def adapter_scores(
                         _accumulate_head(total, branch, owner, state, g_logits, deltas, answers)
             out[index] = total.cpu().numpy()
     return out
-
-
-class _frozen:
-    """All parameters frozen inside, as they were afterwards; the embedding output is the gradient leaf."""
-
-    def __init__(self, model: Any) -> None:
-        self.flags = [(p, p.requires_grad) for p in model.parameters()]
-
-    def __enter__(self) -> None:
-        for p, _ in self.flags:
-            p.requires_grad_(False)
-
-    def __exit__(self, *exc: object) -> None:
-        for p, flag in self.flags:
-            p.requires_grad_(flag)
 
 
 @contextmanager
