@@ -10,12 +10,14 @@ from scipy.stats import spearmanr
 from curerec.circuits import SCORERS
 from curerec.circuits.activations import patching, recording, sites_of
 from curerec.circuits.attribution import between
+from curerec.circuits.edges import edge_scores
 from curerec.circuits.passes import Cost, PairBatch, each_batch, margin
 from curerec.circuits.patching import patched_margins
 from curerec.circuits.scorers import adapter, atp, atp_ig, exact, ig_node, relp
 from curerec.errors import ConfigError, ModelError, PromptError
 from curerec.recommender.score import answer_logits, to_batch
 from made_double import doubled
+from made_families import lora_on, made_family_model, padded_on_the_left
 from made_models import made_model, made_prompts, other_titles, shaken, with_lora
 
 CLEAN, ENCODER = made_prompts(5)
@@ -66,6 +68,19 @@ def test_training_mode_checkpointing_and_merged_adapters_change_nothing(name):
     model.eval()
     model.merge_adapter()
     np.testing.assert_allclose(SCORERS[name](model, CLEAN, CORRUPT, ANSWERS).values, plain, atol=1e-4)
+
+
+@pytest.mark.parametrize("model_type", ["llama", "gpt2"])
+def test_the_side_of_the_padding_does_not_matter(model_type):
+    model = lora_on(made_family_model(model_type, WORDS))
+    plain = {name: scorer(model, CLEAN, CORRUPT, ANSWERS).values for name, scorer in SCORERS.items()}
+    edges = edge_scores(model, CLEAN, CORRUPT, ANSWERS).values
+    with padded_on_the_left():
+        for name, scorer in SCORERS.items():
+            got = scorer(model, CLEAN, CORRUPT, ANSWERS, batch_size=3).values
+            np.testing.assert_allclose(got, plain[name], atol=1e-5, err_msg=name)
+        got = edge_scores(model, CLEAN, CORRUPT, ANSWERS, batch_size=3).values
+    np.testing.assert_allclose(got, edges, atol=1e-5)
 
 
 @pytest.mark.parametrize("name", PAIRED)
