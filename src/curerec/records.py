@@ -237,7 +237,8 @@ class Circuit:
         jaccard: mean pairwise overlap of the core circuit over bootstrap resamples.
         completeness: 1 - f(everything but the core circuit).
         low, high: float32 [modules], bootstrap interval of the mean scores; None where it was not computed.
-        agreement: ``pearson`` and ``spearman`` of the mean scores with exact patching, over ``modules`` many.
+        agreement: ``pearson``, ``spearman``, ``top_recall`` of the mean scores against exact patching, over
+            ``modules`` many.
         cpr, cmd: integral of faithfulness, respectively of its distance from 1, over the circuit's size.
         minimality: for each module of ``core``, the faithfulness lost when it alone is dropped.
         knockouts: largest |f(core without K) - f(all without K)| over ``random`` and ``greedy`` sets K.

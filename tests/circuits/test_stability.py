@@ -11,7 +11,7 @@ from curerec.circuits import core as core_module
 from curerec.circuits.core import find_core, stable_core
 from curerec.circuits.passes import Scores
 from curerec.circuits.scorers import atp
-from curerec.circuits.stability import bootstrap_intervals, jaccard, overlaps, settle
+from curerec.circuits.stability import agreement, bootstrap_intervals, jaccard, overlaps, settle
 from curerec.errors import ConfigError
 from made_models import made_model, made_prompts, other_titles
 
@@ -41,6 +41,18 @@ def test_overlaps_of_named_circuits():
     assert found.mean == pytest.approx((1 + 2 / 3) / 3)
     assert found.least[2] == pytest.approx(1 / 3) and "atp" in found.least
     assert overlaps({"one": of(0)}).mean == 1.0 and jaccard((), ("a",)) == 0.0
+
+
+def test_agreement_by_hand():
+    truth = np.array([5.0, -4, 3, -2, 1, 0])
+    assert agreement(2 * truth, truth) == pytest.approx(
+        {"pearson": 1, "spearman": 1, "top_recall": 1, "modules": 6}
+    )
+    found = agreement(np.array([5.0, 0, 3, -2, 1, -4]), truth, top=2)
+    assert found["top_recall"] == 0.5 and found["spearman"] < 1
+    assert np.isnan(agreement(np.zeros(6), truth)["spearman"]) and np.isnan(
+        agreement(truth[:2], truth[:2])["pearson"]
+    )
 
 
 class TestSettle:
@@ -97,7 +109,10 @@ def test_details_of_a_circuit():
     assert set(circuit.knockouts) == {"random", "random_mean", "greedy"}
     assert (circuit.low <= circuit.scores.mean(0)).all() and (circuit.scores.mean(0) <= circuit.high).all()
     assert circuit.cost["forward_equivalents"] == 2 + 2 * 3
-    assert set(circuit.agreement) == {"pearson", "spearman", "modules"} and circuit.agreement["modules"] == 10
+    assert (
+        set(circuit.agreement) == {"pearson", "spearman", "top_recall", "modules"}
+        and circuit.agreement["modules"] == 10
+    )
     assert np.isfinite([circuit.cpr, circuit.cmd]).all()
     assert circuit.minimality[0] == pytest.approx(circuit.faithfulness - dropped(circuit), abs=1e-4)
 

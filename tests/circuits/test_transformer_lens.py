@@ -10,7 +10,6 @@ import importlib
 import importlib.util
 import warnings
 
-import numpy as np
 import pytest
 import torch
 
@@ -62,7 +61,7 @@ def watched(bridge, ids, label, *, layers):
 
     def keeping(name):  # a hook's own name is another one where this is an alias
         def keep(x, hook):
-            # A copy: its hook_mlp_in hands on the residual stream itself, whose gradient is that of all readers.
+            # A copy: its hook_mlp_in hands on the residual stream itself, with the gradient of all readers.
             x = x.clone()
             if x.requires_grad:
                 x.retain_grad()

@@ -7,7 +7,6 @@ from dataclasses import replace
 from typing import Any, Literal
 
 import numpy as np
-from scipy.stats import pearsonr, spearmanr
 
 from curerec.circuits import SCORERS
 from curerec.circuits.faithfulness import (
@@ -21,7 +20,7 @@ from curerec.circuits.faithfulness import (
 from curerec.circuits.passes import Scores
 from curerec.circuits.patching import exact
 from curerec.circuits.selection import ranking, sizes_to_judge, smallest_faithful
-from curerec.circuits.stability import bootstrap_intervals, bootstrap_jaccard, settle
+from curerec.circuits.stability import agreement, bootstrap_intervals, bootstrap_jaccard, settle
 from curerec.errors import ConfigError, PromptError
 from curerec.prompts.encoding import Prompts
 from curerec.records import Circuit
@@ -92,7 +91,7 @@ def find_core(
     order = rng.permutation(len(clean))
     rank_half, judge_half = order[: len(order) // 2], order[len(order) // 2 :]
     members = _members(names, granularity)
-    basis, rescored, agreement, notes = _trusted(
+    basis, rescored, agree, notes = _trusted(
         found, model, clean.take(rank_half), corrupt.take(rank_half), answers, rank_half, rng, batch_size
     )
     grouped = np.stack([basis[:, m].sum(1) for m in members], 1)
@@ -136,7 +135,7 @@ def find_core(
         pairs=pairs,
         low=low,
         high=high,
-        agreement=agreement,
+        agreement=agree,
         cpr=cpr,
         cmd=cmd,
         minimality=tuple(float(v) for v in minimality(f, core)) if details else (),
@@ -215,24 +214,17 @@ def _trusted(
     )
     mean = np.full(len(found.names), np.nan, np.float32)
     mean[sample] = exactly.mean(0)
-    guess, truth = scores[np.ix_(rows, sample)].mean(0), exactly.mean(0)
-    if min(np.ptp(guess), np.ptp(truth)) < 1e-12 or len(sample) < 3:
-        return scores, mean, {"modules": len(sample)}, ()
-    agreement = {
-        "pearson": float(pearsonr(guess, truth).statistic),
-        "spearman": float(spearmanr(guess, truth).statistic),
-        "modules": len(sample),
-    }
+    agree = agreement(scores[np.ix_(rows, sample)].mean(0), exactly.mean(0), top=TOP_EXACT)
     # The scorer ``adapter`` asks another question than a patch does; its order stands.
-    if agreement["spearman"] >= TRUSTED or found.scorer == "adapter":
-        return scores, mean, agreement, ()
+    if not agree["spearman"] < TRUSTED or found.scorer == "adapter":
+        return scores, mean, agree, ()
     basis = scores[rows].copy()
     basis[:, sample] = exactly
     note = (
-        f"{found.scorer} agrees with exact patching by Spearman {agreement['spearman']:.2f} only: "
+        f"{found.scorer} agrees with exact patching by Spearman {agree['spearman']:.2f} only: "
         f"the exact scores of {len(sample)} modules rank them"
     )
-    return basis, mean, agreement, (note,)
+    return basis, mean, agree, (note,)
 
 
 __all__ = ["bootstrap_jaccard", "faithfulness", "find_core", "ranking", "stable_core"]

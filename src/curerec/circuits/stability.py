@@ -6,6 +6,7 @@ from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
 
 import numpy as np
+from scipy.stats import pearsonr, spearmanr
 
 from curerec.records import Circuit
 
@@ -50,6 +51,30 @@ def paired_overlap(member: np.ndarray) -> float:
     a, b = member[: 2 * both : 2], member[1 : 2 * both : 2]
     union = (a | b).sum(1)
     return float(np.mean(np.where(union > 0, (a & b).sum(1) / np.maximum(union, 1), 1.0)))
+
+
+def agreement(guess: np.ndarray, truth: np.ndarray, *, top: int = 20) -> dict[str, float]:
+    """How far a scorer's mean scores agree with exact ones.
+
+    Args:
+        guess: mean scores, [modules].
+        truth: exact mean scores of the same modules, [modules].
+        top: how many of the largest |exact| scores to look for among as many of the largest |guess|; at most
+            half of the modules, since of all of them every scorer finds all.
+
+    Returns:
+        ``pearson``, ``spearman``, ``top_recall`` and ``modules``; the first three are nan where one of the
+        two does not vary.
+    """
+    n = len(truth)
+    out = {"pearson": float("nan"), "spearman": float("nan"), "top_recall": float("nan"), "modules": n}
+    if n >= 3 and min(np.ptp(guess), np.ptp(truth)) > 1e-12:
+        k = max(1, min(top, n // 2))
+        best, found = (set(np.argsort(-np.abs(v), kind="stable")[:k].tolist()) for v in (truth, guess))
+        out["pearson"] = float(pearsonr(guess, truth).statistic)
+        out["spearman"] = float(spearmanr(guess, truth).statistic)
+        out["top_recall"] = len(best & found) / k
+    return out
 
 
 def jaccard(a: Collection[str], b: Collection[str]) -> float:
