@@ -144,3 +144,22 @@ def test_the_effective_weight_holds_the_adapter():
 def test_a_scorer_without_edges_is_refused():
     with pytest.raises(ConfigError, match=r"'exact'.*has no edge scores.*atp_ig"):
         edge_scores(LLAMA, CLEAN, CORRUPT, ANSWERS, scorer="exact")
+
+
+def test_no_tensor_grows_with_the_number_of_sources(monkeypatch):
+    """One source layer at a time: the largest product of a deep model is that of a shallow one."""
+    largest = {}
+    plain = torch.einsum
+    for layers in (2, 6):
+        sizes = []
+
+        def counted(*args, sizes=sizes):
+            out = plain(*args)
+            if out.ndim > 3:  # not the table of scores itself, which has an entry for every edge
+                sizes.append(out.numel())
+            return out
+
+        monkeypatch.setattr(torch, "einsum", counted)
+        edge_scores(made_model(WORDS, layers=layers), CLEAN, CORRUPT, ANSWERS)
+        largest[layers] = max(sizes)
+    assert largest[2] == largest[6]
