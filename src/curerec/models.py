@@ -95,19 +95,22 @@ def fresh_model(folder: Path, config: ModelConfig, *, seed: int) -> Any:
     if config.kind == "full":
         model.requires_grad_(True)
         return model
-    paths = family_of(model).projections
-    unknown = set(config.lora.targets or []) - set(paths)
+    family = family_of(model)
+    known = family.projections
+    unknown = set(config.lora.targets or []) - set(known)
     if unknown:
         raise ModelError(
             f"has no projection {', '.join(sorted(unknown))}",
             where="model.lora.targets",
-            mend=f"Choose from {', '.join(paths)}",
+            mend=f"Choose from {', '.join(known)}",
         )
     shape = PeftLora(
         r=config.lora.r,
         lora_alpha=config.lora.alpha,
         lora_dropout=config.lora.dropout,
-        target_modules=[paths[t].rsplit(".", 1)[-1] for t in (config.lora.targets or paths)],
+        # Paths and not last names: GPT-2 calls two maps c_proj.
+        target_modules=[known[t].path for t in (config.lora.targets or known)],
+        fan_in_fan_out=family.transposed,
         task_type="CAUSAL_LM",
     )
     with torch.random.fork_rng():

@@ -185,6 +185,43 @@ class ForgetSplit:
 
 
 @dataclass(frozen=True)
+class EdgeCircuit:
+    """Scores of edges and the connected circuit chosen from them.
+
+    Attributes:
+        sources, readers: names; a source writes to the residual stream, a reader takes its input from it.
+        source, reader: int [edges], indices into those.
+        scores: float32 [examples, edges], first-order change of the margin when the edge is patched.
+        core: indices into the edges, in the order the greedy search took them.
+        curve: (number of edges, faithfulness) pairs, from none to all.
+        faithfulness, completeness, jaccard, scorer, cpr, cmd, minimality, notes: as of :class:`Circuit`.
+    """
+
+    sources: tuple[str, ...]
+    readers: tuple[str, ...]
+    source: np.ndarray
+    reader: np.ndarray
+    scores: np.ndarray
+    core: tuple[int, ...]
+    curve: tuple[tuple[int, float], ...]
+    faithfulness: float
+    completeness: float
+    jaccard: float
+    scorer: str
+    cpr: float = float("nan")
+    cmd: float = float("nan")
+    minimality: tuple[float, ...] = ()
+    notes: tuple[str, ...] = ()
+
+    @cached_property
+    def names(self) -> tuple[str, ...]:
+        """``source->reader`` of every edge."""
+        return tuple(
+            f"{self.sources[s]}->{self.readers[r]}" for s, r in zip(self.source, self.reader, strict=True)
+        )
+
+
+@dataclass(frozen=True)
 class Circuit:
     """Scores of modules and the core circuit chosen from them.
 
@@ -199,6 +236,16 @@ class Circuit:
         pairs: counts: ``moved``, ``flipped``, ``unaligned``, ``kept``.
         jaccard: mean pairwise overlap of the core circuit over bootstrap resamples.
         completeness: 1 - f(everything but the core circuit).
+        low, high: float32 [modules], bootstrap interval of the mean scores; None where it was not computed.
+        agreement: ``pearson``, ``spearman``, ``top_recall`` of the mean scores against exact patching, over
+            ``modules`` many.
+        cpr, cmd: integral of faithfulness, respectively of its distance from 1, over the circuit's size.
+        minimality: for each module of ``core``, the faithfulness lost when it alone is dropped.
+        knockouts: largest |f(core without K) - f(all without K)| over ``random`` and ``greedy`` sets K.
+        granularity: ``head_mlp``, or ``block`` where all heads of a layer were chosen or left together.
+        cost: ``forward_equivalents`` of the scoring per example, ``peak_bytes`` where known.
+        notes: what was done otherwise than asked, in words.
+        edges: the circuit at edge level, where it was asked for.
     """
 
     modules: tuple[str, ...]
@@ -211,6 +258,17 @@ class Circuit:
     jaccard: float
     scorer: str
     pairs: dict[str, int]
+    low: np.ndarray | None = None
+    high: np.ndarray | None = None
+    agreement: dict[str, float] = field(default_factory=dict)
+    cpr: float = float("nan")
+    cmd: float = float("nan")
+    minimality: tuple[float, ...] = ()
+    knockouts: dict[str, float] = field(default_factory=dict)
+    granularity: str = "head_mlp"
+    cost: dict[str, float] = field(default_factory=dict)
+    notes: tuple[str, ...] = ()
+    edges: EdgeCircuit | None = None
 
 
 @dataclass(frozen=True)

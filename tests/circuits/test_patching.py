@@ -6,12 +6,13 @@ import numpy as np
 import pytest
 import torch
 
-from curerec.circuits import patching as patching_module
 from curerec.circuits.activations import patching, recording, sites_of
-from curerec.circuits.patching import atp, exact, margin, patched_margins
+from curerec.circuits.passes import margin
+from curerec.circuits.patching import atp, exact, patched_margins
 from curerec.errors import PromptError
 from curerec.prompts.encoding import Prompts
 from curerec.recommender.score import answer_logits, to_batch
+from made_double import doubled
 from made_models import made_model, made_prompts, other_titles, with_lora
 
 CPU = torch.device("cpu")
@@ -41,58 +42,31 @@ def flipped_label(prompts, like):
     return Prompts(prompts.ids, prompts.offsets, prompts.spans, like.label)
 
 
-class DoubleNorm(torch.nn.Module):
-    """An RMS norm that stays in double precision; the family's own computes in single."""
-
-    def __init__(self, norm):
-        super().__init__()
-        self.weight, self.eps = norm.weight, norm.variance_epsilon
-
-    def forward(self, x):
-        return self.weight * x * (x.square().mean(-1, keepdim=True) + self.eps).rsqrt()
-
-
-@pytest.fixture
-def double(monkeypatch):
-    """A model in double precision throughout, read out in double precision."""
-    model = made_model(WORDS).double()
-    for layer in model.model.layers:
-        layer.input_layernorm = DoubleNorm(layer.input_layernorm)
-        layer.post_attention_layernorm = DoubleNorm(layer.post_attention_layernorm)
-    model.model.norm = DoubleNorm(model.model.norm)
-
-    def logits(model, ids, last, answers, *, inputs_embeds=None):
-        inputs = {"input_ids": ids} if inputs_embeds is None else {"inputs_embeds": inputs_embeds}
-        hidden = model.model(**inputs, use_cache=False).last_hidden_state[torch.arange(len(last)), last]
-        return hidden @ model.lm_head.weight[list(answers)].T
-
-    monkeypatch.setattr(patching_module, "answer_logits", logits)
-    return model, logits
-
-
-def test_atp_against_central_differences(double):
+@pytest.mark.parametrize("kind", MODELS)
+def test_atp_against_central_differences(kind):
     """d/de of the margin with the module at a + e (a' - a), at e = 0, for every module and pair."""
-    model, logits = double
+    model = doubled(MODELS[kind]())
     sites = sites_of(model)
     got, names = atp(model, CLEAN, CORRUPT, ANSWERS, batch_size=3)
-    assert names == sites.names and got.shape == (len(CLEAN), len(names))
+    assert names == sites.names and got.shape == (len(CLEAN), len(names)) and got.dtype == np.float64
     eps = 1e-5
+    scale = np.abs(got).max()
     for n in range(len(CLEAN)):
         (ids, last), (other, _) = (to_batch(p, np.array([n]), CPU) for p in (CLEAN, CORRUPT))
         label = torch.tensor([int(CLEAN.label[n])])
         with torch.no_grad():
             with recording(sites) as a:
-                logits(model, ids, last, ANSWERS)
+                answer_logits(model, ids, last, ANSWERS)
             with recording(sites) as b:
-                logits(model, other, last, ANSWERS)
+                answer_logits(model, other, last, ANSWERS)
             for k, name in enumerate(names):
                 value = []
                 for e in (eps, -eps):
                     moved = {s: a[s] + e * (b[s] - a[s]) for s in a}
                     with patching(sites, moved, {name}):
-                        value.append(float(margin(logits(model, ids, last, ANSWERS), label)))
+                        value.append(float(margin(answer_logits(model, ids, last, ANSWERS), label)))
                 want = (value[0] - value[1]) / (2 * eps)
-                assert got[n, k] == pytest.approx(want, abs=1e-6, rel=1e-5), name
+                assert got[n, k] == pytest.approx(want, rel=1e-6, abs=1e-8 * scale), name
     assert np.abs(got).max(0).min() > 1e-4  # every module was put to the test
 
 

@@ -9,16 +9,17 @@ import torch
 from curerec.groups.assign import FORGET, FROZEN, RETAIN, SHARED
 from curerec.methods.rules import Rules, named, uniform
 from curerec.recommender.units import units_of
-from made_models import made_encoder, made_model, with_lora
+from made_families import lora_on, made_family_model
+from made_models import made_encoder, made_model
 
 WORDS = len(made_encoder().tokenizer)
 CASES = [(g, lora) for g in ("row", "projection", "head_mlp") for lora in (False, True)]
 
 
-def setting(granularity, lora, *, seed=0, scale=1.0):
+def setting(granularity, lora, *, seed=0, scale=1.0, kind="llama"):
     """Units with random roles, and random gradients of all their parameters."""
-    model = made_model(WORDS, layers=2)
-    model = with_lora(model) if lora else model
+    model = made_family_model(kind, WORDS)
+    model = lora_on(model) if lora else model
     units = units_of(model, granularity)
     rng = np.random.default_rng(seed)
     role = torch.from_numpy(rng.integers(0, 4, len(units.names)))
@@ -52,9 +53,12 @@ def rule(role, f, r, w):
 
 
 @pytest.mark.parametrize(("granularity", "lora"), CASES)
-@pytest.mark.parametrize("weight", [0.0, 1.0, 3.0])
-def test_combine_against_one_unit_at_a_time(granularity, lora, weight):
-    units, role, forget, retain = setting(granularity, lora)
+@pytest.mark.parametrize(
+    ("kind", "weight"), [("llama", 0.0), ("llama", 1.0), ("llama", 3.0), ("gpt2", 2.0), ("phi3", 2.0)]
+)
+def test_combine_against_one_unit_at_a_time(kind, granularity, lora, weight):
+    """Also where the weights are stored the other way round, and several units share one fused map."""
+    units, role, forget, retain = setting(granularity, lora, kind=kind)
     got, seen = Rules(units, role, weight=weight).combine(forget, retain)
     assert set(got) == set(forget)
     for unit in range(len(units.names)):

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -16,13 +16,15 @@ Activations = dict[str, torch.Tensor]
 
 @dataclass(frozen=True)
 class Sites:
-    """The places of a model that can be patched.
+    """The places of a model that can be recorded and patched.
 
+    ``input`` is the embedding output as the first layer reads it, [batch, pos, d_model] (recorded only);
     ``layers.L.attn`` is the input of the attention's output projection, [batch, pos, heads * width];
     ``layers.L.mlp`` what the MLP writes, [batch, pos, d_model].
     """
 
     family: Family
+    first: Any
     attention: dict[str, Any]
     mlp: dict[str, Any]
     n_heads: int
@@ -48,6 +50,7 @@ def sites_of(model: Any) -> Sites:
     layers = family.layer_list(model)
     return Sites(
         family=family,
+        first=layers[0],
         attention={
             f"layers.{k}.attn": layer.get_submodule(family.attention_out) for k, layer in enumerate(layers)
         },
@@ -57,24 +60,36 @@ def sites_of(model: Any) -> Sites:
     )
 
 
+def site_of(module: str) -> str:
+    """Site that holds a module's activation.
+
+    >>> site_of("layers.0.head.3"), site_of("layers.1.mlp")
+    ('layers.0.attn', 'layers.1.mlp')
+    """
+    return module.split(".head.")[0] + ".attn" if ".head." in module else module
+
+
 @contextmanager
-def recording(sites: Sites) -> Iterator[Activations]:
-    """Activations of all sites during the forward passes inside; tensors stay part of the graph."""
+def recording(
+    sites: Sites, *, into: Callable[[str, torch.Tensor], None] | None = None
+) -> Iterator[Activations]:
+    """Activations of all sites during the forward passes inside; tensors stay part of the graph.
+
+    Args:
+        sites: of the model.
+        into: told (site, activation) instead of keeping them all; the dict then stays empty.
+    """
     seen: Activations = {}
+    keep = into or seen.__setitem__
 
     def before(name: str) -> Any:
-        def hook(module: Any, args: Any) -> None:
-            seen[name] = args[0]
-
-        return hook
+        return lambda module, args: keep(name, args[0])
 
     def after(name: str) -> Any:
-        def hook(module: Any, args: Any, output: Any) -> None:
-            seen[name] = output
+        return lambda module, args, output: keep(name, output)
 
-        return hook
-
-    handles = [m.register_forward_pre_hook(before(n)) for n, m in sites.attention.items()]
+    handles = [sites.first.register_forward_pre_hook(before("input"))]
+    handles += [m.register_forward_pre_hook(before(n)) for n, m in sites.attention.items()]
     handles += [m.register_forward_hook(after(n)) for n, m in sites.mlp.items()]
     try:
         yield seen

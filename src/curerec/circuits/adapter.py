@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any, Literal
 
 import numpy as np
 import torch
 from jaxtyping import Float
 from torch.func import functional_call
 
+from curerec.circuits.passes import frozen, margin
 from curerec.prompts.encoding import Prompts
 from curerec.recommender.families import family_of
-from curerec.recommender.score import answer_logits, by_length, device_of, to_batch
+from curerec.recommender.score import answer_logits, by_length, device_of, to_batch, wide
 from curerec.recommender.units import Branch, Units
 
 Deltas = dict[str, torch.Tensor]
@@ -41,6 +44,7 @@ def adapter_scores(
     deltas: Deltas,
     *,
     batch_size: int = 128,
+    objective: Literal["loss", "margin"] = "loss",
 ) -> Float[np.ndarray, "n units"]:
     """First-order rise of each example's cross-entropy if a unit's change by fine-tuning were removed.
 
@@ -49,34 +53,38 @@ def adapter_scores(
     the output of a map times its delta output gives every row's score without a per-example weight gradient.
 
     Args:
-        model: fine-tuned decoder.
+        model: fine-tuned decoder; adapters that are merged are taken apart meanwhile.
         prompts: [n].
         answers: token ids of (no, yes).
         units: which rows belong together, [n_units].
         deltas: from :func:`weight_deltas`.
         batch_size: prompts a pass.
+        objective: ``margin`` scores the change of the margin instead of the loss: logits, negative where the
+            unit helps.
 
     Returns:
-        float32 [n, n_units], nats: positive where the unit helps to predict the example.
+        float32 [n, n_units] (float64 of a model in float64), nats: positive where the unit helps to predict
+        the example.
 
     Source: METHOD section 3, scorer ``adapter``.
     """
     device = device_of(model)
-    out = np.zeros((len(prompts), len(units.names)), np.float32)
+    kind = wide(next(model.parameters()).detach().flatten()[:1]).dtype
+    out = np.zeros((len(prompts), len(units.names)), np.float64 if kind == torch.float64 else np.float32)
     label = torch.from_numpy(prompts.label.astype(np.int64)).to(device)
     modules = dict(model.named_modules())
     decoder = family_of(model).decoder(model)
     cap = getattr(model.config, "final_logit_softcapping", None)
     owners = [torch.from_numpy(b.unit).to(device) for b in units.branches]
-    with _frozen(model):
+    with frozen(model), unmerged(model):
         for index in by_length(prompts, batch_size):
             tape: list[tuple[int, torch.Tensor, torch.Tensor]] = []
             states: list[torch.Tensor] = []
             handles = [decoder.register_forward_hook(lambda m, a, y, seen=states: seen.append(y[0].detach()))]
             handles += [
-                _watch(modules[b.module], b, k, tape)
+                _watch(modules[b.module], b, k, tape, len(index))
                 for k, b in enumerate(units.branches)
-                if b.kind != "head"
+                if b.kind not in ("head", "head_bias")
             ]
             try:
                 ids, last = to_batch(prompts, index, device)
@@ -88,46 +96,51 @@ def adapter_scores(
                 for handle in handles:
                     handle.remove()
             wanted = label[torch.from_numpy(index).to(device)]
-            loss = torch.nn.functional.cross_entropy(logits, wanted, reduction="sum")
+            if objective == "margin":
+                loss = margin(logits, wanted).sum()
+            else:
+                loss = torch.nn.functional.cross_entropy(logits, wanted, reduction="sum")
             *grads, g_logits = torch.autograd.grad(loss, [*(y for _, _, y in tape), logits])
             if cap:
                 g_logits = g_logits * (1 - (logits / cap) ** 2)
-            total = torch.zeros(len(index), len(units.names), device=device)
+            total = torch.zeros(len(index), len(units.names), device=device, dtype=kind)
             with torch.no_grad():
                 for (k, x, y), g in zip(tape, grads, strict=True):
                     branch = units.branches[k]
-                    _accumulate(
-                        total, branch, owners[k], x, y, g.float(), deltas, ids, modules[branch.module]
-                    )
+                    _accumulate(total, branch, owners[k], x, y, wide(g), deltas, modules[branch.module])
                 for branch, owner in zip(units.branches, owners, strict=True):
-                    if branch.kind == "head":
+                    if branch.kind in ("head", "head_bias"):
                         state = states[0][torch.arange(len(last), device=device), last]
                         _accumulate_head(total, branch, owner, state, g_logits, deltas, answers)
             out[index] = total.cpu().numpy()
     return out
 
 
-class _frozen:
-    """All parameters frozen inside, as they were afterwards; the embedding output is the gradient leaf."""
+@contextmanager
+def unmerged(model: Any) -> Iterator[None]:
+    """LoRA's factors as branches of their own inside, merged again afterwards where they were."""
+    merged = [m for m in model.modules() if getattr(m, "merged", False) and hasattr(m, "unmerge")]
+    # Taking a product off and adding it again rounds: the weights are put back as they were.
+    before = [(m, list(m.merged_adapters), m.get_base_layer().weight.detach().clone()) for m in merged]
+    for m in merged:
+        m.unmerge()
+    try:
+        yield
+    finally:
+        for m, adapters, weight in before:
+            m.merge(adapter_names=adapters)
+            with torch.no_grad():
+                m.get_base_layer().weight.copy_(weight)
 
-    def __init__(self, model: Any) -> None:
-        self.flags = [(p, p.requires_grad) for p in model.parameters()]
 
-    def __enter__(self) -> None:
-        for p, _ in self.flags:
-            p.requires_grad_(False)
-
-    def __exit__(self, *exc: object) -> None:
-        for p, flag in self.flags:
-            p.requires_grad_(flag)
-
-
-def _watch(module: Any, branch: Branch, position: int, tape: list[Any]) -> Any:
-    """Note input and output of a map while the model runs; of a LoRA branch, those of the sliced factor."""
+def _watch(module: Any, branch: Branch, position: int, tape: list[Any], batch: int) -> Any:
+    """Note input and output of a map while the model runs; of a LoRA branch, of the factor with units."""
     if branch.factor is not None:
-        module = next(iter((module.lora_B if branch.dim == 0 else module.lora_A).values()))
+        module = next(iter((module.lora_B if ".lora_B." in branch.weight else module.lora_A).values()))
 
     def hook(mod: Any, args: Any, output: torch.Tensor) -> torch.Tensor:
+        if branch.kind == "positions":  # one row for the whole batch: its gradient would be the batch's sum
+            output = output.expand(batch, *output.shape[1:]).clone()
         if not output.requires_grad:
             output.requires_grad_()
         tape.append((position, args[0].detach(), output))
@@ -144,27 +157,32 @@ def _accumulate(
     y: torch.Tensor,
     g: torch.Tensor,
     deltas: Deltas,
-    ids: torch.Tensor,
     module: Any,
 ) -> None:
     """Add a branch's scores, its input ``x``, output ``y`` and gradient ``g`` at the output given."""
-    if branch.kind == "embedding":
-        worth = -(deltas[branch.weight][ids].float() * g).sum(-1)  # [batch, pos]
-        total.scatter_add_(1, owner[ids], worth)
+    if branch.kind in ("embedding", "positions"):
+        # Linear in the table: also what the family multiplies rows by (Gemma's sqrt of the width) is in it.
+        changed = functional_call(module, {"weight": deltas[branch.weight]}, (x,))
+        worth = -(wide(changed) * g).sum(-1)  # [batch, pos]
+        total.scatter_add_(1, owner[x].expand_as(worth), worth)
         return
     if branch.kind == "norm":
-        # A norm is affine in its weight, so what the delta adds to y is y minus y without it: exact whatever
-        # the family's formula (Gemma's is 1 + weight), also where the weight is 0.
-        without = functional_call(module, {"weight": module.weight - deltas[branch.weight]}, (x,))
-        worth = -((y - without).float() * g).flatten(1, -2).sum(1)  # a norm of heads has one axis more
+        # Affine in its weight whatever the family's formula (Gemma's is 1 + weight): what a weight of one
+        # adds to y is the normed input, and the delta scales it; exact also where the weight is 0.
+        ends = [{n: torch.full_like(wide(p), v) for n, p in module.named_parameters()} for v in (1, 0)]
+        if "bias" in ends[0]:
+            ends[0]["bias"].zero_()
+        one, none = (functional_call(module, end, (wide(x),)) for end in ends)
+        worth = -((one - none) * wide(deltas[branch.weight]) * g).flatten(1, -2).sum(1)
     elif branch.kind == "bias":
-        worth = -(deltas[branch.weight].float() * g).sum(1)
-    elif branch.factor is not None and branch.dim == 0:
-        worth = -(y.float() * g).sum(1)
+        worth = -(wide(deltas[branch.weight]) * g).flatten(1, -2).sum(1)  # a norm of heads has one axis more
+    elif branch.factor is not None and not branch.inputs:
+        worth = -(wide(y) * g).sum(1)
     else:
-        lora = branch.factor is not None  # here with dim 1: x is the branch's input, g the gradient at A x
-        delta = (next(iter(module.lora_A.values())).weight if lora else deltas[branch.weight]).float()
-        worth = -((x.float() @ delta.T) * g).sum(1) if branch.dim == 0 else -(x.float() * (g @ delta)).sum(1)
+        lora = branch.factor is not None  # here with inputs: x is the branch's input, g the gradient at A x
+        delta = wide(next(iter(module.lora_A.values())).weight if lora else deltas[branch.weight])
+        delta = delta.T if branch.transposed else delta
+        worth = -(wide(x) * (g @ delta)).sum(1) if branch.inputs else -((wide(x) @ delta.T) * g).sum(1)
     total.index_add_(1, owner, worth)
 
 
@@ -179,5 +197,6 @@ def _accumulate_head(
 ) -> None:
     """Add the scores of the two answer rows of the output embedding, the only ones that are read."""
     rows = torch.tensor(answers, device=total.device)
-    worth = -(state.float() @ deltas[branch.weight][rows].float().T) * g_logits
+    delta = wide(deltas[branch.weight][rows])
+    worth = -(wide(state) @ delta.T if branch.kind == "head" else delta) * g_logits
     total.index_add_(1, owner[rows], worth)

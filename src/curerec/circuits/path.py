@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from jaxtyping import Float
 
-from curerec.circuits.adapter import Deltas, adapter_scores
+from curerec.circuits.adapter import Deltas, adapter_scores, unmerged
 from curerec.prompts.encoding import Prompts
 from curerec.recommender.units import Units
 
@@ -44,12 +44,13 @@ def path_scores(
     Source: Sundararajan et al. 2017 (integrated gradients) on weights; this project's own extension.
     """
     total = np.zeros((len(prompts), len(units.names)), np.float32)
-    for k in range(steps):
-        alpha = (k + 0.5) / steps
-        with part_of_the_way(model, deltas, alpha) as (halfway, scale):
-            total += adapter_scores(halfway, prompts, answers, units, deltas, batch_size=batch_size) * (
-                scale / steps
-            )
+    with unmerged(model):  # a merged adapter's scaling is in the weights already
+        for k in range(steps):
+            alpha = (k + 0.5) / steps
+            with part_of_the_way(model, deltas, alpha) as (halfway, scale):
+                total += adapter_scores(halfway, prompts, answers, units, deltas, batch_size=batch_size) * (
+                    scale / steps
+                )
     return total
 
 

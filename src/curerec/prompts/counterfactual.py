@@ -7,6 +7,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from curerec.data.graph import liked_graph, personalised_pagerank
+from curerec.data.popularity import popularity_decile
 from curerec.errors import PromptError
 from curerec.prompts.encoding import Encoder, Queries
 from curerec.records import Interactions
@@ -77,7 +78,7 @@ def counterfactual_pairs(
         ]
     )
     popularity = np.bincount(data.item_code[train_rows], minlength=n_items)
-    decile = (popularity.argsort(kind="stable").argsort() * deciles) // n_items
+    decile = popularity_decile(data, train_rows, deciles)
     # An item nobody in training rated is on no path: neither near nor far.
     classes: dict[tuple[int, int], np.ndarray] = {}
     length = np.asarray([len(encoder.title(i)) for i in range(n_items)])

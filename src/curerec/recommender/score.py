@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from jaxtyping import Float, Float32, Float64, Int
+from jaxtyping import Bool, Float, Float32, Float64, Int
 from scipy.special import expit
 
 from curerec.prompts.encoding import Prompts
@@ -20,6 +20,7 @@ def answer_logits(
     answers: tuple[int, int],
     *,
     inputs_embeds: Float[torch.Tensor, "batch pos width"] | None = None,
+    mask: Int[torch.Tensor, "batch pos"] | Bool[torch.Tensor, "batch pos"] | None = None,
 ) -> Float[torch.Tensor, "batch 2"]:
     """Logits of " No" and " Yes" at the answer position.
 
@@ -28,25 +29,35 @@ def answer_logits(
 
     Args:
         model: Hugging Face decoder, plain or PEFT-wrapped.
-        ids: int64 [batch, pos], right-padded.
+        ids: int64 [batch, pos], right-padded unless there is a mask.
         last: int64 [batch], answer positions.
         answers: token ids of (no, yes).
         inputs_embeds: [batch, pos, d_model] in place of the ids' embeddings.
+        mask: bool or int [batch, pos], 0 at padding; needed with padding on the left, which later tokens
+            would see. Positions are counted from each row's first token.
 
     Returns:
-        float32 [batch, 2].
+        float32 [batch, 2]; float64 of a model in float64.
     """
     base = model.get_base_model() if hasattr(model, "get_base_model") else model
     inputs = {"input_ids": ids} if inputs_embeds is None else {"inputs_embeds": inputs_embeds}
+    if mask is not None:
+        inputs["attention_mask"] = mask.long()
+        inputs["position_ids"] = (mask.long().cumsum(-1) - 1).clamp(min=0)
     hidden = base.get_decoder()(**inputs, use_cache=False).last_hidden_state
     rows = torch.arange(len(last), device=last.device)
     state = hidden[rows, last]
     head = base.get_output_embeddings()
-    logits = state.float() @ head.weight[list(answers)].float().T
+    logits = wide(state) @ wide(head.weight[list(answers)]).T
     if getattr(head, "bias", None) is not None:
-        logits = logits + head.bias[list(answers)].float()
+        logits = logits + wide(head.bias[list(answers)])
     cap = getattr(base.config, "final_logit_softcapping", None)
     return cap * torch.tanh(logits / cap) if cap else logits
+
+
+def wide(x: torch.Tensor) -> torch.Tensor:
+    """At least float32: products and sums of scores are never taken in half precision."""
+    return x if x.dtype == torch.float64 else x.float()
 
 
 def device_of(model: Any) -> torch.device:

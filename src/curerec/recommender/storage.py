@@ -12,12 +12,13 @@ import torch
 from huggingface_hub.errors import StrictDataclassError
 from pydantic import BaseModel, ValidationError
 from safetensors import SafetensorError
-from transformers import AutoModelForCausalLM, AutoTokenizer
+from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 
 from curerec.data.output import replacing
 from curerec.errors import ModelError
 from curerec.prompts.encoding import answer_tokens
-from curerec.recommender.families import family_of
+from curerec.recommender.families import family_named, family_of
+from curerec.recommender.families.structure import check_structure
 from curerec.recommender.safety import check_folder, weights_digest
 from curerec.recommender.score import answer_logits
 from curerec.records import Recommender
@@ -51,16 +52,19 @@ def load_base(
         (model in eval mode, tokenizer).
 
     Raises:
-        ModelError: unsafe, unreadable, unknown family, or the answers cannot be read off it.
+        ModelError: unsafe, unreadable, of an unknown family or not built as its family is, or the answers
+            cannot be read off it.
     """
     folder = Path(folder)
     check_folder(folder, what="base model")
     wanted = dtype or (torch.float32 if torch.device(device).type == "cpu" else torch.bfloat16)
     where = f"base model {folder.name}"
     try:
+        config = AutoConfig.from_pretrained(folder, trust_remote_code=False, local_files_only=True)
         model, seen = AutoModelForCausalLM.from_pretrained(
             folder,
             dtype=wanted,
+            attn_implementation=family_named(config.model_type).attention,
             use_safetensors=True,
             trust_remote_code=False,
             local_files_only=True,
@@ -79,6 +83,7 @@ def load_base(
         raise ModelError("the tokenizer has more tokens than the model", where=where, mend=mend)
     model = model.to(device).eval()
     check_readout(model, tokenizer)
+    check_structure(model)
     return model, tokenizer
 
 

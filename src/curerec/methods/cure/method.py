@@ -24,8 +24,6 @@ from curerec.recommender.score import device_of
 from curerec.recommender.units import Granularity, Place, Units, units_of
 from curerec.records import Circuit, Groups, Outcome
 
-MLP_MODULES = {"mlp", "gate_proj", "up_proj", "down_proj", "post_attention_layernorm"}
-
 
 class Kept(Strict):
     """Share of fine-tuning's change that units of a group start the update with; see ``rollback.py``."""
@@ -140,7 +138,7 @@ def in_core(circuit: Circuit, units: Units) -> np.ndarray:
     """Whether each unit belongs to the core circuit, bool [n_units].
 
     A unit of one head goes with its head, one of an MLP with the MLP, one that all heads of a layer share
-    (a row of o_proj, a whole projection) with any of them. Embedding and final norm are inside.
+    (a row of o_proj, a whole projection, a norm) with any of them. Embedding and final norm are inside.
     """
     core = {circuit.modules[k] for k in circuit.core}
 
@@ -148,11 +146,11 @@ def in_core(circuit: Circuit, units: Units) -> np.ndarray:
         if place.layer is None:
             return True
         prefix = f"layers.{place.layer}."
-        if place.module in MLP_MODULES:
-            return f"{prefix}mlp" in core
         if place.head is not None:
             return f"{prefix}head.{place.head}" in core
-        return any(name.startswith(f"{prefix}head.") for name in core)
+        mlp = place.block in ("mlp", "both") and f"{prefix}mlp" in core
+        heads = place.block in ("attn", "both") and any(n.startswith(f"{prefix}head.") for n in core)
+        return mlp or heads
 
     return np.asarray([inside(place) for place in units.places])
 

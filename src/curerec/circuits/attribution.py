@@ -1,0 +1,121 @@
+"""Gradient-based node scores: activation difference times gradient, at one or several points."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, nullcontext
+from typing import Any
+
+import numpy as np
+import torch
+
+from curerec.circuits.activations import Activations, Sites, recording, sites_of
+from curerec.circuits.passes import Cost, PairBatch, Scores, each_batch, frozen, margin, numpy_type
+from curerec.prompts.encoding import Prompts
+from curerec.recommender.score import answer_logits, wide
+
+Context = Callable[[Any], AbstractContextManager[None]]
+
+
+def attribute(
+    model: Any,
+    clean: Prompts,
+    corrupt: Prompts,
+    answers: tuple[int, int],
+    *,
+    scorer: str,
+    alphas: Sequence[float] = (1.0,),
+    context: Context = lambda model: nullcontext(),
+    batch_size: int = 64,
+) -> Scores:
+    """``score_i = sum over positions and features of (a_i(x') - a_i(x)) * mean over alphas of dm/da_i``.
+
+    The gradient is taken at the embeddings ``e(x') + alpha (e(x) - e(x'))``. Each product is formed the
+    moment its gradient exists, so beside the forward pass only the differences are held: L x B x T x
+    (H d_head + d_model) values.
+
+    Args:
+        model: decoder of a known family.
+        clean: [n] prompts.
+        corrupt: [n] prompts of the same lengths.
+        answers: token ids of (no, yes).
+        scorer: name for the record.
+        alphas: points between the corrupt (0) and the clean (1) embeddings.
+        context: entered around the runs whose gradient is taken (``relp`` changes the backward pass there).
+        batch_size: pairs a pass.
+
+    Returns:
+        Scores of every head and MLP, and of the embedding output.
+
+    Raises:
+        PromptError: pairs are missing or do not align.
+    """
+    sites = sites_of(model)
+    kind = numpy_type(model)
+    values = np.zeros((len(clean), len(sites.names)), kind)
+    embedding = np.zeros(len(clean), kind)
+    cost = Cost()
+
+    def work(batch: PairBatch) -> None:
+        deltas = differences(model, sites, batch, answers)
+        column = {name: k for k, name in enumerate(sites.names)}
+        total = torch.zeros(
+            len(batch.index),
+            len(sites.names) + 1,
+            dtype=torch.promote_types(deltas["input"].dtype, torch.float32),
+            device=batch.clean.device,
+        )
+
+        def take(name: str) -> Any:
+            def hook(grad: torch.Tensor) -> None:
+                product = wide(deltas[name]) * wide(grad)
+                if name == "input":
+                    total[:, -1] += product.sum((1, 2))
+                elif name.endswith(".mlp"):
+                    total[:, column[name]] += product.sum((1, 2))
+                else:
+                    first = column[name.replace(".attn", ".head.0")]
+                    total[:, first : first + sites.n_heads] += sites.per_head(product).sum((1, 3))
+
+            return hook
+
+        for alpha in alphas:
+            x = between(model, batch, alpha)
+            with context(model), recording(sites) as acts:
+                m = margin(
+                    answer_logits(model, batch.clean, batch.last, answers, inputs_embeds=x), batch.label
+                )
+                handles = [acts[name].register_hook(take(name)) for name in deltas]
+                acts.clear()
+                torch.autograd.grad(m.sum(), x)
+            for handle in handles:
+                handle.remove()
+        out = (total / len(alphas)).cpu().numpy()
+        values[batch.index], embedding[batch.index] = out[:, :-1], out[:, -1]
+        cost.forwards += (2 + len(alphas)) * len(batch.index)
+        cost.backwards += len(alphas) * len(batch.index)
+
+    with frozen(model):
+        each_batch(model, clean, corrupt, batch_size, work, cost)
+    return Scores(sites.names, values, embedding, scorer, cost)
+
+
+def between(model: Any, batch: PairBatch, alpha: float) -> torch.Tensor:
+    """Embeddings ``e(x') + alpha (e(x) - e(x'))`` as a gradient leaf, [batch, pos, d_model]."""
+    embed = model.get_input_embeddings()
+    e = embed(batch.clean)
+    if alpha != 1.0:
+        other = embed(batch.corrupt)
+        e = other + alpha * (e - other)
+    return e.detach().requires_grad_()
+
+
+@torch.no_grad()
+def differences(model: Any, sites: Sites, batch: PairBatch, answers: tuple[int, int]) -> Activations:
+    """a(x') - a(x) at every site, by two forward passes."""
+    with recording(sites) as bad:
+        answer_logits(model, batch.corrupt, batch.last, answers)
+    deltas = dict(bad)
+    with recording(sites, into=lambda name, a: deltas.__setitem__(name, deltas[name] - a)):
+        answer_logits(model, batch.clean, batch.last, answers)
+    return deltas

@@ -1,0 +1,189 @@
+"""What all scorers share: pairs in batches, the margin, frozen weights, and what a scoring cost."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import torch
+
+from curerec.errors import ModelError, PromptError
+from curerec.prompts.encoding import Prompts
+from curerec.recommender.score import by_length, device_of, to_batch
+
+
+@dataclass(frozen=True)
+class PairBatch:
+    """Pairs on the model's device: ``clean``, ``corrupt`` ids [batch, pos], ``last``, ``label`` [batch]."""
+
+    index: np.ndarray
+    clean: torch.Tensor
+    corrupt: torch.Tensor
+    last: torch.Tensor
+    label: torch.Tensor
+
+
+@dataclass
+class Cost:
+    """What a scoring took.
+
+    A backward pass counts as one forward pass: the weights are frozen, so it is one matrix product a layer
+    where training needs two.
+
+    Attributes:
+        examples: pairs scored.
+        forwards, backwards: passes, summed over examples.
+        smallest_batch: pairs a pass at the end; smaller than asked for where memory ran out.
+        halved: how often memory ran out and the batch was halved.
+        peak_bytes: largest device memory in use, None on a CPU.
+    """
+
+    examples: int = 0
+    forwards: int = 0
+    backwards: int = 0
+    smallest_batch: int = 0
+    halved: int = 0
+    peak_bytes: int | None = None
+
+    @property
+    def forward_equivalents(self) -> float:
+        """Passes per example."""
+        return (self.forwards + self.backwards) / max(self.examples, 1)
+
+    def notes(self) -> tuple[str, ...]:
+        """What a reader should be told."""
+        if not self.halved:
+            return ()
+        return (f"memory ran out {self.halved} time(s); went on with {self.smallest_batch} pairs a pass",)
+
+
+@dataclass(frozen=True)
+class Scores:
+    """Scores of all modules, per example.
+
+    Attributes:
+        names: heads and MLPs, layer by layer.
+        values: float32 [n, modules] (float64 of a float64 model); negative where the module supports the
+            answer, since a score is the change of the margin when the module is patched.
+        embedding: the same of the embedding output, [n]; None where the scorer has none.
+        scorer: its name.
+        cost: passes and memory.
+    """
+
+    names: tuple[str, ...]
+    values: np.ndarray
+    embedding: np.ndarray | None
+    scorer: str
+    cost: Cost = field(default_factory=Cost)
+
+
+Scorer = Callable[..., Scores]
+
+
+def margin(logits: torch.Tensor, label: torch.Tensor) -> torch.Tensor:
+    """m(e) = (2y - 1)(z_yes - z_no), [batch]."""
+    return (2 * label - 1) * (logits[:, 1] - logits[:, 0])
+
+
+def numpy_type(model: Any) -> Any:
+    """Precision of a model's scores: float32, or float64 of a model in double precision."""
+    return np.float64 if next(model.parameters()).dtype == torch.float64 else np.float32
+
+
+def check_aligned(clean: Prompts, corrupt: Prompts) -> None:
+    """Refuse pairs whose positions do not align.
+
+    Raises:
+        PromptError: no pairs, or a pair of unequal lengths.
+    """
+    if len(clean) == 0 or len(clean) != len(corrupt):
+        raise PromptError(
+            "the list of pairs is empty or uneven", where="circuit", mend="Pass n clean, n corrupt"
+        )
+    if not np.array_equal(clean.lengths, corrupt.lengths):
+        first = int(np.flatnonzero(clean.lengths != corrupt.lengths)[0])
+        raise PromptError(
+            f"pair {first + 1} has {clean.lengths[first]} clean and {corrupt.lengths[first]} corrupt tokens",
+            where="circuit",
+            mend="Use replacements with the same number of tokens",
+        )
+
+
+def each_batch(
+    model: Any,
+    clean: Prompts,
+    corrupt: Prompts,
+    batch_size: int,
+    work: Callable[[PairBatch], None],
+    cost: Cost | None = None,
+) -> Cost:
+    """Call ``work`` on all pairs, batch by batch, longest first; where memory runs out, with half the batch.
+
+    Args:
+        model: gives the device.
+        clean, corrupt: aligned prompts, [n].
+        batch_size: pairs a pass.
+        work: told a batch; must write its result rather than add to one, since it may be called again with
+            a part of the same pairs.
+        cost: to be filled; its passes are counted by ``work``.
+
+    Raises:
+        PromptError: pairs are missing or do not align.
+        ModelError: a single pair does not fit in memory.
+    """
+    check_aligned(clean, corrupt)
+    device = device_of(model)
+    cost = cost or Cost()
+    cost.examples, cost.smallest_batch = len(clean), min(batch_size, len(clean))
+    if device.type == "cuda":
+        torch.cuda.reset_peak_memory_stats(device)
+    todo = list(by_length(clean, batch_size))[::-1]
+    while todo:
+        index = todo.pop()
+        if len(index) > cost.smallest_batch:  # memory ran out on a batch before: do not try this size again
+            todo += np.array_split(index, -(-len(index) // cost.smallest_batch))[::-1]
+            continue
+        counted = cost.forwards, cost.backwards
+        try:
+            ids, last = to_batch(clean, index, device)
+            other, _ = to_batch(corrupt, index, device)
+            label = torch.from_numpy(clean.label[index].astype(np.int64)).to(device)
+            work(PairBatch(index, ids, other, last, label))
+        except torch.OutOfMemoryError:
+            if len(index) == 1:
+                raise ModelError(
+                    "one pair of prompts does not fit in memory",
+                    where="circuit",
+                    mend="Use shorter prompts, a smaller model or a device with more memory",
+                ) from None
+            cost.forwards, cost.backwards = counted
+            cost.smallest_batch, cost.halved = len(index) // 2, cost.halved + 1
+            todo.append(index)
+        if cost.halved and device.type == "cuda":
+            torch.cuda.empty_cache()
+    if device.type == "cuda":
+        cost.peak_bytes = torch.cuda.max_memory_allocated(device)
+    return cost
+
+
+@contextmanager
+def frozen(model: Any) -> Iterator[None]:
+    """All parameters frozen and dropout off inside, everything as it was afterwards.
+
+    The embedding output is then the only gradient leaf, and no pass computes a weight gradient.
+    """
+    flags = [(p, p.requires_grad) for p in model.parameters()]
+    modes = [(m, m.training) for m in model.modules()]
+    model.eval()
+    for p, _ in flags:
+        p.requires_grad_(False)
+    try:
+        yield
+    finally:
+        for p, flag in flags:
+            p.requires_grad_(flag)
+        for m, mode in modes:
+            m.training = mode

@@ -1,0 +1,67 @@
+"""Scorer ``ig_node``: integrated gradients along each module's own activation."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import torch
+
+from curerec.circuits.activations import patching, recording, site_of, sites_of
+from curerec.circuits.attribution import between
+from curerec.circuits.passes import Cost, PairBatch, Scores, each_batch, frozen, margin, numpy_type
+from curerec.circuits.scorers.atp_ig import Rule, points
+from curerec.prompts.encoding import Prompts
+from curerec.recommender.score import answer_logits, wide
+
+
+def score(
+    model: Any,
+    clean: Prompts,
+    corrupt: Prompts,
+    answers: tuple[int, int],
+    *,
+    steps: int = 5,
+    rule: Rule = "midpoint",
+    batch_size: int = 64,
+) -> Scores:
+    """As ``atp``, the gradient averaged while the module itself goes from corrupt to clean activation.
+
+    All else is run anew at every point, so with many steps each module's score is its ``exact`` one
+    (completeness, module by module). S forward and backward passes a module: for checks and small models.
+
+    Args:
+        model, clean, corrupt, answers, batch_size: as for ``atp``.
+        steps, rule: as for ``atp_ig``.
+
+    Source: Sundararajan et al. 2017, arXiv 1703.01365, eq. 3, with a module's activation as the input.
+    """
+    sites = sites_of(model)
+    values = np.zeros((len(clean), len(sites.names)), numpy_type(model))
+    cost = Cost()
+
+    def work(batch: PairBatch) -> None:
+        with torch.no_grad():
+            with recording(sites) as good:
+                answer_logits(model, batch.clean, batch.last, answers)
+            with recording(sites) as bad:
+                answer_logits(model, batch.corrupt, batch.last, answers)
+        embeds = between(model, batch, 1.0)
+        for column, module in enumerate(sites.names):
+            name = site_of(module)
+            delta = bad[name] - good[name]
+            total = torch.zeros_like(wide(delta[:, 0, 0]))
+            for alpha in points(steps, rule):
+                a = (bad[name] - alpha * delta).detach().requires_grad_()
+                with patching(sites, {name: a}, {module}):
+                    logits = answer_logits(model, batch.clean, batch.last, answers, inputs_embeds=embeds)
+                (grad,) = torch.autograd.grad(margin(logits, batch.label).sum(), a)
+                # Of the other heads of the layer the patch reads nothing, so their gradient is zero.
+                total += (wide(delta) * wide(grad)).sum((1, 2))
+            values[batch.index, column] = (total / steps).cpu().numpy()
+        cost.forwards += (2 + steps * len(sites.names)) * len(batch.index)
+        cost.backwards += steps * len(sites.names) * len(batch.index)
+
+    with frozen(model):
+        each_batch(model, clean, corrupt, batch_size, work, cost)
+    return Scores(sites.names, values, None, "ig_node", cost)

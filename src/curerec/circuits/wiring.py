@@ -1,0 +1,264 @@
+"""Who reads what: the norms and maps through which heads, MLPs and logits read the residual stream."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
+
+import numpy as np
+import torch
+
+from curerec.errors import ModelError
+from curerec.recommender.families import family_of
+from curerec.recommender.score import wide
+
+INPUT, LOGITS = "input", "logits"
+QKV = {"q_proj": "q", "k_proj": "k", "v_proj": "v"}
+
+
+@dataclass(frozen=True)
+class Reading:
+    """A linear map of a layer, and which of its outputs are queries, keys and values.
+
+    ``parts`` holds (``q``, ``k`` or ``v``, first output, number of heads).
+    """
+
+    module: Any
+    parts: tuple[tuple[str, int, int], ...]
+
+
+@dataclass(frozen=True)
+class Layer:
+    """The modules of a decoder layer by their part in the graph; ``post`` is a norm after the attention."""
+
+    attention_norm: Any
+    readings: tuple[Reading, ...]
+    attention_out: Any
+    post: Any
+    mlp_norm: Any
+    mlp: Any
+
+
+@dataclass(frozen=True)
+class Wiring:
+    """The graph of a model: sources write to the residual stream, readers read it.
+
+    Attributes:
+        sources: ``input``, then heads and MLPs layer by layer.
+        readers: layer by layer ``layers.L.head.H.q``, ``layers.L.kv.G.k``, ``layers.L.kv.G.v`` (G a group of
+            heads that share keys and values, the head itself where none are shared), ``layers.L.mlp``, and
+            last ``logits``.
+        layers: modules.
+        final_norm: through which the logits read.
+        n_heads, n_kv, width: query heads, key/value heads, head width.
+        parallel: whether an MLP reads the same input as the heads of its layer.
+    """
+
+    sources: tuple[str, ...]
+    readers: tuple[str, ...]
+    layers: tuple[Layer, ...]
+    final_norm: Any
+    n_heads: int
+    n_kv: int
+    width: int
+    parallel: bool
+
+    @cached_property
+    def mask(self) -> np.ndarray:
+        """Which source comes before which reader, bool [sources, readers]."""
+        out = np.zeros((len(self.sources), len(self.readers)), bool)
+        for r, reader in enumerate(self.readers):
+            out[: self.sources_before(reader), r] = True
+        return out
+
+    def sources_before(self, reader: str) -> int:
+        """How many of :attr:`sources`, from the first, a reader can see."""
+        if reader == LOGITS:
+            return len(self.sources)
+        layer = int(reader.split(".")[1])
+        heads = self.n_heads if reader.endswith(".mlp") and not self.parallel else 0
+        return 1 + layer * (self.n_heads + 1) + heads
+
+    def head_columns(self, layer: int) -> slice:
+        """Places of a layer's heads among :attr:`sources`."""
+        first = 1 + layer * (self.n_heads + 1)
+        return slice(first, first + self.n_heads)
+
+    def mlp_column(self, layer: int) -> int:
+        """Place of a layer's MLP among :attr:`sources`."""
+        return (layer + 1) * (self.n_heads + 1)
+
+    def columns(self, layer: int, kind: str) -> slice:
+        """Places of a layer's queries, keys or values among :attr:`readers`."""
+        size = self.n_heads + 2 * self.n_kv + 1
+        first = layer * size + {"q": 0, "k": self.n_heads, "v": self.n_heads + self.n_kv}[kind]
+        return slice(first, first + (self.n_heads if kind == "q" else self.n_kv))
+
+    def mlp_reader(self, layer: int) -> int:
+        """Place of a layer's MLP among :attr:`readers`."""
+        return (layer + 1) * (self.n_heads + 2 * self.n_kv + 1) - 1
+
+    def readers_of(self, module: str) -> tuple[str, ...]:
+        """The readers through which a head or MLP takes its input."""
+        if ".head." not in module:
+            return (module,)
+        prefix, head = module.split(".head.")
+        group = int(head) // (self.n_heads // self.n_kv)
+        return (f"{module}.q", f"{prefix}.kv.{group}.k", f"{prefix}.kv.{group}.v")
+
+    def modules_of(self, reader: str) -> tuple[str, ...]:
+        """The heads or MLP that a reader feeds; several heads of one group, none for the logits."""
+        if reader == LOGITS:
+            return ()
+        if ".kv." in reader:
+            prefix, rest = reader.split(".kv.")
+            share = self.n_heads // self.n_kv
+            group = int(rest.split(".")[0])
+            return tuple(f"{prefix}.head.{h}" for h in range(group * share, (group + 1) * share))
+        return (reader.removesuffix(".q"),)
+
+
+def wiring_of(model: Any) -> Wiring:
+    """The graph of a model of a known family.
+
+    Raises:
+        ModelError: unknown family, or a layer without queries, keys and values.
+    """
+    family = family_of(model)
+    n_heads, n_kv, width = family.heads(model)
+    layers = []
+    for layer in family.layer_list(model):
+        readings = []
+        for projection in family.projections.values():
+            first, found = 0, []
+            for part in projection.parts:
+                if part in QKV:
+                    heads = n_heads if part == "q_proj" else n_kv
+                    found.append((QKV[part], first, heads))
+                    first += heads * width
+            if found:
+                readings.append(Reading(layer.get_submodule(projection.path), tuple(found)))
+        if sorted(kind for r in readings for kind, _, _ in r.parts) != ["k", "q", "v"]:
+            raise ModelError(
+                f"the family {family.name} names no queries, keys and values",
+                where="circuit",
+                mend="Complete its file under recommender/families",
+            )
+        written = family.attention_write != family.attention_out
+        layers.append(
+            Layer(
+                attention_norm=layer.get_submodule(family.attention_in),
+                readings=tuple(readings),
+                attention_out=layer.get_submodule(family.attention_out),
+                post=layer.get_submodule(family.attention_write) if written else None,
+                mlp_norm=layer.get_submodule(family.mlp_in),
+                mlp=layer.get_submodule("mlp"),
+            )
+        )
+    readers = [
+        name
+        for k in range(len(layers))
+        for name in (
+            *(f"layers.{k}.head.{h}.q" for h in range(n_heads)),
+            *(f"layers.{k}.kv.{g}.k" for g in range(n_kv)),
+            *(f"layers.{k}.kv.{g}.v" for g in range(n_kv)),
+            f"layers.{k}.mlp",
+        )
+    ]
+    return Wiring(
+        sources=(INPUT, *family.module_names(model)),
+        readers=(*readers, LOGITS),
+        layers=tuple(layers),
+        final_norm=family.decoder(model).get_submodule(family.final_norm),
+        n_heads=n_heads,
+        n_kv=n_kv,
+        width=width,
+        parallel=family.parallel,
+    )
+
+
+def weight_of(module: Any) -> torch.Tensor:
+    """Effective weight of a linear map, [out, in] in at least single precision, with its LoRA branches."""
+    if hasattr(module, "get_base_layer"):
+        weight = weight_of(module.get_base_layer())
+        if module.merged or module.disable_adapters:
+            return weight
+        transposed = type(module.get_base_layer()).__name__ == "Conv1D"
+        for name in module.active_adapters:
+            if name in module.lora_A:
+                delta = wide(module.get_delta_weight(name).detach())
+                weight = weight + (delta.T if transposed else delta)
+        return weight
+    weight = wide(module.weight.detach())
+    return weight.T if type(module).__name__ == "Conv1D" else weight
+
+
+@dataclass(frozen=True)
+class NormAt:
+    """A norm linearised at an input: ``y = s(x) * (x - mean) * gain + bias``.
+
+    Attributes:
+        centred: input, minus its mean for a LayerNorm, [batch, pos, d_model].
+        scale: s, the inverse root mean square, [batch, pos, 1].
+        gain: [d_model].
+        centring: whether it is a LayerNorm.
+        fixed_scale: derivatives treat s as a constant (``relp``).
+    """
+
+    centred: torch.Tensor
+    scale: torch.Tensor
+    gain: torch.Tensor
+    centring: bool
+    fixed_scale: bool
+
+    @classmethod
+    def of(cls, norm: Any, x: torch.Tensor, *, fixed_scale: bool = False) -> NormAt:
+        """Of a LayerNorm, or an RMS norm of any family (whose gain may be stored as 1 + weight).
+
+        Raises:
+            ModelError: neither of the two.
+        """
+        x = wide(x.detach())
+        eps = getattr(norm, "variance_epsilon", None)
+        eps = getattr(norm, "eps", None) if eps is None else eps
+        centring = isinstance(norm, torch.nn.LayerNorm)
+        if eps is None or not (centring or type(norm).__name__.endswith("Norm")):
+            raise ModelError(
+                f"{type(norm).__name__} is no norm this package can read through",
+                where="circuit",
+                mend="Use a model of a known family",
+            )
+        with torch.no_grad():
+            if centring:
+                centred, gain = x - x.mean(-1, keepdim=True), wide(norm.weight.detach())
+            else:
+                # What the norm makes of a constant is its gain, however the family stores it; hooks on the
+                # norm must not take this for a pass of the model, so it is not called but its forward is.
+                probe = torch.full((x.shape[-1],), 1024.0, dtype=x.dtype, device=x.device)
+                centred = x
+                gain = wide(norm.forward(probe)) * (1 + eps / 1024.0**2) ** 0.5
+            scale = (centred.square().mean(-1, keepdim=True) + eps).rsqrt()
+        return cls(centred, scale, gain, centring, fixed_scale)
+
+    def value(self, bias: torch.Tensor | None = None) -> torch.Tensor:
+        """The norm's output."""
+        y = self.scale * self.centred * self.gain
+        return y if bias is None else y + bias
+
+    def pushed(self, delta: torch.Tensor) -> torch.Tensor:
+        """Derivative along a change of the input, [..., batch, pos, d_model] (forward mode)."""
+        delta = self._projected(delta)
+        return self.gain * self.scale * delta if self.fixed_scale else self.gain * self._inner(delta)
+
+    def pulled(self, grad: torch.Tensor) -> torch.Tensor:
+        """Gradient at the input from one at the output, [..., batch, pos, d_model] (reverse mode)."""
+        grad = grad * self.gain
+        return self._projected(self.scale * grad if self.fixed_scale else self._inner(grad))
+
+    def _inner(self, v: torch.Tensor) -> torch.Tensor:
+        along = (self.centred * v).mean(-1, keepdim=True)
+        return self.scale * v - self.scale**3 * self.centred * along
+
+    def _projected(self, v: torch.Tensor) -> torch.Tensor:
+        return v - v.mean(-1, keepdim=True) if self.centring else v

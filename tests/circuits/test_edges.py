@@ -1,0 +1,165 @@
+"""Edge scores against the node scores they add up to, and against edges patched one by one."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+
+from curerec.circuits.edge_patching import edge_patched_margins, exact_edges
+from curerec.circuits.edges import EDGE_SCORERS, edge_scores
+from curerec.circuits.patching import patched_margins
+from curerec.circuits.scorers import atp, atp_ig, relp
+from curerec.circuits.wiring import NormAt, weight_of, wiring_of
+from curerec.errors import ConfigError
+from made_double import doubled
+from made_families import TYPES, in_double, lora_on, made_family_model
+from made_models import made_model, made_prompts, other_titles, with_lora
+
+CLEAN, ENCODER = made_prompts(4)
+WORDS, ANSWERS = len(ENCODER.tokenizer), ENCODER.answers
+CORRUPT = other_titles(CLEAN, WORDS)
+NODES = {"atp": atp.score, "atp_ig": atp_ig.score, "relp": relp.score}
+LLAMA = made_model(WORDS)
+
+
+def family_model(kind):
+    """Of a model type, with an adapter where the name says so."""
+    model = made_family_model(kind.removesuffix("+lora"), WORDS)
+    return lora_on(model) if kind.endswith("+lora") else model
+
+
+KINDS = [*TYPES, "llama+lora", "gpt2+lora", "gemma2+lora"]
+
+
+@pytest.mark.parametrize("scorer", EDGE_SCORERS)
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_sources_edges_add_up_to_its_node_score(kind, scorer):
+    with in_double(family_model(kind)) as model:
+        edges = edge_scores(model, CLEAN, CORRUPT, ANSWERS, scorer=scorer, batch_size=3)
+        nodes = NODES[scorer](model, CLEAN, CORRUPT, ANSWERS)
+    assert edges.values.dtype == np.float64 and edges.sources == ("input", *nodes.names)
+    want = np.concatenate([nodes.embedding[:, None], nodes.values], 1)
+    np.testing.assert_allclose(edges.of_sources(), want, atol=1e-10, rtol=1e-10)
+    assert np.abs(want).max(0).min() > 1e-6
+    assert edges.cost.forward_equivalents == nodes.cost.forward_equivalents <= 13
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_edge_scores_against_central_differences(kind):
+    with in_double(family_model(kind)) as model:
+        got = edge_scores(model, CLEAN, CORRUPT, ANSWERS)
+        mask = wiring_of(model).mask
+        eps = 1e-5
+        rng = np.random.default_rng(0)
+        chosen = rng.permutation(len(got.source))[:40]
+        sets = []
+        for k in chosen:
+            one = np.zeros_like(mask)
+            one[got.source[k], got.reader[k]] = True
+            sets.append(one)
+        up, down = (
+            edge_patched_margins(model, CLEAN, CORRUPT, ANSWERS, sets, share=e).T for e in (eps, -eps)
+        )
+    scale = np.abs(got.values).max()
+    np.testing.assert_allclose(got.values[:, chosen], (up - down) / (2 * eps), rtol=1e-6, atol=1e-7 * scale)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_all_edges_patched_is_the_corrupt_run_and_none_the_clean_one(kind):
+    model = family_model(kind)
+    wiring = wiring_of(model)
+    nothing, everything = np.zeros_like(wiring.mask), np.ones_like(wiring.mask)
+    got = edge_patched_margins(model, CLEAN, CORRUPT, ANSWERS, [nothing, everything], batch_size=3)
+    want = patched_margins(model, CLEAN, CORRUPT, ANSWERS, [set(), set(wiring.sources[1:])])
+    np.testing.assert_allclose(got, want, atol=2e-5)
+
+
+@pytest.mark.parametrize("module", ["layers.0.head.1", "layers.0.mlp", "layers.1.head.3", "layers.1.mlp"])
+def test_all_edges_of_a_node_patched_is_the_node_patched(module):
+    model = doubled(with_lora(made_model(WORDS)))
+    wiring = wiring_of(model)
+    patched = np.zeros_like(wiring.mask)
+    patched[wiring.sources.index(module)] = True
+    got = edge_patched_margins(model, CLEAN, CORRUPT, ANSWERS, [patched])
+    want = patched_margins(model, CLEAN, CORRUPT, ANSWERS, [{module}])
+    np.testing.assert_allclose(got, want, atol=1e-10)
+
+
+def test_exact_edges_are_near_their_first_order_where_the_change_is_small():
+    model = doubled(LLAMA)
+    found = exact_edges(model, CLEAN, CORRUPT, ANSWERS)
+    first = edge_scores(model, CLEAN, CORRUPT, ANSWERS).values
+    assert found.shape == first.shape
+    assert np.corrcoef(found.mean(0), first.mean(0))[0, 1] > 0.5
+
+
+def test_who_comes_before_whom():
+    wiring = wiring_of(made_model(WORDS, heads=4, kv=2, layers=2))
+    mask = {
+        (s, r): bool(wiring.mask[i, j])
+        for i, s in enumerate(wiring.sources)
+        for j, r in enumerate(wiring.readers)
+    }
+    assert len(wiring.sources) == 1 + 2 * 5 and len(wiring.readers) == 2 * (4 + 2 + 2 + 1) + 1
+    assert mask["input", "layers.0.head.2.q"] and mask["layers.0.head.0", "layers.0.mlp"]
+    assert not mask["layers.0.head.0", "layers.0.kv.1.v"] and not mask["layers.0.mlp", "layers.0.mlp"]
+    assert mask["layers.0.mlp", "layers.1.kv.1.k"] and mask["layers.1.mlp", "logits"]
+    assert not mask["layers.1.head.0", "layers.0.mlp"]
+    assert wiring.readers_of("layers.1.head.3") == ("layers.1.head.3.q", "layers.1.kv.1.k", "layers.1.kv.1.v")
+    assert wiring.modules_of("layers.1.kv.1.k") == ("layers.1.head.2", "layers.1.head.3")
+
+
+@pytest.mark.parametrize("norm", ["rms", "layer"])
+def test_reading_through_a_norm_against_autograd(norm):
+    from made_double import DoubleNorm
+
+    torch.manual_seed(0)
+    module = DoubleNorm(torch.randn(6), 1e-5) if norm == "rms" else torch.nn.LayerNorm(6)
+    with torch.no_grad():
+        for p in module.parameters():
+            p.copy_(torch.randn(6))
+    module = module.double()
+    x, delta, grad = (torch.randn(2, 3, 6, dtype=torch.float64) for _ in range(3))
+    at = NormAt.of(module, x)
+    bias = getattr(module, "bias", None)
+    torch.testing.assert_close(at.value(bias), module(x))
+    torch.testing.assert_close(at.pushed(delta), torch.func.jvp(module, (x,), (delta,))[1])
+    torch.testing.assert_close(at.pulled(grad), torch.func.vjp(module, x)[1](grad)[0])
+    fixed = NormAt.of(module, x, fixed_scale=True)
+    torch.testing.assert_close((fixed.pushed(delta) * grad).sum(), (delta * fixed.pulled(grad)).sum())
+
+
+def test_the_effective_weight_holds_the_adapter():
+    model = with_lora(made_model(WORDS))
+    module = model.get_submodule("base_model.model.model.layers.0.self_attn.q_proj")
+    x = torch.randn(3, 16)
+    torch.testing.assert_close(module(x), x @ weight_of(module).T)
+    with model.disable_adapter():
+        torch.testing.assert_close(module(x), x @ weight_of(module).T)
+    model.merge_adapter()
+    torch.testing.assert_close(module(x), x @ weight_of(module).T)
+
+
+def test_a_scorer_without_edges_is_refused():
+    with pytest.raises(ConfigError, match=r"'exact'.*has no edge scores.*atp_ig"):
+        edge_scores(LLAMA, CLEAN, CORRUPT, ANSWERS, scorer="exact")
+
+
+def test_no_tensor_grows_with_the_number_of_sources(monkeypatch):
+    """One source layer at a time: the largest product of a deep model is that of a shallow one."""
+    largest = {}
+    plain = torch.einsum
+    for layers in (2, 6):
+        sizes = []
+
+        def counted(*args, sizes=sizes):
+            out = plain(*args)
+            if out.ndim > 3:  # not the table of scores itself, which has an entry for every edge
+                sizes.append(out.numel())
+            return out
+
+        monkeypatch.setattr(torch, "einsum", counted)
+        edge_scores(made_model(WORDS, layers=layers), CLEAN, CORRUPT, ANSWERS)
+        largest[layers] = max(sizes)
+    assert largest[2] == largest[6]

@@ -1,0 +1,258 @@
+"""What every scorer must keep to, and what only one of them promises."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+from scipy.stats import spearmanr
+
+from curerec.circuits import SCORERS
+from curerec.circuits.activations import patching, recording, sites_of
+from curerec.circuits.attribution import between
+from curerec.circuits.edges import edge_scores
+from curerec.circuits.passes import Cost, PairBatch, each_batch, margin
+from curerec.circuits.patching import patched_margins
+from curerec.circuits.scorers import adapter, atp, atp_ig, exact, ig_node, relp
+from curerec.errors import ConfigError, ModelError, PromptError
+from curerec.recommender.score import answer_logits, to_batch
+from made_double import doubled
+from made_families import lora_on, made_family_model, padded_on_the_left
+from made_models import made_model, made_prompts, other_titles, shaken, with_lora
+
+CLEAN, ENCODER = made_prompts(5)
+WORDS, ANSWERS = len(ENCODER.tokenizer), ENCODER.answers
+CORRUPT = other_titles(CLEAN, WORDS)
+PAIRED = [name for name in SCORERS if name != "adapter"]
+LORA = with_lora(made_model(WORDS))
+
+
+def whole_change(model):
+    """m(x') - m(x), [n]."""
+    clean, bad = patched_margins(model, CLEAN, CORRUPT, ANSWERS, [set(), set(sites_of(model).names)])
+    return bad - clean
+
+
+@pytest.mark.parametrize("name", SCORERS)
+def test_the_contract_of_a_scorer(name):
+    training = {m: m.training for m in LORA.modules()}
+    flags = [p.requires_grad for p in LORA.parameters()]
+    got = SCORERS[name](LORA, CLEAN, CORRUPT, ANSWERS, batch_size=3)
+    assert got.scorer == name and got.names == sites_of(LORA).names
+    assert got.values.shape == (len(CLEAN), len(got.names)) and got.values.dtype == np.float32
+    assert np.isfinite(got.values).all() and np.abs(got.values).max(0).min() > 0
+    assert got.cost.examples == len(CLEAN) and got.cost.forward_equivalents >= 2
+    order = np.array([3, 0, 4, 2, 1])
+    again = SCORERS[name](LORA, CLEAN.take(order), CORRUPT.take(order), ANSWERS, batch_size=5)
+    np.testing.assert_allclose(again.values, got.values[order], atol=1e-5)
+    assert training == {m: m.training for m in LORA.modules()}
+    assert flags == [p.requires_grad for p in LORA.parameters()]
+    assert not any(m._forward_hooks or m._forward_pre_hooks for m in LORA.modules())
+    assert all(p.grad is None for p in LORA.parameters())
+
+
+@pytest.mark.parametrize("name", PAIRED)
+def test_a_prompt_patched_with_itself_scores_nothing(name):
+    got = SCORERS[name](LORA, CLEAN, CLEAN, ANSWERS)
+    np.testing.assert_allclose(got.values, 0, atol=1e-5)
+
+
+@pytest.mark.parametrize("name", SCORERS)
+def test_training_mode_checkpointing_and_merged_adapters_change_nothing(name):
+    model = with_lora(made_model(WORDS))
+    plain = SCORERS[name](model, CLEAN, CORRUPT, ANSWERS).values
+    model.gradient_checkpointing_enable()
+    model.train()
+    np.testing.assert_allclose(SCORERS[name](model, CLEAN, CORRUPT, ANSWERS).values, plain, atol=1e-5)
+    assert model.training
+    model.eval()
+    model.merge_adapter()
+    np.testing.assert_allclose(SCORERS[name](model, CLEAN, CORRUPT, ANSWERS).values, plain, atol=1e-4)
+
+
+@pytest.mark.parametrize("model_type", ["llama", "gpt2"])
+def test_the_side_of_the_padding_does_not_matter(model_type):
+    model = lora_on(made_family_model(model_type, WORDS))
+    plain = {name: scorer(model, CLEAN, CORRUPT, ANSWERS).values for name, scorer in SCORERS.items()}
+    edges = edge_scores(model, CLEAN, CORRUPT, ANSWERS).values
+    with padded_on_the_left():
+        for name, scorer in SCORERS.items():
+            got = scorer(model, CLEAN, CORRUPT, ANSWERS, batch_size=3).values
+            np.testing.assert_allclose(got, plain[name], atol=1e-5, err_msg=name)
+        got = edge_scores(model, CLEAN, CORRUPT, ANSWERS, batch_size=3).values
+    np.testing.assert_allclose(got, edges, atol=1e-5)
+
+
+@pytest.mark.parametrize("name", PAIRED)
+def test_eager_attention_and_foreign_hooks_change_nothing(name):
+    model = made_model(WORDS)
+    plain = SCORERS[name](model, CLEAN, CORRUPT, ANSWERS).values
+    model.set_attn_implementation("eager")
+    seen = []
+    handles = [m.register_forward_hook(lambda *a: seen.append(1)) for m in model.modules()]
+    np.testing.assert_allclose(SCORERS[name](model, CLEAN, CORRUPT, ANSWERS).values, plain, atol=1e-5)
+    assert seen and all(h.id in m._forward_hooks for h, m in zip(handles, model.modules(), strict=True))
+
+
+@pytest.mark.parametrize("name", ["atp", "atp_ig", "relp", "exact"])
+def test_half_precision_ranks_as_single_does(name):
+    clean, _ = made_prompts(32)
+    corrupt = other_titles(clean, WORDS)
+    model = made_model(WORDS, layers=4)
+    single = SCORERS[name](model, clean, corrupt, ANSWERS).values.mean(0)
+    half = SCORERS[name](model.to(torch.bfloat16), clean, corrupt, ANSWERS)
+    assert half.values.dtype == np.float32
+    assert spearmanr(single, half.values.mean(0)).statistic >= 0.98
+
+
+def test_the_midpoint_rule_accounts_for_the_whole_change_and_its_error_falls_by_the_square():
+    model = doubled(made_model(WORDS))
+    want = whole_change(model)
+    error = {}
+    for steps in (25, 50):
+        got = atp_ig.score(model, CLEAN, CORRUPT, ANSWERS, steps=steps)
+        error[steps] = np.abs(got.embedding - want)
+    assert (error[50] < 0.01 * np.abs(want)).all()
+    assert 3 < error[25].sum() / error[50].sum() < 5
+    for rule in ("left", "right"):
+        end = atp_ig.score(model, CLEAN, CORRUPT, ANSWERS, steps=50, rule=rule)
+        assert np.abs(end.embedding - want).sum() > 10 * error[50].sum()
+
+
+def test_one_step_at_the_clean_end_is_plain_attribution_patching():
+    one = atp_ig.score(LORA, CLEAN, CORRUPT, ANSWERS, steps=1, rule="right")
+    np.testing.assert_allclose(one.values, atp.score(LORA, CLEAN, CORRUPT, ANSWERS).values, atol=1e-6)
+
+
+def test_costs_keep_to_their_budget():
+    assert atp.score(LORA, CLEAN, CORRUPT, ANSWERS).cost.forward_equivalents <= 5
+    assert relp.score(LORA, CLEAN, CORRUPT, ANSWERS).cost.forward_equivalents <= 5
+    assert atp_ig.score(LORA, CLEAN, CORRUPT, ANSWERS, steps=5).cost.forward_equivalents <= 13
+
+
+def test_integrating_a_modules_own_activation_gives_its_exact_effect():
+    model = doubled(made_model(WORDS))
+    want = exact.score(model, CLEAN, CORRUPT, ANSWERS).values
+    error = {
+        steps: np.abs(ig_node.score(model, CLEAN, CORRUPT, ANSWERS, steps=steps).values - want)
+        for steps in (8, 16)
+    }
+    assert error[16].max() < 0.02 * np.abs(want).max()
+    assert 3 < error[8].sum() / error[16].sum() < 5
+
+
+@pytest.mark.parametrize("kind", ["llama", "qwen3"])
+def test_relevance_is_conserved(kind):
+    """Without biases the linearised model is homogeneous: coefficient times input is the margin itself."""
+    model = doubled(made_model(WORDS, kind))
+    ids, last = to_batch(CLEAN, np.arange(len(CLEAN)), torch.device("cpu"))
+    label = torch.from_numpy(CLEAN.label.astype(np.int64))
+    batch = PairBatch(np.arange(len(CLEAN)), ids, ids, last, label)
+    x = between(model, batch, 1.0)
+    plain = margin(answer_logits(model, ids, last, ANSWERS, inputs_embeds=x), label)
+    with relp.linearised(model):
+        m = margin(answer_logits(model, ids, last, ANSWERS, inputs_embeds=x), label)
+    torch.testing.assert_close(m, plain)
+    (coefficient,), (gradient,) = torch.autograd.grad(m.sum(), x), torch.autograd.grad(plain.sum(), x)
+    torch.testing.assert_close((x * coefficient).sum((1, 2)), m, rtol=1e-9, atol=1e-9)
+    assert ((x * gradient).sum((1, 2)) - m).abs().min() > 1e-3
+
+
+def test_relp_of_the_last_mlp_by_hand():
+    """It writes to the final norm alone, whose scale is a constant."""
+    model = doubled(made_model(WORDS, layers=1))
+    got = relp.score(model, CLEAN, CORRUPT, ANSWERS)
+    block = model.model.layers[0]
+    want = np.zeros(len(CLEAN))
+    for n in range(len(CLEAN)):
+        (ids, last), (other, _) = (to_batch(p, np.array([n]), torch.device("cpu")) for p in (CLEAN, CORRUPT))
+        with torch.no_grad():
+            sites = sites_of(model)
+            with recording(sites) as a:
+                answer_logits(model, ids, last, ANSWERS)
+            with recording(sites) as b:
+                answer_logits(model, other, last, ANSWERS)
+            final = a["input"] + block.self_attn.o_proj(a["layers.0.attn"]) + a["layers.0.mlp"]
+            scale = (final.square().mean(-1, keepdim=True) + model.model.norm.eps).rsqrt()
+            delta = (b["layers.0.mlp"] - a["layers.0.mlp"])[0, last[0]]
+            rows = model.lm_head.weight[list(ANSWERS)]
+            slope = (rows[1] - rows[0]) * model.model.norm.weight * scale[0, last[0]]
+            want[n] = (2 * int(CLEAN.label[n]) - 1) * float(delta @ slope)
+    np.testing.assert_allclose(got.values[:, -1], want, rtol=1e-9, atol=1e-12)
+
+
+def test_the_adapter_scorer_by_module_is_the_slope_of_scaling_its_branches():
+    model = with_lora(made_model(WORDS), ["q_proj", "down_proj"])
+    got = adapter.score(model, CLEAN, CORRUPT, ANSWERS)
+    (ids, last), eps = to_batch(CLEAN, np.arange(len(CLEAN)), torch.device("cpu")), 1e-2
+    label = torch.from_numpy(CLEAN.label.astype(np.int64))
+    layer = model.get_submodule("base_model.model.model.layers.1.mlp.down_proj")
+    value = []
+    for factor in (1 - eps, 1 + eps):
+        old = dict(layer.scaling)
+        layer.scaling.update({k: v * factor for k, v in old.items()})
+        with torch.no_grad():
+            value.append(margin(answer_logits(model, ids, last, ANSWERS), label).numpy())
+        layer.scaling.update(old)
+    want = (value[0] - value[1]) / (2 * eps)
+    np.testing.assert_allclose(got.values[:, got.names.index("layers.1.mlp")], want, rtol=1e-2, atol=1e-3)
+
+
+def test_the_adapter_scorer_needs_to_know_what_was_before():
+    model = made_model(WORDS)
+    base = {k: v.clone() for k, v in model.state_dict().items()}
+    with pytest.raises(ConfigError, match="base_state"):
+        adapter.score(model, CLEAN, CORRUPT, ANSWERS)
+    assert np.abs(adapter.score(shaken(model), CLEAN, CORRUPT, ANSWERS, base_state=base).values).max() > 1e-3
+
+
+def test_the_gradient_of_a_patched_head_reads_that_head_alone():
+    model, sites = made_model(WORDS), None
+    sites = sites_of(model)
+    ids, last = to_batch(CLEAN, np.arange(2), torch.device("cpu"))
+    with torch.no_grad(), recording(sites) as acts:
+        answer_logits(model, ids, last, ANSWERS)
+    a = acts["layers.0.attn"].clone().requires_grad_()
+    with patching(sites, {"layers.0.attn": a}, {"layers.0.head.2"}):
+        logits = answer_logits(model, ids, last, ANSWERS)
+    (grad,) = torch.autograd.grad(logits.sum(), a)
+    moved = sites.per_head(grad).abs().amax((0, 1, 3)) > 0
+    assert moved.tolist() == [False, False, True, False]
+
+
+class TestMemory:
+    """Out of memory: the batch is halved, the result is whole, and the record says so."""
+
+    def run(self, room):
+        sizes, done, cost = [], np.zeros(len(CLEAN), int), Cost()
+
+        def work(batch):
+            sizes.append(len(batch.index))
+            cost.forwards += len(batch.index)
+            if len(batch.index) > room:
+                raise torch.OutOfMemoryError
+            done[batch.index] += 1
+
+        each_batch(made_model(WORDS), CLEAN, CORRUPT, 5, work, cost)
+        return sizes, done, cost
+
+    def test_enough(self):
+        sizes, done, cost = self.run(5)
+        assert sizes == [5] and (done == 1).all() and cost.notes() == ()
+
+    def test_halved_until_it_fits(self):
+        sizes, done, cost = self.run(1)
+        assert sizes == [5, 2, 1, 1, 1, 1, 1] and (done == 1).all()
+        assert cost.halved == 2 and cost.forwards == 5 and cost.smallest_batch == 1
+        assert "went on with 1 pairs" in cost.notes()[0]
+
+    def test_nothing_fits(self):
+        with pytest.raises(ModelError, match="one pair"):
+            self.run(0)
+
+
+@pytest.mark.parametrize("name", PAIRED)
+def test_no_pairs_are_refused(name):
+    none = CLEAN.take(np.zeros(0, int))
+    with pytest.raises(PromptError, match="empty"):
+        SCORERS[name](LORA, none, none, ANSWERS)

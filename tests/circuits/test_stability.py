@@ -1,0 +1,147 @@
+"""Stability: intervals that cover, overlaps that can be counted, and the fall-back that says what it did."""
+
+from __future__ import annotations
+
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+
+from curerec.circuits import core as core_module
+from curerec.circuits.core import find_core, stable_core
+from curerec.circuits.passes import Scores
+from curerec.circuits.scorers import atp
+from curerec.circuits.stability import agreement, bootstrap_intervals, jaccard, overlaps, settle
+from curerec.errors import ConfigError
+from made_models import made_model, made_prompts, other_titles
+
+CLEAN, ENCODER = made_prompts(8)
+WORDS, ANSWERS = len(ENCODER.tokenizer), ENCODER.answers
+CORRUPT = other_titles(CLEAN, WORDS)
+MODEL = made_model(WORDS)
+
+
+def test_intervals_cover_the_mean_as_often_as_they_say():
+    rng = np.random.default_rng(0)
+    scores = rng.normal(size=(100, 400)) + np.linspace(-2, 2, 400)
+    low, high = bootstrap_intervals(scores, draws=400)
+    truth = np.linspace(-2, 2, 400)
+    assert 0.90 <= ((low <= truth) & (truth <= high)).mean() <= 0.98
+    assert low.dtype == np.float32 and (low <= scores.mean(0)).all() and (scores.mean(0) <= high).all()
+    np.testing.assert_allclose(high - low, 2 * 1.96 / 10, atol=0.12)
+
+
+def test_overlaps_of_named_circuits():
+    def of(*core):
+        return SimpleNamespace(modules=("a", "b", "c"), core=core)
+
+    found = overlaps({"seed 1": of(0, 1), "seed 2": of(1, 0), "atp": of(1, 2)})
+    assert found.names == ("seed 1", "seed 2", "atp")
+    np.testing.assert_allclose(found.matrix, [[1, 1, 1 / 3], [1, 1, 1 / 3], [1 / 3, 1 / 3, 1]])
+    assert found.mean == pytest.approx((1 + 2 / 3) / 3)
+    assert found.least[2] == pytest.approx(1 / 3) and "atp" in found.least
+    assert overlaps({"one": of(0)}).mean == 1.0 and jaccard((), ("a",)) == 0.0
+
+
+def test_agreement_by_hand():
+    truth = np.array([5.0, -4, 3, -2, 1, 0])
+    assert agreement(2 * truth, truth) == pytest.approx(
+        {"pearson": 1, "spearman": 1, "top_recall": 1, "modules": 6}
+    )
+    found = agreement(np.array([5.0, 0, 3, -2, 1, -4]), truth, top=2)
+    assert found["top_recall"] == 0.5 and found["spearman"] < 1
+    assert np.isnan(agreement(np.zeros(6), truth)["spearman"]) and np.isnan(
+        agreement(truth[:2], truth[:2])["pearson"]
+    )
+
+
+class TestSettle:
+    def run(self, overlap):
+        """``overlap`` maps (pairs, granularity) to the overlap found there."""
+        asked = []
+
+        def find(pairs, granularity):
+            asked.append((pairs, granularity))
+            return SimpleNamespace(jaccard=overlap(pairs, granularity))
+
+        circuit, said = settle(find, 100, start=30)
+        return asked, circuit.jaccard, said
+
+    def test_stable_at_once(self):
+        assert self.run(lambda *a: 0.8) == ([(30, "head_mlp")], 0.8, ())
+
+    def test_more_pairs_help(self):
+        asked, reached, said = self.run(lambda pairs, _: pairs / 100)
+        assert asked == [(30, "head_mlp"), (60, "head_mlp"), (100, "head_mlp")] and reached == 1.0
+        assert "0.30" in said[0] and "went on with 60" in said[0] and len(said) == 2
+
+    def test_coarser_modules_help(self):
+        asked, _, said = self.run(lambda _, granularity: 0.5 if granularity == "head_mlp" else 0.9)
+        assert asked[-1] == (100, "block") and "one module" in said[-1]
+
+    def test_nothing_helps(self):
+        asked, reached, said = self.run(lambda *a: 0.1)
+        assert len(asked) == 4 and reached == 0.1 and "not stable" in said[-1]
+
+
+def test_the_fall_back_is_in_the_record(monkeypatch):
+    monkeypatch.setattr(core_module, "bootstrap_jaccard", lambda *a, **k: 0.25)
+    circuit = stable_core(MODEL, CLEAN, CORRUPT, ANSWERS, start=4, draws=4)
+    assert circuit.granularity == "block" and circuit.pairs["kept"] == len(CLEAN)
+    assert [n for n in circuit.notes if "went on with 8" in n] and "not stable" in circuit.notes[-1]
+
+
+def test_blocks_are_taken_whole():
+    circuit = find_core(MODEL, CLEAN, CORRUPT, ANSWERS, granularity="block", threshold=0.5, draws=4)
+    inside = {circuit.modules[k] for k in circuit.core}
+    for layer in range(2):
+        heads = {f"layers.{layer}.head.{h}" for h in range(4)}
+        assert heads <= inside or not heads & inside
+    assert [size for size, _ in circuit.curve] == sorted(size for size, _ in circuit.curve)
+    assert len(circuit.curve) == 5 and circuit.curve[-1][0] == 10
+
+
+def test_details_of_a_circuit():
+    circuit = find_core(
+        MODEL, CLEAN, CORRUPT, ANSWERS, scorer="atp_ig", options={"steps": 3}, draws=20, details=True
+    )
+    assert circuit.scorer == "atp_ig" and len(circuit.minimality) == len(circuit.core)
+    assert set(circuit.knockouts) == {"random", "random_mean", "greedy"}
+    assert (circuit.low <= circuit.scores.mean(0)).all() and (circuit.scores.mean(0) <= circuit.high).all()
+    assert circuit.cost["forward_equivalents"] == 2 + 2 * 3
+    assert (
+        set(circuit.agreement) == {"pearson", "spearman", "top_recall", "modules"}
+        and circuit.agreement["modules"] == 10
+    )
+    assert np.isfinite([circuit.cpr, circuit.cmd]).all()
+    assert circuit.minimality[0] == pytest.approx(circuit.faithfulness - dropped(circuit), abs=1e-4)
+
+
+def dropped(circuit):
+    """Faithfulness of the core without its first module, judged anew."""
+    from curerec.circuits.faithfulness import Faithfulness, judge_modules
+
+    judge_half = np.random.default_rng([0, 41]).permutation(len(CLEAN))[len(CLEAN) // 2 :]
+    judge = judge_modules(MODEL, CLEAN.take(judge_half), CORRUPT.take(judge_half), ANSWERS, circuit.modules)
+    return float(Faithfulness(judge, len(circuit.modules)).of([circuit.core[1:]])[0])
+
+
+def test_a_scorer_that_disagrees_with_exact_patching_does_not_rank(monkeypatch):
+    """The exact scores take over, by themselves, and the record says so."""
+    right = find_core(MODEL, CLEAN, CORRUPT, ANSWERS, scorer="exact", draws=4)
+    assert right.agreement["spearman"] == pytest.approx(1) and not right.notes
+
+    def wrong(*args, **kwargs):
+        found = atp.score(*args, **kwargs)
+        values = np.random.default_rng(5).normal(size=found.values.shape).astype(np.float32)
+        return Scores(found.names, values, None, "wrong", found.cost)
+
+    monkeypatch.setitem(core_module.SCORERS, "wrong", wrong)
+    circuit = find_core(MODEL, CLEAN, CORRUPT, ANSWERS, scorer="wrong", draws=4)
+    assert circuit.agreement["spearman"] < 0.8 and "the exact scores of 10 modules rank" in circuit.notes[0]
+    assert circuit.core == right.core
+
+
+def test_an_unknown_scorer_is_refused():
+    with pytest.raises(ConfigError, match=r"'magic'.*atp_ig"):
+        find_core(MODEL, CLEAN, CORRUPT, ANSWERS, scorer="magic")
