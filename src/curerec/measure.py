@@ -279,6 +279,11 @@ def record_of(
 
 
 def _changed(before: Any, after: Any) -> int:
-    """Parameters whose value differs."""
+    """Parameters whose value differs; one of another shape (an adapter of another rank) differs whole."""
     old = dict(before.named_parameters())
-    return int(sum((p.detach() != old[n].detach()).sum() for n, p in after.named_parameters()))
+    return sum(_differing(p.detach(), old.get(n)) for n, p in after.named_parameters())
+
+
+def _differing(new: Any, old: Any) -> int:
+    same = old is not None and old.shape == new.shape
+    return int((new != old.detach()).sum()) if same else new.numel()
