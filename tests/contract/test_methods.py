@@ -22,6 +22,8 @@ SPECIAL: dict[str, dict[str, Any]] = {
     "random_modules": CURE,
     "task_vector": {"check_size": 60, "max_auc_drop": 1, "alphas": (1.0, 2.0)},
     "scrub": {**SHORT, "max_steps": 40, "epochs": 1, "retain_share": 0.2},
+    "rome": {"steps": 3, "covariance_size": 40, "check_size": 60, "max_auc_drop": 1},
+    "wise": {**SHORT, "margin_scale": 0.01, "lr": 5.0},
     "e2urec": {**SHORT, "max_steps": 10, "r": 2},
 }
 KINDS = ("full", "lora")

@@ -22,11 +22,13 @@ from curerec.methods.npo import npo_uniform
 from curerec.methods.pcgrad import PcgradConfig, pcgrad
 from curerec.methods.random_modules import random_modules
 from curerec.methods.retrain import retrain
+from curerec.methods.rome import RomeConfig, rome
 from curerec.methods.scrub import ScrubConfig, scrub
 from curerec.methods.simnpo import SimnpoConfig, simnpo
 from curerec.methods.task import Task
 from curerec.methods.task_vector import TaskVectorConfig, task_vector
 from curerec.methods.unlearn import UnlearnConfig
+from curerec.methods.wise import WiseConfig, wise
 from curerec.records import Outcome
 
 Run = Callable[[Task, Any], Outcome]
@@ -51,6 +53,8 @@ METHODS: dict[str, tuple[Run, type | None]] = {
     "gru": (gru, GruConfig),
     "ngdiff": (ngdiff, NgdiffConfig),
     "cau": (cau, CauConfig),
+    "rome": (rome, RomeConfig),
+    "wise": (wise, WiseConfig),
     "retrain": (retrain, None),
 }
 

@@ -12,7 +12,7 @@ import numpy as np
 import torch
 
 from curerec.config import parse
-from curerec.errors import ConfigError
+from curerec.errors import ConfigError, ModelError
 from curerec.evaluation.guard import probes_changed
 from curerec.methods.task import Task
 from curerec.recommender.score import score
@@ -66,28 +66,43 @@ def check_something_changed(out: Outcome, task: Task) -> None:
 
 
 def check_only_trainable_changed(out: Outcome, task: Task) -> None:
-    """With LoRA the base's weights are the original's; otherwise no more entries changed than could.
+    """What a method may not change is the original's bit for bit.
 
-    ``details["changed"]`` may name the parameters that a method is allowed to change.
+    ``details["changed"]`` may name the parameters that a method can change or add; else, with LoRA, it is the
+    adapter's, and with full fine-tuning any, but no more entries than ``n_trainable``.
     """
     old = dict(task.original.model.named_parameters())
     new = dict(out.model.named_parameters())
     allowed = out.details.get("changed")
+    if allowed is None and hasattr(task.original.model, "peft_config"):
+        allowed = [name for name in new if ".lora_" in name]
+    if allowed is None:
+        assert new.keys() == old.keys()
+        assert sum(int((p != old[name]).sum()) for name, p in new.items()) <= out.n_trainable
+        return
     for name, p in new.items():
-        lora = ".lora_" in name
-        if hasattr(task.original.model, "peft_config") and not lora:
-            assert torch.equal(p, old[name]), f"{name} of the base changed"
-        if allowed is not None and name not in allowed:
+        if name not in allowed:
+            assert name in old, f"{name} is new, which the method did not name"
             assert torch.equal(p, old[name]), f"{name} changed, which the method did not name"
 
 
 def check_saves_and_loads(out: Outcome, task: Task) -> None:
-    """Plain libraries load what was saved, and it answers as the outcome does."""
+    """Plain libraries load what was saved, and it answers as the outcome does.
+
+    An outcome with ``details["storable"]`` false must be refused instead, before anything is written.
+    """
     from peft import PeftModel
     from transformers import AutoModelForCausalLM
 
     prompts = task.encode(task.valid.take(np.arange(min(20, len(task.valid)))))
     with tempfile.TemporaryDirectory() as folder:
+        if not out.details.get("storable", True):
+            try:
+                write_model(out.model, task.original.tokenizer, Path(folder))
+            except ModelError:
+                assert not list(Path(folder).iterdir())
+                return
+            raise AssertionError("was saved although it cannot be")
         write_model(out.model, task.original.tokenizer, Path(folder))
         if hasattr(out.model, "peft_config"):
             base = copy.deepcopy(task.original.model).unload()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -24,6 +25,7 @@ from curerec.methods.loop import (
 from curerec.methods.losses import kl_to
 from curerec.methods.task import Task
 from curerec.recommender.families import family_of
+from curerec.recommender.lora import PREFIX
 from curerec.recommender.tune import TuneConfig, tune
 from curerec.records import Outcome
 
@@ -111,13 +113,12 @@ def e2urec(task: Task, config: E2urecConfig | None = None) -> Outcome:
         # The first stage alone harms utility; the guard is asked once the second is under way.
         due=lambda step: step > first and (step - first) % config.check_every == 0,
     )
-    made = outcome(task, "e2urec", done, adapter="own" if names is None else "new")
     if names is None:
-        return made
+        return outcome(task, "e2urec", done, adapter="own")
     with task.clock.stage("merge"):
-        merged = done.model.merge_and_unload()
-        merged.requires_grad_(True)
-    return Outcome(**{**vars(made), "model": merged.eval(), "t_total_s": task.clock.total_s})
+        merged = done.model.merge_and_unload().requires_grad_(True).eval()
+    changed = tuple(n.removeprefix(PREFIX).replace(".lora_A.default", "") for n in names if ".lora_A." in n)
+    return outcome(task, "e2urec", replace(done, model=merged), adapter="new", changed=changed)
 
 
 def adapter_alone(task: Task, config: E2urecConfig) -> tuple[Any, list[str] | None]:
