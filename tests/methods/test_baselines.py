@@ -55,8 +55,8 @@ def test_ascent_raises_the_loss_and_fine_tuning_lowers_it(kind):
 def test_flipped_answers_are_learnt():
     task = made_task()
     before = losses(task, task.original.model)
-    flipped = label_flip(task, LabelFlipConfig(**LONG, weight=50.0))
-    assert losses(task, flipped.model).mean() > before.mean() + 0.05
+    flipped = label_flip(task, LabelFlipConfig(**LONG, weight=5.0))
+    assert losses(task, flipped.model).mean() > before.mean() + 0.01
 
 
 def test_bad_teaching_nears_the_base_on_the_forget_set():
