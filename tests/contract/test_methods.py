@@ -24,6 +24,9 @@ SPECIAL: dict[str, dict[str, Any]] = {
     "scrub": {**SHORT, "max_steps": 40, "epochs": 1, "retain_share": 0.2},
     "rome": {"steps": 3, "covariance_size": 40, "check_size": 60, "max_auc_drop": 1},
     "wise": {**SHORT, "margin_scale": 0.01, "lr": 5.0},
+    "sisa": {"shards": 2, "slices": 2},
+    "receraser": {"shards": 2, "attention_steps": 3, "width": 8},
+    "apa": {"shards": 2, "valid_size": 60},
     "e2urec": {**SHORT, "max_steps": 10, "r": 2},
 }
 KINDS = ("full", "lora")

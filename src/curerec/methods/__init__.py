@@ -7,6 +7,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from curerec.methods.apa import ApaConfig, apa
 from curerec.methods.bad_teacher import BadTeacherConfig, bad_teacher
 from curerec.methods.cagrad import CagradConfig, cagrad
 from curerec.methods.cau import CauConfig, cau
@@ -21,10 +22,12 @@ from curerec.methods.ngdiff import NgdiffConfig, ngdiff
 from curerec.methods.npo import npo_uniform
 from curerec.methods.pcgrad import PcgradConfig, pcgrad
 from curerec.methods.random_modules import random_modules
+from curerec.methods.receraser import ReceraserConfig, receraser
 from curerec.methods.retrain import retrain
 from curerec.methods.rome import RomeConfig, rome
 from curerec.methods.scrub import ScrubConfig, scrub
 from curerec.methods.simnpo import SimnpoConfig, simnpo
+from curerec.methods.sisa import SisaConfig, sisa
 from curerec.methods.task import Task
 from curerec.methods.task_vector import TaskVectorConfig, task_vector
 from curerec.methods.unlearn import UnlearnConfig
@@ -55,6 +58,9 @@ METHODS: dict[str, tuple[Run, type | None]] = {
     "cau": (cau, CauConfig),
     "rome": (rome, RomeConfig),
     "wise": (wise, WiseConfig),
+    "sisa": (sisa, SisaConfig),
+    "receraser": (receraser, ReceraserConfig),
+    "apa": (apa, ApaConfig),
     "retrain": (retrain, None),
 }
 

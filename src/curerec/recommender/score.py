@@ -35,6 +35,8 @@ def answer_logits(
     Returns:
         float32 [batch, 2].
     """
+    if hasattr(model, "answer_logits"):  # several models that answer together
+        return model.answer_logits(ids, last, answers)
     base = model.get_base_model() if hasattr(model, "get_base_model") else model
     inputs = {"input_ids": ids} if inputs_embeds is None else {"inputs_embeds": inputs_embeds}
     hidden = base.get_decoder()(**inputs, use_cache=False).last_hidden_state
