@@ -27,6 +27,7 @@ SPECIAL: dict[str, dict[str, Any]] = {
     "sisa": {"shards": 2, "slices": 2},
     "receraser": {"shards": 2, "attention_steps": 3, "width": 8},
     "apa": {"shards": 2, "valid_size": 60},
+    "cragru": {},
     "e2urec": {**SHORT, "max_steps": 10, "r": 2},
 }
 KINDS = ("full", "lora")
@@ -48,6 +49,17 @@ def test_a_method_keeps_to_the_contract(name, kind):
     contract.check_only_trainable_changed(out, task)
     contract.check_saves_and_loads(out, task)
     contract.check_deterministic(out, run(made_task(kind), config))
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("family", ["qwen2", "qwen3"])  # with biases; with norms of heads
+@pytest.mark.parametrize("name", ["simnpo", "cagrad", "task_vector", "e2urec", "rome", "wise"])
+def test_other_families(name, family, kind):
+    task = made_task(kind, family=family)
+    out = contract.check_original_unchanged(METHODS[name][0], short(name), task)
+    contract.check_something_changed(out, task)
+    contract.check_only_trainable_changed(out, task)
+    contract.check_saves_and_loads(out, task)
 
 
 @pytest.mark.parametrize("name", METHODS)

@@ -15,7 +15,8 @@ from curerec.methods.rome.method import RomeConfig, edited, site_of, value_chang
 from curerec.methods.wise.memory import attach
 from curerec.methods.wise.method import WiseConfig, margin_loss, wise
 from curerec.recommender.score import answer_logits, score, to_batch
-from made_models import made_model, made_prompts
+from curerec.recommender.units import units_of
+from made_models import made_model, made_prompts, with_lora
 from made_tasks import made_task
 
 
@@ -88,7 +89,7 @@ def test_an_edited_model_writes_the_value_at_the_key(kind):
     site = Site(mlp_output(model, 0))
     prompts = task.encode(task.forget.take(edits_of(task, "user")[0][:6]))
     retain = task.encode(task.retain.take(np.arange(6)))
-    target = uninformed(task, prompts, "prior")
+    target = uninformed(task, prompts)
     spread = covariance(model, site, retain, 8)
     config = RomeConfig(steps=15, weight_decay=0.0, kl_weight=0.0)
     key, change, loss = value_change(task, model, site, prompts, target, retain, config)
@@ -110,6 +111,25 @@ def test_an_edited_model_writes_the_value_at_the_key(kind):
         torch.testing.assert_close(
             new_map(w) - old_map(w), (share * change).float()[None, None], atol=1e-4, rtol=1e-4
         )
+
+
+def test_an_edit_outside_of_the_adapter_s_branches_becomes_a_branch():
+    prompts, encoder = made_prompts(6)
+    plain = made_model(len(encoder.tokenizer))
+    model = with_lora(copy.deepcopy(plain), ["q_proj", "v_proj"])
+    rng = np.random.default_rng(0)
+    factors = [tuple(torch.from_numpy(0.3 * rng.normal(size=n)) for n in (16, 24)) for _ in range(2)]
+    path = next(n for n, m in model.named_modules() if m is mlp_output(model, 0))
+    new = edited(model, path, factors)
+    by_hand = copy.deepcopy(model)
+    with torch.no_grad():
+        for left, right in factors:
+            mlp_output(by_hand, 0).weight.add_(torch.outer(left, right).float())
+    got, want = (score(m, prompts, encoder.answers) for m in (new, by_hand))
+    np.testing.assert_allclose(got, want, atol=1e-5)
+    assert np.abs(got - score(model, prompts, encoder.answers)).max() > 1e-3
+    names = {b.module for b in units_of(new, "projection").branches}
+    assert any("layers.0.mlp.down_proj" in n for n in names) and len(names) == 5
 
 
 @pytest.mark.parametrize(("layers", "asked", "want"), [(6, None, 2), (2, None, 0), (1, None, 0), (3, 2, 1)])
@@ -138,9 +158,9 @@ def test_edits_cover_the_forget_set_once():
 def test_uninformed_answers():
     task = made_task("lora")
     prompts = task.encode(task.forget)
-    prior = uninformed(task, prompts, "prior").softmax(-1)
+    prior = uninformed(task, prompts).softmax(-1)
     torch.testing.assert_close(prior[:, 1], torch.full((len(prompts),), float(task.retain.label.mean())))
-    base = uninformed(task, prompts, "base")
+    base = uninformed(task, prompts, task.base_model())
     np.testing.assert_array_equal(base, score(task.base_model(), prompts, task.answers))
 
 

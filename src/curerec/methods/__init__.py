@@ -7,10 +7,12 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from curerec.config import Strict
 from curerec.methods.apa import ApaConfig, apa
 from curerec.methods.bad_teacher import BadTeacherConfig, bad_teacher
 from curerec.methods.cagrad import CagradConfig, cagrad
 from curerec.methods.cau import CauConfig, cau
+from curerec.methods.cragru import CragruConfig, cragru
 from curerec.methods.cure import CureConfig, cure
 from curerec.methods.e2urec import E2urecConfig, e2urec
 from curerec.methods.finetune import FinetuneConfig, finetune
@@ -37,7 +39,7 @@ from curerec.records import Outcome
 Run = Callable[[Task, Any], Outcome]
 
 #: Name -> (function, its configuration class or None).
-METHODS: dict[str, tuple[Run, type | None]] = {
+METHODS: dict[str, tuple[Run, type[Strict] | None]] = {
     "cure": (cure, CureConfig),
     "random_modules": (random_modules, CureConfig),
     "finetune": (finetune, FinetuneConfig),
@@ -61,6 +63,7 @@ METHODS: dict[str, tuple[Run, type | None]] = {
     "sisa": (sisa, SisaConfig),
     "receraser": (receraser, ReceraserConfig),
     "apa": (apa, ApaConfig),
+    "cragru": (cragru, CragruConfig),
     "retrain": (retrain, None),
 }
 

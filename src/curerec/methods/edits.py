@@ -34,15 +34,20 @@ def transposed(module: Any) -> bool:
     return type(plain(module)).__name__ == "Conv1D"
 
 
-def uninformed(task: Task, prompts: Prompts, kind: Uninformed) -> torch.Tensor:
+def uninformed(task: Task, prompts: Prompts, base: Any = None) -> torch.Tensor:
     """What somebody who never saw the deleted data would answer, logits [n, 2].
 
-    ``prior``: the share of yes in D_r, whatever is asked. ``base``: the model before fine-tuning. Never a
-    retrained model's answer: none exists when a request is judged.
+    Never a retrained model's answer: none exists when a request is judged.
+
+    Args:
+        task: the request.
+        prompts: [n].
+        base: the model before fine-tuning, to answer as it does; None: the share of yes in D_r, whatever is
+            asked.
     """
     device = device_of(task.original.model)
-    if kind == "base":
-        return torch.from_numpy(score(task.base_model(), prompts, task.answers)).to(device)
+    if base is not None:
+        return torch.from_numpy(score(base, prompts, task.answers)).to(device)
     share = float(np.clip(task.retain.label.mean(), 1e-3, 1 - 1e-3))
     return torch.tensor([1 - share, share], device=device).log().expand(len(prompts), 2)
 

@@ -67,6 +67,7 @@ def rome(task: Task, config: RomeConfig | None = None) -> Outcome:
     Source: Meng et al. 2022, arXiv 2202.05262, eq. 2 and 4.
     """
     config = config or RomeConfig()
+    base = task.base_model() if config.answer == "base" else None
     with task.clock.stage("prepare"):
         shared = {k: getattr(config, k) for k in ("check_size", "tolerance", "max_auc_drop")}
         watch = watch_of(task, LoopConfig(**shared))
@@ -87,7 +88,7 @@ def rome(task: Task, config: RomeConfig | None = None) -> Outcome:
         for k, rows in enumerate(edits, start=1):
             rows = rng.permutation(rows)[: config.batch_size]
             prompts = task.encode(task.forget.take(rows))
-            target = uninformed(task, prompts, config.answer)
+            target = uninformed(task, prompts, base)
             key, change, loss = value_change(task, model, site, prompts, target, retain, config)
             left, right = rank_one(change, key, spread)
             product = torch.outer(left, right)

@@ -80,6 +80,7 @@ def wise(task: Task, config: WiseConfig | None = None) -> Outcome:
     Source: Wang et al. 2024 (WISE), arXiv 2405.14768; one memory, so no merging of several.
     """
     config = config or WiseConfig()
+    base = task.base_model() if config.answer == "base" else None
     with task.clock.stage("prepare"):
         model = task.copy_of_model()
         n = len(family_of(model).layer_list(model))
@@ -87,7 +88,7 @@ def wise(task: Task, config: WiseConfig | None = None) -> Outcome:
         module = mlp_output(model, layer)
         side = attach(module, config.share, task.seed)
         name = next(n for n, p in model.named_parameters() if p is side.delta)
-        target = uninformed(task, task.encode(task.forget), config.answer)
+        target = uninformed(task, task.encode(task.forget), base)
 
     def activation(batch: Batch) -> tuple[torch.Tensor, torch.Tensor]:
         logits = answer_logits(model, batch.ids, batch.last, task.answers)
