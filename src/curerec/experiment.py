@@ -55,13 +55,12 @@ def run_experiment(
     request = request or drawn_request(data, recipe, opened.split)
     write_request(request, out / "request.csv")
     split = granted(data, recipe, opened.split, request)
-    configs = {"cure": recipe.cure, "random_modules": recipe.cure, "npo": recipe.npo, "ga_kl": recipe.npo}
     models = {"original": Candidate(opened.recommender.model)}
     outcomes = {}
     for method in ("cure", *rivals):
         told = _Named(reporter, method)
         outcomes[method], _ = unlearn(
-            opened, request, method, configs[method], seed=recipe.seed, reporter=told
+            opened, request, method, recipe.config_of(method), seed=recipe.seed, reporter=told
         )
         models[method] = candidate(outcomes[method])
     save_unlearned(opened, outcomes["cure"], request, out / "cure")

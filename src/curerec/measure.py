@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import datetime
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -22,7 +22,7 @@ from curerec.machine import machine, peak_memory_bytes, versions
 from curerec.methods import METHODS
 from curerec.models import logits_of
 from curerec.pipeline import Opened
-from curerec.records import ForgetRequest, ForgetSplit, Outcome
+from curerec.records import Examples, ForgetRequest, ForgetSplit, Outcome
 from curerec.reports.build import circuit_part, groups_part, update_part
 from curerec.reports.schema import SCHEMA
 from curerec.splitting import base_share
@@ -41,18 +41,25 @@ class Candidate:
         model: torch module.
         t_core_s, t_total_s: seconds its making took; None where unknown.
         n_trainable: parameters that could change.
+        rebuild: gives examples the histories that a method of retrieval shows; None: as they are. Membership
+            is always measured with the histories as they are: it asks what the weights remember.
+        logits: by part, with rebuilt histories.
+        memory: by part, with histories as they are.
     """
 
     model: Any
     t_core_s: float | None = None
     t_total_s: float | None = None
     n_trainable: int | None = None
+    rebuild: Callable[[Examples], Examples] | None = None
     logits: dict[str, np.ndarray] = field(default_factory=dict)
+    memory: dict[str, np.ndarray] = field(default_factory=dict)
 
 
 def candidate(outcome: Outcome) -> Candidate:
     """A method's outcome as something to measure."""
-    return Candidate(outcome.model, outcome.t_core_s, outcome.t_total_s, outcome.n_trainable)
+    rebuild = outcome.details.get("rebuild")
+    return Candidate(outcome.model, outcome.t_core_s, outcome.t_total_s, outcome.n_trainable, rebuild)
 
 
 def method_of(card: Mapping[str, Any]) -> str:
@@ -101,7 +108,15 @@ def measure(
     for one in everything.values():
         for part, examples in parts.items():
             if part not in one.logits:
-                one.logits[part] = logits_of(opened.recommender, opened.data, examples, one.model)
+                shown = one.rebuild(examples) if one.rebuild else examples
+                one.logits[part] = logits_of(opened.recommender, opened.data, shown, one.model)
+            if part not in one.memory:
+                plain = one.rebuild is None
+                one.memory[part] = (
+                    one.logits[part]
+                    if plain
+                    else logits_of(opened.recommender, opened.data, examples, one.model)
+                )
     yes = {name: p_yes(one.logits["forget"]) for name, one in everything.items()}
     reference = None
     missing: dict[str, str] = {}
@@ -114,7 +129,7 @@ def measure(
     user = opened.data.user_code
     groups = (user[split.forget.target], user[split.control.target])
     losses = {
-        name: [nll(one.logits[p], parts[p].label) for p in ("forget", "control")]
+        name: [nll(one.memory[p], parts[p].label) for p in ("forget", "control")]
         for name, one in everything.items()
     }
     attacks = {name: membership(*pair, groups=groups) for name, pair in losses.items()}
@@ -192,7 +207,7 @@ def judge(
     def losses(logits: dict[str, np.ndarray]) -> list[np.ndarray]:
         return [nll(logits[p], parts[p].label) for p in parts]
 
-    now, was, before = losses(new.logits), losses(original.logits), losses(plain)
+    now, was, before = losses(new.memory), losses(original.memory), losses(plain)
     attack = membership(*now, groups=groups)
     told, chance = advantage(*now, groups=groups), advantage(*before, groups=groups)
     kept = [utility(c.logits["valid"], split.valid.label) for c in (original, new)]
@@ -319,6 +334,11 @@ def record_of(
 
 
 def _changed(before: Any, after: Any) -> int:
-    """Parameters whose value differs."""
+    """Parameters whose value differs; one of another shape (an adapter of another rank) differs whole."""
     old = dict(before.named_parameters())
-    return int(sum((p.detach() != old[n].detach()).sum() for n, p in after.named_parameters()))
+    return sum(_differing(p.detach(), old.get(n)) for n, p in after.named_parameters())
+
+
+def _differing(new: Any, old: Any) -> int:
+    same = old is not None and old.shape == new.shape
+    return int((new != old.detach()).sum()) if same else new.numel()

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Any, Literal
 
-from pydantic import Field, model_validator
+from pydantic import Field, field_validator, model_validator
 
-from curerec.config import Strict
+from curerec.config import Strict, parse
+from curerec.methods import METHODS
 from curerec.methods.cure.method import CureConfig
 from curerec.methods.unlearn import UnlearnConfig
 from curerec.recommender.tune import TuneConfig
@@ -77,4 +78,25 @@ class Recipe(Strict):
     request: RequestConfig = RequestConfig()
     cure: CureConfig = CureConfig()
     npo: UnlearnConfig = UnlearnConfig()
+    methods: dict[str, dict[str, Any]] = Field({}, description="settings of the other methods, by name")
     seed: int = Field(0, ge=0)
+
+    @field_validator("methods")
+    @classmethod
+    def _known(cls, value: dict[str, dict[str, Any]]) -> dict[str, dict[str, Any]]:
+        unknown = sorted(set(value) - set(METHODS))
+        if unknown:
+            raise ValueError(f"no method {', '.join(unknown)}")
+        return value
+
+    def config_of(self, method: str) -> Any:
+        """The configuration of a method; None for one that takes none.
+
+        Raises:
+            ConfigError: the settings under ``methods`` are not the method's.
+        """
+        own = {"cure": self.cure, "random_modules": self.cure, "npo": self.npo, "ga_kl": self.npo}
+        if method in own:
+            return own[method]
+        kind = METHODS[method][1]
+        return kind and parse(kind, self.methods.get(method, {}), where=f"recipe, methods.{method}")

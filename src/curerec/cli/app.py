@@ -146,7 +146,7 @@ def unlearn(
     out: Out,
     data: Data = None,
     method: Annotated[
-        str, typer.Option("--method", help="cure, npo, ga_kl, random_modules or retrain.")
+        str, typer.Option("--method", help="cure, npo, scrub, retrain, ...; an unknown name lists all.")
     ] = "cure",
     base: BaseFolder = None,
     seed: Seed = 0,
@@ -171,9 +171,7 @@ def unlearn(
     check_out(out, only=RESULT, inputs=[recommender, base])
     asked = request_of(request)
     opened = opened_with(recommender, data, base)
-    config = {"cure": opened.recipe.cure, "random_modules": opened.recipe.cure, "retrain": None}.get(
-        method, opened.recipe.npo
-    )
+    config = opened.recipe.config_of(method)
     with bars() as reporter:
         outcome, split = run(opened, asked, method, config, seed=seed or 0, reporter=reporter)
         advance = reporter.stage("measure")

@@ -1,26 +1,83 @@
 """Unlearning methods by name: one folder and one line here each."""
 
+from __future__ import annotations
+
+import sys
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
+from curerec.config import Strict
+from curerec.methods.apa import ApaConfig, apa
+from curerec.methods.bad_teacher import BadTeacherConfig, bad_teacher
+from curerec.methods.cagrad import CagradConfig, cagrad
+from curerec.methods.cau import CauConfig, cau
+from curerec.methods.cragru import CragruConfig, cragru
 from curerec.methods.cure import CureConfig, cure
-from curerec.methods.grad_ascent import ga_kl
+from curerec.methods.e2urec import E2urecConfig, e2urec
+from curerec.methods.finetune import FinetuneConfig, finetune
+from curerec.methods.grad_ascent import GradAscentConfig, ga_kl, grad_ascent
+from curerec.methods.grad_diff import GradDiffConfig, grad_diff
+from curerec.methods.gru import GruConfig, gru
+from curerec.methods.label_flip import LabelFlipConfig, label_flip
+from curerec.methods.ngdiff import NgdiffConfig, ngdiff
 from curerec.methods.npo import npo_uniform
+from curerec.methods.pcgrad import PcgradConfig, pcgrad
 from curerec.methods.random_modules import random_modules
+from curerec.methods.receraser import ReceraserConfig, receraser
 from curerec.methods.retrain import retrain
+from curerec.methods.rome import RomeConfig, rome
+from curerec.methods.scrub import ScrubConfig, scrub
+from curerec.methods.simnpo import SimnpoConfig, simnpo
+from curerec.methods.sisa import SisaConfig, sisa
 from curerec.methods.task import Task
+from curerec.methods.task_vector import TaskVectorConfig, task_vector
 from curerec.methods.unlearn import UnlearnConfig
+from curerec.methods.wise import WiseConfig, wise
 from curerec.records import Outcome
 
 Run = Callable[[Task, Any], Outcome]
 
 #: Name -> (function, its configuration class or None).
-METHODS: dict[str, tuple[Run, type | None]] = {
+METHODS: dict[str, tuple[Run, type[Strict] | None]] = {
     "cure": (cure, CureConfig),
     "random_modules": (random_modules, CureConfig),
-    "npo": (npo_uniform, UnlearnConfig),
+    "finetune": (finetune, FinetuneConfig),
+    "grad_ascent": (grad_ascent, GradAscentConfig),
+    "grad_diff": (grad_diff, GradDiffConfig),
     "ga_kl": (ga_kl, UnlearnConfig),
+    "npo": (npo_uniform, UnlearnConfig),
+    "simnpo": (simnpo, SimnpoConfig),
+    "label_flip": (label_flip, LabelFlipConfig),
+    "bad_teacher": (bad_teacher, BadTeacherConfig),
+    "scrub": (scrub, ScrubConfig),
+    "task_vector": (task_vector, TaskVectorConfig),
+    "e2urec": (e2urec, E2urecConfig),
+    "pcgrad": (pcgrad, PcgradConfig),
+    "cagrad": (cagrad, CagradConfig),
+    "gru": (gru, GruConfig),
+    "ngdiff": (ngdiff, NgdiffConfig),
+    "cau": (cau, CauConfig),
+    "rome": (rome, RomeConfig),
+    "wise": (wise, WiseConfig),
+    "sisa": (sisa, SisaConfig),
+    "receraser": (receraser, ReceraserConfig),
+    "apa": (apa, ApaConfig),
+    "cragru": (cragru, CragruConfig),
     "retrain": (retrain, None),
 }
 
-__all__ = ["METHODS", "CureConfig", "Task", "UnlearnConfig"]
+
+def search_of(name: str) -> dict[str, list[Any]]:
+    """A method's search grid: values by (dotted) key of its configuration; empty where none is declared."""
+    module = sys.modules[METHODS[name][0].__module__]
+    return getattr(module, f"SEARCH_{name.upper()}", None) or getattr(module, "SEARCH", {})
+
+
+def card_of(name: str) -> str:
+    """A method's card, Markdown."""
+    folder = Path(str(sys.modules[METHODS[name][0].__module__].__file__)).parent
+    return (folder / "card.md").read_text(encoding="utf-8")
+
+
+__all__ = ["METHODS", "CureConfig", "Task", "UnlearnConfig", "card_of", "search_of"]

@@ -35,6 +35,7 @@ class Task:
         control: D_c, never trained on.
         valid: D_v, for choices.
         train_rows: interactions that graph and popularity may use.
+        deleted: bool [n_rows], all interactions that the request deletes.
         tuning: the recipe that the original was fine-tuned with.
         fresh: makes a model as it was before fine-tuning (for a retrain).
         seed: of everything random in the request.
@@ -49,6 +50,7 @@ class Task:
     control: Examples
     valid: Examples
     train_rows: np.ndarray
+    deleted: np.ndarray
     tuning: TuneConfig
     fresh: Callable[[], Any]
     seed: int = 0
@@ -64,6 +66,7 @@ class Task:
             control=split.control,
             valid=split.valid,
             train_rows=rows,
+            deleted=split.deleted,
             **rest,
         )
 

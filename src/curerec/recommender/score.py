@@ -39,6 +39,8 @@ def answer_logits(
     Returns:
         float32 [batch, 2]; float64 of a model in float64.
     """
+    if hasattr(model, "answer_logits"):  # several models that answer together
+        return model.answer_logits(ids, last, answers)
     base = model.get_base_model() if hasattr(model, "get_base_model") else model
     inputs = {"input_ids": ids} if inputs_embeds is None else {"inputs_embeds": inputs_embeds}
     if mask is not None:

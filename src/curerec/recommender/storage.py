@@ -25,6 +25,8 @@ from curerec.records import Recommender
 
 CARD = "curerec.json"
 FORMAT = "curerec-recommender/1"
+#: Attribute of a module whose answers a folder of weights cannot hold; its value says why.
+NOT_STORABLE = "curerec_not_storable"
 #: What the loaders raise on files that are damaged or do not belong together.
 UNREADABLE = (
     OSError,
@@ -125,8 +127,13 @@ def write_model(model: Any, tokenizer: Any, folder: Path) -> None:
     """Weights, configuration and tokenizer as plain Hugging Face or PEFT files.
 
     Raises:
+        ModelError: the model's answers are not those of its weights alone.
         OSError: as the disk says; safetensors and tokenizers put it into exceptions of their own.
     """
+    for module in model.modules():
+        if reason := getattr(module, NOT_STORABLE, None):
+            mend = "Keep it in memory, or use a method that changes weights"
+            raise ModelError(f"cannot be saved: {reason}", where="recommender", mend=mend)
     try:
         model.save_pretrained(folder)
         tokenizer.save_pretrained(folder)

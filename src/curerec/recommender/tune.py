@@ -88,6 +88,7 @@ def optimise(
     *,
     after_step: Callable[[int], bool | None] | None = None,
     progress: Progress | None = None,
+    momentum: float = 0.9,
 ) -> int:
     """Run an optimiser over gradients that a callable puts into ``.grad``.
 
@@ -98,6 +99,7 @@ def optimise(
         config: rate, schedule, averaging.
         after_step: given the number of steps done; returning True ends the loop.
         progress: told (done, total).
+        momentum: of SGD; AdamW has its own.
 
     Returns:
         Number of steps done.
@@ -107,7 +109,7 @@ def optimise(
             params, lr=config.lr, weight_decay=config.weight_decay, foreach=True
         )
     else:
-        optimizer = torch.optim.SGD(params, lr=config.lr, momentum=0.9, weight_decay=config.weight_decay)
+        optimizer = torch.optim.SGD(params, lr=config.lr, momentum=momentum, weight_decay=config.weight_decay)
     scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda k: _rate(k, steps, config))
     average = Averager(params, config.ema) if config.ema else None
     done = 0

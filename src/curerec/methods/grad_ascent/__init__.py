@@ -1,5 +1,5 @@
-"""Gradient ascent on the forget data, with a KL retain term."""
+"""Gradient ascent on the forget data, alone and with a KL retain term."""
 
-from curerec.methods.grad_ascent.method import ga_kl
+from curerec.methods.grad_ascent.method import GradAscentConfig, ga_kl, grad_ascent
 
-__all__ = ["ga_kl"]
+__all__ = ["GradAscentConfig", "ga_kl", "grad_ascent"]

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from curerec.methods.rules import Rules, uniform
 from curerec.methods.task import Task
 from curerec.methods.unlearn import UnlearnConfig, outcome_of, retain_weight, run
 from curerec.recommender.score import device_of
 from curerec.recommender.units import units_of
 from curerec.records import Outcome
+
+SEARCH: dict[str, list[Any]] = {"lr": [3e-4, 1e-3, 3e-3], "beta": [0.1, 0.5]}
 
 
 def npo_uniform(task: Task, config: UnlearnConfig | None = None, *, name: str = "npo") -> Outcome:

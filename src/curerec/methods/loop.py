@@ -1,0 +1,297 @@
+"""The loop of the baselines that descend one direction: batches, watching, averaging, stopping."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from pydantic import Field
+
+from curerec.config import Strict
+from curerec.methods.rules import Rules, uniform
+from curerec.methods.task import Task
+from curerec.methods.unlearn import UnlearnConfig, Update, Watch
+from curerec.recommender.score import answer_logits, device_of, to_batch
+from curerec.recommender.tune import Averager, TuneConfig, optimise
+from curerec.recommender.units import units_of
+from curerec.records import Examples, Outcome
+
+
+class LoopConfig(Strict):
+    """Steps and stopping, named and defaulting as in :class:`curerec.methods.unlearn.UnlearnConfig`."""
+
+    lr: float = Field(1e-3, gt=0)
+    optimizer: Literal["adamw", "sgd"] = "adamw"
+    batch_size: int = Field(128, gt=0, description="prompts of D_f and of D_r a step")
+    max_steps: int = Field(60, gt=0)
+    average: float = Field(0.9, ge=0, lt=1, description="decay of the average of the weights")
+    check_every: int = Field(4, gt=0, description="steps between looks at the membership gap")
+    check_size: int = Field(1000, gt=10, description="at most so many of D_f, D_c and D_v are looked at")
+    tolerance: float = Field(
+        0.0, ge=0, description="membership AUC above the target at which the gap counts as closed"
+    )
+    max_auc_drop: float = Field(0.002, ge=0, description="utility guard on D_v")
+    target: Literal["base", "half"] = Field("base", description="membership AUC to reach")
+
+
+def watch_of(task: Task, config: LoopConfig) -> Watch:
+    """The stopping rule that all methods share, with this configuration's values."""
+    shared = {k: getattr(config, k) for k in UnlearnConfig.model_fields if k in type(config).model_fields}
+    return Watch(task, UnlearnConfig(**shared))
+
+
+def tuned_names(model: Any) -> list[str]:
+    """Names of the parameters that fine-tuning changed: all of a plain model, or the adapter's."""
+    units = units_of(model, "projection")
+    parameters = dict(model.named_parameters(remove_duplicate=False))
+    return [n for n in Rules(units, uniform(units, device_of(model))).trainable() if n in parameters]
+
+
+def free(model: Any, names: Sequence[str]) -> list[torch.nn.Parameter]:
+    """Freeze a model but for the named parameters, and return these in order."""
+    parameters = dict(model.named_parameters(remove_duplicate=False))
+    model.requires_grad_(False)
+    out = [parameters[n] for n in names]
+    for p in out:
+        p.requires_grad_(True)
+    return out
+
+
+@dataclass(frozen=True)
+class Batch:
+    """Prompts on the device.
+
+    Attributes:
+        ids: int64 [batch, pos], right-padded.
+        last: int64 [batch], answer positions.
+        label: int64 [batch].
+        index: int64 [batch], which of the examples.
+    """
+
+    ids: torch.Tensor
+    last: torch.Tensor
+    label: torch.Tensor
+    index: np.ndarray
+
+
+class Batches:
+    """Batches of examples without end, encoded when they are drawn: a request must not pay for all of D_r.
+
+    Args:
+        task: encodes.
+        examples: to draw from, [n].
+        size: prompts a batch; an epoch's last may be smaller.
+        salt: of the seed.
+        order: given a generator, one epoch's order, int [n]; None: shuffled.
+    """
+
+    def __init__(
+        self,
+        task: Task,
+        examples: Examples,
+        size: int,
+        salt: int,
+        *,
+        order: Callable[[np.random.Generator], np.ndarray] | None = None,
+    ) -> None:
+        self.task, self.examples, self.size = task, examples, size
+        self.rng = np.random.default_rng([task.seed, salt])
+        self.order = order or (lambda rng: rng.permutation(len(examples)))
+        self.per_epoch = -(-len(examples) // size)
+        self.rest: np.ndarray = np.zeros(0, int)
+
+    def next(self) -> Batch:
+        """The next batch."""
+        if not len(self.rest):
+            self.rest = self.order(self.rng)
+        index, self.rest = self.rest[: self.size], self.rest[self.size :]
+        return self.at(index)
+
+    def at(self, index: np.ndarray) -> Batch:
+        """The batch of given examples."""
+        device = device_of(self.task.original.model)
+        prompts = self.task.encode(self.examples.take(index))
+        ids, last = to_batch(prompts, np.arange(len(prompts)), device)
+        return Batch(ids, last, torch.from_numpy(prompts.label.astype(np.int64)).to(device), index)
+
+
+@dataclass
+class Descent:
+    """What the direction of a step may be computed from.
+
+    Attributes:
+        task: the request.
+        model: the copy that changes.
+        names, params: of what may change.
+        forget, retain: streams of batches.
+    """
+
+    task: Task
+    model: Any
+    names: list[str]
+    params: list[torch.nn.Parameter]
+    forget: Batches
+    retain: Batches
+
+    def logits(self, batch: Batch) -> torch.Tensor:
+        """Answer logits of the changing model, [batch, 2], with gradients."""
+        return answer_logits(self.model, batch.ids, batch.last, self.task.answers)
+
+    def original(self, batch: Batch) -> torch.Tensor:
+        """Answer logits of theta_o, [batch, 2]."""
+        return frozen_logits(self.task.original.model, batch, self.task.answers)
+
+    def loss(self, batch: Batch) -> torch.Tensor:
+        """Cross-entropy of the changing model, mean, nats."""
+        return F.cross_entropy(self.logits(batch), batch.label)
+
+    def grad(self, loss: torch.Tensor) -> list[torch.Tensor]:
+        """Gradient of a loss for ``params``."""
+        return list(torch.autograd.grad(loss, self.params))
+
+
+def frozen_logits(model: Any, batch: Batch, answers: tuple[int, int]) -> torch.Tensor:
+    """Answer logits of a model that is not being changed, [batch, 2], usable in a loss."""
+    with torch.no_grad():
+        return answer_logits(model, batch.ids, batch.last, answers)
+
+
+Log = dict[str, float]
+#: Given the descent and the number of steps done: the direction to descend, and what to note of it.
+Direction = Callable[[Descent, int], tuple[list[torch.Tensor], Log]]
+#: The same for methods that descend one loss: the loss and what to note of it.
+Loss = Callable[[Descent, int], tuple[torch.Tensor, Log]]
+
+
+def of_loss(loss: Loss) -> Direction:
+    """The direction of a scalar loss: its gradient."""
+
+    def direction(descent: Descent, step: int) -> tuple[list[torch.Tensor], Log]:
+        value, log = loss(descent, step)
+        return descent.grad(value), {"loss": float(value.detach()), **log}
+
+    return direction
+
+
+def descend(
+    task: Task,
+    config: LoopConfig,
+    direction: Direction,
+    *,
+    model: Any = None,
+    names: Sequence[str] | None = None,
+    steps: int | None = None,
+    due: Callable[[int], bool] | None = None,
+    order: Callable[[np.random.Generator], np.ndarray] | None = None,
+    momentum: float = 0.9,
+    before_look: Callable[[], None] | None = None,
+) -> Update:
+    """Descend a direction from theta_o until the membership gap closes, as ``unlearn.run`` does.
+
+    What is looked at and handed back is the running average of the weights; a look that finds utility harmed
+    ends the loop and the average of the look before is kept.
+
+    Args:
+        task: the request.
+        config: rate and stopping.
+        direction: of each step.
+        model: what to change; None: a copy of theta_o.
+        names: parameters that may change; None: all that fine-tuning changed.
+        steps: at most this many instead of ``config.max_steps``.
+        due: given the number of steps done, whether to look; None: every ``config.check_every``.
+        order: of D_f's examples in an epoch.
+        momentum: of SGD.
+        before_look: called when the average is in place, before a look and at the end.
+
+    Source: METHOD section 8 (the stopping rule).
+    """
+    total = steps or config.max_steps
+    with task.clock.stage("prepare"):
+        watch = watch_of(task, config)
+        model = task.copy_of_model() if model is None else model
+        names = tuned_names(model) if names is None else list(names)
+        params = free(model, names)
+        forget = Batches(task, task.forget, config.batch_size, 61, order=order)
+        retain = Batches(task, task.retain, config.batch_size, 62)
+        descent = Descent(task, model, names, params, forget, retain)
+    average = Averager(params, config.average)
+    trace: list[Log] = [{"step": 0, **watch.first}]
+    log: Log = {}
+    kept = [p.detach().clone() for p in params]
+    stop = f"the limit of {total} steps was reached before the membership gap closed"
+
+    def gradients(step: int) -> None:
+        found, noted = direction(descent, step)
+        for p, g in zip(params, found, strict=True):
+            p.grad = g.to(p.dtype)
+        log.update(noted)
+
+    def after(step: int) -> bool:
+        nonlocal stop, kept
+        average.update()
+        advance(step, total)
+        wanted = due(step) if due else step % config.check_every == 0
+        if not wanted and step != total:
+            return False
+        iterate = [p.detach().clone() for p in params]
+        average.store()
+        if before_look:
+            before_look()
+        seen = watch.look(model)
+        trace.append({"step": step, **seen, **log})
+        if watch.harmed(seen):
+            stop = (
+                f"the utility guard: validation AUC fell by {config.max_auc_drop:g}; the step before is kept"
+            )
+            return True
+        kept = [p.detach().clone() for p in params]
+        if watch.closed(seen):
+            stop = "the membership gap closed: deleted data is no longer told from unseen data"
+            return True
+        store(params, iterate)
+        return False
+
+    with task.clock.stage("update") as advance:
+        done = optimise(
+            params,
+            total,
+            gradients,
+            TuneConfig(
+                lr=config.lr,
+                optimizer=config.optimizer,
+                schedule="constant",
+                warmup=0,
+                max_grad_norm=float("inf"),
+            ),
+            after_step=after,
+            momentum=momentum,
+        )
+        store(params, kept)
+        if before_look:
+            before_look()
+    return Update(model.eval(), tuple(trace), stop, done, sum(p.numel() for p in params))
+
+
+def store(params: Sequence[torch.nn.Parameter], values: Sequence[torch.Tensor]) -> None:
+    """Put values into parameters."""
+    with torch.no_grad():
+        for p, v in zip(params, values, strict=True):
+            p.copy_(v)
+
+
+def outcome(task: Task, name: str, done: Update, **details: Any) -> Outcome:
+    """A method's update as its outcome, with its seconds; ``details`` go into the record."""
+    return Outcome(
+        method=name,
+        model=done.model,
+        t_core_s=task.clock.seconds["update"],
+        t_total_s=task.clock.total_s,
+        trace=done.trace,
+        stop_reason=done.stop_reason,
+        n_trainable=done.n_trainable,
+        details={"steps": done.steps, "stages": dict(task.clock.seconds), **details},
+    )

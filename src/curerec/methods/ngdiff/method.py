@@ -1,0 +1,99 @@
+"""NGDiff: difference of normalised gradients, with a rate read off the retain loss."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from pydantic import Field
+
+from curerec.methods.loop import Batch, Descent, Log, LoopConfig, descend, outcome
+from curerec.methods.task import Task
+from curerec.records import Outcome
+
+SEARCH: dict[str, list[Any]] = {"lr": [3e-3, 1e-2, 3e-2], "rate_every": [1, 10]}
+
+
+class NgdiffConfig(LoopConfig):
+    """The loop; ``lr`` is the first rate, a length in weight space."""
+
+    lr: float = Field(1e-2, gt=0)
+    rate_every: int = Field(10, gt=0, description="steps between new rates")
+    max_rate: float = Field(1.0, gt=0, description="a rate is never above this")
+
+
+def difference(retain: Sequence[torch.Tensor], forget: Sequence[torch.Tensor]) -> list[torch.Tensor]:
+    """``g_r / |g_r| - g_f / |g_f|``, to be descended, g_f the gradient of the cross-entropy on D_f.
+
+    Source: Jin et al. 2025, arXiv 2410.22086, eq. 8.
+    """
+    norms = [
+        max(float(torch.stack([g.double().square().sum() for g in x]).sum().sqrt()), 1e-12)
+        for x in (retain, forget)
+    ]
+    return [r / norms[0] - f / norms[1] for r, f in zip(retain, forget, strict=True)]
+
+
+def newton_rate(ahead: float, here: float, behind: float, rate: float) -> float | None:
+    """The rate that minimises the parabola through three losses, or None where it has no minimum ahead.
+
+    ``rate / 2 (L+ - L-) / (L+ - 2 L0 + L-)``, L+ and L- the losses at ``theta + rate d`` and
+    ``theta - rate d``.
+
+    Args:
+        ahead: L-, after a step of descent.
+        here: L0.
+        behind: L+, after a step the other way.
+        rate: of the steps.
+
+    Source: Bu and Xu 2024 (GeN), arXiv 2407.02772, eq. 6; NGDiff's automatic rate.
+    """
+    bend, slope = behind - 2 * here + ahead, behind - ahead
+    return rate / 2 * slope / bend if bend > 0 and slope > 0 else None
+
+
+def ngdiff(task: Task, config: NgdiffConfig | None = None) -> Outcome:
+    """Plain steps along the difference of normalised gradients, of a rate that lowers the retain loss most.
+
+    Args:
+        task: the request.
+        config: see :class:`NgdiffConfig`.
+
+    Source: Jin et al. 2025, arXiv 2410.22086.
+    """
+    config = config or NgdiffConfig()
+    rate = config.lr
+
+    def direction(descent: Descent, step: int) -> tuple[list[torch.Tensor], Log]:
+        nonlocal rate
+        batch = descent.retain.next()
+        loss_r, loss_f = descent.loss(batch), descent.loss(descent.forget.next())
+        found = difference(descent.grad(loss_r), descent.grad(loss_f))
+        if step % config.rate_every == 0:
+            new = newton_rate(
+                _moved(descent, batch, found, -rate),
+                float(loss_r.detach()),
+                _moved(descent, batch, found, rate),
+                rate,
+            )
+            rate = min(new or rate, config.max_rate)
+        log = {"forget_loss": float(loss_f.detach()), "retain_loss": float(loss_r.detach()), "rate": rate}
+        # The optimiser's own rate is config.lr; the step is to have the length of the automatic one.
+        return [rate / config.lr * d for d in found], log
+
+    plain = config.model_copy(update={"optimizer": "sgd"})
+    return outcome(task, "ngdiff", descend(task, plain, direction, momentum=0.0))
+
+
+@torch.no_grad()
+def _moved(descent: Descent, batch: Batch, direction: Sequence[torch.Tensor], rate: float) -> float:
+    """Retain loss at ``theta + rate d``; the weights are put back exactly."""
+    before = [p.detach().clone() for p in descent.params]
+    try:
+        for p, d in zip(descent.params, direction, strict=True):
+            p.add_(d, alpha=rate)
+        return float(descent.loss(batch))
+    finally:
+        for p, b in zip(descent.params, before, strict=True):
+            p.copy_(b)

@@ -1,0 +1,200 @@
+"""ROME: for every forgotten user one rank-one edit of an MLP's output matrix."""
+
+from __future__ import annotations
+
+import copy
+from typing import Any
+
+import numpy as np
+import torch
+from pydantic import Field
+
+from curerec.config import Strict
+from curerec.methods.edits import (
+    Merge,
+    Uninformed,
+    edits_of,
+    mlp_output,
+    plain,
+    title_ends,
+    transposed,
+    uninformed,
+)
+from curerec.methods.loop import LoopConfig, outcome, watch_of
+from curerec.methods.losses import kl_to
+from curerec.methods.rome.edit import Site, covariance, rank_one
+from curerec.methods.task import Task
+from curerec.methods.unlearn import Update
+from curerec.prompts.encoding import Prompts
+from curerec.recommender.families import family_of
+from curerec.recommender.lora import PREFIX, factors_of, stacked, with_factors
+from curerec.recommender.score import answer_logits, to_batch
+from curerec.recommender.tune import TuneConfig, optimise
+from curerec.records import Outcome
+
+DEPTH = 17 / 48  # the layer of GPT-2 XL that ROME edits, as a share of its layers
+SEARCH: dict[str, list[Any]] = {"answer": ["prior", "base"], "lr": [0.1, 0.5], "clamp": [1.0, 4.0]}
+
+
+class RomeConfig(Strict):
+    """Site, value search and stopping."""
+
+    layer: int | None = Field(None, ge=0, description="none: 17/48 of the depth, below the last layer")
+    answer: Uninformed = Field("prior", description="what to answer instead")
+    merge: Merge = Field("user", description="the prompts of a user, or about an item, make one edit")
+    steps: int = Field(20, gt=0, description="of Adam towards the value")
+    lr: float = Field(0.5, gt=0)
+    weight_decay: float = Field(0.5, ge=0)
+    clamp: float = Field(4.0, gt=0, description="longest change of the value, in lengths of the value")
+    kl_weight: float = Field(
+        0.0625, ge=0, description="of keeping retained prompts' answers under the change"
+    )
+    batch_size: int = Field(16, gt=0, description="prompts of an edit, and of D_r beside them")
+    covariance_size: int = Field(400, gt=0, description="retain prompts whose keys make the covariance")
+    check_every: int = Field(4, gt=0, description="edits between looks at the membership gap")
+    check_size: int = Field(1000, gt=10)
+    tolerance: float = Field(0.0, ge=0)
+    max_auc_drop: float = Field(0.002, ge=0)
+
+
+def rome(task: Task, config: RomeConfig | None = None) -> Outcome:
+    """Edit user after user until the membership gap closes.
+
+    Args:
+        task: the request.
+        config: see :class:`RomeConfig`.
+
+    Source: Meng et al. 2022, arXiv 2202.05262, eq. 2 and 4.
+    """
+    config = config or RomeConfig()
+    base = task.base_model() if config.answer == "base" else None
+    with task.clock.stage("prepare"):
+        shared = {k: getattr(config, k) for k in ("check_size", "tolerance", "max_auc_drop")}
+        watch = watch_of(task, LoopConfig(**shared))
+        model = task.copy_of_model().requires_grad_(False)
+        layer = site_of(model, config.layer)
+        site = Site(mlp_output(model, layer))
+        edits = edits_of(task, config.merge)
+        retain = task.encode(task.sample(task.retain, config.batch_size, 81))
+    with task.clock.stage("covariance"):
+        known = task.encode(task.sample(task.retain, config.covariance_size, 82))
+        spread = covariance(model, site, known, config.batch_size)
+    weight = plain(site.module).weight
+    rng = np.random.default_rng([task.seed, 83])
+    factors: list[tuple[torch.Tensor, torch.Tensor]] = []
+    trace: list[dict[str, float]] = [{"step": 0, **watch.first}]
+    kept, stop = 0, "every edit was made before the membership gap closed"
+    with task.clock.stage("update") as advance:
+        for k, rows in enumerate(edits, start=1):
+            rows = rng.permutation(rows)[: config.batch_size]
+            prompts = task.encode(task.forget.take(rows))
+            target = uninformed(task, prompts, base)
+            key, change, loss = value_change(task, model, site, prompts, target, retain, config)
+            left, right = rank_one(change, key, spread)
+            product = torch.outer(left, right)
+            with torch.no_grad():
+                weight.add_((product.T if transposed(site.module) else product).to(weight))
+            factors.append((left, right))
+            advance(k, len(edits))
+            if k % config.check_every and k != len(edits):
+                continue
+            seen = watch.look(model)
+            trace.append({"step": k, "loss": loss, **seen})
+            if watch.harmed(seen):
+                drop = f"validation AUC fell by {config.max_auc_drop:g}"
+                stop = f"the utility guard: {drop}; the edits before are kept"
+                break
+            kept = k
+            if watch.closed(seen):
+                stop = "the membership gap closed: deleted data is no longer told from unseen data"
+                break
+        path = next(n for n, m in model.named_modules() if m is site.module)
+        new = edited(task.original.model, path, factors[:kept])
+    lora = hasattr(new, "peft_config")
+    done = Update(new.eval(), tuple(trace), stop, int(trace[-1]["step"]), weight.numel())
+    details = {"layer": layer, "edits": kept}
+    return outcome(task, "rome", done, **details, **({} if lora else {"changed": (f"{path}.weight",)}))
+
+
+def site_of(model: Any, layer: int | None) -> int:
+    """The layer to edit; below the last, whose MLP at the title is read by no later attention."""
+    n = len(family_of(model).layer_list(model))
+    return min(round(DEPTH * n) if layer is None else layer, max(n - 2, 0))
+
+
+def value_change(
+    task: Task,
+    model: Any,
+    site: Site,
+    prompts: Prompts,
+    target: torch.Tensor,
+    retain: Prompts,
+    config: RomeConfig,
+) -> tuple[torch.Tensor, torch.Tensor, float]:
+    """k*, v* - W k* and the last loss of one edit.
+
+    v* is what the map would have to write at the last title token for the answers to be the target's, found
+    by Adam: KL to the target, plus ``kl_weight`` of the KL that the same change causes on retained prompts,
+    plus weight decay, the change never longer than ``clamp`` values.
+
+    Args:
+        task, model: the request and the model as edited so far.
+        site: the map.
+        prompts: of the edit, [n].
+        target: logits, [n, 2].
+        retain: prompts whose answers are to stay.
+        config: of the search.
+    """
+    device = site.device
+    here, there = (to_batch(p, np.arange(len(p)), device) for p in (prompts, retain))
+    ends, other_ends = (torch.from_numpy(title_ends(p)).to(device) for p in (prompts, retain))
+    with torch.no_grad():
+        with site.reading(ends) as seen:
+            answer_logits(model, *here, task.answers)
+        key, value = (x.mean(0) for x in seen[0])
+        before = answer_logits(model, *there, task.answers)
+    change = torch.nn.Parameter(torch.zeros_like(value))
+    longest = config.clamp * float(value.norm())
+    last = [float("nan")]
+
+    def gradients(step: int) -> None:
+        with site.adding(change, ends):
+            loss = kl_to(answer_logits(model, *here, task.answers), target)
+        if config.kl_weight:
+            with site.adding(change, other_ends):
+                kept = kl_to(answer_logits(model, *there, task.answers), before)
+            loss = loss + config.kl_weight * kept
+        loss = loss + config.weight_decay * change.norm() / value.norm() ** 2
+        (change.grad,) = torch.autograd.grad(loss, [change])
+        last[0] = float(loss.detach())
+
+    def after(step: int) -> None:
+        with torch.no_grad():
+            norm = float(change.norm())
+            if norm > longest:
+                change.mul_(longest / norm)
+
+    constant = TuneConfig(lr=config.lr, schedule="constant", warmup=0, max_grad_norm=1e9)
+    optimise([change], config.steps, gradients, constant, after_step=after)
+    return key, change.detach(), last[0]
+
+
+def edited(original: Any, path: str, factors: list[tuple[torch.Tensor, torch.Tensor]]) -> Any:
+    """theta_o with the edits in one map: in its weight, or with LoRA as ranks joined to its branch.
+
+    Args:
+        original: theta_o, left as it is.
+        path: of the map's module.
+        factors: (left [out], right [in]) of each edit.
+    """
+    if not factors:
+        return copy.deepcopy(original)
+    left, right = (torch.stack(side).to(next(original.parameters())) for side in zip(*factors, strict=True))
+    if hasattr(original, "peft_config"):
+        more = {path.removeprefix(PREFIX): (right, left.T)}
+        return with_factors(original, stacked((1.0, factors_of(original)), (1.0, more)))
+    new = copy.deepcopy(original)
+    module = new.get_submodule(path)
+    with torch.no_grad():
+        module.weight.add_(right.T @ left if transposed(module) else left.T @ right)
+    return new

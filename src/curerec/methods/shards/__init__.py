@@ -1,0 +1,1 @@
+"""Recommenders made of shards: training, exact forgetting by restarting what is hit, answering together."""

@@ -1,0 +1,60 @@
+"""Rules on the pair of whole gradients: a mix whose weights follow from three inner products."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import torch
+
+from curerec.methods.loop import outcome
+from curerec.methods.rules import Gradients, Rules, uniform
+from curerec.methods.task import Task
+from curerec.methods.unlearn import UnlearnConfig, run
+from curerec.recommender.score import device_of
+from curerec.recommender.units import units_of
+from curerec.records import Outcome
+
+
+class WholeVector(Rules):
+    """Combines g_f and w g_r as two vectors over all parameters: ``a g_f + b w g_r``.
+
+    Subclasses say what a and b are.
+
+    Args:
+        model: gives the parameters that may change.
+        weight: w, weight of the retain gradient.
+    """
+
+    def __init__(self, model: Any, weight: float) -> None:
+        units = units_of(model, "projection")
+        super().__init__(units, uniform(units, device_of(model)), weight=weight)
+
+    def mix(self, ff: float, fr: float, rr: float) -> tuple[float, float]:
+        """(a, b) from the inner products of g_f and w g_r."""
+        raise NotImplementedError
+
+    def combine(self, forget: Gradients, retain: Gradients) -> tuple[Gradients, dict[str, torch.Tensor]]:
+        """Directions to descend; as :meth:`Rules.combine`, with the whole model as the one unit."""
+        scaled = {n: self.weight * g for n, g in retain.items()}
+        ff, fr, rr = inner(forget, forget), inner(forget, scaled), inner(scaled, scaled)
+        a, b = self.mix(ff, fr, rr)
+        out = {n: a * forget[n] + b * scaled[n] for n in forget}
+        return out, noted(ff, fr, rr)
+
+
+def inner(x: Gradients, y: Gradients) -> float:
+    """Inner product over all parameters, summed in double precision."""
+    return float(sum((x[n].double() * y[n].double()).sum() for n in x))
+
+
+def noted(ff: float, fr: float, rr: float) -> dict[str, torch.Tensor]:
+    """What the loop notes of a step: the cosine, and whether the two conflict."""
+    norm = np.sqrt(ff) * np.sqrt(rr)
+    cos = fr / norm if norm > 0 else float("nan")
+    return {"cos": torch.tensor([cos]), "projected": torch.tensor([fr < 0])}
+
+
+def operate(task: Task, config: UnlearnConfig, rules: WholeVector, name: str) -> Outcome:
+    """The update loop that ``cure`` uses, with a rule on the whole pair."""
+    return outcome(task, name, run(task, rules, config))

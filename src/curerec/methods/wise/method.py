@@ -1,0 +1,156 @@
+"""WISE: uninformed answers in a side memory, and a router that finds the prompts they are for."""
+
+from __future__ import annotations
+
+import time
+from dataclasses import replace
+from typing import Any, Literal
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from pydantic import Field
+
+from curerec.methods.edits import Uninformed, edits_of, mlp_output, uninformed
+from curerec.methods.loop import Batch, Descent, Log, LoopConfig, descend, outcome
+from curerec.methods.losses import kl_to
+from curerec.methods.task import Task
+from curerec.methods.wise.memory import SideMemory, attach
+from curerec.recommender.families import family_of
+from curerec.recommender.score import answer_logits, by_length, device_of, score, to_batch
+from curerec.records import Outcome
+
+DEPTH = 27 / 32  # the layer of LLaMA-2-7B that WISE copies, as a share of its layers
+SEARCH: dict[str, list[Any]] = {
+    "answer": ["prior", "base"],
+    "margin_scale": [0.01, 0.1, 1.0],
+    "lr": [0.1, 1.0],
+}
+
+
+class WiseConfig(LoopConfig):
+    """Site, margins, router and the loop."""
+
+    layer: int | None = Field(None, ge=0, description="none: 27/32 of the depth")
+    answer: Uninformed = Field("prior", description="what to answer instead")
+    share: float = Field(0.2, gt=0, le=1, description="of the matrix that the memory may differ in")
+    out_margin: float = Field(5.0, gt=0, description="activation of retained prompts is to stay below")
+    in_margin: float = Field(20.0, gt=0, description="activation of forgotten prompts is to rise above")
+    gap_margin: float = Field(10.0, gt=0, description="least distance between the two")
+    margin_scale: float = Field(
+        1.0, gt=0, description="factor of the three: a small model's outputs are short"
+    )
+    ratio: float = Field(0.88, gt=0, description="threshold, in activations of the least excited user")
+    bound: float = Field(1.0, gt=0, description="largest change of an entry")
+    lr: float = Field(1.0, gt=0)
+    optimizer: Literal["sgd"] = "sgd"
+    batch_size: int = Field(32, gt=0)
+    max_steps: int = Field(70, gt=0)
+    average: float = Field(0.0, ge=0, lt=1)
+    check_every: int = Field(10, gt=0)
+
+
+def margin_loss(inside: torch.Tensor, outside: torch.Tensor, config: WiseConfig) -> torch.Tensor:
+    """``max(0, out - a) + max(0, b - in) + max(0, g - (in - out))``, each a mean over prompts or pairs.
+
+    Args:
+        inside: activations of prompts to be answered from the memory, [n].
+        outside: of all others, [m].
+        config: gives a = 5, b = 20, g = 10 and their common factor.
+
+    Source: Wang et al. 2024 (WISE), arXiv 2405.14768, eq. 5.
+    """
+    s = config.margin_scale
+    return (
+        F.relu(outside - s * config.out_margin).mean()
+        + F.relu(s * config.in_margin - inside).mean()
+        + F.relu(s * config.gap_margin - (inside[:, None] - outside[None])).mean()
+    )
+
+
+def wise(task: Task, config: WiseConfig | None = None) -> Outcome:
+    """Teach a side memory uninformed answers on D_f, and route to it what resembles D_f.
+
+    The weights proper stay those of theta_o: everything is remembered, and hidden.
+
+    Args:
+        task: the request.
+        config: see :class:`WiseConfig`.
+
+    Source: Wang et al. 2024 (WISE), arXiv 2405.14768; one memory, so no merging of several.
+    """
+    config = config or WiseConfig()
+    base = task.base_model() if config.answer == "base" else None
+    with task.clock.stage("prepare"):
+        model = task.copy_of_model()
+        n = len(family_of(model).layer_list(model))
+        layer = min(round(DEPTH * n) if config.layer is None else config.layer, n - 1)
+        module = mlp_output(model, layer)
+        side = attach(module, config.share, task.seed)
+        name = next(n for n, p in model.named_parameters() if p is side.delta)
+        target = uninformed(task, task.encode(task.forget), base)
+
+    def activation(batch: Batch) -> tuple[torch.Tensor, torch.Tensor]:
+        logits = answer_logits(model, batch.ids, batch.last, task.answers)
+        assert side.activation is not None
+        rows = torch.arange(len(batch.last), device=batch.last.device)
+        return logits, side.activation[rows, batch.last]
+
+    def direction(descent: Descent, step: int) -> tuple[list[torch.Tensor], Log]:
+        with torch.no_grad():
+            side.delta.clamp_(-config.bound, config.bound)
+        side.editing = True
+        batch = descent.forget.next()
+        logits, inside = activation(batch)
+        _, outside = activation(descent.retain.next())
+        answer, margin = kl_to(logits, target[batch.index]), margin_loss(inside, outside, config)
+        (grad,) = descent.grad(answer + margin)
+        side.editing, side.activation = False, None
+        noted = {"forget_loss": float(answer.detach()), "margin_loss": float(margin.detach())}
+        return [grad * side.mask], noted
+
+    def find_threshold() -> None:
+        side.threshold.fill_(config.ratio * least_excited(task, model, side))
+
+    done = descend(
+        task, config, direction, model=model, names=[name], momentum=0.0, before_look=find_threshold
+    )
+    return outcome(
+        task,
+        "wise",
+        replace(done, n_trainable=int(side.mask.sum())),
+        layer=layer,
+        changed=(name,),
+        storable=False,
+        threshold=float(side.threshold),
+        latency_ratio=latency_ratio(task, done.model),
+    )
+
+
+@torch.no_grad()
+def least_excited(task: Task, model: Any, side: SideMemory) -> float:
+    """Least mean activation of any user's forget prompts: the weakest edit."""
+    prompts = task.encode(task.forget)
+    found = np.zeros(len(prompts))
+    side.editing = True
+    for index in by_length(prompts, 128):
+        ids, last = to_batch(prompts, index, device_of(model))
+        answer_logits(model, ids, last, task.answers)
+        assert side.activation is not None
+        found[index] = side.activation[torch.arange(len(last), device=last.device), last].cpu().numpy()
+    side.editing, side.activation = False, None
+    return float(min(found[rows].mean() for rows in edits_of(task, "user")))
+
+
+def latency_ratio(task: Task, model: Any) -> float:
+    """Seconds that the routed model takes for validation prompts, over those of theta_o; best of three."""
+    prompts = task.encode(task.sample(task.valid, 256, 84))
+
+    def seconds(which: Any) -> float:
+        start = time.perf_counter()
+        score(which, prompts, task.answers)
+        return time.perf_counter() - start
+
+    # In turn, so that other work on the machine slows both alike.
+    pairs = [(seconds(model), seconds(task.original.model)) for _ in range(3)]
+    return min(a for a, _ in pairs) / min(b for _, b in pairs)

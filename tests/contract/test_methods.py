@@ -1,0 +1,73 @@
+"""Every method keeps to the contract, fully fine-tuned and with LoRA."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from curerec.methods import METHODS, card_of, search_of
+from curerec.testing import methods as contract
+from made_tasks import made_task
+
+SHORT = {"max_steps": 4, "check_every": 2, "check_size": 60, "batch_size": 32, "max_auc_drop": 1}
+CURE = {
+    "pairs": 16,
+    "contribution_size": 40,
+    "draws": 10,
+    "update": SHORT,
+}
+SPECIAL: dict[str, dict[str, Any]] = {
+    "cure": CURE,
+    "random_modules": CURE,
+    "task_vector": {"check_size": 60, "max_auc_drop": 1, "alphas": (1.0, 2.0)},
+    "scrub": {**SHORT, "max_steps": 40, "epochs": 1, "retain_share": 0.2},
+    "rome": {"steps": 3, "covariance_size": 40, "check_size": 60, "max_auc_drop": 1},
+    "wise": {**SHORT, "margin_scale": 0.01, "lr": 5.0},
+    "sisa": {"shards": 2, "slices": 2},
+    "receraser": {"shards": 2, "attention_steps": 3, "width": 8},
+    "apa": {"shards": 2, "valid_size": 60},
+    "cragru": {},
+    "e2urec": {**SHORT, "max_steps": 10, "r": 2},
+}
+KINDS = ("full", "lora")
+
+
+def short(name: str) -> Any:
+    kind = METHODS[name][1]
+    return kind and kind(**SPECIAL.get(name, SHORT))
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("name", METHODS)
+def test_a_method_keeps_to_the_contract(name, kind):
+    run, config = METHODS[name][0], short(name)
+    task = made_task(kind)
+    out = contract.check_original_unchanged(run, config, task)
+    contract.check_outcome(out, name, task)
+    contract.check_something_changed(out, task)
+    contract.check_only_trainable_changed(out, task)
+    contract.check_saves_and_loads(out, task)
+    contract.check_deterministic(out, run(made_task(kind), config))
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("family", ["qwen2", "qwen3"])  # with biases; with norms of heads
+@pytest.mark.parametrize("name", ["simnpo", "cagrad", "task_vector", "e2urec", "rome", "wise"])
+def test_other_families(name, family, kind):
+    task = made_task(kind, family=family)
+    out = contract.check_original_unchanged(METHODS[name][0], short(name), task)
+    contract.check_something_changed(out, task)
+    contract.check_only_trainable_changed(out, task)
+    contract.check_saves_and_loads(out, task)
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_configuration_and_card(name):
+    contract.check_config(METHODS[name][1], search_of(name))
+    contract.check_card(card_of(name))
+
+
+@pytest.mark.parametrize("name", [n for n in METHODS if n not in ("cure", "random_modules", "retrain")])
+def test_a_grid_is_declared(name):
+    assert search_of(name)

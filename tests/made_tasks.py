@@ -1,0 +1,65 @@
+"""A tiny unlearning request: catalogue, split, base, fine-tuned model."""
+
+from __future__ import annotations
+
+import copy
+from typing import Any
+
+import numpy as np
+
+from curerec.data.forget import apply_request
+from curerec.data.splits import per_user_split
+from curerec.methods.task import Task
+from curerec.prompts.encoding import Encoder, queries
+from curerec.recommender.tune import TuneConfig, tune
+from curerec.records import ForgetRequest, Recommender
+from made_catalogue import made_catalogue
+from made_models import made_encoder, made_model, with_lora
+
+TUNING = TuneConfig(epochs=1, batch_size=32, lr=3e-3)
+_made: dict[tuple[str, str], tuple[Any, Any, Any]] = {}
+
+
+def made_task(kind: str = "full", *, family: str = "llama", seed: int = 0, share: float = 0.2) -> Task:
+    """A request to forget some users of a recommender really fine-tuned, for a moment, on made-up ratings.
+
+    Args:
+        kind: ``full`` or ``lora``.
+        family: key of :data:`made_models.KINDS`.
+        seed: of the task.
+        share: of the users.
+    """
+    data = made_catalogue()
+    encoder: Encoder = made_encoder()
+    split = per_user_split(data, seed=0)
+    if (kind, family) not in _made:
+        base = made_model(len(encoder.tokenizer), family)
+        start = with_lora(copy.deepcopy(base)) if kind == "lora" else copy.deepcopy(base)
+        if kind == "lora":  # as pipeline.fresh_model: B is 0, the base answers until it is trained
+            for name, p in start.named_parameters():
+                p.requires_grad_(".lora_" in name)
+                if ".lora_B." in name:
+                    p.data.zero_()
+        else:
+            start.requires_grad_(True)
+        tuned = copy.deepcopy(start)
+        tune(tuned, encoder.encode(queries(data, split.train)), encoder.answers, TUNING, seed=0)
+        _made[kind, family] = base, start, tuned
+    base, start, tuned = _made[kind, family]
+    users = data.users[: max(1, round(share * len(data.users)))]
+    return Task.of(
+        apply_request(data, split, ForgetRequest("users", tuple(users.tolist()))),
+        original=Recommender(
+            copy.deepcopy(tuned), encoder.tokenizer, "likes", encoder.answers, {"name": "made"}
+        ),
+        base_state={k: v.clone() for k, v in base.state_dict().items()} if kind == "full" else None,
+        data=data,
+        tuning=TUNING,
+        fresh=lambda: copy.deepcopy(start),
+        seed=seed,
+    )
+
+
+def weights(model: Any) -> np.ndarray:
+    """All parameters in one row, float64."""
+    return np.concatenate([p.detach().double().numpy().ravel() for p in model.parameters()])
