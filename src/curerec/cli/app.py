@@ -7,6 +7,8 @@ from typing import Annotated, Any
 
 import typer
 
+from curerec.cli.requests import attach
+
 app = typer.Typer(
     name="curerec",
     help="Make an LLM-based recommender forget, with a record of what was changed.\n\n"
@@ -389,3 +391,6 @@ def say_verdict(found: dict[str, Any], *, strict: bool = True) -> None:
             typer.echo(f"  {check['name']}: {check['text']}")
     if found["verified"] is False or (strict and found["verified"] is None):
         raise typer.Exit(1)
+
+
+attach(app)
