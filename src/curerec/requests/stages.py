@@ -14,6 +14,7 @@ from typing import Any, Protocol
 import numpy as np
 
 from curerec.data import durable
+from curerec.data.output import WRITING
 from curerec.errors import ModelError
 from curerec.progress import Reporter, Silent
 from curerec.recommender import manifest
@@ -126,7 +127,13 @@ def _update(engine: Engine, done: dict[str, dict[str, Any]], work: Path) -> dict
     with durable.storing("work folder"):
         shutil.rmtree(draft, ignore_errors=True)
         draft.mkdir(mode=0o700)
-    answer = engine.update(done["circuit"], done["groups"], draft)
+    try:
+        answer = engine.update(done["circuit"], done["groups"], draft)
+    except OSError as error:
+        if error.errno not in WRITING:
+            raise
+        with durable.storing("new version"):
+            raise
     with durable.storing("new version"):
         digest = manifest.seal(draft, where="new version")
     durable.publish(draft, adapter)
