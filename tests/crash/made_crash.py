@@ -20,7 +20,7 @@ from curerec.requests.runner import run
 from curerec.requests.store import Store
 
 sys.path.append(str(Path(__file__).resolve().parents[1] / "requests"))
-import made_store  # noqa: E402
+import made_store
 
 #: Every call by which the package changes a disk.
 CALLS = ("open", "write", "fsync", "rename", "replace", "symlink", "unlink", "mkdir", "rmdir")

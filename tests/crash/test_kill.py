@@ -11,10 +11,6 @@ import time
 from pathlib import Path
 
 import pytest
-
-from curerec.errors import StorageError
-from curerec.requests.runner import run
-from curerec.requests.store import Store
 from made_crash import (
     FAULTS,
     Count,
@@ -29,6 +25,10 @@ from made_crash import (
     template,
     whole,
 )
+
+from curerec.errors import StorageError
+from curerec.requests.runner import run
+from curerec.requests.store import Store
 
 
 @pytest.fixture(scope="module")

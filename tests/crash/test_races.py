@@ -10,12 +10,12 @@ import time
 from pathlib import Path
 
 import pytest
+from made_crash import copy, forked, made_store
 
 from curerec.errors import RefusedError
 from curerec.requests.audit import audit
 from curerec.requests.runner import run
 from curerec.requests.store import Store
-from made_crash import copy, forked, made_store
 
 PROCESSES = 8
 

@@ -120,9 +120,10 @@ class Ledger:
     def add_all(self, many: Iterable[Asked]) -> list[tuple[str, bool]]:
         """Several requests in one transaction, so with one wait for the disk."""
         with transaction(self.db):
-            return [self._add(asked) for asked in many]
+            return [self.add_inside(asked) for asked in many]
 
-    def _add(self, asked: Asked) -> tuple[str, bool]:
+    def add_inside(self, asked: Asked) -> tuple[str, bool]:
+        """As :meth:`add`, inside of the caller's transaction."""
         entries = tuple(dict.fromkeys(asked.entries))
         same = keys.content_key(self.key, asked.kind, entries)
         found = self.db.execute("SELECT id, state FROM request WHERE content_key = ?", (same,)).fetchone()
