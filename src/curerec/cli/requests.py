@@ -166,10 +166,12 @@ def run(
     """Carry out what is open; after a kill, go on where it was. Exit code 1 if anything is not verified."""
     from curerec.cli.app import quiet
     from curerec.cli.bars import bars
-    from curerec.requests.engine import CureEngine
+    from curerec.requests.engine import CureEngine, check_method
     from curerec.requests.runner import run as carry_out
 
     quiet()
+    if method is not None:
+        check_method(method)
     with _store(store) as opened, bars() as reporter:
         done = carry_out(
             opened, CureEngine, each=each, method=method, seed=seed, retrain=retrain, reporter=reporter

@@ -161,6 +161,8 @@ def connect(path: Path, *, create: bool = False, thread_check: bool = True) -> s
                 "secure_delete = ON",  # ids that are deleted are overwritten with zeros
             ):
                 connection.execute(f"PRAGMA {pragma}")
+            if not create and connection.execute("PRAGMA user_version").fetchone()[0] == 0:
+                raise StorageError("holds no schema: it was emptied", where="ledger", mend="Restore a backup")
             migrate(connection)
         except BaseException:
             connection.close()

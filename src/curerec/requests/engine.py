@@ -362,3 +362,6 @@ def _circuit(stored: dict[str, Any]) -> Circuit:
 def _groups(stored: dict[str, Any]) -> Groups:
     scores = (np.asarray(stored[k], np.float64) for k in ("forget_score", "retain_score", "agreement"))
     return Groups(tuple(stored["modules"]), np.asarray(stored["role"], dtype=object), *scores)
+
+
+__all__ = ["CureEngine", "check_method", "init"]
