@@ -10,7 +10,7 @@ import time
 
 import numpy as np
 import pytest
-from made_service import TOKEN, Line, ask, served
+from made_service import TOKEN, Line, ask, served, start
 from made_store import made_data, made_store, stand, users
 
 from curerec.errors import ConfigError
@@ -33,15 +33,6 @@ def settled(port, name, states=("committed", "held")):
             return row
         time.sleep(0.05)
     raise AssertionError(row)
-
-
-def start(port):
-    """Start a run, once the worker before is gone."""
-    for _ in range(200):
-        if (status := ask(port, "POST", "/run")[0]) != 409:
-            return status
-        time.sleep(0.05)
-    return 409
 
 
 def test_a_request_from_post_to_report(service):

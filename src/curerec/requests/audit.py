@@ -234,6 +234,7 @@ def audit_export(path: Path, *, public: Path | None = None, head: str | None = N
     try:
         content = json.loads(raw)
         said = content.pop("sha256")
+        ends = content["head"]
         if content["format"] != EXPORT or rfc8785.dumps({**content, "sha256": said}) != raw:
             raise ValueError
         links = [
@@ -251,10 +252,10 @@ def audit_export(path: Path, *, public: Path | None = None, head: str | None = N
     found = chain.faults(links, public=public, head=head)
     if hashlib.sha256(rfc8785.dumps(content)).hexdigest() != said:
         found.append("export: its content is not what its hash says")
-    if content["head"] != (links[-1].sha256 if links else None):
+    if ends != (links[-1].sha256 if links else None):
         found.append("export: does not end with its head")
     notes = () if public else ("an export without --public-key shows accidents, not forgeries",)
-    return Findings(len(links), 0, len(links) if public else 0, tuple(found), notes, content["head"])
+    return Findings(len(links), 0, len(links) if public else 0, tuple(found), notes, ends)
 
 
 __all__ = ["FILE_NAME", "Findings", "audit", "audit_export", "export"]
