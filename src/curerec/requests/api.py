@@ -56,7 +56,7 @@ def make_app(
         yield
         desk.close()
 
-    app = FastAPI(lifespan=lifespan, docs_url=None, redoc_url=None, openapi_url=None)
+    app = FastAPI(lifespan=lifespan, docs_url=None, redoc_url=None, openapi_url=None, redirect_slashes=False)
     ledger, streams = desk.store.ledger, [0]
 
     @app.exception_handler(CurerecError)
