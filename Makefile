@@ -3,7 +3,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
-.PHONY: install demo test lint soak clean
+.PHONY: install demo test lint check soak clean
 
 install: $(STAMP)
 
@@ -21,6 +21,9 @@ lint: install
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	$(BIN)/lint-imports
+
+check: lint
+	$(BIN)/pip-audit --skip-editable --progress-spinner off
 
 test: lint
 	$(BIN)/python -m pytest -m "not soak and not network"

@@ -13,8 +13,8 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 def load(store, base):
     """Model, tokenizer and name of the version in force.
 
-    The link is resolved once: what is loaded is one version, also if `current` moves meanwhile. Its name is its
-    content hash: register it under this name, never under "current", and no cache can serve an old one for it.
+    The link is resolved once: what is loaded is one version, also if `current` moves meanwhile. Its name is
+    its content hash: register it under this name, never under "current", and no cache can serve an old one.
     """
     folder = (Path(store) / "current").resolve()
     model = AutoModelForCausalLM.from_pretrained(base, use_safetensors=True, local_files_only=True)

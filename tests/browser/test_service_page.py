@@ -1,4 +1,4 @@
-"""The service's page in a real browser: login, list, progress, report; nothing foreign is asked for or run."""
+"""The service's page in a real browser: login, list, progress, report; nothing foreign is run."""
 
 from __future__ import annotations
 
@@ -97,7 +97,7 @@ def test_without_the_token_the_page_shows_nothing(browser: Any, service: Any) ->
 
 
 def test_requests_progress_and_report(browser: Any, service: Any) -> None:
-    root, port, late, odd = service
+    _, port, late, odd = service
     page, noise = logged_in(browser, port)
     rows = page.locator("tbody tr")
     assert rows.count() == 2 and rows.nth(0).locator("th").inner_text() == late

@@ -24,7 +24,7 @@ FAMILIES = {
     "gemma": (["<bos>", "<eos>", "<start_of_turn>", "<end_of_turn>", "<pad>", "<unused0>"], True),
     "gpt-2": (["<|endoftext|>", "<|pad|>", "<|sep|>"], False),
 }
-FRAME = "The user liked: disliked nothing . Will the user like ? Answer: Ratings of user, oldest first stars Yes No"
+FRAME = "The user liked: disliked nothing . Will the user like ? Answer: Ratings of user, oldest first Yes No"
 DELIMITERS = [
     "Yes",
     "No",

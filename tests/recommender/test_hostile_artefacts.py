@@ -112,6 +112,7 @@ def shift(by):
     return header(lambda c, t, b: t["data_offsets"].__setitem__(0, t["data_offsets"][0] + by))
 
 
+WEIGHTS = "adapter_model.safetensors"
 HUGE = 1 << 60
 ESCAPES = "{{ ''.__class__.__mro__[1].__subclasses__() }}"
 HOSTILE = {
@@ -128,13 +129,13 @@ HOSTILE = {
     "zip with an absolute name": archive("zip", "/tmp/canary"),
     "tar slip": archive("tar", "../canary"),
     "link to a secret": linked("extra.txt", "/etc/passwd"),
-    "link to weights elsewhere": linked("adapter_model.safetensors", lambda f, c: f.parent / "base" / "model.safetensors"),
+    "link to weights elsewhere": linked(WEIGHTS, lambda f, c: f.parent / "base" / "model.safetensors"),
     "link to a folder": linked("more", "/"),
     "link to itself": linked("loop.json", "loop.json"),
     "folder of pickles": lambda f, c: ((f / "sub").mkdir(), (f / "sub" / "x.bin").write_bytes(pickled(c))),
     "pipe": lambda f, c: os.mkfifo(f / "pipe.json"),
     "auto_map of the model": configured("config.json", auto_map={"AutoModelForCausalLM": "evil.Model"}),
-    "auto_map of the tokenizer": configured("tokenizer_config.json", auto_map={"AutoTokenizer": ["evil.T", None]}),
+    "auto_map of the tokenizer": configured("tokenizer_config.json", auto_map={"AutoTokenizer": ["evil.T"]}),
     "auto_map of the adapter": configured("adapter_config.json", auto_map={"AutoModel": "evil.Model"}),
     "auto_map deep inside": configured("config.json", text_config={"sub": [{"auto_map": {}}]}),
     "trust_remote_code": configured("config.json", trust_remote_code=True),
@@ -151,7 +152,7 @@ HOSTILE = {
     "config that is too deep": put("generation_config.json", b"[" * 100_000),
     "config that is no mapping": put("generation_config.json", b"[]"),
     "index that leaves the folder": put(
-        "model.safetensors.index.json", json.dumps({"weight_map": {"a": "../base/model.safetensors"}}).encode()
+        "model.safetensors.index.json", json.dumps({"weight_map": {"a": "../x.safetensors"}}).encode()
     ),
     "header longer than the file": header(lambda c, t, b: struct.pack("<Q", HUGE) + b"{}"),
     "header of no length": header(lambda c, t, b: struct.pack("<Q", 0)),
@@ -167,7 +168,7 @@ HOSTILE = {
     "shape of too many": header(lambda c, t, b: t.update(shape=[HUGE, HUGE])),
     "shape below zero": header(lambda c, t, b: t.update(shape=[-1, -1])),
     "type that is none": header(lambda c, t, b: t.update(dtype="PICKLE")),
-    "bytes that nothing describes": header(lambda c, t, b: struct.pack("<Q", 2) + b"{}" + pickled(Path("/nowhere"))),
+    "bytes that nothing describes": header(lambda c, t, b: struct.pack("<Q", 2) + b"{}" + pickled(Path("/x"))),
     "metadata that are no texts": header(lambda c, t, b: c.update(__metadata__={"x": {"y": 1}})),
     "a tensor twice": header(
         lambda c, t, b: struct.pack("<Q", 23) + b'{"a": {}, "a":      {} }' [:23] + b

@@ -36,8 +36,8 @@ def store(made_path, tmp_path_factory):
     policy = folder / "policy.yaml"
     policy.write_text("retrain_auc_drop: 1\n")
     made = curerec(
-        "request", "init", "--store", folder / "store", "--recommender", made_path.lora, "--data", made_path.data,
-        "--policy", policy,
+        "request", "init", "--store", folder / "store", "--recommender", made_path.lora,
+        "--data", made_path.data, "--policy", policy,
     )  # fmt: skip
     assert made.code == 0, made
     with Store(folder / "store") as opened:

@@ -1,4 +1,4 @@
-"""A hundred requests one after another on a real, tiny recommender: nothing drifts unnoticed, nothing piles up."""
+"""A hundred requests one after another on a tiny recommender: nothing drifts unnoticed or piles up."""
 
 from __future__ import annotations
 
@@ -96,8 +96,8 @@ def test_a_hundred_users_one_by_one(number, tmp_path, capsys, monkeypatch):
     with capsys.disabled():
         print(
             f"\n  {number} requests of one user: {committed} committed by themselves, {counts} at the end, "
-            f"{retrained} retrains, drift at most {max(spent):.3f}; memory {memory[9] >> 10} -> {memory[-1] >> 10} "
-            f"MiB; store {sizes[9] >> 10} -> {sizes[-1] >> 10} KiB"
+            f"{retrained} retrains, drift at most {max(spent):.3f}; "
+            f"memory {memory[9] >> 10} -> {memory[-1] >> 10} MiB; store {sizes[9] >> 10} -> {sizes[-1] >> 10} KiB"
         )
     assert memory[-1] < 1.5 * memory[9] and growth < 2
     shutil.rmtree(tmp_path / "s")

@@ -80,8 +80,9 @@ def test_events_tell_every_stage_and_end(service):
 def test_without_the_token_nothing_is_told(service, token):
     _, port = service
     for method, path in (
-        ("GET", "/requests"), ("POST", "/requests"), ("GET", "/status"), ("GET", "/metrics"), ("POST", "/run"),
-        ("GET", "/events"), ("GET", "/records/1"), ("GET", "/nothing"), ("POST", "/session"), ("DELETE", "/health"),
+        ("GET", "/requests"), ("POST", "/requests"), ("GET", "/status"), ("GET", "/metrics"),
+        ("GET", "/events"), ("GET", "/records/1"), ("GET", "/nothing"), ("POST", "/session"),
+        ("POST", "/run"), ("DELETE", "/health"),
     ):  # fmt: skip
         status, body, headers = ask(port, method, path, token=token)
         assert (status, body) == (401, {"error": "needs the bearer token"}), path
@@ -155,7 +156,8 @@ def test_a_body_without_length_is_counted(service):
     "path",
     [
         "/requests/r-0000000000000000", "/requests/x", "/requests/..%2f..%2fledger.sqlite", "/nothing",
-        "/reports/b-0000000000000000/report.html", "/reports/../ledger.sqlite", "/reports/b-0/../../keys/ledger",
+        "/reports/b-0000000000000000/report.html", "/reports/../ledger.sqlite",
+        "/reports/b-0/../../keys/ledger",
         "/reports/%2e%2e/%2e%2e", "/records/999", "/reports/b-0000000000000000/..%2f..%2fkeys%2fledger",
     ],
 )  # fmt: skip
@@ -223,7 +225,8 @@ def test_fifty_clients_while_a_run_is_under_way(number, tmp_path, capsys):
     p50 = [float(np.quantile([row[k] for row in seen], 0.5)) * 1000 for k in (1, 2)]
     with capsys.disabled():
         print(
-            f"\n  50 clients, {number} requests, a run under way: add p50 {p50[0]:.0f} ms, p99 {p99[0]:.0f} ms; "
+            f"\n  50 clients, {number} requests, a run under way: "
+            f"add p50 {p50[0]:.0f} ms, p99 {p99[0]:.0f} ms; "
             f"state p50 {p50[1]:.0f} ms, p99 {p99[1]:.0f} ms; all accepted once"
         )
     # The bound is for a machine of its own; several test processes share this one's cores.

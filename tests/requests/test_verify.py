@@ -163,10 +163,7 @@ def test_mutations_are_detected(number, made, pem, capsys):
             path.write_bytes(mutate(raw, rng))
             undo = lambda path=path, raw=raw: path.write_bytes(raw)  # noqa: E731
         try:
-            if kind == "export":
-                found = audit_export(folder / "ledger.json").faults
-            else:
-                found = audit(root).faults
+            found = audit_export(folder / "ledger.json").faults if kind == "export" else audit(root).faults
         except CurerecError as error:
             found = (str(error),)
         assert found, (k, kind)

@@ -11,7 +11,7 @@ from typing import Any
 from curerec.errors import ModelError
 
 PICKLED = {".bin", ".pt", ".pth", ".pkl", ".pickle", ".ckpt", ".npy", ".npz", ".joblib", ".dill", ".mar"}
-#: Nothing of a recommender either: code, archives whose members could leave the folder, formats with code inside.
+#: Nothing of a recommender either: code, archives, formats with code inside.
 FOREIGN = {
     ".py",
     ".pyc",
@@ -117,7 +117,7 @@ def _keys(content: Any) -> set[str]:
 
 
 def _check_template(text: str, *, where: str) -> None:
-    """Refuse a chat template that reaches for Python's insides; none is ever rendered here, but it would be served."""
+    """Refuse a chat template that reaches for Python's insides: we render none, but it would be served."""
     if "__" in text or "\\u005f" in text.lower() or "\\x5f" in text.lower():
         mend = "Remove the template; curerec needs none"
         raise ModelError("its chat template reaches for Python's insides", where=where, mend=mend)
@@ -126,7 +126,7 @@ def _check_template(text: str, *, where: str) -> None:
 def check_safetensors(path: Path, *, where: str) -> None:
     """Refuse a safetensors file whose header is not one, before any library maps it.
 
-    Reads the header only, at most :data:`MAX_HEADER_BYTES`: its length, JSON, known types, shapes whose size is
+    Reads the header only, at most :data:`MAX_HEADER_BYTES`: length, JSON, known types, shapes whose size is
     that of their bytes, and offsets that cover the rest of the file without gap or overlap.
 
     Raises:
