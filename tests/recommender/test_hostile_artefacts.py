@@ -168,7 +168,7 @@ HOSTILE = {
     "shape of too many": header(lambda c, t, b: t.update(shape=[HUGE, HUGE])),
     "shape below zero": header(lambda c, t, b: t.update(shape=[-1, -1])),
     "type that is none": header(lambda c, t, b: t.update(dtype="PICKLE")),
-    "bytes that nothing describes": header(lambda c, t, b: struct.pack("<Q", 2) + b"{}" + pickled(Path("/x"))),
+    "bytes not described": header(lambda c, t, b: struct.pack("<Q", 2) + b"{}" + pickled(Path("/x"))),
     "metadata that are no texts": header(lambda c, t, b: c.update(__metadata__={"x": {"y": 1}})),
     "a tensor twice": header(
         lambda c, t, b: struct.pack("<Q", 23) + b'{"a": {}, "a":      {} }' [:23] + b

@@ -97,7 +97,8 @@ def test_a_hundred_users_one_by_one(number, tmp_path, capsys, monkeypatch):
         print(
             f"\n  {number} requests of one user: {committed} committed by themselves, {counts} at the end, "
             f"{retrained} retrains, drift at most {max(spent):.3f}; "
-            f"memory {memory[9] >> 10} -> {memory[-1] >> 10} MiB; store {sizes[9] >> 10} -> {sizes[-1] >> 10} KiB"
+            f"memory {memory[9] >> 10} -> {memory[-1] >> 10} MiB; "
+            f"store {sizes[9] >> 10} -> {sizes[-1] >> 10} KiB"
         )
     assert memory[-1] < 1.5 * memory[9] and growth < 2
     shutil.rmtree(tmp_path / "s")
