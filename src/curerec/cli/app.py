@@ -7,6 +7,8 @@ from typing import Annotated, Any
 
 import typer
 
+from curerec.cli.requests import attach
+
 app = typer.Typer(
     name="curerec",
     help="Make an LLM-based recommender forget, with a record of what was changed.\n\n"
@@ -373,3 +375,6 @@ def recipe_for(name: str | None, model: str | None, seed: int | None) -> Any:
     if seed is not None:
         update["seed"] = seed
     return found.model_copy(update=update)
+
+
+attach(app)

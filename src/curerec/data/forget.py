@@ -98,23 +98,37 @@ def _refuse_unknown(unknown: list[bool], noun: str, request: ForgetRequest) -> N
 
 
 def apply_request(data: Interactions, split: Split, request: ForgetRequest) -> ForgetSplit:
-    """What to forget and what to keep once a request is granted.
+    """What to forget and what to keep once a request is granted; see :func:`without_rows`.
+
+    Raises:
+        RequestError: an id is unknown, no training example is touched, or none would be left.
+    """
+    return without_rows(data, split, deleted_rows(data, request), source=request.source)
+
+
+def without_rows(data: Interactions, split: Split, deleted: np.ndarray, *, source: str) -> ForgetSplit:
+    """What to forget and what to keep once interactions are deleted.
 
     D_f keeps the histories that the model was trained on; everything else is rebuilt without the deleted
     interactions, so a retrain never sees them in any prompt. Control examples of deleted targets stay (with
     their old histories): they were never trained on and measure what a model without them looks like.
+
+    Args:
+        data: the interactions, deleted ones included.
+        split: roles of the examples.
+        deleted: bool [n_rows].
+        source: of the request, for messages.
 
     Raises:
         RequestError: no training example is touched, or none would be left.
 
     Source: PROTOCOL section 1.
     """
-    deleted = deleted_rows(data, request)
     hit = deleted[split.train.target]
     if not hit.any():
         raise RequestError(
             "nothing of the request is in the training data: there is nothing to forget",
-            where=request.source,
+            where=source,
             mend="Check that the recommender was trained on this split",
         )
     kept = split.train.target[~hit]
@@ -122,7 +136,7 @@ def apply_request(data: Interactions, split: Split, request: ForgetRequest) -> F
     if len(retain) == 0:
         raise RequestError(
             "the request deletes all training data",
-            where=request.source,
+            where=source,
             mend="Nothing would be left to recommend from; remove the recommender instead",
         )
 
@@ -140,7 +154,7 @@ def apply_request(data: Interactions, split: Split, request: ForgetRequest) -> F
     if any(len(np.unique(part.label)) < 2 for part in (valid, test)):
         raise RequestError(
             "the request leaves too little to judge the result on (both answers in validation and test)",
-            where=request.source,
+            where=source,
             mend="Nothing much would be left to recommend from; train a recommender anew instead",
         )
     return ForgetSplit(

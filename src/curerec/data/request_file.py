@@ -29,7 +29,7 @@ def read_request(path: str | Path) -> ForgetRequest:
     except (OSError, UnicodeDecodeError) as error:
         reason = getattr(error, "strerror", None) or "not UTF-8"
         raise RequestError(f"cannot be read ({reason})", where=path.name, mend=MEND) from None
-    kind, placed = _from_json(text, path.name) if path.suffix == ".json" else _from_csv(text, path.name)
+    kind, placed = from_json(text, path.name) if path.suffix == ".json" else _from_csv(text, path.name)
     if not placed:
         raise RequestError("names nothing to delete", where=path.name, mend=MEND)
     first = {entry: place for place, entry in reversed(placed)}
@@ -72,7 +72,12 @@ def _from_csv(text: str, name: str) -> tuple[Any, list[tuple[str, Any]]]:
     return kinds[header or ("user",)], placed
 
 
-def _from_json(text: str, name: str) -> tuple[Any, list[tuple[str, Any]]]:
+def from_json(text: str, name: str) -> tuple[Any, list[tuple[str, Any]]]:
+    """Kind and entries of a request in JSON, each with its place in it.
+
+    Raises:
+        RequestError: it is none.
+    """
     try:
         content = json.loads(text)
     except (ValueError, RecursionError):

@@ -4,12 +4,43 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 from pathlib import Path
 from typing import Any
 
 from curerec.errors import ModelError
 
-PICKLED = {".bin", ".pt", ".pth", ".pkl", ".pickle", ".ckpt", ".npy", ".npz"}
+PICKLED = {".bin", ".pt", ".pth", ".pkl", ".pickle", ".ckpt", ".npy", ".npz", ".joblib", ".dill", ".mar"}
+#: Nothing of a recommender either: code, archives, formats with code inside.
+FOREIGN = {
+    ".py",
+    ".pyc",
+    ".so",
+    ".dll",
+    ".dylib",
+    ".zip",
+    ".tar",
+    ".gz",
+    ".tgz",
+    ".7z",
+    ".whl",
+    ".h5",
+    ".keras",
+    ".pb",
+}
+CONFIGS = (
+    "config.json",
+    "tokenizer_config.json",
+    "adapter_config.json",
+    "generation_config.json",
+    "processor_config.json",
+    "preprocessor_config.json",
+    "chat_template.json",
+)
+MAX_CONFIG_BYTES = 16 << 20
+MAX_HEADER_BYTES = 64 << 20
+BITS = {"F64": 64, "I64": 64, "U64": 64, "C64": 64, "F32": 32, "I32": 32, "U32": 32, "F16": 16, "BF16": 16}
+BITS |= {"I16": 16, "U16": 16, "I8": 8, "U8": 8, "BOOL": 8, "F8_E4M3": 8, "F8_E5M2": 8, "F8_E8M0": 8}
 
 
 def check_folder(folder: Path, *, what: str) -> None:
@@ -26,21 +57,25 @@ def check_folder(folder: Path, *, what: str) -> None:
         raise ModelError(
             "is not a folder", where=f"{what} {folder.name}", mend="Give the folder of a saved model"
         )
-    bad = sorted(f.name for f in folder.iterdir() if f.suffix.lower() in PICKLED)
+    own = what == "recommender"
+    # A base may be a snapshot of the hub's cache, which is made of links; a recommender is plain files.
+    if own and any(f.is_symlink() or not f.is_file() for f in folder.iterdir()):
+        mend = "Give the folder that `curerec train` wrote, unchanged"
+        raise ModelError("holds a link or a folder", where=f"{what} {folder.name}", mend=mend)
+    refused = PICKLED | FOREIGN if own else PICKLED
+    bad = sorted(f.name for f in folder.rglob("*") if refused & {s.lower() for s in f.suffixes[-2:]})
     if bad:
         raise ModelError(
             f"holds {bad[0]}, a format that can run code when it is opened",
             where=f"{what} {folder.name}",
             mend="Convert it to safetensors elsewhere and remove the file; pickled weights are never loaded",
         )
-    for name in ("config.json", "tokenizer_config.json", "adapter_config.json"):
+    for name in CONFIGS:
         path = folder / name
-        if path.exists() and "auto_map" in read_json(path, what):
-            raise ModelError(
-                f"{name} asks for code of its own (auto_map)",
-                where=f"{what} {folder.name}",
-                mend="Use a model that transformers implements; remote code is never run",
-            )
+        if path.exists():
+            _check_config(read_json(path, what), name, where=f"{what} {folder.name}")
+    for path in (*folder.glob("*.jinja"), *folder.glob("additional_chat_templates/*")):
+        _check_template(path.read_text(encoding="utf-8", errors="replace"), where=f"{what} {folder.name}")
     for index in folder.glob("*.index.json"):
         named = read_json(index, what).get("weight_map")
         files = set(named.values()) if isinstance(named, dict) else {None}
@@ -54,6 +89,99 @@ def check_folder(folder: Path, *, what: str) -> None:
         raise ModelError(
             "holds no .safetensors file", where=f"{what} {folder.name}", mend="Save the model as safetensors"
         )
+    for path in folder.glob("*.safetensors"):
+        check_safetensors(path, where=f"{what} {folder.name}")
+
+
+def _check_config(content: dict[str, Any], name: str, *, where: str) -> None:
+    keys = {"auto_map", "trust_remote_code", "custom_pipelines"} & _keys(content)
+    if keys:
+        raise ModelError(
+            f"{name} asks for code of its own ({min(keys)})",
+            where=where,
+            mend="Use a model that transformers implements; remote code is never run",
+        )
+    if name == "adapter_config.json" and (
+        content.get("auto_mapping") is not None or content.get("peft_type") != "LORA"
+    ):
+        mend = "Use an adapter that `curerec train` wrote"
+        raise ModelError(f"{name} is not that of a plain LoRA adapter", where=where, mend=mend)
+    _check_template(json.dumps(content.get("chat_template") or ""), where=where)
+
+
+def _keys(content: Any) -> set[str]:
+    """Keys of a nest of mappings, at any depth."""
+    if isinstance(content, dict):
+        return set(content).union(*map(_keys, content.values()))
+    return set().union(*map(_keys, content)) if isinstance(content, list) else set()
+
+
+def _check_template(text: str, *, where: str) -> None:
+    """Refuse a chat template that reaches for Python's insides: we render none, but it would be served."""
+    if "__" in text or "\\u005f" in text.lower() or "\\x5f" in text.lower():
+        mend = "Remove the template; curerec needs none"
+        raise ModelError("its chat template reaches for Python's insides", where=where, mend=mend)
+
+
+def check_safetensors(path: Path, *, where: str) -> None:
+    """Refuse a safetensors file whose header is not one, before any library maps it.
+
+    Reads the header only, at most :data:`MAX_HEADER_BYTES`: length, JSON, known types, shapes whose size is
+    that of their bytes, and offsets that cover the rest of the file without gap or overlap.
+
+    Raises:
+        ModelError: it is damaged or made to mislead.
+    """
+
+    def refuse(what: str) -> ModelError:
+        return ModelError(f"{path.name} {what}", where=where, mend="Save the model anew")
+
+    try:
+        size = path.stat().st_size
+        with path.open("rb") as file:
+            length = int.from_bytes(file.read(8), "little")
+            if size < 10 or not 2 <= length <= min(size - 8, MAX_HEADER_BYTES):
+                raise refuse("has a header of a length that cannot be")
+            raw = file.read(length)
+        header = json.loads(raw, object_pairs_hook=_no_twice)
+    except (OSError, ValueError, RecursionError):
+        raise refuse("has a header that is no JSON") from None
+    if not isinstance(header, dict) or not raw.startswith(b"{"):
+        raise refuse("has a header that is no mapping")
+    meta = header.pop("__metadata__", {})
+    if not isinstance(meta, dict) or not all(isinstance(v, str) for v in meta.values()):
+        raise refuse("has metadata that are no texts")
+    spans = []
+    for entry in header.values():
+        if not isinstance(entry, dict) or set(entry) != {"dtype", "shape", "data_offsets"}:
+            raise refuse("describes a tensor in a way that is not known")
+        shape, offsets = entry["shape"], entry["data_offsets"]
+        if not (_counts(shape) and _counts(offsets)) or len(offsets) != 2 or entry["dtype"] not in BITS:
+            raise refuse("has a tensor of a type or shape that cannot be")
+        if offsets[0] > offsets[1] or math.prod(shape) * BITS[entry["dtype"]] != 8 * (
+            offsets[1] - offsets[0]
+        ):
+            raise refuse("has a tensor whose bytes are not those of its shape")
+        spans.append(tuple(offsets))
+    end = 0
+    for start, stop in sorted(spans):
+        if start != end:
+            raise refuse("has tensors that overlap or leave a gap")
+        end = stop
+    if end != size - 8 - length:
+        raise refuse("is longer or shorter than its header says")
+
+
+def _counts(values: Any) -> bool:
+    return isinstance(values, list) and all(type(v) is int and 0 <= v < 1 << 62 for v in values)
+
+
+def _no_twice(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """A mapping; a key that is there twice would be read differently by different readers."""
+    found = dict(pairs)
+    if len(found) != len(pairs):
+        raise ValueError
+    return found
 
 
 def weights_digest(folder: Path) -> str:
@@ -73,6 +201,8 @@ def read_json(path: Path, what: str) -> dict[str, Any]:
         ModelError: it is none.
     """
     try:
+        if path.stat().st_size > MAX_CONFIG_BYTES:
+            raise ValueError
         content = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError, RecursionError):
         content = None

@@ -17,6 +17,7 @@ from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 from curerec.data.output import replacing
 from curerec.errors import ModelError
 from curerec.prompts.encoding import answer_tokens
+from curerec.recommender import manifest
 from curerec.recommender.families import family_named, family_of
 from curerec.recommender.families.structure import check_structure
 from curerec.recommender.safety import check_folder, weights_digest
@@ -146,6 +147,18 @@ def write_model(model: Any, tokenizer: Any, folder: Path) -> None:
         raise OSError(int(number[1]), os.strerror(int(number[1]))) from None
 
 
+def write_card(recommender: Recommender, folder: Path) -> None:
+    """``curerec.json`` beside weights that are there already."""
+    card = {
+        **recommender.card,
+        "format": FORMAT,
+        "template": recommender.template,
+        "base": recommender.base,
+    }
+    card |= {"answers": list(recommender.answers), "weights_sha256": weights_digest(folder)}
+    (folder / CARD).write_text(json.dumps(card, indent=2, sort_keys=True) + "\n", encoding="utf-8")
+
+
 def save(recommender: Recommender, folder: Path) -> Path:
     """Write a recommender whole or not at all.
 
@@ -165,14 +178,7 @@ def save(recommender: Recommender, folder: Path) -> Path:
     folder = Path(folder)
     with replacing(folder, marker=CARD) as stage:
         write_model(recommender.model, recommender.tokenizer, stage)
-        card = {
-            **recommender.card,
-            "format": FORMAT,
-            "template": recommender.template,
-            "base": recommender.base,
-        }
-        card |= {"answers": list(recommender.answers), "weights_sha256": weights_digest(stage)}
-        (stage / CARD).write_text(json.dumps(card, indent=2, sort_keys=True) + "\n", encoding="utf-8")
+        write_card(recommender, stage)
     return folder
 
 
@@ -233,6 +239,8 @@ def load(folder: Path, base_folder: Path, *, device: torch.device | str = "cpu")
     folder = Path(folder)
     card = read_card(folder)
     check_folder(folder, what="recommender")
+    if card.get("committed") or (folder / manifest.MANIFEST).exists():
+        manifest.check(folder, where=f"recommender {folder.name}")
     if weights_digest(folder) != card.get("weights_sha256"):
         raise ModelError(
             "the weights are not those that its card names",
@@ -314,5 +322,6 @@ __all__ = [
     "load_tokenizer",
     "read_card",
     "save",
+    "write_card",
     "write_model",
 ]

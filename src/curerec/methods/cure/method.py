@@ -77,6 +77,12 @@ def explain(task: Task, config: CureConfig) -> tuple[Circuit, Units, Groups]:
     Returns:
         The core circuit, the update units and their roles.
     """
+    circuit = circuit_of(task, config)
+    return circuit, *groups_of(task, config, circuit)
+
+
+def circuit_of(task: Task, config: CureConfig) -> Circuit:
+    """The core circuit of the recommendation, from counterfactual pairs of D_v."""
     model, answers = task.original.model, task.answers
     with task.clock.stage("counterfactuals"):
         wanted = queries(task.data, task.sample(task.valid, max(config.pairs, config.pair_pool), 71))
@@ -85,7 +91,7 @@ def explain(task: Task, config: CureConfig) -> tuple[Circuit, Units, Groups]:
         moved = moving_pairs(model, clean, corrupt, answers, config.pairs)
         clean, corrupt = clean.take(moved), corrupt.take(moved)
     with task.clock.stage("circuit"):
-        circuit = find_core(
+        return find_core(
             model,
             clean,
             corrupt,
@@ -98,6 +104,11 @@ def explain(task: Task, config: CureConfig) -> tuple[Circuit, Units, Groups]:
             },
             seed=task.seed,
         )
+
+
+def groups_of(task: Task, config: CureConfig, circuit: Circuit) -> tuple[Units, Groups]:
+    """The update units and their roles, by what they contribute to D_f and to D_c."""
+    model, answers = task.original.model, task.answers
     with task.clock.stage("contributions"):
         units = units_of(model, config.granularity)
         deltas = weight_deltas(model, task.base_state, units) if task.base_state is not None else {}
@@ -131,7 +142,7 @@ def explain(task: Task, config: CureConfig) -> tuple[Circuit, Units, Groups]:
         if config.scope == "core":
             inside = in_core(circuit, units)
             groups = replace(groups, role=np.where(inside, groups.role, "frozen"))
-    return circuit, units, groups
+    return units, groups
 
 
 def in_core(circuit: Circuit, units: Units) -> np.ndarray:

@@ -1,0 +1,261 @@
+"""Checking a store, or an export of its ledger, from outside: chain, digests, signatures. Changes nothing."""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+import json
+import os
+import sqlite3
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import rfc8785
+
+from curerec.data import durable
+from curerec.errors import CurerecError, DataError
+from curerec.recommender import manifest
+from curerec.requests import chain, keys, signing
+from curerec.requests.chain import FILE_NAME, Link
+from curerec.requests.store import CURRENT, Store
+
+EXPORT = "curerec-ledger/1"
+
+
+@dataclass(frozen=True)
+class Findings:
+    """What an audit saw.
+
+    Attributes:
+        records, versions: how many were checked.
+        signed: records whose signature was checked.
+        faults: everything wrong, in words; empty: all holds.
+        notes: what could not be checked.
+        head: sha256 of the last record.
+    """
+
+    records: int
+    versions: int
+    signed: int
+    faults: tuple[str, ...]
+    notes: tuple[str, ...]
+    head: str | None
+
+
+def audit(root: Path, *, public: Path | None = None, head: str | None = None) -> Findings:
+    """Check a store.
+
+    Args:
+        root: its folder.
+        public: PEM of the key that records must be signed with, from where nobody could change it; None takes
+            the one in the store, if it signs.
+        head: sha256 that the last record must have, kept elsewhere.
+
+    Raises:
+        StorageError: it is no store.
+    """
+    with Store(root) as store:
+        found: list[str] = []
+        notes: list[str] = []
+        _database(store.db, found)
+        links = store.links()
+        key = public or store.public_key
+        found += chain.faults(links, public=key, head=head)
+        if key is None:
+            notes.append("records are not signed")
+        _files(store, links, found)
+        versions = _versions(store, links, found)
+        try:
+            store.table()
+        except CurerecError as error:
+            found.append(str(error))
+        _data(store, links, found, notes)
+        _reports(store, links, found)
+        _requests(store, links, found)
+        if store.db.execute("SELECT 1 FROM batch WHERE state = 'committing'").fetchone():
+            found.append("a commit was interrupted: `curerec request run` finishes it")
+        return Findings(
+            len(links),
+            versions,
+            len(links) if key else 0,
+            tuple(found),
+            tuple(notes),
+            links[-1].sha256 if links else None,
+        )
+
+
+def _database(db: sqlite3.Connection, found: list[str]) -> None:
+    try:
+        if db.execute("PRAGMA integrity_check").fetchone()[0] != "ok":
+            found.append("ledger: its file is damaged")
+        if db.execute("PRAGMA foreign_key_check").fetchone():
+            found.append("ledger: a row points to one that is not there")
+    except sqlite3.DatabaseError:
+        found.append("ledger: its file is damaged")
+
+
+def _files(store: Store, links: list[Link], found: list[str]) -> None:
+    """The files of the chain are exactly those that the ledger says."""
+    folder = store.root / "records"
+    wanted = {one.name: one.body for one in links}
+    key_id = signing.key_id(store.public_key) if store.public_key else ""
+    for one in links:
+        if one.signature is not None:
+            wanted[one.name.replace(".json", ".dsse.json")] = chain.envelope(one, key_id)
+    for name, body in wanted.items():
+        try:
+            if (folder / name).is_symlink() or (folder / name).read_bytes() != body:
+                found.append(f"records/{name[:13]}...: differs from the ledger")
+        except OSError:
+            found.append(f"records/{name[:13]}...: is missing")
+    for path in folder.iterdir():
+        if path.name not in wanted and not path.name.startswith(durable.TEMPORARY):
+            found.append("records: holds a file that the ledger does not know")
+
+
+def _versions(store: Store, links: list[Link], found: list[str]) -> int:
+    current = store.root / CURRENT
+    if not current.is_symlink() or os.readlink(current) != f"versions/{store.version}":
+        found.append("current: does not point at the version of the ledger")
+    last = None
+    for one in links:
+        after = _predicate(one).get("version")
+        last = (after.get("after") if isinstance(after, dict) else after) or last
+    if last != store.version:
+        found.append("version in force: is not the one that the last record names")
+    rows = store.db.execute("SELECT id, state FROM version").fetchall()
+    lawful = {row["id"] for row in rows if row["state"] == "lawful"}
+    if store.version not in lawful:
+        found.append("version in force: is not lawful")
+    for name in sorted(lawful):
+        try:
+            store.version_folder(name)
+        except CurerecError as error:
+            found.append(str(error))
+    for path in (store.root / "versions").iterdir():
+        if path.name not in lawful and not path.name.startswith(durable.TEMPORARY):
+            found.append("versions: holds a folder that is no lawful version")
+    return len(lawful)
+
+
+def _data(store: Store, links: list[Link], found: list[str], notes: list[str]) -> None:
+    """The stored table is what the last deletion left, where nothing came in since and its key is there."""
+    if not links or links[-1].action != "deletion" or links[-1].request is None:
+        return
+    said = _predicate(links[-1]).get("data", {}).get("after", {}).get("hmac_sha256")
+    try:
+        key = keys.read(store.root / "keys", links[-1].request)
+    except CurerecError:
+        notes.append("the key of the last record is shredded: the table was not compared with it")
+        return
+    if keys.tag(key, "data", store.ledger.meta("data") or "") != said:
+        found.append("stored table: is not the one that the last record names")
+
+
+def _reports(store: Store, links: list[Link], found: list[str]) -> None:
+    for one in links:
+        for subject in _subjects(one):
+            name, digest = subject.get("name"), subject.get("digest", {}).get("sha256")
+            if name in ("record.json", "report.html") and one.batch:
+                try:
+                    fine = manifest.digest_of(store.root / "reports" / one.batch / name) == digest
+                except OSError:
+                    fine = False
+                if not fine:
+                    found.append(f"record {one.sequence}: its {name} is missing or differs")
+
+
+def _requests(store: Store, links: list[Link], found: list[str]) -> None:
+    recorded = {one.request for one in links if one.action == "deletion"}
+    for row in store.db.execute("SELECT id FROM request WHERE state = 'committed'"):
+        if row["id"] not in recorded:
+            found.append(f"{row['id']}: is said to be done and has no record")
+    left = store.db.execute(
+        "SELECT count(*) FROM subject JOIN request ON id = request WHERE state IN ('committed', 'cancelled')"
+    ).fetchone()[0]
+    if left:
+        found.append("ledger: still names what a finished request deleted")
+
+
+def _predicate(one: Link) -> dict[str, Any]:
+    try:
+        return chain.statement(one.body, where="record")["predicate"]
+    except DataError:
+        return {}
+
+
+def _subjects(one: Link) -> list[dict[str, Any]]:
+    try:
+        return [s for s in chain.statement(one.body, where="record")["subject"] if isinstance(s, dict)]
+    except DataError:
+        return []
+
+
+def export(store: Store) -> bytes:
+    """The ledger as one canonical JSON file without ids: states, versions, and the whole chain."""
+    links = store.links()
+    content: dict[str, Any] = {
+        "format": EXPORT,
+        "version": store.version,
+        "requests": [
+            {k: row[k] for k in ("id", "kind", "n_ids", "received", "due", "state", "finished")}
+            for row in store.ledger.all(limit=1 << 40)
+        ],
+        "versions": [
+            dict(row)
+            for row in store.db.execute("SELECT id, created, state FROM version ORDER BY id").fetchall()
+        ],
+        "records": [
+            {
+                "sha256": one.sha256,
+                "action": one.action,
+                "body": json.loads(one.body),
+                "signature": base64.b64encode(one.signature).decode() if one.signature else None,
+            }
+            for one in links
+        ],
+        "head": links[-1].sha256 if links else None,
+    }
+    content["sha256"] = hashlib.sha256(rfc8785.dumps(content)).hexdigest()
+    return rfc8785.dumps(content)
+
+
+def audit_export(path: Path, *, public: Path | None = None, head: str | None = None) -> Findings:
+    """Check an export of :func:`export`.
+
+    Raises:
+        DataError: it cannot be read.
+    """
+    try:
+        raw = path.read_bytes()
+    except OSError as error:
+        raise DataError(f"cannot be read ({error.strerror})", where=path.name) from None
+    try:
+        content = json.loads(raw)
+        said = content.pop("sha256")
+        ends = content["head"]
+        if content["format"] != EXPORT or rfc8785.dumps({**content, "sha256": said}) != raw:
+            raise ValueError
+        links = [
+            Link(
+                k,
+                str(r["sha256"]),
+                str(r["action"]),
+                rfc8785.dumps(r["body"]),
+                base64.b64decode(r["signature"], validate=True) if r["signature"] else None,
+            )
+            for k, r in enumerate(content["records"], start=1)
+        ]
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError, rfc8785.CanonicalizationError):
+        return Findings(0, 0, 0, (f"export: is not canonical JSON of format {EXPORT}",), (), None)
+    found = chain.faults(links, public=public, head=head)
+    if hashlib.sha256(rfc8785.dumps(content)).hexdigest() != said:
+        found.append("export: its content is not what its hash says")
+    if ends != (links[-1].sha256 if links else None):
+        found.append("export: does not end with its head")
+    notes = () if public else ("an export without --public-key shows accidents, not forgeries",)
+    return Findings(len(links), 0, len(links) if public else 0, tuple(found), notes, ends)
+
+
+__all__ = ["FILE_NAME", "Findings", "audit", "audit_export", "export"]

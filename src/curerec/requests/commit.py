@@ -1,0 +1,321 @@
+"""The commit: all is put beside what is in force, one transaction decides, the rest is done or done again.
+
+Before the transaction nothing that anybody reads has changed; after it :func:`finish` can be repeated from
+any point, by this process or the next. It writes the records' files, moves ``current``, and then destroys.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import json
+import os
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from curerec.data import durable
+from curerec.recommender import manifest
+from curerec.reports.html import write_report
+from curerec.reports.schema import write_record
+from curerec.requests import chain, keys
+from curerec.requests import table as tables
+from curerec.requests.database import forget_pages, transaction
+from curerec.requests.gate import Decision
+from curerec.requests.ledger import now
+from curerec.requests.stages import ADAPTER
+from curerec.requests.store import CURRENT, FOLDERS, Store
+from curerec.requests.table import Entry, Table
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What a batch changes.
+
+    Attributes:
+        batch: its id.
+        requests: id to what it names, and of which kind.
+        deleted_items: titles that go with them.
+        before, after: the stored table.
+        counts: rows by how they mattered.
+        answers: of the stages; empty where no training row was touched.
+        decision: of the gate; None likewise.
+        method, seed: of the batch.
+        limits: sentences for the record.
+    """
+
+    batch: str
+    requests: dict[str, tuple[str, list[Entry]]]
+    before: Table
+    after: Table
+    counts: dict[str, int]
+    answers: dict[str, dict[str, Any]]
+    decision: Decision | None
+    method: str
+    seed: int
+    limits: tuple[str, ...] = ()
+
+
+def prepare(store: Store, plan: Plan) -> None:
+    """Put new version, table, report and keys in place, and decide in one transaction.
+
+    Raises:
+        StorageError: nothing was decided; the next run does it again.
+    """
+    changed = bool(plan.answers)
+    old = store.version
+    version = plan.answers["update"]["adapter"] if changed else old
+    work = store.root / "work" / plan.batch
+    if changed:
+        target = store.root / "versions" / version
+        if not target.exists():
+            durable.move(work / ADAPTER, target)
+        store.version_folder(version)
+    data = tables.save(plan.after, store.root / "data")
+    subjects = {"adapter": version, **_report(store, plan)}
+    finished = now()
+    links, before = [], store.head()
+    artefacts = _artefacts(store, old, version)
+    names: list[str | None] = list(plan.requests) or [None]
+    for name in names:
+        predicate = _predicate(store, plan, name, old, version, data, finished, artefacts)
+        action = "retrain" if name is None else "deletion"
+        before = chain.link(
+            action, before, subjects, predicate, key=store.sign_key, request=name, batch=plan.batch
+        )
+        links.append(before)
+    ledger = store.ledger
+    with transaction(store.db) as db:
+        if changed:
+            spent = plan.decision or Decision(True, (), 0.0, 0.0)
+            touched = plan.counts["training_rows"] > 0
+            if touched:
+                db.execute("UPDATE version SET state = 'unlawful' WHERE state IN ('lawful', 'quarantined')")
+            db.execute(
+                "INSERT INTO version VALUES (?, ?, ?, 'lawful', ?, ?) "
+                "ON CONFLICT (id) DO UPDATE SET state = 'lawful', batch = excluded.batch",
+                (version, finished, plan.batch, spent.drift, spent.auc_drop),
+            )
+        for kind, entries in plan.requests.values():
+            tags = [(keys.block_tag(ledger.key, kind, entry), kind) for entry in entries]
+            db.executemany("INSERT OR IGNORE INTO block VALUES (?, ?)", tags)
+        for one in links:
+            store.append(one)
+        ledger.set_meta("version", version)
+        ledger.set_meta("data", data)
+        db.execute(
+            "UPDATE batch SET state = 'committing', stage = 'commit', version_after = ?, data_after = ?, "
+            "decided = ? WHERE id = ?",
+            (version, data, finished, plan.batch),
+        )
+        ledger.tell("stage", "commit", batch=plan.batch, done=4, total=5)
+
+
+def finish(store: Store, batch: str) -> None:
+    """Everything after the decision; may be repeated from any point.
+
+    Raises:
+        StorageError: a disk refused; the next run goes on.
+    """
+    store.write_records()
+    durable.point(store.root / CURRENT, f"versions/{store.version}")
+    destroy_unlawful(store)
+    destroy_artefacts(store)
+    keep = store.ledger.meta("data")
+    for path in (store.root / "data").iterdir():
+        if path.name != keep:
+            durable.destroy(path)
+    for path in (store.root / "work").iterdir():
+        durable.destroy(path)
+    with transaction(store.db) as db:
+        decided = db.execute("SELECT decided FROM batch WHERE id = ?", (batch,)).fetchone()["decided"]
+        db.execute(
+            "DELETE FROM subject WHERE request IN "
+            "(SELECT id FROM request WHERE batch = ? AND state = 'running')",
+            (batch,),
+        )
+        db.execute(
+            "UPDATE request SET state = 'committed', finished = ?, detail = NULL, reason = NULL "
+            "WHERE batch = ? AND state = 'running'",
+            (decided, batch),
+        )
+        # Older results hold what was forgotten now; they are gone with the work folder.
+        db.execute("DELETE FROM stage WHERE batch != ?", (batch,))
+        db.execute("UPDATE batch SET state = 'abandoned', data_before = NULL WHERE state = 'held'")
+        db.execute(
+            "UPDATE batch SET state = 'done', stage = NULL, data_before = NULL, data_after = NULL "
+            "WHERE id = ?",
+            (batch,),
+        )
+        db.execute("DELETE FROM event WHERE batch = ? AND kind = 'progress'", (batch,))
+        store.ledger.tell("batch", "committed", batch=batch, done=5, total=5)
+    forget_pages(store.db)
+
+
+def destroy_unlawful(store: Store) -> None:
+    """Destroy or quarantine every version with influence that was to be forgotten."""
+    policy = store.policy.old
+    for row in store.db.execute("SELECT id FROM version WHERE state = 'unlawful'").fetchall():
+        folder = store.root / "versions" / row["id"]
+        if policy == "destroy":
+            durable.destroy(folder)
+            durable.destroy(store.root / "quarantine" / row["id"])
+        else:
+            aside = store.root / "quarantine" / row["id"]
+            durable.move(folder / manifest.MANIFEST, folder / f"{manifest.MANIFEST}.quarantined")
+            durable.move(folder, aside)
+        with transaction(store.db) as db:
+            state = "destroyed" if policy == "destroy" else "quarantined"
+            db.execute("UPDATE version SET state = ? WHERE id = ?", (state, row["id"]))
+
+
+def destroy_artefacts(store: Store) -> None:
+    """Destroy or quarantine what the operator registered outside of the store."""
+    rows = store.db.execute("SELECT * FROM artefact WHERE state = 'there' AND policy != 'list'").fetchall()
+    for row in rows:
+        path = Path(row["path"])
+        if row["policy"] == "destroy":
+            durable.destroy(path)
+        else:
+            durable.move(path, path.with_name(f"{path.name}.quarantined"))
+            with contextlib.suppress(OSError):
+                os.chmod(path.with_name(f"{path.name}.quarantined"), 0)
+        with transaction(store.db) as db:
+            state = "destroyed" if row["policy"] == "destroy" else "quarantined"
+            db.execute("UPDATE artefact SET state = ? WHERE id = ?", (state, row["id"]))
+
+
+def recover(store: Store) -> None:
+    """Bring a store to rest after a kill, under the lock: finish what was decided, remove the rest."""
+    for name in ("", *FOLDERS):
+        durable.sweep(store.root / name)
+    for row in store.db.execute("SELECT id FROM batch WHERE state = 'committing'").fetchall():
+        finish(store, row["id"])
+    store.write_records()
+    durable.point(store.root / CURRENT, f"versions/{store.version}")
+    destroy_unlawful(store)
+    known = {row["id"] for row in store.db.execute("SELECT id FROM version").fetchall()}
+    busy = {r["id"] for r in store.db.execute("SELECT id FROM batch WHERE state IN ('running', 'held')")}
+    for path in (store.root / "versions").iterdir():
+        if path.name not in known:
+            _take_back(store, path, busy)
+    for path in (store.root / "data").iterdir():
+        if path.name != store.ledger.meta("data"):
+            durable.destroy(path)
+    for path in (store.root / "work").iterdir():
+        if path.name not in busy:
+            durable.destroy(path)
+        else:
+            durable.sweep(path)
+    for row in store.db.execute("SELECT id FROM request WHERE shredded = 1").fetchall():
+        keys.destroy(store.root / "keys", row["id"])
+
+
+def _take_back(store: Store, path: Path, busy: set[str]) -> None:
+    """A version that was moved into place and not decided on: back to its batch's work, or away."""
+    for batch in busy:
+        try:
+            answer = json.loads((store.root / "work" / batch / "update.json").read_bytes())
+        except (OSError, ValueError):
+            continue
+        if answer.get("adapter") == path.name and not (store.root / "work" / batch / ADAPTER).exists():
+            durable.move(path, store.root / "work" / batch / ADAPTER)
+            return
+    durable.destroy(path)
+
+
+def _report(store: Store, plan: Plan) -> dict[str, str]:
+    """Write the batch's report; returns name to sha256 of its files."""
+    content = plan.answers.get("verdict", {}).get("report")
+    if content is None:
+        return {}
+    folder = store.root / "reports" / plan.batch
+    with durable.storing("report"):
+        folder.mkdir(mode=0o700, exist_ok=True)
+    write_record(content, folder / "record.json")
+    write_report(content, folder / "report.html")
+    return {
+        name: hashlib.sha256((folder / name).read_bytes()).hexdigest()
+        for name in ("record.json", "report.html")
+    }
+
+
+def _artefacts(store: Store, old: str, version: str) -> list[dict[str, Any]]:
+    """What holds influence of the deleted rows, and what becomes of it."""
+    done = {"destroy": "destroyed", "quarantine": "quarantined", "list": "listed, not touched"}
+    found: list[dict[str, Any]] = []
+    if version != old:
+        rows = store.db.execute("SELECT id FROM version WHERE state IN ('lawful', 'quarantined') ORDER BY id")
+        found += [
+            {"kind": "adapter", "sha256": row["id"], "done": done[store.policy.old]}
+            for row in rows
+            if row["id"] != version
+        ]
+        found.append({"kind": "circuit, groups, update and verdict of the run", "done": "destroyed"})
+    found.append({"kind": "stored table before the request", "done": "destroyed"})
+    for row in store.db.execute("SELECT * FROM artefact WHERE state = 'there' ORDER BY id"):
+        found.append({"kind": f"{row['kind']} outside of the store", "done": done[row["policy"]]})
+    return found
+
+
+def _predicate(
+    store: Store,
+    plan: Plan,
+    name: str | None,
+    old: str,
+    version: str,
+    data: str,
+    finished: str,
+    artefacts: list[dict[str, Any]],
+) -> dict[str, Any]:
+    """The record of one request, without what every record has."""
+    judged = plan.answers.get("verdict", {})
+    asked: dict[str, Any] | None = None
+    digests: dict[str, Any] = {}
+    if name is not None:
+        kind, entries = plan.requests[name]
+        row = store.ledger.get(name)
+        key = keys.make(store.root / "keys", name)
+        asked = {
+            "id": name,
+            "kind": kind,
+            "n_ids": len(entries),
+            "received": row["received"],
+            "due": row["due"],
+            "pseudonyms": sorted(keys.pseudonym(key, kind, entry) for entry in entries),
+        }
+        # Keyed: who has the table of now could else test guesses of what is missing from the one before.
+        digests = {
+            "before": {"hmac_sha256": keys.tag(key, "data", store.ledger.meta("data") or "")},
+            "after": {"hmac_sha256": keys.tag(key, "data", data)},
+        }
+    times = store.db.execute("SELECT name, time_s FROM stage WHERE batch = ?", (plan.batch,)).fetchall()
+    decision = plan.decision
+    return {
+        "request": asked,
+        "batch": {"id": plan.batch, "n_requests": len(plan.requests)},
+        "finished": finished,
+        "algorithm": {
+            "name": plan.method if plan.answers else "none: no training row was touched",
+            "seed": plan.seed,
+            "policy_sha256": store.policy.digest,
+            **judged.get("algorithm", {}),
+        },
+        "base": judged.get("base"),
+        "data": {**digests, **plan.counts},
+        "version": {"before": old, "after": version},
+        "stages": [{"name": row["name"], "time_s": row["time_s"]} for row in times],
+        "verdict": judged.get("verdict"),
+        "measurements": judged.get("measurements", []),
+        "drift": None
+        if decision is None
+        else {
+            "step": judged["drift"],
+            "spent": {"distance": decision.drift, "auc_drop": decision.auc_drop},
+            "budget": {"distance": store.policy.drift_budget, "auc_drop": store.policy.auc_budget},
+        },
+        "artefacts": artefacts,
+        "versions": judged.get("versions", {}),
+        "machine": judged.get("machine", {}),
+        "limits": list(plan.limits),
+    }

@@ -1,0 +1,221 @@
+"""The ledger's SQLite file: how it is opened, its schema, and the way from older ones."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import sqlite3
+from collections.abc import Iterator
+from pathlib import Path
+
+from curerec.errors import StorageError
+
+#: One script a version; never edit one that was released, add the next.
+MIGRATIONS = (
+    # 1: requests, batches, records.
+    """
+    CREATE TABLE meta (key TEXT PRIMARY KEY, value TEXT NOT NULL) WITHOUT ROWID;
+    CREATE TABLE batch (
+        id TEXT PRIMARY KEY,
+        created TEXT NOT NULL,
+        method TEXT NOT NULL,
+        seed INTEGER NOT NULL,
+        state TEXT NOT NULL CHECK (state IN ('running', 'held', 'committing', 'done', 'abandoned')),
+        stage TEXT,
+        version_before TEXT NOT NULL,
+        version_after TEXT,
+        data_before TEXT,
+        data_after TEXT,
+        decided TEXT,
+        detail TEXT
+    );
+    CREATE TABLE request (
+        id TEXT PRIMARY KEY,
+        content_key TEXT UNIQUE,
+        kind TEXT NOT NULL CHECK (kind IN ('users', 'items', 'interactions')),
+        n_ids INTEGER NOT NULL CHECK (n_ids > 0),
+        reason TEXT,
+        received TEXT NOT NULL,
+        due TEXT,
+        state TEXT NOT NULL CHECK (state IN ('open', 'running', 'held', 'committed', 'cancelled')),
+        batch TEXT REFERENCES batch (id),
+        finished TEXT,
+        detail TEXT,
+        shredded INTEGER NOT NULL DEFAULT 0
+    );
+    CREATE INDEX request_state ON request (state, due);
+    CREATE TABLE subject (
+        request TEXT NOT NULL REFERENCES request (id) ON DELETE CASCADE,
+        position INTEGER NOT NULL,
+        user TEXT,
+        item TEXT,
+        PRIMARY KEY (request, position)
+    ) WITHOUT ROWID;
+    CREATE TABLE stage (
+        batch TEXT NOT NULL REFERENCES batch (id) ON DELETE CASCADE,
+        name TEXT NOT NULL,
+        sha256 TEXT NOT NULL,
+        time_s REAL NOT NULL,
+        PRIMARY KEY (batch, name)
+    ) WITHOUT ROWID;
+    CREATE TABLE record (
+        sequence INTEGER PRIMARY KEY,
+        sha256 TEXT NOT NULL UNIQUE,
+        action TEXT NOT NULL,
+        request TEXT REFERENCES request (id),
+        batch TEXT REFERENCES batch (id),
+        body BLOB NOT NULL,
+        signature BLOB
+    );
+    CREATE TABLE version (
+        id TEXT PRIMARY KEY,
+        created TEXT NOT NULL,
+        batch TEXT REFERENCES batch (id),
+        state TEXT NOT NULL CHECK (state IN ('lawful', 'unlawful', 'quarantined', 'destroyed')),
+        drift REAL NOT NULL DEFAULT 0,
+        auc_drop REAL NOT NULL DEFAULT 0
+    ) WITHOUT ROWID;
+    CREATE TABLE block (
+        tag TEXT PRIMARY KEY,
+        kind TEXT NOT NULL CHECK (kind IN ('users', 'items', 'interactions'))
+    ) WITHOUT ROWID;
+    CREATE TABLE event (
+        id INTEGER PRIMARY KEY AUTOINCREMENT,
+        at TEXT NOT NULL,
+        batch TEXT,
+        request TEXT,
+        kind TEXT NOT NULL,
+        text TEXT NOT NULL,
+        done INTEGER,
+        total INTEGER
+    );
+    """,
+    # 2: artefacts outside of the store that hold what was learnt (checkpoints, caches, logits).
+    """
+    CREATE TABLE artefact (
+        id INTEGER PRIMARY KEY AUTOINCREMENT,
+        path TEXT NOT NULL UNIQUE,
+        kind TEXT NOT NULL,
+        policy TEXT NOT NULL CHECK (policy IN ('list', 'quarantine', 'destroy')),
+        state TEXT NOT NULL DEFAULT 'there' CHECK (state IN ('there', 'quarantined', 'destroyed'))
+    );
+    CREATE INDEX event_batch ON event (batch, id);
+    """,
+)
+VERSION = len(MIGRATIONS)
+MEND = "Nothing was changed. Make room or mend the disk, then run the same command again"
+
+
+@contextlib.contextmanager
+def refusing() -> Iterator[None]:
+    """Turn SQLite's failures into errors of ours, which quote no statement and no value.
+
+    Raises:
+        StorageError: full disk, damaged file, locked for too long.
+    """
+    try:
+        yield
+    except sqlite3.IntegrityError:
+        raise
+    except sqlite3.OperationalError as error:
+        text = str(error)
+        reasons = {
+            "full": "the disk is full",
+            "disk I/O": "cannot be written (input/output error)",
+            "readonly": "cannot be written (read-only)",
+            "locked": "is locked by another process for too long",
+            "unable to open": "cannot be opened",
+        }
+        what = next((reason for sign, reason in reasons.items() if sign in text), "cannot be used")
+        raise StorageError(what, where="ledger", mend=MEND) from None
+    except sqlite3.DatabaseError:
+        raise StorageError("is damaged", where="ledger", mend="Restore it from a backup") from None
+
+
+def connect(path: Path, *, create: bool = False, thread_check: bool = True) -> sqlite3.Connection:
+    """The ledger's database, brought up to this version's schema.
+
+    Args:
+        path: of the file.
+        create: make it if it is not there.
+        thread_check: refuse use from another thread than this.
+
+    Raises:
+        StorageError: it is not there, damaged, or of a newer version.
+    """
+    if not create and not path.is_file():
+        raise StorageError(
+            "there is no ledger here", where=path.parent.name, mend="`curerec request init` makes one"
+        )
+    with refusing():
+        if create and not path.exists():
+            os.close(os.open(path, os.O_WRONLY | os.O_CREAT, 0o600))
+        connection = sqlite3.connect(path, timeout=30, isolation_level=None, check_same_thread=thread_check)
+        try:
+            connection.row_factory = sqlite3.Row
+            for pragma in (
+                "busy_timeout = 30000",
+                "journal_mode = WAL",
+                "synchronous = FULL",  # a commit is on disk when it returns
+                "foreign_keys = ON",
+                "secure_delete = ON",  # ids that are deleted are overwritten with zeros
+            ):
+                connection.execute(f"PRAGMA {pragma}")
+            if not create and connection.execute("PRAGMA user_version").fetchone()[0] == 0:
+                raise StorageError("holds no schema: it was emptied", where="ledger", mend="Restore a backup")
+            migrate(connection)
+        except BaseException:
+            connection.close()
+            raise
+    return connection
+
+
+def migrate(connection: sqlite3.Connection, *, to: int = VERSION) -> None:
+    """Bring the schema up to ``to``, a version at a time, each in one transaction.
+
+    Raises:
+        StorageError: the file is of a newer version than this program.
+    """
+    while True:
+        found = connection.execute("PRAGMA user_version").fetchone()[0]
+        if found > VERSION:
+            what = f"is of schema version {found}, this program knows {VERSION}"
+            raise StorageError(what, where="ledger", mend="Use the newer curerec")
+        if found >= to:
+            return
+        connection.execute("BEGIN IMMEDIATE")
+        try:
+            # Another process may have been first while this one waited for the lock.
+            if connection.execute("PRAGMA user_version").fetchone()[0] == found:
+                for statement in MIGRATIONS[found].split(";"):
+                    if statement.strip():
+                        connection.execute(statement)
+                connection.execute(f"PRAGMA user_version = {found + 1}")
+            connection.execute("COMMIT")
+        except BaseException:
+            connection.execute("ROLLBACK")
+            raise
+
+
+@contextlib.contextmanager
+def transaction(connection: sqlite3.Connection) -> Iterator[sqlite3.Connection]:
+    """All of it or nothing; the write lock is taken at the start, so that what was read stays true.
+
+    Raises:
+        StorageError: as :func:`refusing`.
+    """
+    with refusing():
+        connection.execute("BEGIN IMMEDIATE")
+        try:
+            yield connection
+            connection.execute("COMMIT")
+        except BaseException:
+            if connection.in_transaction:
+                connection.execute("ROLLBACK")
+            raise
+
+
+def forget_pages(connection: sqlite3.Connection) -> None:
+    """Take the write-ahead log into the file and empty it: old pages in it may hold ids that were deleted."""
+    with refusing():
+        connection.execute("PRAGMA wal_checkpoint(TRUNCATE)")

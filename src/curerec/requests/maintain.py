@@ -1,0 +1,232 @@
+"""What an operator does between requests: roll back, take in new rows, shred keys, register artefacts."""
+
+from __future__ import annotations
+
+import datetime
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from curerec.data import durable
+from curerec.errors import DataError, RefusedError, RequestError
+from curerec.records import Interactions
+from curerec.requests import chain, keys
+from curerec.requests import table as tables
+from curerec.requests.commit import recover
+from curerec.requests.database import forget_pages, transaction
+from curerec.requests.ledger import now
+from curerec.requests.lock import held, runner
+from curerec.requests.store import CURRENT, Store
+
+
+def versions(store: Store) -> list[dict[str, Any]]:
+    """Versions with their state; only a lawful one can be rolled back to."""
+    rows = store.db.execute("SELECT id, created, state, drift, auc_drop FROM version ORDER BY created, id")
+    return [{**dict(row), "current": row["id"] == store.version} for row in rows]
+
+
+def rollback(store: Store, version: str | None = None) -> str:
+    """Serve an earlier version that no later request has made unlawful.
+
+    Args:
+        store: opened.
+        version: its content hash or a beginning of it; None: the latest lawful one before.
+
+    Returns:
+        The version now in force.
+
+    Raises:
+        RefusedError: there is none, or it holds what was to be forgotten.
+        ModelError: it is damaged.
+    """
+    with runner(store.lock):
+        recover(store)
+        others = [v for v in versions(store) if v["state"] == "lawful" and not v["current"]]
+        if version is not None:
+            others = [v for v in others if v["id"].startswith(version)]
+        if not others or (version is not None and len(others) > 1):
+            what = "there is no such lawful version" if len(others) < 2 else "names several versions"
+            mend = "`curerec request status` lists them; versions with forgotten influence cannot come back"
+            raise RefusedError(what, where="rollback", mend=mend)
+        target, old = others[-1]["id"], store.version
+        store.version_folder(target)
+        predicate = {"version": {"before": old, "after": target}, "finished": now()}
+        one = chain.link("rollback", store.head(), {"adapter": target}, predicate, key=store.sign_key)
+        with transaction(store.db):
+            store.append(one)
+            store.ledger.set_meta("version", target)
+            store.ledger.tell("version", "rolled back")
+        store.write_records()
+        durable.point(store.root / CURRENT, f"versions/{target}")
+        return target
+
+
+def ingest(store: Store, new: Interactions, *, skip: bool = False) -> tuple[int, int]:
+    """Add rows to the stored table; what was deleted does not come back.
+
+    Args:
+        store: opened.
+        new: rows; a pair that is in the table already is left as it is.
+        skip: leave out deleted rows instead of refusing all.
+
+    Returns:
+        (rows added, rows left out because they were deleted).
+
+    Raises:
+        RefusedError: deleted rows are among them, by their position in (user, time) order.
+        DataError: nothing new is among them.
+    """
+    with runner(store.lock):
+        recover(store)
+        table, key = store.table(), store.ledger.key
+        tags = {row["tag"] for row in store.db.execute("SELECT tag FROM block")}
+        users, items = new.ratings["user"].to_pylist(), new.ratings["item"].to_pylist()
+        barred = {
+            "users": {u for u in set(users) if keys.block_tag(key, "users", (u,)) in tags},
+            "items": {i for i in set(items) if keys.block_tag(key, "items", (i,)) in tags},
+        }
+        blocked = np.asarray(
+            [
+                u in barred["users"]
+                or i in barred["items"]
+                or keys.block_tag(key, "interactions", (u, i)) in tags
+                for u, i in zip(users, items, strict=True)
+            ]
+        )
+        if blocked.any() and not skip:
+            what = f"{blocked.sum()} row(s) were deleted by a request and must not come back"
+            raise RefusedError(
+                what, where="ingest", mend="Remove them at their source, or use --skip-deleted"
+            )
+        there = np.asarray([table.has("interactions", pair) for pair in zip(users, items, strict=True)])
+        keep = ~blocked & ~there
+        if not keep.any():
+            raise DataError("holds no row that is new", where="ingest", mend="Nothing was changed")
+        import pyarrow as pa
+        import pyarrow.compute as pc
+
+        rows = new.ratings.filter(pa.array(keep))
+        titles = new.titles.filter(pc.is_in(new.titles["item"], value_set=rows["item"].combine_chunks()))
+        more = table.with_rows(Interactions(rows, titles, new.name, new.source))
+        name = tables.save(more, store.root / "data")
+        added, left = int(keep.sum()), int(blocked.sum())
+        one = chain.link(
+            "ingest",
+            store.head(),
+            {},
+            {"rows_added": added, "rows_refused": left, "finished": now()},
+            key=store.sign_key,
+        )
+        with transaction(store.db):
+            store.append(one)
+            store.ledger.set_meta("data", name)
+            store.ledger.tell("data", f"{added} rows added, {left} deleted ones kept out")
+        recover(store)
+        return added, left
+
+
+def shred(store: Store, request: str | None = None, *, today: str | None = None) -> list[str]:
+    """Destroy the keys of records, so that their pseudonyms lead to nobody any more.
+
+    Args:
+        store: opened.
+        request: of a committed or cancelled request; None: of all whose retention time is over.
+        today: ``YYYY-MM-DD``, for tests.
+
+    Returns:
+        Ids of the requests.
+
+    Raises:
+        RefusedError: it is not done yet.
+    """
+    with runner(store.lock):
+        recover(store)
+        if request is not None:
+            row = store.ledger.get(request)
+            if row["state"] not in ("committed", "cancelled"):
+                raise RefusedError(f"is {row['state']}: its key is still needed", where=request)
+            chosen = [] if row["shredded"] else [request]
+        else:
+            day = datetime.date.fromisoformat(today) if today else datetime.datetime.now(datetime.UTC).date()
+            last = (day - datetime.timedelta(days=store.policy.retention_days)).isoformat()
+            rows = store.db.execute(
+                "SELECT id FROM request WHERE state IN ('committed', 'cancelled') AND NOT shredded "
+                "AND substr(finished, 1, 10) <= ? ORDER BY id",
+                (last,),
+            )
+            chosen = [row["id"] for row in rows]
+        links, before = [], store.head()
+        for name in chosen:
+            before = chain.link(
+                "shred",
+                before,
+                {},
+                {"request": {"id": name}, "finished": now()},
+                key=store.sign_key,
+                request=name,
+            )
+            links.append(before)
+        with transaction(store.db) as db:
+            for one in links:
+                store.append(one)
+                db.execute(
+                    "UPDATE request SET shredded = 1, content_key = NULL, reason = NULL WHERE id = ?",
+                    (one.request,),
+                )
+        for name in chosen:
+            keys.destroy(store.root / "keys", name)
+        store.write_records()
+        forget_pages(store.db)
+        return chosen
+
+
+def register(store: Store, path: Path, *, kind: str, policy: str) -> None:
+    """Have a cache, checkpoint, ... outside of the store listed, quarantined or destroyed at the next commit.
+
+    Raises:
+        RequestError: there is no such path, or it holds the store itself.
+    """
+    full = path.resolve()
+    if (
+        not full.exists()
+        or store.root.resolve().is_relative_to(full)
+        or full.is_relative_to(store.root.resolve())
+    ):
+        raise RequestError("is not there, or is part of the store", where="artefact", mend="Check the path")
+    with transaction(store.db) as db:
+        db.execute(
+            "INSERT INTO artefact (path, kind, policy) VALUES (?, ?, ?) "
+            "ON CONFLICT (path) DO UPDATE "
+            "SET kind = excluded.kind, policy = excluded.policy, state = 'there'",
+            (str(full), kind, policy),
+        )
+
+
+def status(store: Store) -> dict[str, Any]:
+    """How a store stands; no id of a person is in it."""
+    from curerec.requests.gate import used_up
+
+    drift, auc_drop = store.drift()
+    running = store.db.execute(
+        "SELECT id, stage, created FROM batch WHERE state IN ('running', 'committing') ORDER BY created"
+    ).fetchall()
+    head = store.head()
+    today = now()[:10]
+    return {
+        "version": store.version,
+        "requests": store.ledger.counts(),
+        "overdue": store.ledger.overdue(today),
+        "running": held(store.lock),
+        "batches": [dict(row) for row in running],
+        "drift": {
+            "distance": drift,
+            "distance_budget": store.policy.drift_budget,
+            "auc_drop": auc_drop,
+            "auc_budget": store.policy.auc_budget,
+        },
+        "retrain_due": used_up(store.policy, (drift, auc_drop)),
+        "records": 0 if head is None else head.sequence,
+        "head": None if head is None else head.sha256,
+        "versions": versions(store),
+    }

@@ -1,0 +1,31 @@
+"""What the operator decides once for a store: method, budgets, and what becomes of old artefacts."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from pydantic import Field
+
+from curerec.config import Strict
+
+
+class Policy(Strict):
+    """``policy.yaml`` of a store; its hash is in every record."""
+
+    method: str = Field("cure", description="of curerec.methods, for requests without --method")
+    seed: int = Field(0, ge=0)
+    drift_budget: float = Field(
+        0.5,
+        gt=0,
+        description="sum over unlearnings of the mean Jensen-Shannon distance (square root of nats) on D_v",
+    )
+    auc_budget: float = Field(0.01, gt=0, description="sum over unlearnings of the fall of the AUC on D_v")
+    accept_unjudged: bool = Field(
+        False, description="promote where a check had no power to fail; the record says so"
+    )
+    retrain_auc_drop: float = Field(0.02, ge=0, description="utility guard of a retrained version on D_v")
+    old: Literal["destroy", "quarantine"] = Field(
+        "destroy", description="of artefacts with forgotten influence"
+    )
+    retention_days: int = Field(365, ge=0, description="after which --expired shreds a request's key")
+    sign_key: str | None = Field(None, description="PEM file of an Ed25519 private key (extra `sign`)")

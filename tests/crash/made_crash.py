@@ -1,0 +1,165 @@
+"""Runs of a request that are killed, or whose system calls fail, and what must hold afterwards."""
+
+from __future__ import annotations
+
+import errno
+import os
+import shutil
+import signal
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+from unittest import mock
+
+from curerec.recommender import manifest
+from curerec.requests.audit import audit
+from curerec.requests.lock import runner
+from curerec.requests.runner import run
+from curerec.requests.store import Store
+
+sys.path.append(str(Path(__file__).resolve().parents[1] / "requests"))
+import made_store
+
+#: Every call by which the package changes a disk.
+CALLS = ("open", "write", "fsync", "rename", "replace", "symlink", "unlink", "mkdir", "rmdir")
+
+
+class Count:
+    """Counts the calls that change a disk, and does something at one of them."""
+
+    def __init__(self, at: int | None = None, act: Callable[[str], None] | None = None) -> None:
+        self.at, self.act, self.seen = at, act, 0
+
+    def __enter__(self) -> Count:
+        self.patches = [mock.patch.object(os, name, self._wrapped(name)) for name in CALLS]
+        for patch in self.patches:
+            patch.start()
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        for patch in self.patches:
+            patch.stop()
+
+    def _wrapped(self, name: str) -> Callable[..., Any]:
+        real = getattr(os, name)
+
+        def call(*arguments: Any, **options: Any) -> Any:
+            if name == "open" and not arguments[1] & os.O_CREAT:
+                return real(*arguments, **options)
+            self.seen += 1
+            if self.seen == self.at and self.act is not None:
+                self.act(name)
+            return real(*arguments, **options)
+
+        return call
+
+
+def template(folder: Path) -> Path:
+    """A store with a request of three users and another of one item."""
+    root = made_store.made_store(folder / "template")
+    with Store(root) as store:
+        store.ledger.add(made_store.users(1, 2, 3))
+        store.ledger.add(made_store.Asked("items", (("itm5",),)))
+    return root
+
+
+def copy(root: Path, target: Path) -> Path:
+    """A store like it, at rest."""
+    shutil.rmtree(target, ignore_errors=True)
+    return Path(shutil.copytree(root, target, symlinks=True))
+
+
+def finished(root: Path) -> bytes:
+    """Run to the end; the bytes that are served then."""
+    with Store(root) as store:
+        run(store, made_store.stand())
+        counts = store.ledger.counts()
+        assert counts["committed"] == 2 and sum(counts.values()) == 2, counts
+        assert len([x for x in store.links() if x.action == "deletion"]) == 2
+    found = audit(root)
+    assert not found.faults, found.faults
+    return made_store.adapter_bytes(root)
+
+
+def whole(root: Path) -> None:
+    """Right after the kill: no request is lost, and nothing that a loader accepts is partial."""
+    with Store(root) as store:
+        counts = store.ledger.counts()
+        assert sum(counts.values()) == 2 and not counts["cancelled"] and not counts["held"], counts
+    current = (root / "current").resolve()
+    manifest.check(current, name=current.name)
+    for folder in (root / "versions").iterdir():
+        if not folder.name.startswith("."):
+            manifest.check(folder, name=folder.name)
+    with runner(root / "lock"):
+        pass  # the dead runner's lock is gone
+
+
+def forked(work: Callable[[], None]) -> int:
+    """Do something in a fork; its process id."""
+    pid = os.fork()
+    if pid:
+        return pid
+    code = 1
+    try:
+        work()
+        code = 0
+    finally:
+        os._exit(code)
+
+
+def run_once(root: Path) -> None:
+    """One run with stand-in stages, as a process of its own would do it."""
+    with Store(root) as store:
+        run(store, made_store.stand())
+
+
+def killed_after(root: Path, delay_s: float) -> bool:
+    """Kill a run after so many seconds; whether it was still at work."""
+    pid = forked(lambda: run_once(root))
+    time.sleep(delay_s)
+    os.kill(pid, signal.SIGKILL)
+    return os.WIFSIGNALED(os.waitpid(pid, 0)[1])
+
+
+def killed_at(root: Path, call: int) -> bool:
+    """Kill a run at the n-th call that changes the disk; whether it came so far."""
+
+    def work() -> None:
+        with Count(call, lambda name: os.kill(os.getpid(), signal.SIGKILL)):
+            run_once(root)
+
+    return os.WIFSIGNALED(os.waitpid(forked(work), 0)[1])
+
+
+def killed_at_statement(root: Path, nth: int) -> bool:
+    """Kill a run at the n-th statement of the ledger; whether it came so far."""
+
+    def work() -> None:
+        with Store(root) as store:
+            seen = 0
+
+            def trace(statement: str) -> None:
+                nonlocal seen
+                seen += 1
+                if seen == nth:
+                    os.kill(os.getpid(), signal.SIGKILL)
+
+            store.db.set_trace_callback(trace)
+            run(store, made_store.stand())
+
+    return os.WIFSIGNALED(os.waitpid(forked(work), 0)[1])
+
+
+def failing(number: int) -> Callable[[str], None]:
+    """Have a call fail with this errno."""
+
+    def act(name: str) -> None:
+        raise OSError(number, os.strerror(number))
+
+    return act
+
+
+FAULTS = (errno.ENOSPC, errno.EIO, errno.EINTR)

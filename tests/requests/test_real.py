@@ -1,0 +1,210 @@
+"""The commands on a real, tiny recommender: whole path, kills, retrain, hand-over to plain libraries."""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import shutil
+import signal
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from made_store import bytes_under
+from transformers import AutoModelForCausalLM
+
+from curerec.requests import gate, runner
+from curerec.requests.audit import audit
+from curerec.requests.gate import Decision
+from curerec.requests.store import Store
+from made_commands import PRIVATE, curerec, killed, refused, tree, untouched
+
+EXAMPLES = Path(__file__).resolve().parents[2] / "docs" / "examples"
+
+
+def promote_all(policy, judged, spent, *, retrained):
+    """A gate for tests of what comes after it: the tiny model's verdict is of no interest."""
+    found = gate.decide(policy, judged, spent, retrained=retrained)
+    return Decision(True, (), found.drift, found.auc_drop)
+
+
+@pytest.fixture(scope="module")
+def store(made_path, tmp_path_factory):
+    """A store of the LoRA recommender with one request of four users in a file; copy it."""
+    folder = tmp_path_factory.mktemp("real")
+    policy = folder / "policy.yaml"
+    policy.write_text("retrain_auc_drop: 1\n")
+    made = curerec(
+        "request", "init", "--store", folder / "store", "--recommender", made_path.lora,
+        "--data", made_path.data, "--policy", policy,
+    )  # fmt: skip
+    assert made.code == 0, made
+    with Store(folder / "store") as opened:
+        table = opened.table()
+        codes = np.unique(table.data.user_code[table.split.train.target])[:4]
+        names = table.data.users[codes].tolist()
+    file = folder / "request.csv"
+    file.write_text("user\n" + "".join(f"{name}\n" for name in names))
+    added = curerec("request", "add", "--store", folder / "store", "--file", file, "--due", "2030-01-31")
+    assert added.code == 0 and added.out.startswith("r-"), added
+    return folder / "store", names, added.out.strip(), file
+
+
+@pytest.fixture
+def mine(store, tmp_path):
+    return Path(shutil.copytree(store[0], tmp_path / "store", symlinks=True))
+
+
+def test_the_stored_split_is_the_one_it_was_trained_on(store, made_path):
+    from curerec.data.fetch import load
+    from curerec.pipeline import open_recommender
+
+    opened = open_recommender(made_path.lora, load(made_path.data))
+    with Store(store[0]) as kept:
+        table = kept.table()
+    assert table.data.fingerprint == opened.data.fingerprint
+    for role in ("train", "control", "valid", "test"):
+        ours, theirs = getattr(table.split, role), getattr(opened.split, role)
+        for name in ("target", "history", "label"):
+            assert np.array_equal(getattr(ours, name), getattr(theirs, name)), (role, name)
+
+
+def test_what_the_commands_say(store, mine):
+    _, names, request, file = store
+    again = curerec("request", "add", "--store", mine, "--file", file, "--due", "2029-12-31")
+    assert again.out.strip() == f"{request} (was there already)"
+    bad = mine.parent / "bad.csv"
+    bad.write_text(f"user\n{names[0]}\nusr_nobody\n")
+    with untouched(mine):
+        refused(curerec("request", "add", "--store", mine, "--file", bad), "row 3", "not in the data")
+        refused(
+            curerec("request", "add", "--store", mine, "--user", "a", "--item", "b"), "two things at once"
+        )
+        refused(curerec("request", "add", "--store", mine), "does not say")
+        refused(curerec("request", "add", "--store", mine, "--user", names[0], "--due", "soon"), "no date")
+        refused(curerec("request", "show", "--store", mine, "r-0"), "no such request")
+        refused(curerec("request", "rollback", "--store", mine), "no such lawful version", code=1)
+        refused(curerec("request", "run", "--store", mine.parent), "is no store of a recommender")
+        refused(curerec("verify", mine.parent), "is no store of a recommender")
+        refused(curerec("request", "run", "--store", mine, "--method", "nosuch"), "unknown method", code=2)
+    listed = curerec("request", "list", "--store", mine)
+    assert listed.code == 0 and f"{request}  open" in listed.out and "due 2029-12-31" in listed.out
+    assert json.loads(curerec("request", "list", "--store", mine, "--format", "json").out)[0]["id"] == request
+    shown = curerec("request", "show", "--store", mine, request)
+    assert "n_ids     4" in shown.out and not PRIVATE.search(shown.out + listed.out)
+    assert "1 open" in curerec("request", "status", "--store", mine).out
+    assert curerec("request", "cancel", "--store", mine, request).code == 0
+    assert "1 cancelled" in curerec("request", "status", "--store", mine).out
+    assert "nothing is open" in curerec("request", "run", "--store", mine).out
+
+
+def test_not_verified_keeps_everything_and_verified_replaces_it(store, mine, monkeypatch):
+    _, names, request, _ = store
+    before = tree(mine / "versions")
+    first = curerec("request", "run", "--store", mine)
+    # Four users of a model this small cannot be judged, and that is no pass.
+    assert first.code == 1 and "held" in first.out, first
+    assert tree(mine / "versions") == before and curerec("verify", mine).code == 0
+    monkeypatch.setattr(runner, "decide", promote_all)
+    again = curerec("request", "run", "--store", mine)
+    assert again.code == 0 and "committed" in again.out, again
+    # The stages were there already: no line of them this time.
+    assert not again.err, again.err
+    assert tree(mine / "versions").keys().isdisjoint(before.keys() - {"curerec.json"})
+    checked = curerec("verify", mine)
+    assert checked.code == 0 and "no proof of erasure" in checked.out
+    left = bytes_under(mine)
+    assert not any(name.encode() in left for name in names)
+    record = json.loads(sorted((mine / "records").glob("000002-*"))[0].read_bytes())["predicate"]
+    assert {m["name"] for m in record["measurements"]} >= {
+        "membership_auc",
+        "valid_auc_before",
+        "valid_auc_after",
+    }
+    assert all({"value", "low", "high"} <= m.keys() for m in record["measurements"])
+    assert record["request"]["id"] == request and len(record["request"]["pseudonyms"]) == 4
+    assert [stage["name"] for stage in record["stages"]] == ["circuit", "groups", "update", "verdict"]
+    page = next((mine / "reports").glob("*/report.html")).read_text()
+    assert not PRIVATE.search(page) and "<script" not in page
+    # The version that replaced it is a recommender that the other commands read.
+    assert audit(mine).versions == 1
+
+
+MOMENTS = ["circuit: ", "groups: ", "update: ", "measure: "]
+
+
+@pytest.mark.parametrize(
+    "moment", ["update: ", *(pytest.param(m, marks=pytest.mark.soak) for m in MOMENTS if m != "update: ")]
+)
+def test_kill_of_the_real_pipeline(moment, mine, tmp_path, monkeypatch):
+    monkeypatch.setattr(runner, "decide", promote_all)
+    undisturbed = Path(shutil.copytree(mine, tmp_path / "undisturbed", symlinks=True))
+    assert curerec("request", "run", "--store", undisturbed).code == 0
+    log = tmp_path / "log"
+    result = killed(log, ["request", "run", "--store", mine], lambda text: moment in text, signal.SIGKILL)
+    assert result.code == -signal.SIGKILL
+    with Store(mine) as opened:
+        assert sum(opened.ledger.counts().values()) == 1
+    assert curerec("request", "run", "--store", mine).code == 0
+    assert tree(mine / "versions") == tree(undisturbed / "versions")
+    assert not audit(mine).faults and curerec("verify", mine).code == 0
+
+
+def test_a_retrain_never_sees_the_rows_and_equals_a_plain_one(store, mine, made_path, tmp_path):
+    _, names, _, file = store
+    done = curerec("request", "run", "--store", mine, "--retrain")
+    assert done.code == 0, done
+    plain = curerec(
+        "train", "--data", made_path.data, "--recipe", made_path.recipe_lora, "--without", file,
+        "--out", tmp_path / "plain",
+    )  # fmt: skip
+    assert plain.code == 0
+    ours = (mine / "current" / "adapter_model.safetensors").read_bytes()
+    assert ours == (tmp_path / "plain" / "adapter_model.safetensors").read_bytes()
+    with Store(mine) as opened:
+        assert not set(names) & set(opened.table().data.users.tolist()) and opened.drift() == (0, 0)
+
+
+def example(name):
+    spec = importlib.util.spec_from_file_location(name, EXAMPLES / f"{name}.py")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def test_plain_libraries_serve_the_verified_adapter(mine, made_path, tmp_path, monkeypatch):
+    from curerec.recommender import bases, storage
+    from curerec.requests.engine import logits_of
+
+    monkeypatch.setattr(runner, "decide", promote_all)
+    assert curerec("request", "run", "--store", mine).code == 0
+    current = (mine / "current").resolve()
+    base = bases.resolve(storage.read_card(current)["base"]["name"])
+    verified = storage.load(current, base)
+    with Store(mine) as opened:
+        table, version = opened.table(), opened.version
+    part = table.split.valid
+    wanted = logits_of(verified, table.data, part)
+    served, tokenizer, name = example("serve_peft").load(mine, base)
+    assert name == version == current.name and len(tokenizer) == len(verified.tokenizer)
+    np.testing.assert_allclose(logits_of(verified, table.data, part, served), wanted, atol=1e-6)
+    merged = example("serve_merged").merge(mine, base, tmp_path / "merged")
+    assert merged.name == version
+    model = AutoModelForCausalLM.from_pretrained(merged).eval()
+    np.testing.assert_allclose(logits_of(verified, table.data, part, model), wanted, atol=1e-4)
+    old = storage.load(made_path.lora, base)
+    assert np.abs(logits_of(old, table.data, part) - wanted).max() > 1e-3  # and not those of the old one
+    assert torch.is_tensor(next(model.parameters()))
+
+
+def test_a_spoilt_version_is_not_loaded(mine):
+    weights = (mine / "current").resolve() / "adapter_model.safetensors"
+    raw = bytearray(weights.read_bytes())
+    raw[-1] ^= 1
+    weights.write_bytes(raw)
+    assert curerec("verify", mine).code == 1
+    result = curerec("request", "run", "--store", mine)
+    assert result.code == 1 and "manifest" in result.out
+    with Store(mine) as opened:  # nothing is lost by it: the request waits
+        assert opened.ledger.counts()["held"] == 1
