@@ -134,7 +134,8 @@ def untouched(folder: Path) -> Iterator[None]:
     """Nothing under a folder changes, appears or goes."""
     before = tree(folder)
     yield
-    assert tree(folder) == before
+    after = tree(folder)
+    assert after == before, sorted(k for k in before.keys() | after.keys() if before.get(k) != after.get(k))
 
 
 def fork(log: Path, arguments: list[object], *, before: Callable[[], None] | None = None) -> int:

@@ -14,6 +14,7 @@ import numpy as np
 from curerec.data.splits import per_user_split
 from curerec.data.table import interactions
 from curerec.records import Interactions
+from curerec.reports.schema import SCHEMA
 from curerec.requests import store as stores
 from curerec.requests.ledger import Asked
 from curerec.requests.policy import Policy
@@ -135,7 +136,7 @@ class Stand:
                 {"name": "membership_auc", "value": 0.5, "low": 0.4, "high": 0.6, "n_forget": 9}
             ],
             "drift": {"distance": self.distance, "auc_drop": self.auc_drop},
-            "report": {"schema": "curerec-record/1", "metrics": {"original": {}, "cure": {}}},
+            "report": {"schema": SCHEMA, "method": "cure", "metrics": {"original": {}, "cure": {}}},
         }
 
 

@@ -17,6 +17,7 @@ from curerec.data.readers import read as read_data
 from curerec.data.request_file import read_request
 from curerec.errors import CurerecError
 from curerec.reports.html import render
+from curerec.reports.schema import SCHEMA
 from curerec.requests.api import read as read_body
 from curerec.requests.ledger import Asked
 from curerec.requests.store import Store
@@ -74,7 +75,8 @@ def test_payloads_stay_text_in_the_report(capsys):
     for payload in XSS:
         page = render(
             {
-                "schema": "curerec-record/1",
+                "schema": SCHEMA,
+                "method": "cure",
                 "metrics": {"original": {}, "cure": {}, payload: {"test_auc": 0.5}},
                 "dataset": {"name": payload, "source": payload},
                 "model": {"base": payload, "note": payload, "template": payload},

@@ -22,15 +22,16 @@ def main() -> None:
     parser.add_argument("--data", default=None, help="name or path; default: the recipe's")
     parser.add_argument("--seeds", type=int, nargs="+", default=[10, 11, 12])
     parser.add_argument("--retrains", type=int, default=3)
-    parser.add_argument("--methods", nargs="+", default=["npo", "ga_kl", "random_modules"])
+    parser.add_argument("--methods", nargs="+", default=["random_modules", "npo", "ga_kl"])
     parser.add_argument("--results", type=Path, default=HERE / "results.jsonl")
     options = parser.parse_args()
     quiet()
     recipe = load_recipe(options.recipe)
-    data = ratings(options.data or recipe.data)
+    data, recipe = ratings(options.data, recipe)
+    config_hash = recipe.model_copy(update={"seed": 0}).digest  # seeds of one configuration share it
     for seed in options.seeds:
         chosen = recipe.model_copy(update={"seed": seed})
-        if (seed, chosen.digest) in done(options.results):
+        if (seed, config_hash) in done(options.results):
             continue
         with tempfile.TemporaryDirectory() as folder, bars() as reporter:
             record = run_experiment(
@@ -59,7 +60,7 @@ def main() -> None:
                     "verified": record["verdict"]["verified"] if name == "cure" else None,
                     "faithfulness": record["circuit"]["faithfulness"] if name == "cure" else None,
                     "group_agreement": record["groups"]["agreement"] if name == "cure" else None,
-                    "config_hash": chosen.digest,
+                    "config_hash": config_hash,
                     "versions": record["versions"],
                     "machine": record["machine"],
                     "created": record["created"],

@@ -27,9 +27,8 @@ def main() -> None:
     parser.add_argument("--results", type=Path, default=HERE / "results.jsonl")
     options = parser.parse_args()
     rows = [json.loads(line) for line in options.results.read_text(encoding="utf-8").splitlines()]
-    # Seed is part of the hash, so "newest" is by the day of the newest row's recipe without its seed.
     newest = max(rows, key=lambda r: r["created"])
-    rows = [r for r in rows if r["created"][:10] == newest["created"][:10]]
+    rows = [r for r in rows if r["config_hash"] == newest["config_hash"]]
     seeds = sorted({r["seed"] for r in rows})
     first = {r["seed"]: r for r in rows}
     floors, ceilings = ([first[s][k] for s in seeds] for k in ("floor_jsd", "ceiling_jsd"))

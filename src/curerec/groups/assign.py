@@ -74,8 +74,10 @@ def roles_from(forget: np.ndarray, retain: np.ndarray, types: np.ndarray, tau: f
 
     Source: METHOD section 6 (this project's definition of the paper's three groups).
     """
-    high_f = percentile_within(forget, types) >= tau
-    high_r = percentile_within(retain, types) >= tau
+    return _roles(percentile_within(forget, types) >= tau, percentile_within(retain, types) >= tau)
+
+
+def _roles(high_f: np.ndarray, high_r: np.ndarray) -> np.ndarray:
     return np.where(high_f & high_r, SHARED, np.where(high_f, FORGET, np.where(high_r, RETAIN, FROZEN)))
 
 
@@ -111,12 +113,10 @@ def assign(
     """
     rng = np.random.default_rng([seed, 31])
     votes = np.zeros((len(ROLES), len(modules)))
-    if census:
-        resampled_f = np.broadcast_to(forget_scores.mean(0), (draws, len(modules)))
-    else:
-        resampled_f = _resampled(forget_scores, draws, rng)
-    for f, r in zip(resampled_f, _resampled(retain_scores, draws, rng), strict=True):
-        votes[roles_from(f, r, types, tau), np.arange(len(modules))] += 1
+    forget = forget_scores.mean(0)[None] if census else _resampled(forget_scores, draws, rng)
+    high_f = np.broadcast_to(percentile_within(forget, types) >= tau, (draws, len(modules)))
+    for f, r in zip(high_f, _resampled(retain_scores, draws, rng), strict=True):
+        votes[_roles(f, percentile_within(r, types) >= tau), np.arange(len(modules))] += 1
     role = roles_from(forget_scores.mean(0), retain_scores.mean(0), types, tau)
     agreement = votes[role, np.arange(len(modules))] / draws
     if uncertain_role is not None:

@@ -123,10 +123,7 @@ class CureEngine:
     @cached_property
     def config(self) -> Any:
         """The method's configuration, of the recipe."""
-        recipe = self.opened.recipe
-        return {"cure": recipe.cure, "random_modules": recipe.cure, RETRAIN: None}.get(
-            self.job.method, recipe.npo
-        )
+        return None if self.job.method == RETRAIN else self.opened.recipe.config_of(self.job.method)
 
     @cached_property
     def task(self) -> Any:
@@ -176,7 +173,7 @@ class CureEngine:
             if self.job.method == "cure":
                 units = units_of(self.opened.recommender.model, self.config.granularity)
                 outcome = update_by_groups(
-                    self.task, self.config.update, units, _groups(groups), _circuit(circuit), "cure"
+                    self.task, self.config, units, _groups(groups), _circuit(circuit), "cure"
                 )
             else:
                 outcome = METHODS[self.job.method][0](self.task, self.config)

@@ -193,6 +193,7 @@ def create(
         os.chmod(stage, 0o700)
         for name in FOLDERS:
             (stage / name).mkdir(mode=0o700)
+        (stage / LOCK).touch(mode=0o600)  # here, so that a refused run leaves no trace
         if policy.sign_key:
             durable.write(stage / PUBLIC, signing.public_of(Path(policy.sign_key)), mode=0o644)
         durable.write(stage / POLICY, yaml.safe_dump(policy.model_dump(mode="json")).encode())
