@@ -10,7 +10,6 @@ from typing import Any
 
 import torch
 
-from curerec.config import parse
 from curerec.data.output import check_out
 from curerec.errors import ModelError, RequestError
 from curerec.machine import versions
@@ -18,7 +17,7 @@ from curerec.methods import METHODS, Task
 from curerec.models import base_folder, check_finite, check_fits, check_template, device, fresh_model
 from curerec.progress import Clock, Reporter, Silent
 from curerec.prompts.encoding import Encoder, answer_tokens, queries
-from curerec.recipe import Recipe
+from curerec.recipe import Recipe, recipe_of_card
 from curerec.recommender import bases, storage
 from curerec.recommender.tune import tune
 from curerec.records import ForgetRequest, ForgetSplit, Interactions, Outcome, Recommender, Split
@@ -98,6 +97,7 @@ class Opened:
     data: Interactions
     split: Split
     base: Path
+    note: str | None = None  # what a user should know of how it was opened
 
 
 def open_recommender(
@@ -115,10 +115,11 @@ def open_recommender(
             where=f"recommender {Path(folder).name}",
             mend="Give --data the ratings that `curerec train` read",
         )
-    recipe = parse(Recipe, card["recipe"], where=f"recommender {Path(folder).name}, recipe in {storage.CARD}")
-    where = base or bases.resolve(card["base"]["name"], cache=cache)
-    recommender = storage.load(folder, where, device=device())
-    return Opened(recommender, recipe, data, split_of(data, recipe.split), where)
+    where = f"recommender {Path(folder).name}, recipe in {storage.CARD}"
+    recipe, note = recipe_of_card(card, where=where)
+    base = base or bases.resolve(card["base"]["name"], cache=cache)
+    recommender = storage.load(folder, base, device=device())
+    return Opened(recommender, recipe, data, split_of(data, recipe.split), base, note)
 
 
 def check_references(folders: list[Path], request: ForgetRequest) -> None:

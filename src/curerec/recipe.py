@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any, Literal
 
 from pydantic import Field, field_validator, model_validator
 
 from curerec.config import Strict, parse
+from curerec.errors import ConfigError
 from curerec.methods import METHODS
 from curerec.methods.cure.method import CureConfig
 from curerec.methods.unlearn import UnlearnConfig
 from curerec.recommender.tune import TuneConfig
+
+#: Settings of methods, which training does not depend on.
+SETTINGS = ("cure", "npo", "methods")
 
 
 class SplitConfig(Strict):
@@ -100,3 +105,27 @@ class Recipe(Strict):
             return own[method]
         kind = METHODS[method][1]
         return kind and parse(kind, self.methods.get(method, {}), where=f"recipe, methods.{method}")
+
+
+def recipe_of_card(card: Mapping[str, Any], *, where: str) -> tuple[Recipe, str | None]:
+    """The recipe that a recommender was trained by, from its card.
+
+    What training depended on must be readable: the split is rebuilt from it. Settings of methods, which are
+    only carried along, may be of another version; then today's defaults stand, with a word on it.
+
+    Args:
+        card: of :func:`curerec.recommender.storage.read_card`.
+        where: for messages.
+
+    Returns:
+        The recipe, and what is to be said about it or None.
+
+    Raises:
+        ConfigError: the part that training depended on does not fit.
+    """
+    try:
+        return parse(Recipe, card["recipe"], where=where), None
+    except ConfigError:
+        kept = {name: value for name, value in card["recipe"].items() if name not in SETTINGS}
+        note = f"{where}: its settings of methods are of another version; the defaults of this one are used"
+        return parse(Recipe, kept, where=where), note

@@ -347,14 +347,15 @@ def ratings(name: str | None, recipe: Any) -> tuple[Any, Any]:
 
 def opened_with(recommender: Path, data: str | None, base: Path | None) -> Any:
     """A recommender opened with its ratings: the card says how it was trained, ``--data`` where they are."""
-    from curerec.config import parse
     from curerec.pipeline import open_recommender
-    from curerec.recipe import Recipe
+    from curerec.recipe import recipe_of_card
     from curerec.recommender.storage import read_card
 
-    card = read_card(recommender)
-    recipe = parse(Recipe, card["recipe"], where=f"recommender {recommender.name}, its recipe")
-    return open_recommender(recommender, ratings(data, recipe)[0], base=base)
+    recipe, _ = recipe_of_card(read_card(recommender), where=f"recommender {recommender.name}, its recipe")
+    opened = open_recommender(recommender, ratings(data, recipe)[0], base=base)
+    if opened.note:
+        typer.echo(f"note: {opened.note}")
+    return opened
 
 
 def request_of(path: Path) -> Any:

@@ -45,9 +45,9 @@ def init(
 ) -> None:
     """Make a store: a recommender, its training table, and an empty ledger."""
     from curerec.cli.app import quiet, ratings
-    from curerec.config import parse, read_yaml
+    from curerec.config import read_yaml
     from curerec.data.output import check_out
-    from curerec.recipe import Recipe
+    from curerec.recipe import recipe_of_card
     from curerec.recommender.storage import read_card
     from curerec.requests import engine
     from curerec.requests.policy import Policy
@@ -55,7 +55,7 @@ def init(
     quiet()
     check_out(store, inputs=[recommender, base])
     chosen = read_yaml(Policy, policy) if policy else Policy()
-    recipe = parse(Recipe, read_card(recommender)["recipe"], where="recommender, its recipe")
+    recipe = recipe_of_card(read_card(recommender), where="recommender, its recipe")[0]
     version = engine.init(store, recommender, ratings(data, recipe)[0], base=base, policy=chosen)
     typer.echo(f"{store}: version {version}")
 

@@ -17,7 +17,6 @@ from typing import Any
 import numpy as np
 import torch
 
-from curerec.config import parse
 from curerec.data.forget import without_rows
 from curerec.data.splits import examples
 from curerec.errors import RequestError
@@ -32,7 +31,7 @@ from curerec.methods.cure.method import circuit_of, groups_of, update_by_groups
 from curerec.models import check_finite, device, fresh_model, logits_of
 from curerec.pipeline import Opened, check_method, open_recommender, task_for
 from curerec.progress import Clock
-from curerec.recipe import Recipe
+from curerec.recipe import recipe_of_card
 from curerec.recommender import bases, storage
 from curerec.recommender.units import units_of
 from curerec.records import Circuit, Examples, ForgetRequest, ForgetSplit, Groups, Interactions, Outcome
@@ -107,7 +106,7 @@ class CureEngine:
         """The version in force, with the stored table and its stored split."""
         job = self.job
         card = storage.read_card(job.folder)
-        recipe = parse(Recipe, card["recipe"], where="recommender, its recipe")
+        recipe = recipe_of_card(card, where="recommender, its recipe")[0]
         base = Path(job.base) if job.base else bases.resolve(card["base"]["name"])
         recommender = storage.load(job.folder, base, device=device())
         return Opened(recommender, recipe, job.table.data, job.table.split, base)
