@@ -13,7 +13,8 @@ from made_tasks import made_task
 SHORT = {"max_steps": 4, "check_every": 2, "check_size": 60, "batch_size": 32, "max_auc_drop": 1}
 CURE = {
     "pairs": 16,
-    "contribution_size": 40,
+    "forget_size": 40,
+    "control_size": 40,
     "draws": 10,
     "update": SHORT,
 }

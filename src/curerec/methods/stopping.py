@@ -45,6 +45,7 @@ class Watch:
 
     task: Task
     config: Stopping
+    index: np.ndarray = field(init=False)
     forget: Prompts = field(init=False)
     control: Prompts = field(init=False)
     valid: Prompts = field(init=False)
@@ -54,22 +55,31 @@ class Watch:
 
     def __post_init__(self) -> None:
         size = self.config.check_size
-        self.forget = self.task.encode(self.task.sample(self.task.forget, size, 51))
+        self.index = self.task.sample_index(len(self.task.forget), size, 51)
+        self.forget = self.task.forget_prompts.take(self.index)
         self.control = self.task.encode(self.task.sample(self.task.control, size, 52))
         self.valid = self.task.encode(self.task.sample(self.task.valid, size, 53))
         self.target = 0.5
         if self.config.target == "base":
-            self.target = self.membership(self.task.base_model())
-        self.first = self.look(self.task.original.model)
+            self.target = self.membership(self.task.base_model(), self.task.forget_base[self.index])
+        self.first = self.look(self.task.original.model, self.task.forget_original[self.index])
 
-    def membership(self, model: Any) -> float:
-        """AUC of the loss attack, D_f against D_c."""
-        losses = [_nll(score(model, p, self.task.answers), p.label) for p in (self.forget, self.control)]
+    def membership(self, model: Any, on_forget: np.ndarray | None = None) -> float:
+        """AUC of the loss attack, D_f against D_c.
+
+        Args:
+            model: to attack.
+            on_forget: its answer logits on the sample of D_f, where they are known, [n, 2].
+        """
+        if on_forget is None:
+            on_forget = score(model, self.forget, self.task.answers)
+        on_control = score(model, self.control, self.task.answers)
+        losses = [_nll(on_forget, self.forget.label), _nll(on_control, self.control.label)]
         member = np.r_[np.ones(len(losses[0])), np.zeros(len(losses[1]))]
         return float(roc_auc_score(member, -np.concatenate(losses)))
 
-    def look(self, model: Any) -> dict[str, float]:
-        """Membership AUC and validation AUC of a model."""
+    def look(self, model: Any, on_forget: np.ndarray | None = None) -> dict[str, float]:
+        """Membership AUC and validation AUC of a model; arguments as for :meth:`membership`."""
         logits = score(model, self.valid, self.task.answers)
         if not np.isfinite(logits).all():
             raise ModelError("the update diverged", where="unlearn", mend="Lower update.lr in the recipe")
@@ -78,7 +88,7 @@ class Watch:
             self.margin = margin
         drop, error = auc_drop(self.valid.label, self.margin, margin)
         return {
-            "membership_auc": self.membership(model),
+            "membership_auc": self.membership(model, on_forget),
             "valid_auc": float(roc_auc_score(self.valid.label, margin)),
             "valid_p_yes": float(p_yes(logits).mean()),
             "auc_drop": drop,

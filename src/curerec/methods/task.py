@@ -16,6 +16,7 @@ import torch
 
 from curerec.progress import Clock
 from curerec.prompts.encoding import Encoder, Prompts, queries
+from curerec.recommender.score import score
 from curerec.recommender.tune import TuneConfig
 from curerec.records import Examples, ForgetSplit, Interactions, Outcome, Recommender
 
@@ -87,10 +88,28 @@ class Task:
 
     def sample(self, examples: Examples, size: int, salt: int) -> Examples:
         """At most ``size`` examples, drawn without replacement."""
-        if len(examples) <= size:
-            return examples
-        rng = np.random.default_rng([self.seed, salt])
-        return examples.take(np.sort(rng.choice(len(examples), size, replace=False)))
+        return examples.take(self.sample_index(len(examples), size, salt))
+
+    @cached_property
+    def forget_prompts(self) -> Prompts:
+        """Prompts of D_f."""
+        return self.encode(self.forget)
+
+    @cached_property
+    def forget_original(self) -> np.ndarray:
+        """Answer logits of theta_o on D_f, float32 [n, 2]; scored once a request."""
+        return score(self.original.model, self.forget_prompts, self.answers)
+
+    @cached_property
+    def forget_base(self) -> np.ndarray:
+        """Answer logits of the model before fine-tuning on D_f, float32 [n, 2]; scored once a request."""
+        return score(self.base_model(), self.forget_prompts, self.answers)
+
+    def sample_index(self, n: int, size: int, salt: int) -> np.ndarray:
+        """At most ``size`` of n indices, drawn without replacement, in order."""
+        if n <= size:
+            return np.arange(n)
+        return np.sort(np.random.default_rng([self.seed, salt]).choice(n, size, replace=False))
 
     def copy_of_model(self) -> Any:
         """A copy of theta_o to change."""

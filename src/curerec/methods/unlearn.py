@@ -18,7 +18,7 @@ from curerec.methods.stopping import Stopping, Watch
 from curerec.methods.task import Task
 from curerec.prompts.encoding import Prompts
 from curerec.recommender.score import answer_logits, device_of, score, to_batch
-from curerec.recommender.tune import Averager, TuneConfig, endless, optimise
+from curerec.recommender.tune import Averager, TuneConfig, batches, endless, optimise
 from curerec.recommender.units import Units, units_of
 from curerec.records import Circuit, Groups, Outcome
 
@@ -103,9 +103,8 @@ def run(task: Task, rules: Rules, config: UnlearnConfig, kept: np.ndarray | None
         watch = Watch(task, config)
         model = task.copy_of_model()
         device = device_of(model)
-        forget, retain = task.encode(task.forget), _Lazy(task)
-        original = task.original.model
-        forget_logits = torch.from_numpy(score(original, forget, task.answers)).to(device)
+        forget, retain = task.forget_prompts, _Retain(task, config.retain_batch_size or config.batch_size)
+        forget_logits = torch.from_numpy(task.forget_original).to(device)
         label = torch.from_numpy(forget.label.astype(np.int64)).to(device)
         weight = _weights(task, config, forget, forget_logits)
         if kept is not None:
@@ -141,11 +140,9 @@ def run(task: Task, rules: Rules, config: UnlearnConfig, kept: np.ndarray | None
             weight=weight[index],
         )
         g_f = torch.autograd.grad(push * loss_f, params)
-        batch = retain.next(config.retain_batch_size or config.batch_size)
+        batch, before = retain.next()
         ids, last = to_batch(batch, np.arange(len(batch)), device)
-        with torch.inference_mode():
-            before = answer_logits(original, ids, last, task.answers)
-        loss_r = kl_to(answer_logits(model, ids, last, task.answers), before.clone())
+        loss_r = kl_to(answer_logits(model, ids, last, task.answers), before)
         g_r = torch.autograd.grad(loss_r, params)
         direction, seen = rules.combine(
             dict(zip(names, g_f, strict=True)), dict(zip(names, g_r, strict=True))
@@ -234,19 +231,31 @@ def outcome_of(
     )
 
 
-class _Lazy:
-    """Batches of D_r, encoded when they are drawn: a request must not pay for all the training data."""
+class _Retain:
+    """Batches of D_r with theta_o's logits: a request must not pay for all the training data.
 
-    def __init__(self, task: Task) -> None:
-        self.task, self.rng = task, np.random.default_rng([task.seed, 62])
+    Some batches are drawn at a time, encoded and scored together, and cut into batches of like length: little
+    is padded, as in training.
+    """
+
+    def __init__(self, task: Task, size: int, *, ahead: int = 20) -> None:
+        self.task, self.size, self.ahead = task, size, ahead
+        self.rng = np.random.default_rng([task.seed, 62])
         self.order, self.at = self.rng.permutation(len(task.retain)), 0
+        self.ready: list[tuple[Prompts, torch.Tensor]] = []
 
-    def next(self, size: int) -> Prompts:
-        if self.at + size > len(self.order):
-            self.order, self.at = self.rng.permutation(len(self.task.retain)), 0
-        index = self.order[self.at : self.at + size]
-        self.at += size
-        return self.task.encode(self.task.retain.take(index))
+    def next(self) -> tuple[Prompts, torch.Tensor]:
+        """Prompts of a batch, and answer logits of theta_o, [batch, 2]."""
+        if not self.ready:
+            if self.at + min(self.size, len(self.order)) > len(self.order):
+                self.order, self.at = self.rng.permutation(len(self.task.retain)), 0
+            index = self.order[self.at : self.at + self.ahead * self.size]
+            self.at += len(index)
+            prompts = self.task.encode(self.task.retain.take(index))
+            model = self.task.original.model
+            logits = torch.from_numpy(score(model, prompts, self.task.answers)).to(device_of(model))
+            self.ready = [(prompts.take(b), logits[b]) for b in batches(prompts.lengths, self.size, self.rng)]
+        return self.ready.pop()
 
 
 def _weights(task: Task, config: UnlearnConfig, forget: Prompts, logits: torch.Tensor) -> torch.Tensor:
@@ -267,7 +276,8 @@ def _weights(task: Task, config: UnlearnConfig, forget: Prompts, logits: torch.T
         model = task.original.model
         units = units_of(model, "projection")
         deltas = weight_deltas(model, task.base_state, units) if task.base_state is not None else {}
-        for alpha in PATH[:-1]:
+        push = push + residual(torch.from_numpy(task.forget_base).to(logits))
+        for alpha in PATH[1:-1]:
             with part_of_the_way(model, deltas, alpha) as (halfway, _):
                 earlier = torch.from_numpy(score(halfway, forget, task.answers)).to(logits.device)
             push = push + residual(earlier)

@@ -131,7 +131,8 @@ def adapter_alone(task: Task, config: E2urecConfig) -> tuple[Any, list[str] | No
     if hasattr(model, "peft_config"):
         return model, None
     paths = family_of(model).projections
-    wanted = [paths[p] for p in ("q_proj", "v_proj") if p in paths] or [next(iter(paths.values()))]
+    wanted = [paths[p].path for p in ("q_proj", "v_proj") if p in paths]
+    wanted = wanted or [next(iter(paths.values())).path]
     modules = dict(model.named_modules())
     targets = [n for n in modules if any(n.endswith(f".{p}") for p in wanted)]
     shape = LoraConfig(
