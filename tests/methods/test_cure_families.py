@@ -33,7 +33,8 @@ RECIPE = {
     "cure": {
         "pairs": 12,
         "pair_pool": 40,
-        "contribution_size": 20,
+        "forget_size": 20,
+        "control_size": 20,
         "draws": 8,
         "path_steps": 1,
         "update": LOOK,
