@@ -11,15 +11,16 @@ import torch
 from curerec.circuits.adapter import weight_deltas
 from curerec.methods.rollback import roll_back
 from curerec.recommender.units import units_of
-from made_models import made_encoder, made_model, with_lora
+from made_families import TYPES, lora_on, made_family_model
+from made_models import made_encoder
 
 WORDS = len(made_encoder().tokenizer)
 
 
-def tuned(lora):
+def tuned(lora, model_type="llama"):
     """A base, and a model whose every branch was changed."""
-    base = made_model(WORDS, layers=2)
-    model = with_lora(copy.deepcopy(base)) if lora else copy.deepcopy(base)
+    base = made_family_model(model_type, WORDS)
+    model = lora_on(copy.deepcopy(base)) if lora else copy.deepcopy(base)
     generator = torch.Generator().manual_seed(1)
     with torch.no_grad():
         for name, p in model.named_parameters():
@@ -42,8 +43,9 @@ def changed(base, model, granularity="row"):
 
 @pytest.mark.parametrize("lora", [False, True])
 @pytest.mark.parametrize("granularity", ["row", "projection", "head_mlp"])
-def test_nothing_kept_is_the_base_and_all_kept_the_model(lora, granularity):
-    base, model = tuned(lora)
+@pytest.mark.parametrize("model_type", TYPES)
+def test_nothing_kept_is_the_base_and_all_kept_the_model(model_type, lora, granularity):
+    base, model = tuned(lora, model_type)
     units, deltas = changed(base, model, granularity)
     for share, wanted in ((0.0, base), (1.0, model)):
         new = copy.deepcopy(model)
