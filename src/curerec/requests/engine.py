@@ -185,7 +185,7 @@ class CureEngine:
             if self.job.method == "cure":
                 units = units_of(self.opened.recommender.model, self.config.granularity)
                 outcome = update_by_groups(
-                    self.task, self.config.update, units, _groups(groups), _circuit(circuit), "cure"
+                    self.task, self.config, units, _groups(groups), _circuit(circuit), "cure"
                 )
             else:
                 outcome = METHODS[self.job.method][0](self.task, self.config)
