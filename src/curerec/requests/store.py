@@ -198,6 +198,7 @@ def create(
             durable.write(stage / PUBLIC, signing.public_of(Path(policy.sign_key)), mode=0o644)
         durable.write(stage / POLICY, yaml.safe_dump(policy.model_dump(mode="json")).encode())
         keys.make(stage / "keys", keys.LEDGER)
+        durable.write(stage / LOCK, b"")
         draft = stage / "work" / "init"
         draft.mkdir()
         about = fill(draft)
