@@ -17,6 +17,7 @@ from curerec.methods.label_flip import LabelFlipConfig, label_flip
 from curerec.methods.loop import Batches, LoopConfig, descend, free, tuned_names
 from curerec.methods.scrub import ScrubConfig, scrub
 from curerec.methods.simnpo import SimnpoConfig, simnpo
+from curerec.methods.stopping import Watch
 from curerec.methods.task_vector.method import TaskVectorConfig, negated, task_vector
 from curerec.recommender.lora import factors_of, stacked, with_factors
 from curerec.recommender.score import answer_logits, p_yes, score
@@ -128,8 +129,6 @@ def test_the_same_adapter_from_its_factors_and_from_too_many():
 
 def test_task_vector_keeps_the_largest_alpha_that_does_no_harm(monkeypatch):
     task = made_task()
-    from curerec.methods.unlearn import Watch
-
     monkeypatch.setattr(Watch, "closed", lambda self, seen: False)
     looks = iter([False, False, True])
     monkeypatch.setattr(Watch, "harmed", lambda self, seen: next(looks))
@@ -202,8 +201,6 @@ def zero(descent, step):
 
 
 def test_the_loop_gives_back_the_look_before_harm(monkeypatch):
-    from curerec.methods.unlearn import Watch
-
     task = made_task()
     monkeypatch.setattr(Watch, "closed", lambda self, seen: False)
     looks = iter([False, True])
@@ -220,8 +217,6 @@ def test_the_loop_gives_back_the_look_before_harm(monkeypatch):
 
 
 def test_the_loop_stops_when_the_gap_is_closed(monkeypatch):
-    from curerec.methods.unlearn import Watch
-
     monkeypatch.setattr(Watch, "closed", lambda self, seen: True)
     done = descend(made_task(), LoopConfig(**LONG | {"check_every": 3}), zero)
     assert done.steps == 3 and "gap closed" in done.stop_reason

@@ -11,17 +11,17 @@ import torch
 import torch.nn.functional as F
 from pydantic import Field
 
-from curerec.config import Strict
 from curerec.methods.rules import Rules, uniform
+from curerec.methods.stopping import Stopping, Watch
 from curerec.methods.task import Task
-from curerec.methods.unlearn import UnlearnConfig, Update, Watch
+from curerec.methods.unlearn import CLOSED, Update
 from curerec.recommender.score import answer_logits, device_of, to_batch
 from curerec.recommender.tune import Averager, TuneConfig, optimise
 from curerec.recommender.units import units_of
 from curerec.records import Examples, Outcome
 
 
-class LoopConfig(Strict):
+class LoopConfig(Stopping):
     """Steps and stopping, named and defaulting as in :class:`curerec.methods.unlearn.UnlearnConfig`."""
 
     lr: float = Field(1e-3, gt=0)
@@ -29,19 +29,6 @@ class LoopConfig(Strict):
     batch_size: int = Field(128, gt=0, description="prompts of D_f and of D_r a step")
     max_steps: int = Field(60, gt=0)
     average: float = Field(0.9, ge=0, lt=1, description="decay of the average of the weights")
-    check_every: int = Field(4, gt=0, description="steps between looks at the membership gap")
-    check_size: int = Field(1000, gt=10, description="at most so many of D_f, D_c and D_v are looked at")
-    tolerance: float = Field(
-        0.0, ge=0, description="membership AUC above the target at which the gap counts as closed"
-    )
-    max_auc_drop: float = Field(0.002, ge=0, description="utility guard on D_v")
-    target: Literal["base", "half"] = Field("base", description="membership AUC to reach")
-
-
-def watch_of(task: Task, config: LoopConfig) -> Watch:
-    """The stopping rule that all methods share, with this configuration's values."""
-    shared = {k: getattr(config, k) for k in UnlearnConfig.model_fields if k in type(config).model_fields}
-    return Watch(task, UnlearnConfig(**shared))
 
 
 def tuned_names(model: Any) -> list[str]:
@@ -211,7 +198,7 @@ def descend(
     """
     total = steps or config.max_steps
     with task.clock.stage("prepare"):
-        watch = watch_of(task, config)
+        watch = Watch(task, config)
         model = task.copy_of_model() if model is None else model
         names = tuned_names(model) if names is None else list(names)
         params = free(model, names)
@@ -244,13 +231,12 @@ def descend(
         seen = watch.look(model)
         trace.append({"step": step, **seen, **log})
         if watch.harmed(seen):
-            stop = (
-                f"the utility guard: validation AUC fell by {config.max_auc_drop:g}; the step before is kept"
-            )
+            drop = f"validation AUC fell by more than {config.max_auc_drop:g}"
+            stop = f"the utility guard: {drop}; the step before is kept"
             return True
         kept = [p.detach().clone() for p in params]
         if watch.closed(seen):
-            stop = "the membership gap closed: deleted data is no longer told from unseen data"
+            stop = CLOSED
             return True
         store(params, iterate)
         return False

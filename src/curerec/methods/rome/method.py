@@ -9,7 +9,6 @@ import numpy as np
 import torch
 from pydantic import Field
 
-from curerec.config import Strict
 from curerec.methods.edits import (
     Merge,
     Uninformed,
@@ -20,11 +19,12 @@ from curerec.methods.edits import (
     transposed,
     uninformed,
 )
-from curerec.methods.loop import LoopConfig, outcome, watch_of
+from curerec.methods.loop import outcome
 from curerec.methods.losses import kl_to
 from curerec.methods.rome.edit import Site, covariance, rank_one
+from curerec.methods.stopping import Stopping, Watch
 from curerec.methods.task import Task
-from curerec.methods.unlearn import Update
+from curerec.methods.unlearn import CLOSED, Update
 from curerec.prompts.encoding import Prompts
 from curerec.recommender.families import family_of
 from curerec.recommender.lora import PREFIX, factors_of, stacked, with_factors
@@ -36,7 +36,7 @@ DEPTH = 17 / 48  # the layer of GPT-2 XL that ROME edits, as a share of its laye
 SEARCH: dict[str, list[Any]] = {"answer": ["prior", "base"], "lr": [0.1, 0.5], "clamp": [1.0, 4.0]}
 
 
-class RomeConfig(Strict):
+class RomeConfig(Stopping):
     """Site, value search and stopping."""
 
     layer: int | None = Field(None, ge=0, description="none: 17/48 of the depth, below the last layer")
@@ -52,9 +52,6 @@ class RomeConfig(Strict):
     batch_size: int = Field(16, gt=0, description="prompts of an edit, and of D_r beside them")
     covariance_size: int = Field(400, gt=0, description="retain prompts whose keys make the covariance")
     check_every: int = Field(4, gt=0, description="edits between looks at the membership gap")
-    check_size: int = Field(1000, gt=10)
-    tolerance: float = Field(0.0, ge=0)
-    max_auc_drop: float = Field(0.002, ge=0)
 
 
 def rome(task: Task, config: RomeConfig | None = None) -> Outcome:
@@ -69,8 +66,7 @@ def rome(task: Task, config: RomeConfig | None = None) -> Outcome:
     config = config or RomeConfig()
     base = task.base_model() if config.answer == "base" else None
     with task.clock.stage("prepare"):
-        shared = {k: getattr(config, k) for k in ("check_size", "tolerance", "max_auc_drop")}
-        watch = watch_of(task, LoopConfig(**shared))
+        watch = Watch(task, config)
         model = task.copy_of_model().requires_grad_(False)
         layer = site_of(model, config.layer)
         site = Site(mlp_output(model, layer))
@@ -101,12 +97,12 @@ def rome(task: Task, config: RomeConfig | None = None) -> Outcome:
             seen = watch.look(model)
             trace.append({"step": k, "loss": loss, **seen})
             if watch.harmed(seen):
-                drop = f"validation AUC fell by {config.max_auc_drop:g}"
+                drop = f"validation AUC fell by more than {config.max_auc_drop:g}"
                 stop = f"the utility guard: {drop}; the edits before are kept"
                 break
             kept = k
             if watch.closed(seen):
-                stop = "the membership gap closed: deleted data is no longer told from unseen data"
+                stop = CLOSED
                 break
         path = next(n for n, m in model.named_modules() if m is site.module)
         new = edited(task.original.model, path, factors[:kept])

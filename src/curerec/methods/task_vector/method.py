@@ -8,10 +8,10 @@ from typing import Any
 import torch
 from pydantic import Field
 
-from curerec.config import Strict
-from curerec.methods.loop import LoopConfig, free, outcome, tuned_names, watch_of
+from curerec.methods.loop import free, outcome, tuned_names
+from curerec.methods.stopping import Stopping, Watch
 from curerec.methods.task import Task
-from curerec.methods.unlearn import Update
+from curerec.methods.unlearn import CLOSED, Update
 from curerec.recommender.lora import factors_of, stacked, with_factors
 from curerec.recommender.tune import TuneConfig, tune
 from curerec.records import Outcome
@@ -19,16 +19,13 @@ from curerec.records import Outcome
 SEARCH: dict[str, list[Any]] = {"tuning.lr": [1e-4, 3e-4, 1e-3], "tuning.epochs": [1.0, 3.0]}
 
 
-class TaskVectorConfig(Strict):
+class TaskVectorConfig(Stopping):
     """Tuning on D_f, and the line along which its change is undone."""
 
     tuning: TuneConfig = TuneConfig(epochs=1.0, batch_size=32, lr=3e-4)
     alphas: tuple[float, ...] = Field(
         (1.0, 2.0, 3.0, 4.0, 5.0), min_length=1, description="tried in this order until the gap closes"
     )
-    check_size: int = Field(1000, gt=10)
-    tolerance: float = Field(0.0, ge=0)
-    max_auc_drop: float = Field(0.002, ge=0)
 
 
 def negated(original: Any, tuned: Any, alpha: float) -> Any:
@@ -63,9 +60,8 @@ def task_vector(task: Task, config: TaskVectorConfig | None = None) -> Outcome:
     Source: Ilharco et al. 2023, arXiv 2212.04089.
     """
     config = config or TaskVectorConfig()
-    shared = {k: getattr(config, k) for k in ("check_size", "tolerance", "max_auc_drop")}
     with task.clock.stage("prepare"):
-        watch = watch_of(task, LoopConfig(**shared))
+        watch = Watch(task, config)
         tuned = task.copy_of_model()
         params = free(tuned, tuned_names(tuned))
     with task.clock.stage("update") as advance:
@@ -77,12 +73,12 @@ def task_vector(task: Task, config: TaskVectorConfig | None = None) -> Outcome:
             seen = watch.look(negated(original, tuned, alpha))
             trace.append({"step": k + 1, "alpha": alpha, **seen})
             if watch.harmed(seen):
-                drop = f"validation AUC fell by {config.max_auc_drop:g}"
+                drop = f"validation AUC fell by more than {config.max_auc_drop:g}"
                 stop = f"the utility guard: {drop}; the alpha before is kept"
                 break
             kept = alpha
             if watch.closed(seen):
-                stop = "the membership gap closed: deleted data is no longer told from unseen data"
+                stop = CLOSED
                 break
         model = negated(original, tuned, kept)
     n = sum(p.numel() for p in params)
