@@ -14,6 +14,7 @@ from transformers import Qwen2Tokenizer
 from curerec import pipeline
 from curerec.config import parse
 from curerec.methods.cure.method import in_core
+from curerec.models import fresh_model, logits_of
 from curerec.prompts.encoding import Encoder
 from curerec.recipe import Recipe
 from curerec.recommender.families import family_of
@@ -95,10 +96,10 @@ def test_train_and_cure(model_type, kind, tmp_path):
     prompts = Encoder(made.tokenizer, made.template, TITLES)
     assert prompts.answers == opened.recommender.answers
     split = opened.split
-    logits = [pipeline.logits_of(opened.recommender, DATA, split.test, m) for m in (made.model, original)]
+    logits = [logits_of(opened.recommender, DATA, split.test, m) for m in (made.model, original)]
     np.testing.assert_allclose(logits[0], logits[1], atol=1e-5)  # as trained, so loaded
     plain, _ = load_base(base)
-    assert np.abs(pipeline.logits_of(opened.recommender, DATA, split.test, plain) - logits[0]).max() > 1e-2
+    assert np.abs(logits_of(opened.recommender, DATA, split.test, plain) - logits[0]).max() > 1e-2
 
     before = {n: p.detach().clone() for n, p in original.named_parameters()}
     request = ForgetRequest("users", tuple(DATA.users[:3]))
@@ -116,12 +117,12 @@ def test_train_and_cure(model_type, kind, tmp_path):
         name = name if name in after else "lm_head.weight"
         if name in after:
             assert torch.equal(before[name][mask], after[name][mask]), name
-    assert np.isfinite(pipeline.logits_of(opened.recommender, DATA, split.test, outcome.model)).all()
+    assert np.isfinite(logits_of(opened.recommender, DATA, split.test, outcome.model)).all()
     saved = pipeline.save_unlearned(opened, outcome, request, tmp_path / "new")
     again = pipeline.open_recommender(saved.path, DATA, base=base).recommender
     np.testing.assert_allclose(
-        pipeline.logits_of(again, DATA, split.test),
-        pipeline.logits_of(opened.recommender, DATA, split.test, outcome.model),
+        logits_of(again, DATA, split.test),
+        logits_of(opened.recommender, DATA, split.test, outcome.model),
         atol=1e-5,
     )
 
@@ -139,7 +140,7 @@ def test_lora_goes_where_the_recipe_says_and_nowhere_else(model_type, targets, t
     """GPT-2 calls two maps of a layer c_proj."""
     base = base_of(model_type, tmp_path / "base")
     recipe = parse(Recipe, {"model": {"lora": {"r": 2, "targets": targets}}}, where="test")
-    model = pipeline.fresh_model(base, recipe.model, seed=0)
+    model = fresh_model(base, recipe.model, seed=0)
     paths = {p.path for t, p in family_of(model).projections.items() if t in targets}
     found = {n.split(".lora_")[0].split(".", 5)[-1] for n, p in model.named_parameters() if p.requires_grad}
     assert {path for path in paths} == {next(p for p in paths if name.endswith(p)) for name in found}
