@@ -1,0 +1,132 @@
+"""What each part of ``cure`` is worth: the demo's recipe, one part changed at a time, development seeds.
+
+One original and its retrains are trained for a seed and shared by all variants. Beside the distance to the
+retrains each row has what a choice may be made by, since no retrain exists in production: the membership
+gap to the base model on D_f and D_c, and the divergence from the original on D_v.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import tempfile
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from curerec.cli.app import quiet, ratings
+from curerec.cli.bars import bars
+from curerec.data.forget import draw_request
+from curerec.experiment import RETRAIN_SEEDS
+from curerec.machine import machine, versions
+from curerec.measure import Candidate, candidate, measure
+from curerec.methods.retrain import retrain
+from curerec.pipeline import open_recommender, task_for, train, unlearn
+from curerec.progress import Clock
+from curerec.recipe import Recipe
+from curerec.recipes import load_recipe
+from curerec.recommender.score import p_yes
+from curerec.splitting import granted
+
+HERE = Path(__file__).parent
+
+
+def variants(recipe: Recipe) -> dict[str, tuple[str, Any]]:
+    """Method and configuration by name."""
+    cure = recipe.cure
+
+    def changed(**parts: Any) -> Any:
+        return cure.model_copy(update=parts)
+
+    whole = {"forget": 1.0, "retain": 1.0, "shared": 1.0}
+    gentle = cure.kept.model_copy(update={"forget": 0.6, "retain": 0.6, "shared": 0.6})
+    everywhere = {"tau": 1e-9, "scope": "all", "kept": gentle}  # every unit is high in both: task-shared
+    return {
+        "cure": ("cure", cure),
+        "cure, groups drawn at random": ("random_modules", cure),
+        "cure, no groups (all task-shared)": ("cure", changed(**everywhere)),
+        "cure, nothing rolled back": ("cure", changed(kept=cure.kept.model_copy(update=whole))),
+        "random groups, nothing rolled back": (
+            "random_modules",
+            changed(kept=cure.kept.model_copy(update=whole)),
+        ),
+        "cure, overturned units task-shared": ("cure", changed(uncertain="shared")),
+        "cure, NPO loss": ("cure", changed(update=cure.update.model_copy(update={"forget_loss": "npo"}))),
+        "npo": ("npo", recipe.npo),
+    }
+
+
+def main() -> None:
+    """Train, run every variant, append a row each."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--data", default=None, help="name or path; default: the recipe's")
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1])
+    parser.add_argument("--retrains", type=int, default=2)
+    parser.add_argument("--results", type=Path, default=HERE / "results.jsonl")
+    options = parser.parse_args()
+    quiet()
+    data, recipe = ratings(options.data, load_recipe("demo"))
+    for seed in options.seeds:
+        with tempfile.TemporaryDirectory() as folder, bars() as reporter, options.results.open("a") as file:
+            chosen = recipe.model_copy(update={"seed": seed})
+            clock = Clock(reporter)
+            train(data, chosen, Path(folder) / "original", clock=clock)
+            opened = open_recommender(Path(folder) / "original", data)
+            ask = chosen.request
+            request = draw_request(
+                data, opened.split, kind=ask.kind, share=ask.share, choice=ask.choice, seed=seed
+            )
+            split = granted(data, chosen, opened.split, request)
+            references = {
+                f"retrain_{k}": candidate(
+                    retrain(task_for(opened, split, seed=RETRAIN_SEEDS * k + seed, clock=Clock(reporter)))
+                )
+                for k in range(1, options.retrains + 1)
+            }
+            original = Candidate(opened.recommender.model)
+            base = Candidate(task_for(opened, split, seed=seed).base_model())
+            for name, (method, config) in variants(chosen).items():
+                outcome, _ = unlearn(opened, request, method, config, seed=seed, reporter=reporter)
+                new = candidate(outcome)
+                found = measure(opened, split, {"original": original, "base": base, "new": new}, references)
+                row = found.metrics["new"]
+                before, after = (p_yes(one.logits["valid"]) for one in (original, new))
+                line = {
+                    "variant": name,
+                    "seed": seed,
+                    "gap_to_base": row["membership_auc"] - found.metrics["base"]["membership_auc"],
+                    "kl_valid": divergence(before, after),
+                    "auc_to_retrain": row["test_auc"]
+                    - float(np.mean([found.metrics[r]["test_auc"] for r in references])),
+                    "floor_jsd": found.floor_jsd,
+                    "ceiling_jsd": found.ceiling_jsd,
+                    **row,
+                    "stop_reason": outcome.stop_reason,
+                    "roles": None
+                    if outcome.groups is None
+                    else dict(
+                        zip(*np.unique(outcome.groups.role.astype(str), return_counts=True), strict=True)
+                    ),
+                    "config_hash": recipe.model_copy(update={"seed": 0}).digest,
+                    "versions": versions(),
+                    "machine": machine(),
+                }
+                file.write(json.dumps(line, sort_keys=True, default=int) + "\n")
+                file.flush()
+                print(
+                    f"{seed} {name:<36} residual {line['residual']:.3f}  gap {line['membership_gap']:+.3f}  "
+                    f"AUC {line['auc_to_retrain']:+.4f}  chosen by: gap to base {line['gap_to_base']:+.3f}, "
+                    f"KL on D_v {line['kl_valid']:.4f}  {line['retrain_ratio']:.2f} of a retrain",
+                    flush=True,
+                )
+
+
+def divergence(p: np.ndarray, q: np.ndarray) -> float:
+    """Mean KL(p || q) of P(yes), nats."""
+    return float(np.mean(p * np.log(p / q) + (1 - p) * np.log((1 - p) / (1 - q))))
+
+
+if __name__ == "__main__":
+    main()
