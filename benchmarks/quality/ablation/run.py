@@ -104,11 +104,7 @@ def main() -> None:
                     "ceiling_jsd": found.ceiling_jsd,
                     **row,
                     "stop_reason": outcome.stop_reason,
-                    "roles": None
-                    if outcome.groups is None
-                    else dict(
-                        zip(*np.unique(outcome.groups.role.astype(str), return_counts=True), strict=True)
-                    ),
+                    "roles": outcome.groups and dict(Counter(outcome.groups.role.tolist())),
                     "config_hash": recipe.model_copy(update={"seed": 0}).digest,
                     "versions": versions(),
                     "machine": machine(),
