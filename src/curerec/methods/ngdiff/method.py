@@ -12,7 +12,7 @@ from curerec.methods.loop import Batch, Descent, Log, LoopConfig, descend, outco
 from curerec.methods.task import Task
 from curerec.records import Outcome
 
-SEARCH: dict[str, list[Any]] = {"lr": [3e-3, 1e-2, 3e-2], "rate_every": [1, 10]}
+SEARCH: dict[str, list[Any]] = {"lr": [3e-3, 1e-2, 3e-2], "max_rate": [0.02, 0.05, 0.2]}
 
 
 class NgdiffConfig(LoopConfig):
@@ -20,7 +20,7 @@ class NgdiffConfig(LoopConfig):
 
     lr: float = Field(1e-2, gt=0)
     rate_every: int = Field(10, gt=0, description="steps between new rates")
-    max_rate: float = Field(1.0, gt=0, description="a rate is never above this")
+    max_rate: float = Field(0.05, gt=0, description="a rate is never above this")
 
 
 def difference(retain: Sequence[torch.Tensor], forget: Sequence[torch.Tensor]) -> list[torch.Tensor]:
