@@ -88,7 +88,7 @@ def test_areas_by_hand():
 def test_selection_of_scores():
     scores = np.array([[1.0, -6.0, 0.2, 3.0], [1.0, -4.0, -0.2, 3.0]])
     assert ranking(scores).tolist() == [1, 3, 0, 2]
-    assert top_k(scores, 2) == (1, 3) and above(scores, 1.0) == (1, 3, 0) and above(scores, 9) == ()
+    assert top_k(scores, 2) == (1, 3) and above(scores, 1.0) == (1, 3, 0) and above(scores, 9.0) == ()
     curve = [(0, 0.0), (1, 0.95), (2, 0.5), (3, 1.0)]
     assert smallest_faithful(curve, 0.9) == 1 and smallest_faithful(curve, 0.99) == 3
     assert smallest_faithful(curve, 2.0) == 3

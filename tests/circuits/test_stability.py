@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from types import SimpleNamespace
-
 import numpy as np
 import pytest
 
@@ -13,6 +11,7 @@ from curerec.circuits.passes import Scores
 from curerec.circuits.scorers import atp
 from curerec.circuits.stability import agreement, bootstrap_intervals, jaccard, overlaps, settle
 from curerec.errors import ConfigError
+from curerec.records import Circuit
 from made_models import made_model, made_prompts, other_titles
 
 CLEAN, ENCODER = made_prompts(8)
@@ -31,9 +30,18 @@ def test_intervals_cover_the_mean_as_often_as_they_say():
     np.testing.assert_allclose(high - low, 2 * 1.96 / 10, atol=0.12)
 
 
+def found_circuit(core=(), jaccard=1.0):
+    """A circuit of three modules, of which only this matters here."""
+    modules = ("a", "b", "c")
+    scores = np.zeros((1, 3), np.float32)
+    return Circuit(
+        modules, scores, scores[0], core, ((0, 0.0), (3, 1.0)), 1.0, 1.0, jaccard, scorer="atp", pairs={}
+    )
+
+
 def test_overlaps_of_named_circuits():
     def of(*core):
-        return SimpleNamespace(modules=("a", "b", "c"), core=core)
+        return found_circuit(core=core)
 
     found = overlaps({"seed 1": of(0, 1), "seed 2": of(1, 0), "atp": of(1, 2)})
     assert found.names == ("seed 1", "seed 2", "atp")
@@ -62,7 +70,7 @@ class TestSettle:
 
         def find(pairs, granularity):
             asked.append((pairs, granularity))
-            return SimpleNamespace(jaccard=overlap(pairs, granularity))
+            return found_circuit(jaccard=overlap(pairs, granularity))
 
         circuit, said = settle(find, 100, start=30)
         return asked, circuit.jaccard, said

@@ -86,7 +86,7 @@ def greedy_order(mean: np.ndarray, wiring: Wiring) -> Iterator[int]:
                 open_reader(read)
 
 
-def pruned(edges: Sequence[int], wiring: Wiring) -> tuple[int, ...]:
+def pruned(edges: Sequence[int] | np.ndarray, wiring: Wiring) -> tuple[int, ...]:
     """The edges that lie on a path from the embedding to the logits, in their order.
 
     A node that nothing of the circuit enters computes what it does on the corrupt prompt, so what it writes
@@ -95,7 +95,7 @@ def pruned(edges: Sequence[int], wiring: Wiring) -> tuple[int, ...]:
     Source: Hanna et al. 2024, EAP-IG (``prune``).
     """
     source, reader = np.nonzero(wiring.mask)
-    left = list(edges)
+    left = [int(k) for k in edges]
     while True:
         fed = {INPUT} | {m for k in left for m in wiring.modules_of(wiring.readers[reader[k]])}
         wanted = {wiring.sources[source[k]] for k in left}
