@@ -37,7 +37,7 @@ check: lint
 	@$(BIN)/python -c "$$AUDITED" $(VENV)/audit.json
 
 test: lint
-	$(BIN)/python -m pytest -m "not soak and not network"
+	$(BIN)/python -m pytest -m "not soak and not network" -n auto --maxprocesses 4 --dist loadfile
 
 soak: install
 	$(BIN)/python -m pytest -m soak

@@ -325,7 +325,12 @@ def demo(
 
 def quiet() -> None:
     """Keep the libraries' own bars and notices off the terminal."""
+    import warnings
+
     from transformers.utils import logging
+
+    # Of transformers to peft: nothing that a user of this command could mend.
+    warnings.filterwarnings("ignore", category=FutureWarning, module=r"transformers|peft")
 
     logging.set_verbosity_error()
     logging.disable_progress_bar()
