@@ -205,7 +205,7 @@ def unlearn(
     split = granted(opened.data, opened.recipe, opened.split, request)
     with _deterministic(seed):
         task = task_for(opened, split, seed=seed, clock=Clock(reporter or Silent()))
-        return METHODS[method][0](task, config), split
+        return METHODS[method][0](task, config or opened.recipe.config_of(method)), split
 
 
 @contextlib.contextmanager
