@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 from curerec.reports import figures as f
 from curerec.reports.schema import Record
@@ -69,7 +70,29 @@ def changed(record: Record) -> list[str]:
             f"{f.count(model.n_changed)} of the model's {f.count(model.n_parameters)} parameters "
             f"({f.percent(share)}) were changed.{rest}"
         )
+    kept = _settings(record).get("kept")
+    shares = [
+        f"{name} parts kept {f.percent(kept[group])}"
+        for group, name in _GROUP.items()
+        if isinstance(kept, dict) and isinstance(kept.get(group), (int, float)) and kept[group] < 1
+    ]
+    if shares:
+        text.append(
+            "Before the groups' rules were applied, part of what the training on users had changed was taken "
+            f"back where memory of single users lies: {' and '.join(shares)} of it."
+        )
     return text
+
+
+_GROUP = {"forget": "forget-specific", "shared": "task-shared", "retain": "retain-specific"}
+
+
+def _settings(record: Record) -> dict[str, Any]:
+    """Settings of the method whose groups are shown; empty where they are not known."""
+    if record.method not in ("cure", "random_modules"):
+        return {}
+    found = (record.config or {}).get("cure")
+    return found if isinstance(found, dict) else {}
 
 
 def agreement(record: Record) -> str | None:
@@ -77,10 +100,12 @@ def agreement(record: Record) -> str | None:
     value = record.groups.agreement
     if not finite(value):
         return None
+    wavering = "were treated as task-shared, the cautious choice"
+    if _settings(record).get("uncertain") == "leading":
+        wavering = "stayed in the group that all data together put them in"
     return (
         "How firm is this sorting? It was repeated on resampled data. On average a part fell into the same "
-        f"group in {f.percent(value)} of the repeats; parts that wavered were treated as task-shared, the "
-        "cautious choice."
+        f"group in {f.percent(value)} of the repeats; parts that wavered {wavering}."
     )
 
 
