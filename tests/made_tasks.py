@@ -5,8 +5,6 @@ from __future__ import annotations
 import copy
 from typing import Any
 
-import numpy as np
-
 from curerec.data.forget import apply_request
 from curerec.data.splits import per_user_split
 from curerec.methods.task import Task
@@ -14,7 +12,8 @@ from curerec.prompts.encoding import Encoder, queries
 from curerec.recommender.tune import TuneConfig, tune
 from curerec.records import ForgetRequest, Recommender
 from made_catalogue import made_catalogue
-from made_models import made_encoder, made_model, with_lora
+from made_families import lora_on, made_family_model
+from made_models import made_encoder, made_model
 
 TUNING = TuneConfig(epochs=1, batch_size=32, lr=3e-3)
 _made: dict[tuple[str, str], tuple[Any, Any, Any]] = {}
@@ -25,7 +24,7 @@ def made_task(kind: str = "full", *, family: str = "llama", seed: int = 0, share
 
     Args:
         kind: ``full`` or ``lora``.
-        family: key of :data:`made_models.KINDS`.
+        family: ``llama`` or a key of :data:`made_families.OPTIONS`.
         seed: of the task.
         share: of the users.
     """
@@ -33,8 +32,9 @@ def made_task(kind: str = "full", *, family: str = "llama", seed: int = 0, share
     encoder: Encoder = made_encoder()
     split = per_user_split(data, seed=0)
     if (kind, family) not in _made:
-        base = made_model(len(encoder.tokenizer), family)
-        start = with_lora(copy.deepcopy(base)) if kind == "lora" else copy.deepcopy(base)
+        n = len(encoder.tokenizer)
+        base = made_model(n) if family == "llama" else made_family_model(family, n)
+        start = lora_on(copy.deepcopy(base)) if kind == "lora" else copy.deepcopy(base)
         if kind == "lora":  # as pipeline.fresh_model: B is 0, the base answers until it is trained
             for name, p in start.named_parameters():
                 p.requires_grad_(".lora_" in name)
@@ -58,8 +58,3 @@ def made_task(kind: str = "full", *, family: str = "llama", seed: int = 0, share
         fresh=lambda: copy.deepcopy(start),
         seed=seed,
     )
-
-
-def weights(model: Any) -> np.ndarray:
-    """All parameters in one row, float64."""
-    return np.concatenate([p.detach().double().numpy().ravel() for p in model.parameters()])

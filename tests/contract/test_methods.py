@@ -8,6 +8,7 @@ import pytest
 
 from curerec.methods import METHODS, card_of, search_of
 from curerec.testing import methods as contract
+from made_families import ALIKE, TYPES
 from made_tasks import made_task
 
 SHORT = {"max_steps": 4, "check_every": 2, "check_size": 60, "batch_size": 32, "max_auc_drop": 1}
@@ -32,6 +33,8 @@ SPECIAL: dict[str, dict[str, Any]] = {
     "e2urec": {**SHORT, "max_steps": 10, "r": 2},
 }
 KINDS = ("full", "lora")
+OTHERS = [t for t in TYPES if t != "llama"]
+SOAK = pytest.mark.soak
 
 
 def short(name: str) -> Any:
@@ -53,7 +56,7 @@ def test_a_method_keeps_to_the_contract(name, kind):
 
 
 @pytest.mark.parametrize("kind", KINDS)
-@pytest.mark.parametrize("family", ["qwen2", "qwen3"])  # with biases; with norms of heads
+@pytest.mark.parametrize("family", [t if t not in ALIKE else pytest.param(t, marks=SOAK) for t in OTHERS])
 @pytest.mark.parametrize("name", ["simnpo", "cagrad", "task_vector", "e2urec", "rome", "wise"])
 def test_other_families(name, family, kind):
     task = made_task(kind, family=family)

@@ -21,7 +21,7 @@ def mlp_output(model: Any, layer: int) -> Any:
     """The linear map by which an MLP writes to the residual stream (in every family the last projection)."""
     family = family_of(model)
     last = list(family.projections.values())[-1]
-    return family.layer_list(model)[layer].get_submodule(getattr(last, "path", last))
+    return family.layer_list(model)[layer].get_submodule(last.path)
 
 
 def plain(module: Any) -> Any:
