@@ -212,7 +212,9 @@ def test_a_kill_leaves_nothing_that_can_be_read_as_a_result(command, made_path, 
 def test_ctrl_c_of_the_real_program(delay_s, made_path, tmp_path):
     """Also while modules are imported."""
     (tmp_path / "place").mkdir()
-    command = [sys.executable, "-c", "from curerec.cli import main; print('on', flush=True); main()"]
+    # What a shell starts in the background ignores Ctrl-C, and so would this child of such a test run.
+    start = "import signal; signal.signal(signal.SIGINT, signal.default_int_handler); "
+    command = [sys.executable, "-c", start + "from curerec.cli import main; print('on', flush=True); main()"]
     arguments = [str(word) for word in commands(made_path, tmp_path / "place" / "out")["demo"]]
     with untouched(tmp_path / "place"):
         process = subprocess.Popen(
