@@ -7,10 +7,10 @@ import pytest
 import torch
 
 from curerec.groups.assign import FORGET, FROZEN, RETAIN, SHARED
-from curerec.methods.rules import Rules, named, uniform
+from curerec.methods.rules import Rules, uniform
 from curerec.recommender.units import units_of
 from made_families import lora_on, made_family_model
-from made_models import made_encoder, made_model
+from made_models import made_encoder
 
 WORDS = len(made_encoder().tokenizer)
 CASES = [(g, lora) for g in ("row", "projection", "head_mlp") for lora in (False, True)]
@@ -149,10 +149,3 @@ def test_uniform_is_the_weighted_sum():
     got, _ = Rules(units, uniform(units), weight=0.5).combine(forget, retain)
     for name in got:
         torch.testing.assert_close(got[name], forget[name] + 0.5 * retain[name])
-
-
-def test_parameters_by_name_keep_the_order_asked_for():
-    model = made_model(WORDS, layers=1)
-    names = ["model.norm.weight", "model.embed_tokens.weight"]
-    found = named(list(model.named_parameters()), names)
-    assert [id(p) for p in found] == [id(model.get_parameter(n)) for n in names]

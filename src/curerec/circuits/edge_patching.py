@@ -10,10 +10,11 @@ import numpy as np
 import torch
 
 from curerec.circuits.activations import Activations, recording, sites_of
-from curerec.circuits.passes import Cost, PairBatch, each_batch, frozen, margin, numpy_type
+from curerec.circuits.passes import Cost
+from curerec.circuits.patching import margins_with
 from curerec.circuits.wiring import INPUT, Wiring, weight_of, wiring_of
 from curerec.prompts.encoding import Prompts
-from curerec.recommender.score import answer_logits, wide
+from curerec.recommender.score import device_of, wide
 
 
 @torch.inference_mode()
@@ -51,22 +52,14 @@ def edge_patched_margins(
     Source: Conmy et al. 2023 (ACDC), Hanna et al. 2024 (EAP-IG): interchange interventions on edges.
     """
     wiring, sites = wiring_of(model), sites_of(model)
-    out = np.zeros((len(patch_sets), len(clean)), numpy_type(model))
-    spent = cost or Cost()
 
-    def work(batch: PairBatch) -> None:
-        with recording(sites) as corrupt_acts:
-            answer_logits(model, batch.corrupt, batch.last, answers)
-        for k, patched in enumerate(patch_sets):
-            mask = torch.from_numpy(patched & wiring.mask).to(batch.clean.device)
-            with recording(sites) as acts, _rerouted(wiring, acts, corrupt_acts, mask, share):
-                logits = answer_logits(model, batch.clean, batch.last, answers)
-            out[k, batch.index] = margin(logits, batch.label).cpu().numpy()
-        spent.forwards += (1 + len(patch_sets)) * len(batch.index)
+    @contextmanager
+    def changed(corrupt_acts: Any, patched: np.ndarray) -> Iterator[None]:
+        mask = torch.from_numpy(patched & wiring.mask).to(device_of(model))
+        with recording(sites) as acts, _rerouted(wiring, acts, corrupt_acts, mask, share):
+            yield
 
-    with frozen(model):
-        each_batch(model, clean, corrupt, batch_size, work, spent)
-    return out
+    return margins_with(changed, model, clean, corrupt, answers, patch_sets, batch_size=batch_size, cost=cost)
 
 
 def exact_edges(

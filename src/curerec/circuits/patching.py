@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager
 from typing import Any
 
 import numpy as np
@@ -50,14 +51,45 @@ def patched_margins(
         float32 [s, n].
     """
     sites = sites_of(model)
+    return margins_with(
+        lambda corrupt, modules: patching(sites, corrupt, modules),
+        model, clean, corrupt, answers, patch_sets, batch_size=batch_size, cost=cost,
+    )  # fmt: skip
+
+
+@torch.inference_mode()
+def margins_with(
+    changed: Callable[[Any, Any], AbstractContextManager[Any]],
+    model: Any,
+    clean: Prompts,
+    corrupt: Prompts,
+    answers: tuple[int, int],
+    patch_sets: Sequence[Any],
+    *,
+    batch_size: int,
+    cost: Cost | None = None,
+) -> np.ndarray:
+    """Margins of the clean prompts, one forward pass for each way of patching in what the corrupt run wrote.
+
+    Args:
+        changed: given the corrupt run's activations and one of ``patch_sets``: the model patched inside.
+        model, clean, corrupt, answers: as for :func:`patched_margins`.
+        patch_sets: whatever ``changed`` understands, [sets].
+        batch_size: pairs a pass.
+        cost: to be filled.
+
+    Returns:
+        float32 [sets, n].
+    """
+    sites = sites_of(model)
     out = np.zeros((len(patch_sets), len(clean)), numpy_type(model))
     spent = cost or Cost()
 
     def work(batch: PairBatch) -> None:
         with recording(sites) as corrupt_acts:
             answer_logits(model, batch.corrupt, batch.last, answers)
-        for k, modules in enumerate(patch_sets):
-            with patching(sites, corrupt_acts, modules):
+        for k, patch_set in enumerate(patch_sets):
+            with changed(corrupt_acts, patch_set):
                 logits = answer_logits(model, batch.clean, batch.last, answers)
             out[k, batch.index] = margin(logits, batch.label).cpu().numpy()
         spent.forwards += (1 + len(patch_sets)) * len(batch.index)

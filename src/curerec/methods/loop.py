@@ -1,4 +1,4 @@
-"""The loop of the baselines that descend one direction: batches, watching, averaging, stopping."""
+"""The one loop that updates by steps: batches, watching, averaging, schedule, stopping."""
 
 from __future__ import annotations
 
@@ -14,21 +14,49 @@ from pydantic import Field
 from curerec.methods.rules import Rules, uniform
 from curerec.methods.stopping import Stopping, Watch
 from curerec.methods.task import Task
-from curerec.methods.unlearn import CLOSED, Update
 from curerec.recommender.score import answer_logits, device_of, to_batch
 from curerec.recommender.tune import Averager, TuneConfig, optimise
 from curerec.recommender.units import units_of
-from curerec.records import Examples, Outcome
+from curerec.records import Circuit, Examples, Groups, Outcome
+
+CLOSED = "the membership gap closed: deleted data is no longer told from unseen data"
 
 
 class LoopConfig(Stopping):
-    """Steps and stopping, named and defaulting as in :class:`curerec.methods.unlearn.UnlearnConfig`."""
+    """Steps and stopping. Every value is chosen on D_v, D_c and D_f."""
 
     lr: float = Field(1e-3, gt=0)
     optimizer: Literal["adamw", "sgd"] = "adamw"
-    batch_size: int = Field(128, gt=0, description="prompts of D_f and of D_r a step")
+    schedule: Literal["constant", "linear"] = Field(
+        "constant",
+        description="constant: stops at the first look at which the gap is closed; linear: the rate falls to "
+        "0 over max_steps and all of them are taken; an update with two losses rests its forget loss while "
+        "the gap is closed",
+    )
+    batch_size: int = Field(128, gt=0, description="prompts of D_f, and of D_r, a step")
     max_steps: int = Field(60, gt=0)
     average: float = Field(0.9, ge=0, lt=1, description="decay of the average of the weights")
+
+
+@dataclass(frozen=True)
+class Update:
+    """What the loop did.
+
+    Attributes:
+        model: the unlearned copy.
+        trace: one dict a look.
+        stop_reason: why it ended.
+        steps: optimiser steps taken.
+        n_trainable: parameters that could change.
+        config: of the loop; None where a method takes no steps.
+    """
+
+    model: Any
+    trace: tuple[dict[str, float], ...]
+    stop_reason: str
+    steps: int
+    n_trainable: int
+    config: LoopConfig | None = None
 
 
 def tuned_names(model: Any) -> list[str]:
@@ -177,10 +205,7 @@ def descend(
     momentum: float = 0.9,
     before_look: Callable[[], None] | None = None,
 ) -> Update:
-    """Descend a direction from theta_o until the membership gap closes, as ``unlearn.run`` does.
-
-    What is looked at and handed back is the running average of the weights; a look that finds utility harmed
-    ends the loop and the average of the look before is kept.
+    """Descend a direction from theta_o until the membership gap closes; see :func:`walk`.
 
     Args:
         task: the request.
@@ -205,17 +230,60 @@ def descend(
         forget = Batches(task, task.forget, config.batch_size, 61, order=order)
         retain = Batches(task, task.retain, config.batch_size, 62)
         descent = Descent(task, model, names, params, forget, retain)
+
+    def gradients(step: int) -> Log:
+        found, noted = direction(descent, step)
+        for p, g in zip(params, found, strict=True):
+            p.grad = g.to(p.dtype)
+        return noted
+
+    return walk(
+        watch, config, model, params, gradients, total, due=due, momentum=momentum, before_look=before_look
+    )
+
+
+def walk(
+    watch: Watch,
+    config: LoopConfig,
+    model: Any,
+    params: list[torch.nn.Parameter],
+    gradients: Callable[[int], Log],
+    total: int,
+    *,
+    due: Callable[[int], bool] | None = None,
+    steer: Callable[[bool], None] | None = None,
+    momentum: float = 0.9,
+    before_look: Callable[[], None] | None = None,
+) -> Update:
+    """Take steps, look, and keep the running average of the weights.
+
+    With a constant rate the first look at which the gap is closed ends the loop, and one that finds utility
+    harmed ends it with the average of the look before. With a falling rate looks on the way only steer: the
+    rate is high there and utility lower than at the end.
+
+    Args:
+        watch: at D_f, D_c and D_v.
+        config: rate, schedule, averaging.
+        model: what changes.
+        params: of it, that may change.
+        gradients: given the number of steps done, fills ``.grad`` of the parameters and says what to note.
+        total: at most so many steps.
+        due: given the number of steps done, whether to look; None: every ``config.check_every``.
+        steer: told at looks on the way whether the gap is closed; with a falling rate only.
+        momentum: of SGD.
+        before_look: called when the average is in place, before a look and at the end.
+
+    Source: METHOD section 8; the falling rate is this project's own.
+    """
     average = Averager(params, config.average)
     trace: list[Log] = [{"step": 0, **watch.first}]
     log: Log = {}
     kept = [p.detach().clone() for p in params]
+    annealed = config.schedule == "linear"
     stop = f"the limit of {total} steps was reached before the membership gap closed"
 
-    def gradients(step: int) -> None:
-        found, noted = direction(descent, step)
-        for p, g in zip(params, found, strict=True):
-            p.grad = g.to(p.dtype)
-        log.update(noted)
+    def step_of(step: int) -> None:
+        log.update(gradients(step))
 
     def after(step: int) -> bool:
         nonlocal stop, kept
@@ -230,26 +298,31 @@ def descend(
             before_look()
         seen = watch.look(model)
         trace.append({"step": step, **seen, **log})
+        if annealed and step < total:
+            if steer:
+                steer(watch.closed(seen))
+            store(params, iterate)
+            return False
         if watch.harmed(seen):
-            drop = f"validation AUC fell by more than {config.max_auc_drop:g}"
-            stop = f"the utility guard: {drop}; the step before is kept"
-            return True
-        kept = [p.detach().clone() for p in params]
-        if watch.closed(seen):
+            stop = f"the utility guard: validation AUC fell by more than {config.max_auc_drop:g}"
+            if not annealed:
+                stop += "; the step before is kept"
+                return True
+        elif watch.closed(seen):
             stop = CLOSED
-            return True
+        kept = [p.detach().clone() for p in params]
         store(params, iterate)
-        return False
+        return stop == CLOSED
 
-    with task.clock.stage("update") as advance:
+    with watch.task.clock.stage("update") as advance:
         done = optimise(
             params,
             total,
-            gradients,
+            step_of,
             TuneConfig(
                 lr=config.lr,
                 optimizer=config.optimizer,
-                schedule="constant",
+                schedule=config.schedule,
                 warmup=0,
                 max_grad_norm=float("inf"),
             ),
@@ -259,7 +332,7 @@ def descend(
         store(params, kept)
         if before_look:
             before_look()
-    return Update(model.eval(), tuple(trace), stop, done, sum(p.numel() for p in params))
+    return Update(model.eval(), tuple(trace), stop, done, sum(p.numel() for p in params), config)
 
 
 def store(params: Sequence[torch.nn.Parameter], values: Sequence[torch.Tensor]) -> None:
@@ -269,15 +342,33 @@ def store(params: Sequence[torch.nn.Parameter], values: Sequence[torch.Tensor]) 
             p.copy_(v)
 
 
-def outcome(task: Task, name: str, done: Update, **details: Any) -> Outcome:
-    """A method's update as its outcome, with its seconds; ``details`` go into the record."""
+def outcome(
+    task: Task,
+    method: str,
+    done: Update,
+    *,
+    groups: Groups | None = None,
+    circuit: Circuit | None = None,
+    **details: Any,
+) -> Outcome:
+    """What a method hands back once its loop has run.
+
+    Args:
+        task: its clock has the seconds.
+        method: name.
+        done: what the loop did; the record says by which configuration.
+        groups, circuit: where the method has them.
+        details: go into the record.
+    """
     return Outcome(
-        method=name,
+        method=method,
         model=done.model,
         t_core_s=task.clock.seconds["update"],
         t_total_s=task.clock.total_s,
         trace=done.trace,
         stop_reason=done.stop_reason,
         n_trainable=done.n_trainable,
-        details={"steps": done.steps, "stages": dict(task.clock.seconds), **details},
+        circuit=circuit,
+        groups=groups,
+        details={"steps": done.steps, "update": done.config, "stages": dict(task.clock.seconds), **details},
     )

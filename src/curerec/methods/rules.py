@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-
 import torch
 
 from curerec.groups.assign import FORGET, FROZEN, RETAIN, SHARED
@@ -116,11 +114,3 @@ def _shared_role(roles: torch.Tensor) -> torch.Tensor:
 def uniform(units: Units, device: torch.device | str = "cpu") -> torch.Tensor:
     """Every unit forget-specific: the weighted sum of two losses, everywhere, that CURE argues against."""
     return torch.full((len(units.names),), FORGET, device=device)
-
-
-def named(
-    parameters: Sequence[tuple[str, torch.nn.Parameter]], names: Sequence[str]
-) -> list[torch.nn.Parameter]:
-    """Parameters by name, in the order of ``names``."""
-    table = dict(parameters)
-    return [table[n] for n in names]

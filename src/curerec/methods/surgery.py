@@ -31,8 +31,8 @@ class WholeVector(Rules):
         super().__init__(units, uniform(units, device_of(model)), weight=weight)
 
     def mix(self, ff: float, fr: float, rr: float) -> tuple[float, float]:
-        """(a, b) from the inner products of g_f and w g_r."""
-        raise NotImplementedError
+        """(a, b) from the inner products of g_f and w g_r; here their plain sum."""
+        return 1.0, 1.0
 
     def combine(self, forget: Gradients, retain: Gradients) -> tuple[Gradients, dict[str, torch.Tensor]]:
         """Directions to descend; as :meth:`Rules.combine`, with the whole model as the one unit."""

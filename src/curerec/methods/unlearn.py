@@ -1,9 +1,6 @@
-"""The update loop that the two-loss methods share: gradients, rule, averaging, stopping."""
+"""The update with two losses: a gradient of each, combined by a rule; steps and stopping are the loop's."""
 
 from __future__ import annotations
-
-from dataclasses import dataclass
-from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -11,23 +8,22 @@ from pydantic import Field
 
 from curerec.circuits.adapter import weight_deltas
 from curerec.circuits.path import part_of_the_way
+from curerec.methods.loop import Log, LoopConfig, Update, free, walk
 from curerec.methods.losses import ForgetLoss, forget_loss, kl_to
 from curerec.methods.rollback import roll_back
-from curerec.methods.rules import Rules, named
-from curerec.methods.stopping import Stopping, Watch
+from curerec.methods.rules import Rules
+from curerec.methods.stopping import Watch
 from curerec.methods.task import Task
 from curerec.prompts.encoding import Prompts
 from curerec.recommender.score import answer_logits, device_of, score, to_batch
-from curerec.recommender.tune import Averager, TuneConfig, batches, endless, optimise
-from curerec.recommender.units import Units, units_of
-from curerec.records import Circuit, Groups, Outcome
+from curerec.recommender.tune import batches, endless
+from curerec.recommender.units import units_of
 
-CLOSED = "the membership gap closed: deleted data is no longer told from unseen data"
 PATH = (0.0, 0.5, 1.0)  # points between base and fine-tuned weights at which ``rewind`` takes residuals
 
 
-class UnlearnConfig(Stopping):
-    """The update loop. Every value is chosen on D_v, D_c and D_f."""
+class UnlearnConfig(LoopConfig):
+    """The loop and its two losses. Every value is chosen on D_v, D_c and D_f."""
 
     forget_loss: ForgetLoss = "npo"
     beta: float = Field(0.5, gt=0, description="of NPO")
@@ -37,17 +33,7 @@ class UnlearnConfig(Stopping):
         ge=0,
         description="w of the rules; none: |D_r| / |D_f|, the weights the two sets had in training",
     )
-    lr: float = Field(1e-3, gt=0)
-    optimizer: Literal["adamw", "sgd"] = "adamw"
-    schedule: Literal["constant", "linear"] = Field(
-        "constant",
-        description="constant: stops at the first look at which the gap is closed; linear: the rate falls to "
-        "0 over max_steps, all of them are taken, and the forget loss rests while the gap is closed",
-    )
-    batch_size: int = Field(128, gt=0, description="prompts of D_f a step")
     retain_batch_size: int | None = Field(None, gt=0, description="prompts of D_r a step; none: as of D_f")
-    max_steps: int = Field(60, gt=0)
-    average: float = Field(0.9, ge=0, lt=1, description="decay of the average of the weights")
 
 
 def retain_weight(task: Task, config: UnlearnConfig) -> float:
@@ -62,25 +48,6 @@ def retain_weight(task: Task, config: UnlearnConfig) -> float:
     if config.retain_weight is not None:
         return config.retain_weight
     return len(task.retain) / len(task.forget)
-
-
-@dataclass(frozen=True)
-class Update:
-    """What the loop did.
-
-    Attributes:
-        model: the unlearned copy.
-        trace: one dict a look.
-        stop_reason: why it ended.
-        steps: optimiser steps taken.
-        n_trainable: parameters that could change.
-    """
-
-    model: Any
-    trace: tuple[dict[str, float], ...]
-    stop_reason: str
-    steps: int
-    n_trainable: int
 
 
 def run(task: Task, rules: Rules, config: UnlearnConfig, kept: np.ndarray | None = None) -> Update:
@@ -114,21 +81,16 @@ def run(task: Task, rules: Rules, config: UnlearnConfig, kept: np.ndarray | None
             roll_back(model, rules.units, changed, kept)
     parameters = dict(model.named_parameters(remove_duplicate=False))
     names = [n for n in rules.trainable() if n in parameters]
-    for p in parameters.values():
-        p.requires_grad_(False)
-    params = named(list(parameters.items()), names)
-    for p in params:
-        p.requires_grad_(True)
+    params = free(model, names)
     rng = np.random.default_rng([task.seed, 61])
     forget_stream = endless(forget.lengths, min(config.batch_size, len(forget)), rng)
-    average = Averager(params, config.average)
-    trace: list[dict[str, float]] = [{"step": 0, **watch.first}]
-    log: dict[str, float] = {}
-    held = [p.detach().clone() for p in params]
-    annealed, push = config.schedule == "linear", 1.0
-    stop = f"the limit of {config.max_steps} steps was reached before the membership gap closed"
+    push = 1.0
 
-    def gradients(step: int) -> None:
+    def steer(closed: bool) -> None:
+        nonlocal push
+        push = 0.0 if closed else 1.0
+
+    def gradients(step: int) -> Log:
         index = next(forget_stream)
         logits = answer_logits(model, *to_batch(forget, index, device), task.answers)
         loss_f = forget_loss(
@@ -149,86 +111,11 @@ def run(task: Task, rules: Rules, config: UnlearnConfig, kept: np.ndarray | None
         )
         for name, p in zip(names, params, strict=True):
             p.grad = direction[name].to(p.dtype)
-        log.update(_summary(loss_f, loss_r, seen))
+        return _summary(loss_f, loss_r, seen)
 
-    def after(step: int) -> bool:
-        nonlocal stop, held, push
-        average.update()
-        advance(step, config.max_steps)
-        if step % config.check_every and step != config.max_steps:
-            return False
-        iterate = [p.detach().clone() for p in params]
-        average.store()
-        seen = watch.look(model)
-        trace.append({"step": step, **seen, **log})
-        if annealed and step < config.max_steps:
-            # Half-way the rate is high and utility lower than at the end: looks only steer the forget loss.
-            push = 0.0 if watch.closed(seen) else 1.0
-            _store(params, iterate)
-            return False
-        if watch.harmed(seen):
-            stop = f"the utility guard: validation AUC fell by more than {config.max_auc_drop:g}"
-            if not annealed:
-                stop += "; the step before is kept"
-                return True
-        elif watch.closed(seen):
-            stop = CLOSED
-        held = [p.detach().clone() for p in params]
-        _store(params, iterate)
-        return stop == CLOSED
-
-    with task.clock.stage("update") as advance:
-        steps = optimise(
-            params,
-            config.max_steps,
-            gradients,
-            TuneConfig(
-                lr=config.lr,
-                optimizer=config.optimizer,
-                schedule="linear" if annealed else "constant",
-                warmup=0,
-                max_grad_norm=float("inf"),
-            ),
-            after_step=after,
-        )
-        _store(params, held)
-    for p in parameters.values():
-        p.requires_grad_(True)
-    return Update(model.eval(), tuple(trace), stop, steps, sum(p.numel() for p in params))
-
-
-def outcome_of(
-    task: Task,
-    done: Update,
-    config: UnlearnConfig,
-    *,
-    method: str,
-    units: Units | None = None,
-    groups: Groups | None = None,
-    circuit: Circuit | None = None,
-) -> Outcome:
-    """What a method hands back once its loop has run.
-
-    Args:
-        task: its clock has the seconds.
-        done: of :func:`run`.
-        config: that ``run`` was given; the record says what was descended.
-        method: name.
-        units, groups, circuit: where the method has them.
-    """
-    details = {"steps": done.steps, "update": config, "stages": dict(task.clock.seconds)}
-    return Outcome(
-        method=method,
-        model=done.model,
-        t_core_s=task.clock.seconds["update"],
-        t_total_s=task.clock.total_s,
-        trace=done.trace,
-        stop_reason=done.stop_reason,
-        n_trainable=done.n_trainable,
-        circuit=circuit,
-        groups=groups,
-        details=details if units is None else details | {"units": units},
-    )
+    done = walk(watch, config, model, params, gradients, config.max_steps, steer=steer)
+    model.requires_grad_(True)
+    return done
 
 
 class _Retain:
@@ -288,12 +175,6 @@ def _weights(task: Task, config: UnlearnConfig, forget: Prompts, logits: torch.T
             if mine.any():
                 weight[mine] = weight[mine] * 0.5 * push.sum() / push[mine].sum()
     return weight
-
-
-def _store(params: list[torch.nn.Parameter], values: list[torch.Tensor]) -> None:
-    with torch.no_grad():
-        for p, v in zip(params, values, strict=True):
-            p.copy_(v)
 
 
 def _summary(loss_f: torch.Tensor, loss_r: torch.Tensor, seen: dict[str, torch.Tensor]) -> dict[str, float]:

@@ -83,8 +83,8 @@ def update_part(outcome: Outcome) -> dict[str, Any]:
     if config is None:
         return {}
     return {
-        "forget_loss": config.forget_loss,
-        "retain_loss": "kl",
+        "forget_loss": getattr(config, "forget_loss", None),  # other baselines say theirs in their cards
+        "retain_loss": "kl" if hasattr(config, "forget_loss") else None,
         "optimizer": config.optimizer,
         "steps": outcome.details.get("steps"),
         "stop_reason": outcome.stop_reason,

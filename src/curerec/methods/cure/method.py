@@ -15,9 +15,10 @@ from curerec.circuits.patching import moving_pairs
 from curerec.circuits.path import path_scores
 from curerec.config import Strict
 from curerec.groups.assign import assign, comparable, rows_of_roles
+from curerec.methods.loop import outcome
 from curerec.methods.rules import Rules
 from curerec.methods.task import Task
-from curerec.methods.unlearn import UnlearnConfig, outcome_of, retain_weight, run
+from curerec.methods.unlearn import UnlearnConfig, retain_weight, run
 from curerec.prompts.counterfactual import counterfactual_pairs
 from curerec.prompts.encoding import queries
 from curerec.recommender.score import device_of
@@ -191,4 +192,4 @@ def update_by_groups(
     codes = torch.from_numpy(role).to(device_of(task.original.model))
     rules = Rules(units, codes, weight=retain_weight(task, config.update))
     done = run(task, rules, config.update, config.kept.of(role))
-    return outcome_of(task, done, config.update, method=name, units=units, groups=groups, circuit=circuit)
+    return outcome(task, name, done, groups=groups, circuit=circuit, units=units)

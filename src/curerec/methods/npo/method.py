@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from typing import Any
 
+from curerec.methods.loop import outcome
 from curerec.methods.rules import Rules, uniform
 from curerec.methods.task import Task
-from curerec.methods.unlearn import UnlearnConfig, outcome_of, retain_weight, run
+from curerec.methods.unlearn import UnlearnConfig, retain_weight, run
 from curerec.recommender.score import device_of
 from curerec.recommender.units import units_of
 from curerec.records import Outcome
@@ -30,4 +31,4 @@ def npo_uniform(task: Task, config: UnlearnConfig | None = None, *, name: str = 
         Rules(units, uniform(units, device_of(task.original.model)), weight=retain_weight(task, config)),
         config,
     )
-    return outcome_of(task, done, config, method=name)
+    return outcome(task, name, done)

@@ -19,12 +19,11 @@ from curerec.methods.edits import (
     transposed,
     uninformed,
 )
-from curerec.methods.loop import outcome
+from curerec.methods.loop import CLOSED, Update, outcome
 from curerec.methods.losses import kl_to
 from curerec.methods.rome.edit import Site, covariance, rank_one
 from curerec.methods.stopping import Stopping, Watch
 from curerec.methods.task import Task
-from curerec.methods.unlearn import CLOSED, Update
 from curerec.prompts.encoding import Prompts
 from curerec.recommender.families import family_of
 from curerec.recommender.lora import PREFIX, factors_of, stacked, with_factors
@@ -108,8 +107,10 @@ def rome(task: Task, config: RomeConfig | None = None) -> Outcome:
         new = edited(task.original.model, path, factors[:kept])
     lora = hasattr(new, "peft_config")
     done = Update(new.eval(), tuple(trace), stop, int(trace[-1]["step"]), weight.numel())
-    details = {"layer": layer, "edits": kept}
-    return outcome(task, "rome", done, **details, **({} if lora else {"changed": (f"{path}.weight",)}))
+    details: dict[str, Any] = {"layer": layer, "edits": kept}
+    if not lora:
+        details["changed"] = (f"{path}.weight",)
+    return outcome(task, "rome", done, **details)
 
 
 def site_of(model: Any, layer: int | None) -> int:

@@ -8,10 +8,9 @@ from typing import Any
 import torch
 from pydantic import Field
 
-from curerec.methods.loop import free, outcome, tuned_names
+from curerec.methods.loop import CLOSED, Update, free, outcome, tuned_names
 from curerec.methods.stopping import Stopping, Watch
 from curerec.methods.task import Task
-from curerec.methods.unlearn import CLOSED, Update
 from curerec.recommender.lora import factors_of, stacked, with_factors
 from curerec.recommender.tune import TuneConfig, tune
 from curerec.records import Outcome

@@ -1,0 +1,96 @@
+"""The loop of all updates by steps: what ends it, what it hands back, what a falling rate changes."""
+
+from __future__ import annotations
+
+import types
+
+import pytest
+import torch
+
+from curerec.methods.loop import CLOSED, LoopConfig, free, walk
+from curerec.progress import Clock
+from made_models import made_model
+
+
+class Seen:
+    """Looks that find what was planted: of each, whether the gap is closed and whether utility is harmed."""
+
+    def __init__(self, *found):
+        self.first = {"membership_auc": 0.6}
+        self.found, self.at = list(found), []
+        self.task = types.SimpleNamespace(clock=Clock())
+
+    def look(self, model):
+        self.at.append(float(model.weight.detach()))
+        closed, harmed = self.found[min(len(self.at), len(self.found)) - 1]
+        return {"closed": closed, "harmed": harmed}
+
+    def closed(self, seen):
+        return seen["closed"]
+
+    def harmed(self, seen):
+        return seen["harmed"]
+
+
+def steps_of(watch, **options):
+    """A weight that starts at 0 and is pushed up by the rate at every step; what the loop says, and more."""
+    model = torch.nn.Linear(1, 1, bias=False)
+    torch.nn.init.zeros_(model.weight)
+    told = []
+
+    def gradients(step):
+        model.weight.grad = -torch.ones_like(model.weight)
+        return {"noted": float(step)}
+
+    config = LoopConfig(**{"lr": 0.1, "optimizer": "sgd", "average": 0.0, "check_every": 2, **options})
+    done = walk(watch, config, model, [model.weight], gradients, 10, steer=told.append, momentum=0.0)
+    return done, float(model.weight.detach()), told
+
+
+OPEN, SHUT, BAD = (False, False), (True, False), (True, True)
+
+
+def test_a_constant_rate_stops_at_the_first_look_that_finds_the_gap_closed():
+    done, weight, told = steps_of(Seen(OPEN, SHUT))
+    assert (done.steps, done.stop_reason, told) == (4, CLOSED, [])
+    assert weight == pytest.approx(0.4)
+    assert [point["step"] for point in done.trace] == [0, 2, 4] and done.trace[-1]["noted"] == 3
+
+
+def test_harm_brings_back_the_look_before():
+    done, weight, _ = steps_of(Seen(OPEN, OPEN, BAD))
+    assert done.steps == 6 and "utility guard" in done.stop_reason and "step before" in done.stop_reason
+    assert weight == pytest.approx(0.4)
+
+
+def test_a_gap_that_stays_open_is_said():
+    done, weight, _ = steps_of(Seen(OPEN))
+    assert done.steps == 10 and "limit of 10 steps" in done.stop_reason and weight == pytest.approx(1.0)
+
+
+@pytest.mark.parametrize("last", [OPEN, SHUT, BAD])
+def test_a_falling_rate_takes_every_step_and_only_steers_on_the_way(last):
+    """Neither a closed gap nor harm on the way ends it; the last look is judged."""
+    watch = Seen(SHUT, OPEN, BAD, OPEN, last)
+    done, weight, told = steps_of(watch, schedule="linear")
+    assert done.steps == 10 and told == [True, False, True, False]
+    assert weight == pytest.approx(0.1 * (1 + sum(1 - k / 9 for k in range(9))))
+    assert weight == pytest.approx(watch.at[-1])  # what was judged is what is handed back
+    word = {OPEN: "limit of 10 steps", SHUT: CLOSED, BAD: "utility guard"}[last]
+    assert word in done.stop_reason and "step before" not in done.stop_reason
+
+
+def test_an_average_is_looked_at_and_the_iterates_go_on_from_where_they_were():
+    plain = Seen(OPEN)
+    steps_of(plain)
+    averaged = Seen(OPEN)
+    _, weight, _ = steps_of(averaged, average=0.9)
+    assert all(a < b for a, b in zip(averaged.at, plain.at, strict=True))
+    assert weight == pytest.approx(averaged.at[-1])
+
+
+def test_only_what_was_named_is_free_and_in_that_order():
+    model = made_model(60, layers=1)
+    names = ["model.norm.weight", "model.embed_tokens.weight"]
+    assert [id(p) for p in free(model, names)] == [id(model.get_parameter(n)) for n in names]
+    assert {n for n, p in model.named_parameters() if p.requires_grad} == set(names)
