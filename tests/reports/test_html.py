@@ -420,18 +420,3 @@ def test_written_file(full: dict[str, Any], tmp_path: Path) -> None:
     assert [p.name for p in tmp_path.iterdir()] == ["report.html"]
     with pytest.raises(DataError):
         write_report({"schema": "x"}, path)
-
-
-@pytest.mark.parametrize("method", ["cure", "npo"])
-def test_what_was_taken_back_and_what_became_of_wavering_parts(method: str) -> None:
-    """In words, where the settings say so; another method's record says nothing of cure's settings."""
-    record = full_record() | {"method": method}
-    record["metrics"] = {"original": {}, method: {}}
-    record["residual"] = {}
-    settings = {"kept": {"forget": 0.6, "retain": 1.0, "shared": 0.5}, "uncertain": "leading"}
-    page = " ".join(render(record | {"config": {"cure": settings}}).split())  # also no-break spaces
-    taken = "forget-specific parts kept 60 % and task-shared parts kept 50 % of it"
-    assert (taken in page) is (method == "cure")
-    assert ("that all data together put them in" in page) is (method == "cure")
-    for broken in ({"kept": "all"}, {"kept": {"forget": "0.5"}}, "none", {"kept": {"forget": None}}):
-        assert "was taken back" not in render(record | {"config": {"cure": broken}})
