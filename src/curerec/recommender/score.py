@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from contextlib import nullcontext
 from typing import Any
 
 import numpy as np
@@ -11,6 +12,8 @@ from jaxtyping import Bool, Float, Float32, Float64, Int
 from scipy.special import expit
 
 from curerec.prompts.encoding import Prompts
+from curerec.recommender.lean import answer_only, can_be_lean
+from curerec.recommender.memory import keep_freed
 
 
 def answer_logits(
@@ -21,6 +24,7 @@ def answer_logits(
     *,
     inputs_embeds: Float[torch.Tensor, "batch pos width"] | None = None,
     mask: Int[torch.Tensor, "batch pos"] | Bool[torch.Tensor, "batch pos"] | None = None,
+    lean: bool = False,
 ) -> Float[torch.Tensor, "batch 2"]:
     """Logits of " No" and " Yes" at the answer position.
 
@@ -35,6 +39,8 @@ def answer_logits(
         inputs_embeds: [batch, pos, d_model] in place of the ids' embeddings.
         mask: bool or int [batch, pos], 0 at padding; needed with padding on the left, which later tokens
             would see. Positions are counted from each row's first token.
+        lean: compute of the last layer only what the answer needs, where that gives the same numbers
+            (:mod:`curerec.recommender.lean`); who listens to its other positions must not ask for it.
 
     Returns:
         float32 [batch, 2]; float64 of a model in float64.
@@ -46,9 +52,17 @@ def answer_logits(
     if mask is not None:
         inputs["attention_mask"] = mask.long()
         inputs["position_ids"] = (mask.long().cumsum(-1) - 1).clamp(min=0)
-    hidden = base.get_decoder()(**inputs, use_cache=False).last_hidden_state
+    lean = lean and can_be_lean(model)
+    with answer_only(model, last) if lean else nullcontext():
+        hidden = base.get_decoder()(**inputs, use_cache=False).last_hidden_state
     rows = torch.arange(len(last), device=last.device)
-    state = hidden[rows, last]
+    return read_out(base, hidden[rows, last], answers)
+
+
+def read_out(
+    base: Any, state: Float[torch.Tensor, "batch width"], answers: tuple[int, int]
+) -> Float[torch.Tensor, "batch 2"]:
+    """The two answer logits of final states, float32 [batch, 2]; float64 of a model in float64."""
     head = base.get_output_embeddings()
     logits = wide(state) @ wide(head.weight[list(answers)]).T
     if getattr(head, "bias", None) is not None:
@@ -93,9 +107,13 @@ def score(
     model.eval()
     out = np.zeros((len(prompts), 2), np.float32)
     device = device_of(model)
+    if device.type == "cpu":
+        keep_freed()
     try:
         for index in by_length(prompts, batch_size):
-            out[index] = answer_logits(model, *to_batch(prompts, index, device), answers).cpu().numpy()
+            out[index] = (
+                answer_logits(model, *to_batch(prompts, index, device), answers, lean=True).cpu().numpy()
+            )
     finally:
         model.train(training)
     return out

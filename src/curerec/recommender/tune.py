@@ -10,6 +10,7 @@ import torch
 from pydantic import BaseModel, ConfigDict, Field
 
 from curerec.prompts.encoding import Prompts
+from curerec.recommender.memory import keep_freed
 from curerec.recommender.score import answer_logits, device_of, to_batch
 
 Progress = Callable[[int, int], None]
@@ -170,12 +171,14 @@ def tune(
     device = device_of(model)
     rng = np.random.default_rng([seed, 11])
     stream = endless(prompts.lengths, config.batch_size, rng)
+    if device.type == "cpu":
+        keep_freed()
     steps = max(1, round(config.epochs * np.ceil(len(prompts) / config.batch_size)))
     label = torch.from_numpy(prompts.label.astype(np.int64)).to(device)
 
     def gradients(step: int) -> None:
         index = next(stream)
-        logits = answer_logits(model, *to_batch(prompts, index, device), answers)
+        logits = answer_logits(model, *to_batch(prompts, index, device), answers, lean=True)
         loss = torch.nn.functional.cross_entropy(logits, label[torch.from_numpy(index).to(device)])
         loss.backward()
 
