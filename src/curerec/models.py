@@ -64,7 +64,13 @@ def base_folder(
         prompts = encoder.encode(queries(data, part.train))
         model.to(device())
         tune(
-            model, prompts, encoder.answers, recipe.model.pretrain, seed=recipe.split.seed, progress=progress
+            model,
+            prompts,
+            encoder.answers,
+            recipe.model.pretrain,
+            seed=recipe.split.seed,
+            progress=progress,
+            runtime=recipe.runtime,
         )
         model.to("cpu")
 
@@ -91,10 +97,11 @@ def fresh_model(folder: Path, config: ModelConfig, *, seed: int) -> Any:
         config: kind and adapter shape.
         seed: of the adapter's initial weights.
     """
-    model, _ = storage.load_base(folder, device=device())
     if config.kind == "full":
+        model, _ = storage.load_base(folder, device=device())
         model.requires_grad_(True)
         return model
+    model = storage.load_frozen(folder, config.base_bits, device=device())
     family = family_of(model)
     known = family.projections
     unknown = set(config.lora.targets or []) - set(known)

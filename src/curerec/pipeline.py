@@ -18,7 +18,7 @@ from curerec.models import base_folder, check_finite, check_fits, check_template
 from curerec.progress import Clock, Reporter, Silent
 from curerec.prompts.encoding import Encoder, answer_tokens, queries
 from curerec.recipe import Recipe, recipe_of_card
-from curerec.recommender import bases, storage
+from curerec.recommender import bases, parallel, storage
 from curerec.recommender.tune import tune
 from curerec.records import ForgetRequest, ForgetSplit, Interactions, Outcome, Recommender, Split
 from curerec.splitting import granted, split_of
@@ -65,7 +65,15 @@ def train(
     prompts = encoder.encode(queries(data, examples))
     check_fits(model, prompts)
     with clock.stage("fine-tune") as advance:
-        tune(model, prompts, encoder.answers, recipe.model.tuning, seed=recipe.seed, progress=advance)
+        tune(
+            model,
+            prompts,
+            encoder.answers,
+            recipe.model.tuning,
+            seed=recipe.seed,
+            progress=advance,
+            runtime=recipe.runtime,
+        )
     check_finite(model)
     recommender = Recommender(
         model=model,
@@ -84,7 +92,9 @@ def train(
         },
         path=out,
     )
-    storage.save(recommender, out)
+    if parallel.is_main():
+        storage.save(recommender, out)
+    parallel.wait()
     return recommender
 
 

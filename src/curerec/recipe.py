@@ -12,10 +12,11 @@ from curerec.errors import ConfigError
 from curerec.methods import METHODS
 from curerec.methods.cure.method import CureConfig
 from curerec.methods.unlearn import UnlearnConfig
+from curerec.recommender.runtime import RuntimeConfig
 from curerec.recommender.tune import TuneConfig
 
 #: Settings of methods, which training does not depend on.
-SETTINGS = ("cure", "npo", "methods")
+SETTINGS = ("cure", "npo", "methods", "runtime")
 
 
 class SplitConfig(Strict):
@@ -53,8 +54,17 @@ class ModelConfig(Strict):
     kind: Literal["full", "lora"] = "lora"
     template: str = "likes"
     lora: LoraConfig = LoraConfig()
+    base_bits: Literal[4, 8, 16] = Field(
+        16, description="of the frozen base under an adapter (QLoRA); 4 and 8 need curerec[quant]"
+    )
     pretrain: TuneConfig = TuneConfig(epochs=1, batch_size=32, lr=2e-3, ema=0.99)
     tuning: TuneConfig = TuneConfig(epochs=2, batch_size=64, lr=1e-3)
+
+    @model_validator(mode="after")
+    def _adapter_only(self) -> ModelConfig:
+        if self.base_bits != 16 and self.kind == "full":
+            raise ValueError("base_bits 4 and 8 are for a frozen base: use kind lora")
+        return self
 
 
 class RequestConfig(Strict):
@@ -84,6 +94,7 @@ class Recipe(Strict):
     cure: CureConfig = CureConfig()
     npo: UnlearnConfig = UnlearnConfig()
     methods: dict[str, dict[str, Any]] = Field({}, description="settings of the other methods, by name")
+    runtime: RuntimeConfig = RuntimeConfig()
     seed: int = Field(0, ge=0)
 
     @field_validator("methods")

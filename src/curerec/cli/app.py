@@ -125,6 +125,7 @@ def train(
     from curerec.data.output import check_out
     from curerec.pipeline import train as run
     from curerec.progress import Clock
+    from curerec.recommender.parallel import is_main
     from curerec.recommender.storage import CARD
 
     check_out(out, marker=CARD, inputs=[base])
@@ -133,6 +134,8 @@ def train(
     table, chosen = ratings(data, chosen)
     with bars() as reporter:
         made = run(table, chosen, out, without=request, base=base, clock=Clock(reporter))
+    if not is_main():  # of the processes that `accelerate launch` started
+        return
     typer.echo(f"{out}: {made.card['n_train']} prompts, {made.card['train_time_s']:.1f} s")
     if request:
         say_base(table, chosen, request)

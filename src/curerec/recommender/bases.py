@@ -11,6 +11,7 @@ from typing import Any
 from curerec.data import cache as store
 from curerec.data.fetch import SOURCE_CARD
 from curerec.errors import FetchError, ModelError
+from curerec.recommender import parallel
 from curerec.recommender.nano import nano_model, nano_tokenizer
 from curerec.recommender.pretrained import NAME as SMOLLM2
 from curerec.recommender.pretrained import fetch_smollm2
@@ -80,14 +81,21 @@ def make_nano(
     key = json.dumps({**about, "seed": seed, "version": 1}, sort_keys=True)
     name = f"{NANO}-{hashlib.sha256(key.encode()).hexdigest()[:12]}"
     root = store.root(cache)
-    if store.manifest(root / name) is not None:
+    there = store.manifest(root / name) is not None
+    parallel.wait()  # all look before one writes
+    if there:
         return root / name
     tokenizer = nano_tokenizer(titles)
     model = nano_model(tokenizer, seed=seed)
     pretrain(model, tokenizer, progress)
+    if not parallel.is_main():  # one process of several writes
+        parallel.wait()
+        return root / name
     with store.staging(root, name) as stage:
         write_model(model, tokenizer, stage)
-        return store.publish(stage, root / name, {"name": name, **about})
+        made = store.publish(stage, root / name, {"name": name, **about})
+    parallel.wait()
+    return made
 
 
 def describe(name: str, folder: Path) -> dict[str, Any]:

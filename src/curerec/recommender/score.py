@@ -81,10 +81,27 @@ def device_of(model: Any) -> torch.device:
     return next(model.parameters()).device
 
 
-def to_batch(prompts: Prompts, index: np.ndarray, device: torch.device) -> tuple[torch.Tensor, torch.Tensor]:
-    """Ids [batch, pos] and answer positions [batch] on a device."""
+def to_batch(
+    prompts: Prompts, index: np.ndarray, device: torch.device, *, multiple: int = 1, labels: bool = False
+) -> tuple[torch.Tensor, ...]:
+    """Ids [batch, pos] and answer positions [batch] on a device; with ``labels`` also these, int64 [batch].
+
+    To a GPU they are copied from pinned memory while it computes; nobody waits.
+
+    Args:
+        prompts: to take from.
+        index: which of them.
+        device: where to.
+        multiple: pad to a multiple of so many positions, so that shapes are few.
+        labels: whether labels are wanted.
+    """
     ids, last = prompts.padded(index)
-    return torch.from_numpy(ids).to(device), torch.from_numpy(last).to(device)
+    if short := -ids.shape[1] % multiple:
+        ids = np.pad(ids, ((0, 0), (0, short)))
+    parts = [ids, last, prompts.label[index].astype(np.int64)][: 3 if labels else 2]
+    pinned = device.type == "cuda"
+    tensors = [torch.from_numpy(np.ascontiguousarray(x)) for x in parts]
+    return tuple((t.pin_memory() if pinned else t).to(device, non_blocking=pinned) for t in tensors)
 
 
 def by_length(prompts: Prompts, batch_size: int) -> Iterator[np.ndarray]:
@@ -105,15 +122,18 @@ def score(
     """
     training = model.training
     model.eval()
-    out = np.zeros((len(prompts), 2), np.float32)
     device = device_of(model)
     if device.type == "cpu":
         keep_freed()
+    order, found = [np.zeros(0, np.int64)], [torch.zeros(0, 2)]
     try:
         for index in by_length(prompts, batch_size):
-            out[index] = (
-                answer_logits(model, *to_batch(prompts, index, device), answers, lean=True).cpu().numpy()
-            )
+            ids, last = to_batch(prompts, index, device)
+            order.append(index)
+            found.append(answer_logits(model, ids, last, answers, lean=True))
+        out = np.zeros((len(prompts), 2), np.float32)
+        # Read once at the end: a GPU is not made to wait for every batch.
+        out[np.concatenate(order)] = torch.cat([x.to(found[-1]) for x in found]).cpu().numpy()
     finally:
         model.train(training)
     return out

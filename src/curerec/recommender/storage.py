@@ -20,6 +20,7 @@ from curerec.prompts.encoding import answer_tokens
 from curerec.recommender import manifest
 from curerec.recommender.families import family_named, family_of
 from curerec.recommender.families.structure import check_structure
+from curerec.recommender.quantise import quantise
 from curerec.recommender.safety import check_folder, weights_digest
 from curerec.recommender.score import answer_logits
 from curerec.records import Recommender
@@ -88,6 +89,17 @@ def load_base(
     check_readout(model, tokenizer)
     check_structure(model)
     return model, tokenizer
+
+
+def load_frozen(folder: Path, bits: int, *, device: torch.device | str = "cpu") -> Any:
+    """A base for an adapter, in 16 (on a CPU 32), 8 or 4 bits; see :func:`load_base`, :mod:`.quantise`.
+
+    The checks of its structure see the weights before they are packed.
+    """
+    if bits == 16:
+        return load_base(folder, device=device)[0]
+    dtype = torch.float32 if torch.device(device).type == "cpu" else torch.bfloat16
+    return quantise(load_base(folder, dtype=dtype)[0], bits).to(device)
 
 
 def load_tokenizer(folder: Path, *, where: str) -> Any:
@@ -257,7 +269,8 @@ def load(folder: Path, base_folder: Path, *, device: torch.device | str = "cpu")
     if card.get("kind") == "lora":
         from peft import PeftModel
 
-        model, _ = load_base(base_folder, device=device)
+        bits = (card["recipe"].get("model") or {}).get("base_bits", 16)
+        model = load_frozen(base_folder, bits, device=device)
         try:
             model = PeftModel.from_pretrained(model, folder, local_files_only=True)
         except UNREADABLE as error:
@@ -319,6 +332,7 @@ __all__ = [
     "check_readout",
     "load",
     "load_base",
+    "load_frozen",
     "load_tokenizer",
     "read_card",
     "save",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Callable, Iterator
 from typing import Any, Literal
 
@@ -10,7 +11,17 @@ import torch
 from pydantic import BaseModel, ConfigDict, Field
 
 from curerec.prompts.encoding import Prompts
+from curerec.recommender import parallel
 from curerec.recommender.memory import keep_freed
+from curerec.recommender.parallel import Team
+from curerec.recommender.runtime import (
+    STEP,
+    RuntimeConfig,
+    checkpointed,
+    compiled_layers,
+    compiles,
+    kept_low,
+)
 from curerec.recommender.score import answer_logits, device_of, to_batch
 
 Progress = Callable[[int, int], None]
@@ -106,8 +117,10 @@ def optimise(
         Number of steps done.
     """
     if config.optimizer == "adamw":
+        # One kernel for all of it, and on a GPU no step counter that the host has to read.
+        fused = all(type(p) is torch.nn.Parameter and p.is_floating_point() for p in params)
         optimizer: torch.optim.Optimizer = torch.optim.AdamW(
-            params, lr=config.lr, weight_decay=config.weight_decay, foreach=True
+            params, lr=config.lr, weight_decay=config.weight_decay, fused=fused, foreach=not fused
         )
     else:
         optimizer = torch.optim.SGD(params, lr=config.lr, momentum=momentum, weight_decay=config.weight_decay)
@@ -151,10 +164,12 @@ def tune(
     *,
     seed: int,
     progress: Progress | None = None,
+    runtime: RuntimeConfig | None = None,
 ) -> Any:
     """Fine-tune the trainable parameters of a model on the answers of prompts, in place.
 
-    Cross-entropy over the two answer logits at the answer position.
+    Cross-entropy over the two answer logits at the answer position. Where ``accelerate launch`` started
+    several processes, each takes its share of every batch and all end with the same weights.
 
     Args:
         model: decoder whose parameters with ``requires_grad`` are trained.
@@ -163,27 +178,39 @@ def tune(
         config: see :class:`TuneConfig`.
         seed: of the order of the data and of dropout.
         progress: told (done, total) steps.
+        runtime: use of the machine; changes no result.
 
     Returns:
         The same model, in eval mode.
     """
-    params = [p for p in model.parameters() if p.requires_grad]
+    runtime = runtime or RuntimeConfig()
     device = device_of(model)
     rng = np.random.default_rng([seed, 11])
     stream = endless(prompts.lengths, config.batch_size, rng)
     if device.type == "cpu":
         keep_freed()
     steps = max(1, round(config.epochs * np.ceil(len(prompts) / config.batch_size)))
-    label = torch.from_numpy(prompts.label.astype(np.int64)).to(device)
+    compiled = compiles(runtime, device, steps)
+    team = Team(model, answers) if parallel.count() > 1 else None
+    params = team.params() if team else [p for p in model.parameters() if p.requires_grad]
 
     def gradients(step: int) -> None:
-        index = next(stream)
-        logits = answer_logits(model, *to_batch(prompts, index, device), answers, lean=True)
-        loss = torch.nn.functional.cross_entropy(logits, label[torch.from_numpy(index).to(device)])
-        loss.backward()
+        index, factor = team.share(next(stream)) if team else (next(stream), 1.0)
+        ids, last, label = to_batch(prompts, index, device, multiple=STEP if compiled else 1, labels=True)
+        with kept_low(runtime):
+            logits = team.logits(ids, last) if team else answer_logits(model, ids, last, answers, lean=True)
+            loss = torch.nn.functional.cross_entropy(logits, label)
+            (loss if team is None else factor * loss).backward()
 
-    with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
+    with contextlib.ExitStack() as stack:
+        stack.enter_context(torch.random.fork_rng(devices=[device] if device.type == "cuda" else []))
         torch.manual_seed(seed)
+        if runtime.checkpoint:
+            stack.enter_context(checkpointed(model))
+        if compiled:
+            stack.enter_context(compiled_layers(model))
         model.train()
         optimise(params, steps, gradients, config, progress=progress)
+        if team:
+            team.finish(params)
     return model.eval()

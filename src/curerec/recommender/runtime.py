@@ -1,0 +1,116 @@
+"""How a machine is used, apart from what is computed on it: none of these settings may change a result."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
+from typing import Any
+
+import torch
+from pydantic import BaseModel, ConfigDict, Field
+
+from curerec.recommender.families import family_of
+
+STEP = 64  # tokens; lengths are rounded up to it where shapes are compiled, so that there are few
+
+
+class RuntimeConfig(BaseModel):
+    """Use of the machine."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    compile: bool | None = Field(
+        None, description="compile the layers (torch.compile); none: on a GPU, where training is long enough"
+    )
+    checkpoint: bool = Field(False, description="keep no activations of a layer, compute them twice")
+    offload_bytes: int = Field(
+        0, ge=0, description="activations kept in main memory instead of the GPU's, at most so many bytes"
+    )
+
+
+#: Steps from which compiling pays: it takes about a minute.
+PAYS_OFF = 300
+
+
+def compiles(config: RuntimeConfig, device: torch.device, steps: int) -> bool:
+    """Whether the layers are to be compiled."""
+    if config.compile is None:
+        return device.type == "cuda" and steps >= PAYS_OFF and not config.checkpoint
+    return config.compile
+
+
+@contextmanager
+def compiled_layers(model: Any, *, backend: Any = "inductor") -> Iterator[None]:
+    """Decoder layers compiled one by one inside: one graph serves all of them.
+
+    The last layer is left as it is: of it only the answer's part is computed, see
+    :mod:`curerec.recommender.lean`.
+
+    Args:
+        model: of a known family.
+        backend: of ``torch.compile``.
+    """
+    layers = family_of(model).layer_list(model)[:-1]
+    for layer in layers:
+        layer.compile(backend=backend, dynamic=False)
+    try:
+        yield
+    finally:
+        for layer in layers:
+            layer._compiled_call_impl = None
+
+
+@contextmanager
+def checkpointed(model: Any) -> Iterator[None]:
+    """Gradient checkpointing inside; as it was afterwards."""
+    base = model.get_base_model() if hasattr(model, "get_base_model") else model
+    base.gradient_checkpointing_enable({"use_reentrant": False})
+    try:
+        yield
+    finally:
+        base.gradient_checkpointing_disable()
+
+
+class Offload(torch.autograd.graph.saved_tensors_hooks):
+    """Activations saved for the backward pass go to main memory, up to a budget.
+
+    The copies run beside the computation (pinned memory, no waiting); the backward pass waits for what it
+    needs. What does not fit the budget stays where it is.
+
+    Args:
+        budget_bytes: at most so much at a time.
+        smallest_bytes: smaller tensors are not worth a copy.
+
+    Attributes:
+        held_bytes: of activations in main memory now.
+        peak_bytes: largest ``held_bytes`` so far.
+    """
+
+    def __init__(self, budget_bytes: int, *, smallest_bytes: int = 1 << 20) -> None:
+        self.budget_bytes, self.smallest_bytes = budget_bytes, smallest_bytes
+        self.held_bytes = self.peak_bytes = 0
+        super().__init__(self._pack, self._unpack)
+
+    def _pack(self, tensor: torch.Tensor) -> Any:
+        size = tensor.numel() * tensor.element_size()
+        weight = isinstance(tensor, torch.nn.Parameter) or (tensor._base is not None and tensor.is_leaf)
+        if weight or size < self.smallest_bytes or self.held_bytes + size > self.budget_bytes:
+            return tensor
+        pinned = tensor.device.type == "cuda"
+        copy = torch.empty(tensor.shape, dtype=tensor.dtype, pin_memory=pinned)
+        copy.copy_(tensor, non_blocking=pinned)
+        self.held_bytes += size
+        self.peak_bytes = max(self.peak_bytes, self.held_bytes)
+        return tensor.device, copy, size
+
+    def _unpack(self, packed: Any) -> torch.Tensor:
+        if isinstance(packed, torch.Tensor):
+            return packed
+        device, copy, size = packed
+        self.held_bytes -= size
+        return copy.to(device, non_blocking=True)
+
+
+def kept_low(config: RuntimeConfig) -> Any:
+    """Context of a forward pass whose activations are put where the configuration says."""
+    return Offload(config.offload_bytes) if config.offload_bytes else nullcontext()

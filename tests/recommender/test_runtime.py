@@ -1,0 +1,107 @@
+"""Use of the machine: few shapes, checkpoints, offloading, small bases; answers stay."""
+
+from __future__ import annotations
+
+import copy
+
+import numpy as np
+import pytest
+import torch
+from peft import LoraConfig, get_peft_model
+
+from curerec.errors import ModelError
+from curerec.recommender import quantise as module
+from curerec.recommender import runtime
+from curerec.recommender.quantise import held_bytes, quantise
+from curerec.recommender.runtime import STEP, Offload, RuntimeConfig, compiled_layers, compiles
+from curerec.recommender.score import answer_logits, score, to_batch
+from curerec.recommender.tune import TuneConfig, tune
+from made_families import made_family_model
+from made_models import ALL, made_model, made_prompts, with_lora
+
+PROMPTS, ENCODER = made_prompts(24)
+WORDS = len(ENCODER.tokenizer)
+CPU = torch.device("cpu")
+CONFIG = TuneConfig(epochs=1, batch_size=6, lr=1e-2, optimizer="sgd")
+
+
+def tuned(model, use):
+    return tune(copy.deepcopy(model), PROMPTS, ENCODER.answers, CONFIG, seed=0, runtime=use)
+
+
+@pytest.mark.parametrize("lora", [False, True])
+@pytest.mark.parametrize("use", [RuntimeConfig(checkpoint=True), RuntimeConfig(offload_bytes=1 << 20)])
+def test_checkpoints_and_offloading_change_no_weight(use, lora, monkeypatch):
+    monkeypatch.setattr(runtime.Offload.__init__, "__kwdefaults__", {"smallest_bytes": 64})
+    model = made_model(WORDS, layers=3)
+    model = with_lora(model) if lora else model.requires_grad_(True)
+    for a, b in zip(tuned(model, RuntimeConfig()).parameters(), tuned(model, use).parameters(), strict=True):
+        torch.testing.assert_close(a, b, atol=1e-6, rtol=0)
+
+
+def test_offloading_keeps_to_its_budget_and_gives_back_what_it_held():
+    x = torch.randn(64, 64, requires_grad=True)
+    offload = Offload(40_000, smallest_bytes=1000)
+    with offload:
+        y = (x.exp() * x.sin()).exp().sum()
+    assert 16_384 <= offload.held_bytes <= 40_000
+    (got,) = torch.autograd.grad(y, x)
+    (want,) = torch.autograd.grad((x.exp() * x.sin()).exp().sum(), x)
+    assert torch.equal(got, want) and offload.held_bytes == 0 and offload.peak_bytes <= 40_000
+
+
+def test_compiled_layers_see_few_shapes_and_are_plain_again():
+    torch._dynamo.reset()
+    shapes = []
+
+    def backend(graph, inputs):
+        shapes.append(tuple(x.shape for x in inputs if isinstance(x, torch.Tensor) and x.dim() == 3))
+        return graph
+
+    model = made_model(WORDS, layers=4)
+    want = score(model, PROMPTS, ENCODER.answers)
+    with compiled_layers(model, backend=backend), torch.no_grad():
+        for index in np.array_split(np.argsort(PROMPTS.lengths), 4):
+            ids, last, label = to_batch(PROMPTS, index, CPU, multiple=STEP, labels=True)
+            assert ids.shape[1] % STEP == 0 and label.tolist() == PROMPTS.label[index].tolist()
+            got = answer_logits(model, ids, last, ENCODER.answers, lean=True).numpy()
+            np.testing.assert_allclose(got, want[index], atol=1e-5)
+    buckets = len(
+        {-(-int(PROMPTS.lengths[i].max()) // STEP) for i in np.array_split(np.argsort(PROMPTS.lengths), 4)}
+    )
+    assert 0 < len(shapes) <= buckets  # one graph for all layers of a shape
+    assert all(layer._compiled_call_impl is None for layer in model.model.layers)
+
+
+def test_compiling_is_for_long_trainings_on_a_gpu():
+    assert not compiles(RuntimeConfig(), CPU, 10**6)
+    assert compiles(RuntimeConfig(), torch.device("cuda"), 10**6)
+    assert not compiles(RuntimeConfig(), torch.device("cuda"), 10)
+    assert compiles(RuntimeConfig(compile=True), CPU, 1)
+
+
+@pytest.mark.parametrize("bits", [8, 4])
+def test_a_base_in_few_bits_is_small_answers_alike_and_trains(bits):
+    pytest.importorskip("bitsandbytes")
+    sizes = {"hidden_size": 128, "intermediate_size": 256}
+    model = made_family_model("llama", WORDS, scale=0.02, **sizes)
+    want, before = score(model, PROMPTS, ENCODER.answers), held_bytes(model)
+    small = quantise(copy.deepcopy(model), bits)
+    got = score(small, PROMPTS, ENCODER.answers)
+    assert held_bytes(small) < before * (0.6 if bits == 8 else 0.5)
+    assert 0 < np.abs(got - want).max() < 0.5 * np.abs(want).max()
+    adapted = get_peft_model(small, LoraConfig(r=4, target_modules=ALL, task_type="CAUSAL_LM")).eval()
+    np.testing.assert_allclose(score(adapted, PROMPTS, ENCODER.answers), got, atol=1e-4)
+    frozen = {n: p.clone() for n, p in adapted.named_parameters() if not p.requires_grad}
+    after = tune(adapted, PROMPTS, ENCODER.answers, TuneConfig(epochs=2, batch_size=6, lr=1e-2), seed=0)
+    assert np.abs(score(after, PROMPTS, ENCODER.answers) - got).max() > 0.05
+    assert all(torch.equal(p, dict(after.named_parameters())[n]) for n, p in frozen.items())
+    assert {p.dtype for p in after.parameters() if p.requires_grad} == {torch.float32}
+
+
+def test_few_bits_are_refused_where_they_cannot_be(monkeypatch):
+    with pytest.raises(ModelError, match="family"):
+        quantise(made_family_model("gpt2", WORDS), 4)
+    monkeypatch.setattr(module.importlib.util, "find_spec", lambda name: None)
+    with pytest.raises(ModelError, match="bitsandbytes"):
+        quantise(made_model(WORDS), 4)
