@@ -148,19 +148,27 @@ def train(
 def unlearn(
     recommender: Folder,
     request: RequestFile,
-    out: Out,
+    out: Annotated[Path | None, typer.Option("--out", help="Folder to write; none with --plan.")] = None,
     data: Data = None,
     method: Annotated[
         str, typer.Option("--method", help="cure, npo, scrub, retrain, ...; an unknown name lists all.")
     ] = "cure",
     base: BaseFolder = None,
     seed: Seed = 0,
+    plan: Annotated[
+        bool, typer.Option("--plan", help="Only say what it would cost here; nothing is written.")
+    ] = False,
 ) -> None:
     """Carry out a deletion request: a new recommender, a record and a report.
 
     Writes OUT/recommender, OUT/record.json and OUT/report.html. Exit code 1 if the result is not verified.
     """
     quiet()
+    if plan:
+        planned(recommender, request, data, method, base, seed or 0)
+        return
+    if out is None:
+        raise typer.BadParameter("Missing option '--out'")
     from curerec.cli.bars import bars
     from curerec.cli.say import say_base, say_verdict
     from curerec.data.output import check_out, replacing
@@ -209,6 +217,26 @@ def unlearn(
     typer.echo(f"{out / 'report.html'}: {outcome.t_total_s:.1f} s; {outcome.stop_reason}")
     say_base(opened.data, opened.recipe, asked)
     say_verdict(verdict)
+
+
+def planned(
+    recommender: Path, request: Path, data: str | None, method: str, base: Path | None, seed: int
+) -> None:
+    """Print the estimated cost of a request."""
+    from curerec.pipeline import check_method
+    from curerec.plan import plan
+
+    check_method(method)
+    asked = request_of(request)
+    made = plan(opened_with(recommender, data, base), asked, method, seed=seed)
+    typer.echo(f"forget {made.n_forget} training examples, keep {made.n_retain}")
+    for stage in made.stages:
+        typer.echo(
+            f"{stage.name:<16} {stage.time_s:8.1f} s  {stage.forward_equivalents:10.0f} forward passes"
+        )
+    typer.echo(f"{'total':<16} {made.time_s:8.1f} s")
+    typer.echo(f"memory {made.mem_bytes / 2**20:.0f} MiB, disk {made.disk_bytes / 2**20:.1f} MiB")
+    typer.echo(f"calibrated in {made.calibration_s:.1f} s; measuring the result comes on top")
 
 
 @app.command(
