@@ -1,0 +1,60 @@
+"""Model and prompts that the scripts share: MovieLens-100K, nano or any base by name or folder."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from peft import LoraConfig, get_peft_model
+
+from curerec.data.fetch import load
+from curerec.models import device
+from curerec.prompts.encoding import Encoder, Prompts, queries
+from curerec.recipes import load_recipe
+from curerec.recommender import bases, storage
+from curerec.recommender.families import family_of
+from curerec.recommender.nano import nano_model, nano_tokenizer
+from curerec.splitting import split_of
+
+
+@dataclass(frozen=True)
+class Setting:
+    """A model to train or score, and prompts."""
+
+    model: Any
+    answers: tuple[int, int]
+    train: Prompts
+    test: Prompts
+
+
+def setting(name: str, kind: str, train: int, test: int = 0) -> Setting:
+    """``nano`` untrained, or a base; with ``lora`` an adapter of rank 16 on all projections."""
+    data, recipe = load("ml-100k"), load_recipe("demo")
+    split, titles = split_of(data, recipe.split), data.titles["title"].to_pylist()
+    if name == bases.NANO:
+        tokenizer = nano_tokenizer(titles)
+        model = nano_model(tokenizer)
+    else:
+        model, tokenizer = storage.load_base(bases.resolve(name), device=device())
+    model.requires_grad_(True)
+    if kind == "lora":
+        family = family_of(model)
+        paths = [p.path for p in family.projections.values()]
+        shape = LoraConfig(
+            r=16,
+            lora_alpha=32,
+            target_modules=paths,
+            fan_in_fan_out=family.transposed,
+            task_type="CAUSAL_LM",
+        )
+        model = get_peft_model(model, shape)
+    encoder = Encoder(tokenizer, "likes", titles)
+
+    def some(part: Any, n: int) -> Prompts:
+        index = np.resize(np.arange(len(part)), n)
+        return encoder.encode(queries(data, part.take(index)))
+
+    return Setting(
+        model.to(device()).eval(), encoder.answers, some(split.train, train), some(split.test, test)
+    )
