@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -181,7 +181,7 @@ def _codes(
 
 
 def _deal_out(
-    data: Any, ids: dict[str, pa.Array], arrays: dict[str, np.ndarray], first: np.ndarray, chunk: int
+    data: Any, ids: dict[str, pa.Array], arrays: Mapping[str, np.ndarray], first: np.ndarray, chunk: int
 ) -> None:
     """Every row to a free place among its user's."""
     filled = first[:-1].copy()
@@ -196,7 +196,7 @@ def _deal_out(
             array[place] = rows[name][order]
 
 
-def _sort(arrays: dict[str, np.ndarray], first: np.ndarray, bucket: int, source: Path) -> None:
+def _sort(arrays: Mapping[str, np.ndarray], first: np.ndarray, bucket: int, source: Path) -> None:
     start = 0
     while start < len(first) - 1:
         stop = max(start + 1, int(np.searchsorted(first, first[start] + bucket, side="right")) - 1)

@@ -1,0 +1,53 @@
+"""Questions 3 and the plan's: a request's seconds by stage at shares of the users, Retrain's, and the plan's.
+
+All in one run on one machine. ``--methods`` takes any that unlearn.
+"""
+
+from __future__ import annotations
+
+import time
+from pathlib import Path
+
+from common import done, options, write
+
+from curerec.data.fetch import load
+from curerec.data.forget import draw_request
+from curerec.pipeline import open_recommender, unlearn
+from curerec.plan import PLANNED, plan
+
+
+def main() -> None:
+    """One row a share, method and repeat."""
+    parser = options(__doc__ or "")
+    parser.add_argument("--recommender", type=Path, required=True)
+    parser.add_argument("--data", required=True)
+    parser.add_argument("--shares", type=float, nargs="*", default=[0.001, 0.01, 0.1])
+    parser.add_argument("--methods", nargs="*", default=["cure", "e2urec", "retrain"])
+    args = parser.parse_args()
+    opened = open_recommender(args.recommender, load(args.data))
+    shares = args.shares[-1:] if args.tiny else args.shares
+    for share in shares:
+        users = len(set(opened.data.user_code[opened.split.train.target].tolist()))
+        real = max(share, 1.01 / users)  # at least one user
+        request = draw_request(opened.data, opened.split, share=real, seed=1)
+        for repeat in range(1 if args.tiny else args.repeats):
+            for method in args.methods:
+                key = {"question": "request", "share": share, "method": method, "repeat": repeat}
+                key |= {"model": opened.recommender.base["name"]}
+                if done(args.results, key):
+                    continue
+                values: dict[str, object] = {"n_users": len(request.ids)}
+                if method in PLANNED:
+                    made = plan(opened, request, method, seed=repeat)
+                    values["planned"] = {s.name: s.time_s for s in made.stages}
+                    values |= {"planned_s": made.time_s, "calibration_s": made.calibration_s}
+                start = time.perf_counter()
+                outcome, split = unlearn(opened, request, method, seed=repeat)
+                values |= {"wall_s": time.perf_counter() - start, "t_total_s": outcome.t_total_s}
+                values |= {"stages": outcome.details.get("stages", {}), "n_forget": len(split.forget)}
+                values["planned_over_real"] = values.get("planned_s", 0) / outcome.t_total_s or None  # type: ignore[operator]
+                write(args.results, key, values, args.note)
+
+
+if __name__ == "__main__":
+    main()
