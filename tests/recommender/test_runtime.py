@@ -12,11 +12,12 @@ from peft import LoraConfig, get_peft_model
 from curerec.errors import ModelError
 from curerec.recommender import quantise as module
 from curerec.recommender import runtime
+from curerec.recommender.folding import folded
 from curerec.recommender.quantise import held_bytes, quantise
 from curerec.recommender.runtime import STEP, Offload, RuntimeConfig, compiled_layers, compiles
 from curerec.recommender.score import answer_logits, score, to_batch
 from curerec.recommender.tune import TuneConfig, tune
-from made_families import made_family_model
+from made_families import lora_on, made_family_model
 from made_models import ALL, made_model, made_prompts, with_lora
 
 PROMPTS, ENCODER = made_prompts(24)
@@ -62,8 +63,8 @@ def test_compiled_layers_see_few_shapes_and_are_plain_again():
     want = score(model, PROMPTS, ENCODER.answers)
     with compiled_layers(model, backend=backend), torch.no_grad():
         for index in np.array_split(np.argsort(PROMPTS.lengths), 4):
-            ids, last, label = to_batch(PROMPTS, index, CPU, multiple=STEP, labels=True)
-            assert ids.shape[1] % STEP == 0 and label.tolist() == PROMPTS.label[index].tolist()
+            ids, last = to_batch(PROMPTS, index, CPU, multiple=STEP)
+            assert ids.shape[1] % STEP == 0
             got = answer_logits(model, ids, last, ENCODER.answers, lean=True).numpy()
             np.testing.assert_allclose(got, want[index], atol=1e-5)
     buckets = len(
@@ -105,3 +106,18 @@ def test_few_bits_are_refused_where_they_cannot_be(monkeypatch):
     monkeypatch.setattr(module.importlib.util, "find_spec", lambda name: None)
     with pytest.raises(ModelError, match="bitsandbytes"):
         quantise(made_model(WORDS), 4)
+
+
+@pytest.mark.parametrize("model_type", ["llama", "gpt2"])
+def test_a_folded_adapter_answers_alike_and_leaves_every_weight(model_type):
+    model = lora_on(made_family_model(model_type, WORDS))
+    before = {n: (p.data_ptr(), p.detach().clone()) for n, p in model.named_parameters()}
+    with folded(model):
+        assert any(m.merged_adapters for m in model.modules() if hasattr(m, "merged_adapters"))
+        got = answer_logits(model, *to_batch(PROMPTS, np.arange(24), CPU), ENCODER.answers)
+    want = answer_logits(model, *to_batch(PROMPTS, np.arange(24), CPU), ENCODER.answers)
+    torch.testing.assert_close(got, want, atol=1e-5, rtol=1e-5)
+    for n, p in model.named_parameters():
+        assert p.data_ptr() == before[n][0] and torch.equal(p, before[n][1])
+    with model.disable_adapter(), folded(model):
+        assert not any(m.merged_adapters for m in model.modules() if hasattr(m, "merged_adapters"))

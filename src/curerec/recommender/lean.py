@@ -87,8 +87,8 @@ def _ends(model: Any) -> tuple[Any, Any]:
 
 
 @functools.cache
-def _names(kind: type) -> tuple[str, ...]:
-    return tuple(inspect.signature(kind.forward).parameters)[1:]  # type: ignore[attr-defined]
+def _names(kind: Any) -> tuple[str, ...]:
+    return tuple(inspect.signature(kind.forward).parameters)[1:]
 
 
 def _cache_name(kind: type) -> str | None:
@@ -110,7 +110,7 @@ def answer_only(
     layer, norm = _ends(model)
     kind = type(layer)
     length = 0  # of the rows that the decoder was given
-    names, cache_name = _names(kind), _cache_name(kind)
+    names, cache_name = _names(kind), _cache_name(kind)  # type: ignore[arg-type]
     assert cache_name is not None
     rows = torch.arange(len(last), device=last.device)
     spread = spread or (lambda x: x)

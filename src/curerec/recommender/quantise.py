@@ -31,15 +31,15 @@ def quantise(model: Any, bits: int) -> Any:
     """
     if bits == 16:
         return model
+    family = family_of(model)
+    if family.transposed:
+        mend = "Set model.base_bits to 16"
+        raise ModelError("is not offered for this family", where=f"base in {bits} bits", mend=mend)
     if importlib.util.find_spec("bitsandbytes") is None:
         mend = "Install it: pip install 'curerec[quant]', or set model.base_bits to 16"
         raise ModelError("needs the package bitsandbytes", where=f"base in {bits} bits", mend=mend)
     import bitsandbytes as bnb
 
-    family = family_of(model)
-    if family.transposed:
-        mend = "Set model.base_bits to 16"
-        raise ModelError("is not offered for this family", where=f"base in {bits} bits", mend=mend)
     dtype = next(model.parameters()).dtype
     model.requires_grad_(False)
     for layer in family.layer_list(model):

@@ -12,6 +12,7 @@ from jaxtyping import Bool, Float, Float32, Float64, Int
 from scipy.special import expit
 
 from curerec.prompts.encoding import Prompts
+from curerec.recommender.folding import folded
 from curerec.recommender.lean import answer_only, can_be_lean
 from curerec.recommender.memory import keep_freed
 
@@ -82,9 +83,9 @@ def device_of(model: Any) -> torch.device:
 
 
 def to_batch(
-    prompts: Prompts, index: np.ndarray, device: torch.device, *, multiple: int = 1, labels: bool = False
-) -> tuple[torch.Tensor, ...]:
-    """Ids [batch, pos] and answer positions [batch] on a device; with ``labels`` also these, int64 [batch].
+    prompts: Prompts, index: np.ndarray, device: torch.device, *, multiple: int = 1
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Ids [batch, pos] and answer positions [batch] on a device.
 
     To a GPU they are copied from pinned memory while it computes; nobody waits.
 
@@ -93,15 +94,17 @@ def to_batch(
         index: which of them.
         device: where to.
         multiple: pad to a multiple of so many positions, so that shapes are few.
-        labels: whether labels are wanted.
     """
     ids, last = prompts.padded(index)
     if short := -ids.shape[1] % multiple:
         ids = np.pad(ids, ((0, 0), (0, short)))
-    parts = [ids, last, prompts.label[index].astype(np.int64)][: 3 if labels else 2]
-    pinned = device.type == "cuda"
-    tensors = [torch.from_numpy(np.ascontiguousarray(x)) for x in parts]
-    return tuple((t.pin_memory() if pinned else t).to(device, non_blocking=pinned) for t in tensors)
+    return on(device, ids), on(device, last)
+
+
+def on(device: torch.device, x: np.ndarray) -> torch.Tensor:
+    """An array on a device, without waiting for the copy."""
+    tensor = torch.from_numpy(np.ascontiguousarray(x))
+    return tensor.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else tensor
 
 
 def by_length(prompts: Prompts, batch_size: int) -> Iterator[np.ndarray]:
@@ -127,10 +130,11 @@ def score(
         keep_freed()
     order, found = [np.zeros(0, np.int64)], [torch.zeros(0, 2)]
     try:
-        for index in by_length(prompts, batch_size):
-            ids, last = to_batch(prompts, index, device)
-            order.append(index)
-            found.append(answer_logits(model, ids, last, answers, lean=True))
+        with folded(model):
+            for index in by_length(prompts, batch_size):
+                ids, last = to_batch(prompts, index, device)
+                order.append(index)
+                found.append(answer_logits(model, ids, last, answers, lean=True))
         out = np.zeros((len(prompts), 2), np.float32)
         # Read once at the end: a GPU is not made to wait for every batch.
         out[np.concatenate(order)] = torch.cat([x.to(found[-1]) for x in found]).cpu().numpy()

@@ -22,7 +22,7 @@ from curerec.recommender.runtime import (
     compiles,
     kept_low,
 )
-from curerec.recommender.score import answer_logits, device_of, to_batch
+from curerec.recommender.score import answer_logits, device_of, on, to_batch
 
 Progress = Callable[[int, int], None]
 
@@ -196,7 +196,8 @@ def tune(
 
     def gradients(step: int) -> None:
         index, factor = team.share(next(stream)) if team else (next(stream), 1.0)
-        ids, last, label = to_batch(prompts, index, device, multiple=STEP if compiled else 1, labels=True)
+        ids, last = to_batch(prompts, index, device, multiple=STEP if compiled else 1)
+        label = on(device, prompts.label[index].astype(np.int64))
         with kept_low(runtime):
             logits = team.logits(ids, last) if team else answer_logits(model, ids, last, answers, lean=True)
             loss = torch.nn.functional.cross_entropy(logits, label)

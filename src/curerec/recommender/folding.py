@@ -1,0 +1,47 @@
+"""An adapter folded into the weights while many prompts are scored."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+
+from curerec.recommender.lean import hooked
+
+FOLDED = ("Linear", "Conv1D")
+
+
+@contextmanager
+def folded(model: Any) -> Iterator[None]:
+    """Branches ``W x + s B (A x)`` are computed as ``(W + s B A) x`` inside.
+
+    Afterwards the weights are the old tensors again, bit for bit. Only what is exact up to the rounding of float32: not with weights in half precision or few bits, not
+    while an adapter is switched off, in training, or where something listens.
+    """
+    layers = [m for m in model.modules() if hasattr(m, "lora_B") and hasattr(m, "get_delta_weight")]
+    usable = all(
+        type(m.get_base_layer()).__name__ in FOLDED
+        and m.get_base_layer().weight.dtype in (torch.float32, torch.float64)
+        and not (m.merged_adapters or m.disable_adapters or m.training)
+        and list(m.active_adapters) == list(m.lora_A)
+        and not any(getattr(m, "use_dora", {}).values())
+        and not hooked(m)
+        for m in layers
+    )
+    if not layers or not usable:
+        yield
+        return
+    before = [(m, m.get_base_layer().weight.data) for m in layers]
+    try:
+        with torch.no_grad():
+            for m, weight in before:
+                delta = sum(m.get_delta_weight(name) for name in m.active_adapters)
+                m.get_base_layer().weight.data = weight + delta
+                m.merged_adapters.extend(m.active_adapters)
+        yield
+    finally:
+        for m, weight in before:
+            m.get_base_layer().weight.data = weight
+            m.merged_adapters.clear()
