@@ -19,7 +19,7 @@ from typing import Any
 
 from curerec.errors import RefusedError, RequestError
 from curerec.requests import keys
-from curerec.requests.database import connect, transaction
+from curerec.requests.database import connect, forget_pages, transaction
 from curerec.requests.table import Entry
 
 REQUEST_ID = re.compile(r"r-[0-9a-f]{16}")
@@ -128,10 +128,11 @@ class Ledger:
         same = keys.content_key(self.key, asked.kind, entries)
         found = self.db.execute("SELECT id, state FROM request WHERE content_key = ?", (same,)).fetchone()
         if found is not None:
-            self.db.execute(
-                "UPDATE request SET due = min(coalesce(due, ?1), coalesce(?1, due)) WHERE id = ?2",
-                (asked.due, found["id"]),
-            )
+            if found["state"] != "committed":  # what its record says of the date stays true
+                self.db.execute(
+                    "UPDATE request SET due = min(coalesce(due, ?1), coalesce(?1, due)) WHERE id = ?2",
+                    (asked.due, found["id"]),
+                )
             if found["state"] == "cancelled":
                 self.db.execute(
                     "UPDATE request SET state = 'open', received = ?, finished = NULL, batch = NULL, "
@@ -232,6 +233,7 @@ class Ledger:
             )
             self.db.execute("DELETE FROM subject WHERE request = ?", (request,))
             self.tell("request", "cancelled", request=request)
+        forget_pages(self.db)
 
     def tell(
         self,
