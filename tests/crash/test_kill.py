@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import json
 import os
 import random
 import shutil
+import signal
 import subprocess
+import sys
 import tempfile
 import time
 from pathlib import Path
@@ -47,11 +50,12 @@ def place(memory, tmp_path):
     return folder
 
 
-@pytest.fixture(scope="module")
-def begun(memory):
+@pytest.fixture(scope="module", params=["destroy", pytest.param("quarantine", marks=pytest.mark.soak)])
+def begun(request, memory):
     """A store to copy, the bytes an undisturbed run ends with, how long it takes, and its number of calls."""
-    folder = memory
-    root = template(folder)
+    folder = memory / request.param
+    folder.mkdir()
+    root = template(folder, old=request.param)
     finished(copy(root, folder / "warm"))
     start = time.perf_counter()
     wanted = finished(copy(root, folder / "undisturbed"))
@@ -74,6 +78,22 @@ def test_kill_at_random_instants(runs, begun, place, capsys):
     with capsys.disabled():
         print(f"\n  kill -9 at random: {runs} runs, {hit} hit at work, 0 lost requests, 0 partial adapters")
     assert hit >= runs // 2
+
+
+@pytest.mark.parametrize("runs", [8, pytest.param(100, marks=pytest.mark.soak)])
+@pytest.mark.parametrize("how", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_at_random_instants(how, runs, begun, place, capsys):
+    root, wanted, time_s, _ = begun
+    rng, hit = random.Random(runs), 0
+    for _ in range(runs):
+        there = copy(root, place / "store")
+        hit += killed_after(there, rng.uniform(0, time_s), how)
+        whole(there)
+        assert finished(there) == wanted
+    with capsys.disabled():
+        print(
+            f"\n  {how.name} at random: {runs} runs, {hit} hit at work, 0 lost requests, 0 partial adapters"
+        )
 
 
 @pytest.mark.parametrize("stride", [4, pytest.param(1, marks=pytest.mark.soak)])
@@ -121,6 +141,34 @@ def test_a_call_that_fails(number, stride, begun, place, capsys):
         assert finished(there) == wanted, at
     with capsys.disabled():
         print(f"\n  fault injection: {len(places)} of {calls} calls, {refused} refusals, 0 lost")
+
+
+@pytest.mark.parametrize("stride", [40, pytest.param(1, marks=pytest.mark.soak)])
+def test_any_system_call_that_fails(stride, memory, tmp_path, capsys):
+    """Of Python, SQLite and Arrow alike: every write, fsync, rename and truncation."""
+    compiler = shutil.which("cc") or shutil.which("gcc")
+    if compiler is None:
+        pytest.skip("no C compiler")
+    here, library = Path(__file__).parent, tmp_path / "faults.so"
+    command = [compiler, "-shared", "-fPIC", "-O1", "-o", library, here / "faults.c", "-ldl"]
+    subprocess.run(command, check=True)
+    folder = memory / f"calls{stride}"
+    folder.mkdir()
+    done = subprocess.run(
+        [sys.executable, here / "made_faults.py", folder, str(stride)],
+        env={**os.environ, "LD_PRELOAD": str(library), "PYTHONPATH": os.pathsep.join(filter(None, sys.path))},
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 0, done.stderr[-4000:]
+    found = json.loads(done.stdout)
+    runs = found["refused"] + found["went on"]
+    with capsys.disabled():
+        print(
+            f"\n  system calls that fail: {runs} runs over {found['calls']} calls and 3 errors, "
+            f"{found['refused']} refused, {found['additions']} additions, 0 lost, 0 twice"
+        )
+    assert found["calls"] > 150 and found["refused"] > runs // 3
 
 
 @pytest.fixture

@@ -7,7 +7,7 @@ import json
 import re
 import time
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from importlib.resources import files
 from pathlib import Path
 from typing import Any
@@ -22,6 +22,7 @@ from curerec.requests.guard import COOKIE, Guard, Sessions, TooLargeError
 from curerec.requests.ledger import REQUEST_ID, Asked
 from curerec.requests.maintain import status
 from curerec.requests.metrics import Metrics
+from curerec.requests.schedule import Clerk, Rule
 
 BATCH_ID = re.compile(r"b-[0-9a-f]{16}")
 REPORTS = {"report.html": "text/html; charset=utf-8", "record.json": "application/json"}
@@ -29,6 +30,7 @@ PAGE = {"/": ("page.html", "text/html; charset=utf-8"), "/page.js": ("page.js", 
 PAGE |= {"/page.css": ("page.css", "text/css")}
 MAX_STREAMS = 100
 LOOK_S = 0.3  # between looks for new events
+CLERK_S = 5.0  # between looks for what is to be run
 QUIET_S = 15.0  # after which a stream says that it is alive
 ENDS = ("committed", "held", "cancelled")
 
@@ -39,6 +41,8 @@ def make_app(
     token: str,
     hosts: tuple[str, ...] = ("127.0.0.1", "localhost", "::1"),
     command: Command = run_command,
+    rule: Rule | None = None,
+    look_s: float = CLERK_S,
 ) -> Any:
     """The service as an ASGI application.
 
@@ -47,13 +51,24 @@ def make_app(
         token: that callers must bear.
         hosts: names it may be asked under.
         command: what a worker process runs.
+        rule: when runs start by themselves; None: never.
+        look_s: seconds between looks for that.
     """
     desk = Desk(root, command)
-    metrics, sessions = Metrics(desk.store), Sessions()
+    clerk = Clerk(desk, rule or Rule())
+    metrics, sessions = Metrics(desk.store, clerk), Sessions()
+
+    async def looking() -> None:
+        while clerk.rule.active:
+            with suppress(CurerecError):  # a ledger that is locked or a disk that fails: the next look sees
+                clerk.look()
+            await asyncio.sleep(look_s)
 
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
+        task = asyncio.create_task(looking())
         yield
+        task.cancel()
         desk.close()
 
     app = FastAPI(lifespan=lifespan, docs_url=None, redoc_url=None, openapi_url=None, redirect_slashes=False)
@@ -145,7 +160,7 @@ def make_app(
 
     @app.get("/status")
     async def stand() -> Response:
-        return _json(status(desk.store))
+        return _json({**status(desk.store), "schedule": clerk.state()})
 
     @app.get("/reports/{batch}/{name}")
     async def report(batch: str, name: str) -> Response:

@@ -256,6 +256,7 @@ def _try(
         decision = decide(store.policy, answers["verdict"], store.drift(), retrained=method == RETRAIN)
         if not decision.promoted:
             return decision.reasons
+    whole: tuple[str | None, Counts] = (None, counts)
     plan = Plan(
         batch,
         requests,
@@ -267,10 +268,7 @@ def _try(
         decision,
         method,
         seed,
-        {
-            name: _limits(some, counts, decision, answers, method)
-            for name, some in {**own, None: counts}.items()
-        },
+        {name: _limits(some, counts, decision, answers, method) for name, some in (*own.items(), whole)},
     )
     prepare(store, plan)
     finish(store, batch)
