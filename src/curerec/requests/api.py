@@ -82,6 +82,18 @@ def make_app(
     async def too_large(request: Request, error: TooLargeError) -> Response:
         return _json({"error": "the body is too large"}, 413)
 
+    def with_papers(row: dict[str, Any]) -> dict[str, Any]:
+        """A request's row with the addresses of its report and record, where there are any."""
+        found: dict[str, str | None] = {"report": None, "record": None}
+        if row["state"] == "committed":
+            if (root / "reports" / str(row["batch"]) / "report.html").is_file():
+                found["report"] = f"/reports/{row['batch']}/report.html"
+            known = ledger.db.execute(
+                "SELECT sequence FROM record WHERE request = ? AND action = 'deletion'", (row["id"],)
+            ).fetchone()
+            found["record"] = None if known is None else f"/records/{known['sequence']}"
+        return row | found
+
     @app.post("/requests")
     async def add(request: Request) -> Response:
         asked, places = read(await request.body())
@@ -91,13 +103,14 @@ def make_app(
     @app.get("/requests")
     async def listed(state: str = "", after: str = "", limit: int = 200) -> Response:
         states = [s for s in state.split(",") if s]
-        return _json({"requests": ledger.all(states, limit=max(1, min(limit, 1000)), after=after)})
+        rows = ledger.all(states, limit=max(1, min(limit, 1000)), after=after)
+        return _json({"requests": [with_papers(row) for row in rows]})
 
     @app.get("/requests/{name}")
     async def one(name: str) -> Response:
         row = ledger.get(name)
         stage = ledger.db.execute("SELECT stage, state FROM batch WHERE id = ?", (row["batch"],)).fetchone()
-        return _json({**row, "stage": None if stage is None else stage["stage"]})
+        return _json({**with_papers(row), "stage": None if stage is None else stage["stage"]})
 
     @app.delete("/requests/{name}")
     async def cancel(name: str) -> Response:

@@ -102,6 +102,10 @@ MIGRATIONS = (
     );
     CREATE INDEX event_batch ON event (batch, id);
     """,
+    # 3: records by request, for the list of the service.
+    """
+    CREATE INDEX record_request ON record (request);
+    """,
 )
 VERSION = len(MIGRATIONS)
 MEND = "Nothing was changed. Make room or mend the disk, then run the same command again"

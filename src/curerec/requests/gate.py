@@ -10,7 +10,7 @@ from curerec.requests.policy import Policy
 RETRAIN_DUE = "a retrain is due: run `curerec request run --retrain`"
 UNJUDGED = (
     "too few deleted examples for such a check to see anything, which is no pass: the batch waits for more "
-    "requests, since one batch is judged as one; or run `curerec request run --retrain`, or set "
+    "requests, since one batch is judged as one, or for `curerec request run --retrain`, or for "
     "`accept_unjudged: true` in policy.yaml, which the record then says"
 )
 

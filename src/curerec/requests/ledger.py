@@ -187,7 +187,7 @@ class Ledger:
         return _row(row)
 
     def all(self, states: Iterable[str] = (), *, limit: int = 1000, after: str = "") -> list[dict[str, Any]]:
-        """Requests by due date, then by arrival.
+        """Requests by due date, then by arrival; what is finished after what is not.
 
         Args:
             states: only these; empty: all.
@@ -196,7 +196,8 @@ class Ledger:
         """
         wanted = list(states)
         where = f"state IN ({', '.join('?' * len(wanted))})" if wanted else "1"
-        order = "id" if after else "coalesce(due, '9999'), received, id"
+        last = "state IN ('committed', 'cancelled')"
+        order = "id" if after else f"{last}, coalesce(due, '9999'), received, id"
         rows = self.db.execute(
             f"SELECT * FROM request WHERE {where} AND id > ? ORDER BY {order} LIMIT ?",
             (*wanted, after, limit),

@@ -141,7 +141,9 @@ def _next(store: Store, method: str, seed: int, *, each: bool, skip: set[str], e
             (name, now(), method, seed, store.version, data),
         )
         for request in waiting:
-            db.execute("UPDATE request SET state = 'running', batch = ? WHERE id = ?", (name, request))
+            db.execute(
+                "UPDATE request SET state = 'running', batch = ?, detail = NULL WHERE id = ?", (name, request)
+            )
         store.ledger.tell("batch", "started", batch=name, done=0, total=5)
         return name
 
