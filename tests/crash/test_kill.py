@@ -34,6 +34,12 @@ from curerec.requests.runner import run
 from curerec.requests.store import Store
 
 
+#: What becomes of the old version.
+BOTH = pytest.mark.parametrize(
+    "begun", ["destroy", pytest.param("quarantine", marks=pytest.mark.soak)], indirect=True
+)
+
+
 @pytest.fixture(scope="module")
 def memory():
     """A folder in memory where there is one: a kill leaves the same there, and fsync costs nothing."""
@@ -50,12 +56,13 @@ def place(memory, tmp_path):
     return folder
 
 
-@pytest.fixture(scope="module", params=["destroy", pytest.param("quarantine", marks=pytest.mark.soak)])
+@pytest.fixture(scope="module")
 def begun(request, memory):
     """A store to copy, the bytes an undisturbed run ends with, how long it takes, and its number of calls."""
-    folder = memory / request.param
+    policy = getattr(request, "param", "destroy")
+    folder = memory / policy
     folder.mkdir()
-    root = template(folder, old=request.param)
+    root = template(folder, old=policy)
     finished(copy(root, folder / "warm"))
     start = time.perf_counter()
     wanted = finished(copy(root, folder / "undisturbed"))
@@ -96,6 +103,7 @@ def test_a_signal_at_random_instants(how, runs, begun, place, capsys):
         )
 
 
+@BOTH
 @pytest.mark.parametrize("stride", [4, pytest.param(1, marks=pytest.mark.soak)])
 def test_kill_at_every_change_of_the_disk(stride, begun, place, capsys):
     root, wanted, _, calls = begun
@@ -109,6 +117,7 @@ def test_kill_at_every_change_of_the_disk(stride, begun, place, capsys):
     assert done * stride > 0.8 * calls
 
 
+@BOTH
 @pytest.mark.parametrize("stride", [6, pytest.param(1, marks=pytest.mark.soak)])
 def test_kill_at_every_statement_of_the_ledger(stride, begun, place, capsys):
     root, wanted, _, _ = begun

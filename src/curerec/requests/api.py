@@ -173,7 +173,8 @@ def make_app(
 
     @app.get("/status")
     async def stand() -> Response:
-        return _json({**status(desk.store), "schedule": clerk.state()})
+        last = ledger.db.execute("SELECT coalesce(max(id), 0) FROM event").fetchone()[0]
+        return _json({**status(desk.store), "schedule": clerk.state(), "last_event": last})
 
     @app.get("/reports/{batch}/{name}")
     async def report(batch: str, name: str) -> Response:

@@ -249,5 +249,5 @@ def status(store: Store) -> dict[str, Any]:
         "retrain_due": used_up(store.policy, (drift, auc_drop)),
         "records": 0 if head is None else head.sequence,
         "head": None if head is None else head.sha256,
-        "versions": versions(store),
+        "versions": [one for one in versions(store) if one["state"] != "destroyed"],
     }

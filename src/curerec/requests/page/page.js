@@ -128,6 +128,7 @@ async function show() {
   );
   byId("login").hidden = true;
   byId("content").hidden = false;
+  return status.last_event;
 }
 
 function soon() {
@@ -135,9 +136,9 @@ function soon() {
   if (!timer) timer = setTimeout(() => { timer = 0; show().catch(failed); }, 250);
 }
 
-function listen() {
+function listen(after) {
   if (source) source.close();
-  source = new EventSource("/events");
+  source = new EventSource("/events?after=" + after);
   for (const kind of ["request", "batch", "stage", "version", "data"]) source.addEventListener(kind, soon);
   source.addEventListener("stage", (event) => within.delete(JSON.parse(event.data).batch));
   source.addEventListener("progress", (event) => {
