@@ -33,7 +33,6 @@ from curerec.errors import StorageError
 from curerec.requests.runner import run
 from curerec.requests.store import Store
 
-
 #: What becomes of the old version.
 BOTH = pytest.mark.parametrize(
     "begun", ["destroy", pytest.param("quarantine", marks=pytest.mark.soak)], indirect=True

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import shutil
 import sqlite3
@@ -10,13 +11,14 @@ import numpy as np
 import pytest
 from made_store import bytes_under, made_data, made_store, stand, states, users
 
-from curerec.data import durable
+from curerec.data import durable, request_file
 from curerec.errors import DataError, RefusedError, RequestError
 from curerec.requests import ledger as ledgers
 from curerec.requests import maintain, runner
 from curerec.requests import table as tables
 from curerec.requests.audit import audit
 from curerec.requests.database import forget_pages
+from curerec.requests.desk import Desk
 from curerec.requests.ledger import Asked
 from curerec.requests.lock import held
 from curerec.requests.runner import run
@@ -279,6 +281,36 @@ def test_a_cancelled_request_is_erased_at_once(root):
         store.ledger.cancel(again)
         run(store, stand())
         assert b"usr018" not in bytes_under(root / "ledger.sqlite-wal") and forget_pages(store.db)
+
+
+def test_one_bad_addition_of_many_at_once_is_refused_alone(root, monkeypatch):
+    """What the service writes together does not fail together."""
+    real = ledgers.Ledger.add_inside
+
+    def add_inside(self, asked):
+        if asked.reason == "bad":
+            raise ValueError("of somebody")
+        return real(self, asked)
+
+    monkeypatch.setattr(ledgers.Ledger, "add_inside", add_inside)
+
+    async def all_at_once():
+        desk = Desk(root)
+        asked = [Asked("users", ((f"usr{k:03d}",),), reason="bad" if k == 3 else None) for k in range(9)]
+        answers = await asyncio.gather(*(desk.add(one, ()) for one in asked), return_exceptions=True)
+        desk.close()
+        return answers
+
+    answers = asyncio.run(all_at_once())
+    assert [k for k, one in enumerate(answers) if isinstance(one, Exception)] == [3]
+    assert "somebody" not in str(answers[3]) and states(root)["open"] == 8
+
+
+def test_a_request_file_that_is_too_large_is_not_read_into_memory(root, tmp_path, monkeypatch):
+    (tmp_path / "x.csv").write_bytes(b"user\n" + b"1\n" * 2000)
+    monkeypatch.setattr(request_file, "MAX_BYTES", 2000)
+    with pytest.raises(RequestError, match="larger"):
+        request_file.read_request(tmp_path / "x.csv")
 
 
 def test_the_lock_is_no_file_that_could_be_removed(root):

@@ -123,6 +123,7 @@ def test_another_name_is_not_answered(service):
         (b'{"kind": "interactions", "ids": ["usr001"]}', 422),
         (b'{"kind": "users", "ids": ["usr005"], "due": "SECRET"}', 422),
         (b'{"kind": "users", "ids": ["usr005"], "reason": 5}', 422),
+        (b'{"kind": "users", "ids": ["usr005"], "reason": "SECRET\\ud800"}', 422),
         (b'{"kind": "users", "ids": ["usr005"], "SECRET": 5}', 422),
         (b'{"kind": "users", "ids": ["' + b"x" * (1 << 20) + b'"]}', 413),
     ],

@@ -5,9 +5,10 @@ from __future__ import annotations
 import asyncio
 import json
 import re
+import sys
 import time
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager, suppress
+from contextlib import asynccontextmanager
 from importlib.resources import files
 from pathlib import Path
 from typing import Any
@@ -60,8 +61,10 @@ def make_app(
 
     async def looking() -> None:
         while clerk.rule.active:
-            with suppress(CurerecError):  # a ledger that is locked or a disk that fails: the next look sees
+            try:
                 clerk.look()
+            except Exception as error:  # a ledger that is locked, a disk that fails: the next look sees
+                print(f"curerec: no run could be started ({type(error).__name__})", file=sys.stderr)
             await asyncio.sleep(look_s)
 
     @asynccontextmanager

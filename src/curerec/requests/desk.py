@@ -143,9 +143,13 @@ class Desk:
                 with transaction(store.db):
                     for k, asked in adds.items():
                         answers[k] = store.ledger.add_inside(asked)
-            except Exception as error:
-                for k in adds:
-                    answers[k] = error
+            except Exception:
+                # None of them was taken in; one alone may be to blame, and the others are not to suffer.
+                for k, asked in adds.items():
+                    try:
+                        answers[k] = store.ledger.add(asked)
+                    except Exception as error:
+                        answers[k] = error
         for (_, future, loop), answer in zip(batch, answers, strict=True):
             loop.call_soon_threadsafe(_resolve, future, answer)
 

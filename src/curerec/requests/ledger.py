@@ -58,9 +58,9 @@ class Asked:
                 "an entry of it has an empty or missing id", where="request", mend="Fill it in"
             )
         try:
-            "".join(i for e in self.entries for i in e).encode()
+            "".join((self.reason or "", *(i for e in self.entries for i in e))).encode()
         except UnicodeEncodeError:
-            raise RequestError("an id of it is no text", where="request", mend="Use UTF-8") from None
+            raise RequestError("a text of it is not Unicode", where="request", mend="Use UTF-8") from None
         if self.reason is not None and len(self.reason) > MAX_REASON:
             raise RequestError(
                 f"its reason is longer than {MAX_REASON} characters", where="request", mend="Shorten it"
