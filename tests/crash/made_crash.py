@@ -120,11 +120,16 @@ def whole(root: Path) -> None:
 
 def forked(work: Callable[[], None]) -> int:
     """Do something in a fork; its process id."""
+    # A signal before the `try` below would run on in the fork as if it were the test.
+    signals = {signal.SIGINT, signal.SIGTERM}
+    signal.pthread_sigmask(signal.SIG_BLOCK, signals)
     pid = os.fork()
     if pid:
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, signals)
         return pid
     code = 1
     try:
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, signals)
         work()
         code = 0
     finally:
