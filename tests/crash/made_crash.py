@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import os
 import shutil
 import signal
+import sqlite3
 import sys
 import time
 from collections.abc import Callable
@@ -14,6 +16,7 @@ from typing import Any
 from unittest import mock
 
 from curerec.recommender import manifest
+from curerec.requests import maintain
 from curerec.requests.audit import audit
 from curerec.requests.lock import runner
 from curerec.requests.runner import run
@@ -56,19 +59,35 @@ class Count:
         return call
 
 
-def template(folder: Path) -> Path:
-    """A store with a request of three users and another of one item."""
-    root = made_store.made_store(folder / "template")
+def template(folder: Path, **policy: Any) -> Path:
+    """A store with a request of three users, another of one item, and something outside to destroy."""
+    root = made_store.made_store(folder / "template", **policy)
+    outside(root)
     with Store(root) as store:
+        maintain.register(store, outside(root), kind="checkpoint", policy="destroy")
         store.ledger.add(made_store.users(1, 2, 3))
         store.ledger.add(made_store.Asked("items", (("itm5",),)))
     return root
 
 
+def outside(root: Path) -> Path:
+    """A folder beside a store that holds what was learnt."""
+    folder = root.with_name(f"{root.name}-outside") / "checkpoint"
+    folder.mkdir(parents=True, exist_ok=True)
+    for k in range(3):
+        (folder / f"weights{k}").write_bytes(b"learnt " * 10)
+    return folder
+
+
 def copy(root: Path, target: Path) -> Path:
-    """A store like it, at rest."""
-    shutil.rmtree(target, ignore_errors=True)
-    return Path(shutil.copytree(root, target, symlinks=True))
+    """A store like it, at rest, with something outside of its own."""
+    for folder in (target, target.with_name(f"{target.name}-outside")):
+        shutil.rmtree(folder, ignore_errors=True)
+    shutil.copytree(root, target, symlinks=True)
+    with contextlib.closing(sqlite3.connect(target / "ledger.sqlite")) as db:
+        db.execute("UPDATE artefact SET path = ?", (str(outside(target)),))
+        db.commit()
+    return target
 
 
 def finished(root: Path) -> bytes:
@@ -80,6 +99,8 @@ def finished(root: Path) -> bytes:
         assert len([x for x in store.links() if x.action == "deletion"]) == 2
     found = audit(root)
     assert not found.faults, found.faults
+    assert not list(root.with_name(f"{root.name}-outside").iterdir())
+    assert not [path for path in root.rglob(".tmp-*")]
     return made_store.adapter_bytes(root)
 
 
@@ -93,17 +114,22 @@ def whole(root: Path) -> None:
     for folder in (root / "versions").iterdir():
         if not folder.name.startswith("."):
             manifest.check(folder, name=folder.name)
-    with runner(root / "lock"):
+    with runner(root):
         pass  # the dead runner's lock is gone
 
 
 def forked(work: Callable[[], None]) -> int:
     """Do something in a fork; its process id."""
+    # A signal before the `try` below would run on in the fork as if it were the test.
+    signals = {signal.SIGINT, signal.SIGTERM}
+    signal.pthread_sigmask(signal.SIG_BLOCK, signals)
     pid = os.fork()
     if pid:
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, signals)
         return pid
     code = 1
     try:
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, signals)
         work()
         code = 0
     finally:
@@ -116,12 +142,17 @@ def run_once(root: Path) -> None:
         run(store, made_store.stand())
 
 
-def killed_after(root: Path, delay_s: float) -> bool:
+def killed_after(root: Path, delay_s: float, how: signal.Signals = signal.SIGKILL) -> bool:
     """Kill a run after so many seconds; whether it was still at work."""
-    pid = forked(lambda: run_once(root))
+
+    def work() -> None:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
+        run_once(root)
+
+    pid = forked(work)
     time.sleep(delay_s)
-    os.kill(pid, signal.SIGKILL)
-    return os.WIFSIGNALED(os.waitpid(pid, 0)[1])
+    os.kill(pid, how)
+    return os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) != 0
 
 
 def killed_at(root: Path, call: int) -> bool:

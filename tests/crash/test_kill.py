@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import json
 import os
 import random
 import shutil
+import signal
 import subprocess
+import sys
 import tempfile
 import time
 from pathlib import Path
@@ -30,6 +33,11 @@ from curerec.errors import StorageError
 from curerec.requests.runner import run
 from curerec.requests.store import Store
 
+#: What becomes of the old version.
+BOTH = pytest.mark.parametrize(
+    "begun", ["destroy", pytest.param("quarantine", marks=pytest.mark.soak)], indirect=True
+)
+
 
 @pytest.fixture(scope="module")
 def memory():
@@ -48,16 +56,18 @@ def place(memory, tmp_path):
 
 
 @pytest.fixture(scope="module")
-def begun(memory):
+def begun(request, memory):
     """A store to copy, the bytes an undisturbed run ends with, how long it takes, and its number of calls."""
-    folder = memory
-    root = template(folder)
+    policy = getattr(request, "param", "destroy")
+    folder = Path(tempfile.mkdtemp(dir=memory))
+    root = template(folder, old=policy)
     finished(copy(root, folder / "warm"))
     start = time.perf_counter()
     wanted = finished(copy(root, folder / "undisturbed"))
     time_s = time.perf_counter() - start
+    there = copy(root, folder / "counted")
     with Count() as count:
-        run_once(copy(root, folder / "counted"))
+        run_once(there)
     return root, wanted, time_s, count.seen
 
 
@@ -76,6 +86,23 @@ def test_kill_at_random_instants(runs, begun, place, capsys):
     assert hit >= runs // 2
 
 
+@pytest.mark.parametrize("runs", [8, pytest.param(100, marks=pytest.mark.soak)])
+@pytest.mark.parametrize("how", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_at_random_instants(how, runs, begun, place, capsys):
+    root, wanted, time_s, _ = begun
+    rng, hit = random.Random(runs), 0
+    for _ in range(runs):
+        there = copy(root, place / "store")
+        hit += killed_after(there, rng.uniform(0, time_s), how)
+        whole(there)
+        assert finished(there) == wanted
+    with capsys.disabled():
+        print(
+            f"\n  {how.name} at random: {runs} runs, {hit} hit at work, 0 lost requests, 0 partial adapters"
+        )
+
+
+@BOTH
 @pytest.mark.parametrize("stride", [4, pytest.param(1, marks=pytest.mark.soak)])
 def test_kill_at_every_change_of_the_disk(stride, begun, place, capsys):
     root, wanted, _, calls = begun
@@ -85,10 +112,11 @@ def test_kill_at_every_change_of_the_disk(stride, begun, place, capsys):
         assert finished(there) == wanted, at
         at, done = at + stride, done + 1
     with capsys.disabled():
-        print(f"\n  kill -9 at changes of the disk: {done} of about {calls} places")
+        print(f"\n  kill -9 at changes of the disk: {done} of {calls} places")
     assert done * stride > 0.8 * calls
 
 
+@BOTH
 @pytest.mark.parametrize("stride", [6, pytest.param(1, marks=pytest.mark.soak)])
 def test_kill_at_every_statement_of_the_ledger(stride, begun, place, capsys):
     root, wanted, _, _ = begun
@@ -121,6 +149,34 @@ def test_a_call_that_fails(number, stride, begun, place, capsys):
         assert finished(there) == wanted, at
     with capsys.disabled():
         print(f"\n  fault injection: {len(places)} of {calls} calls, {refused} refusals, 0 lost")
+
+
+@pytest.mark.parametrize("stride", [40, pytest.param(1, marks=pytest.mark.soak)])
+def test_any_system_call_that_fails(stride, memory, tmp_path, capsys):
+    """Of Python, SQLite and Arrow alike: every write, fsync, rename and truncation."""
+    compiler = shutil.which("cc") or shutil.which("gcc")
+    if compiler is None:
+        pytest.skip("no C compiler")
+    here, library = Path(__file__).parent, tmp_path / "faults.so"
+    command = [compiler, "-shared", "-fPIC", "-O1", "-o", library, here / "faults.c", "-ldl"]
+    subprocess.run(command, check=True)
+    folder = memory / f"calls{stride}"
+    folder.mkdir()
+    done = subprocess.run(
+        [sys.executable, here / "made_faults.py", folder, str(stride)],
+        env={**os.environ, "LD_PRELOAD": str(library), "PYTHONPATH": os.pathsep.join(filter(None, sys.path))},
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 0, done.stderr[-4000:]
+    found = json.loads(done.stdout)
+    runs = found["refused"] + found["went on"]
+    with capsys.disabled():
+        print(
+            f"\n  system calls that fail: {runs} runs over {found['calls']} calls and 3 errors, "
+            f"{found['refused']} refused, {found['additions']} additions, 0 lost, 0 twice"
+        )
+    assert found["calls"] > 150 and found["refused"] > runs // 3
 
 
 @pytest.fixture

@@ -142,6 +142,16 @@ HOSTILE = {
     "trust_remote_code of the tokenizer": configured("tokenizer_config.json", trust_remote_code=True),
     "custom pipelines": configured("config.json", custom_pipelines={"x": {"impl": "evil.P"}}),
     "auto_mapping of PEFT": configured("adapter_config.json", auto_mapping={"parent_library": "evil"}),
+    "module that PEFT imports": configured(
+        "adapter_config.json", megatron_config={"tensor_model_parallel_size": 1}, megatron_core="antigravity"
+    ),
+    "pattern that never ends": configured("adapter_config.json", target_modules="(.*)*.*(x+x+)+y"),
+    "pattern that never ends, of ranks": configured("adapter_config.json", rank_pattern={"(x+x+)+y": 4}),
+    "layers that are repeated": configured("adapter_config.json", layer_replication=[[0, 1 << 40]]),
+    "modules beside the adapter": configured("adapter_config.json", modules_to_save=["lm_head"]),
+    "start by data": configured("adapter_config.json", init_lora_weights="eva", eva_config={"rho": 2.0}),
+    "switch of a later PEFT": configured("adapter_config.json", run_at_load={"module": "evil"}),
+    "loader of its own": configured("config.json", quantization_config={"quant_method": "bitsandbytes"}),
     "another kind of adapter": configured("adapter_config.json", peft_type="PROMPT_TUNING"),
     "template that escapes": template(ESCAPES),
     "template that escapes by attr": template("{{ ''|attr('\\x5f\\x5fclass\\x5f\\x5f') }}"),

@@ -43,7 +43,7 @@ def work(root: Path, options: dict[str, bool], wait_s: float) -> None:
 
 
 @contextmanager
-def served(root: Path, *, wait_s: float = 0.0) -> Iterator[int]:
+def served(root: Path, *, wait_s: float = 0.0, rule: Any = None) -> Iterator[int]:
     """The service in a fork, at a free port of this machine."""
     import uvicorn
 
@@ -58,7 +58,7 @@ def served(root: Path, *, wait_s: float = 0.0) -> Iterator[int]:
             log = os.open(root.parent / "service.log", os.O_WRONLY | os.O_CREAT | os.O_APPEND)
             os.dup2(log, 1)
             os.dup2(log, 2)
-            app = make_app(root, token=TOKEN, command=stand_command(wait_s))
+            app = make_app(root, token=TOKEN, command=stand_command(wait_s), rule=rule, look_s=0.05)
             config = uvicorn.Config(app, log_level="warning", access_log=False, timeout_graceful_shutdown=1)
             uvicorn.Server(config).run(sockets=[listening])
             code = 0

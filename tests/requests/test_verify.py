@@ -11,11 +11,12 @@ import tempfile
 from pathlib import Path
 
 import pytest
-from made_store import made_store, stand, users
+from made_store import made_data, made_store, stand, users
 
 from curerec.errors import ConfigError, CurerecError
 from curerec.requests import maintain, signing
 from curerec.requests.audit import audit, audit_export, export
+from curerec.requests.ledger import Asked
 from curerec.requests.runner import run
 from curerec.requests.store import Store
 from made_commands import curerec
@@ -41,7 +42,7 @@ def made(pem):
     root = made_store(folder / "store", sign_key=str(pem / "key.pem"))
     with Store(root) as store:
         for k in range(3):
-            store.ledger.add(users(k))
+            store.ledger.add(Asked("users", ((f"usr{k:03d}",),), due="2030-01-01"))
             assert run(store, stand())[0].committed
         (folder / "ledger.json").write_bytes(export(store))
         head = store.head().sha256
@@ -112,6 +113,83 @@ def test_a_forger_who_recomputes_all_hashes_still_needs_the_key(made, pem, tmp_p
     assert not chain.faults(forged)
     assert len(chain.faults(forged, public=pem / "pub.pem")) == len(forged)
     assert chain.faults(forged, head=links[-1].sha256)
+
+
+def test_signed_records_without_the_public_key_do_not_pass(pem, tmp_path):
+    root = made_store(tmp_path / "store", sign_key=str(pem / "key.pem"))
+    (root / "signing.pub.pem").unlink()
+    assert any("public key of the store is not there" in fault for fault in audit(root).faults)
+
+
+def test_a_chain_keeps_its_key(pem, tmp_path):
+    """Another key, or none, is refused before a stage is run: its record would never pass."""
+    key = tmp_path / "key.pem"
+    shutil.copy(pem / "key.pem", key)
+    root = made_store(tmp_path / "store", sign_key=str(key))
+    subprocess.run(["openssl", "genpkey", "-algorithm", "ed25519", "-out", tmp_path / "other"], check=True)
+    for spoil in (lambda: shutil.copy(tmp_path / "other", key), key.unlink):
+        spoil()
+        engine = stand()
+        with Store(root) as store:
+            store.ledger.add(users(1))
+            for act in (lambda store, e=engine: run(store, e), maintain.shred, maintain.rollback):
+                with pytest.raises(ConfigError, match="sign_key"):
+                    act(store)
+            assert store.ledger.counts()["open"] == 1 and not engine.calls
+        assert not audit(root).faults
+    shutil.copy(pem / "key.pem", key)
+    with Store(root) as store:
+        assert run(store, stand())[0].committed
+    assert not audit(root).faults
+
+
+@pytest.mark.parametrize("last", ["init", "deletion", "retrain", "ingest", "shred", "rollback"])
+def test_another_table_shows_whatever_was_last(last, tmp_path):
+    """A table that is whole and well named, and not the one of the chain."""
+    from curerec.requests import table as tables
+
+    root = made_store(tmp_path / "store")
+    with Store(root) as store:
+        old = store.table()
+        if last in ("deletion", "shred"):
+            name = store.ledger.add(users(1))[0]
+            run(store, stand())
+        if last in ("retrain", "rollback"):
+            run(store, stand(), retrain=True)
+        if last == "shred":
+            maintain.shred(store, name)
+        if last == "rollback":
+            maintain.rollback(store)
+        if last == "ingest":
+            maintain.ingest(store, made_data(2, prefix="new"))
+        assert not audit(root).faults and not any("not compared" in n for n in audit(root).notes)
+        assert store.links()[-1].action == last
+        fewer = old.without(old.rows("users", [("usr007",)]))
+        store.ledger.set_meta("data", tables.save(fewer, root / "data"))
+    assert any("stored table" in fault for fault in audit(root).faults)
+
+
+@pytest.mark.parametrize("how", ["state", "due", "received", "forget", "invent", "version", "kind"])
+def test_an_export_whose_hash_was_made_anew_still_shows(how, made, tmp_path):
+    import hashlib
+
+    import rfc8785
+
+    folder, _, _ = made
+    content = json.loads((folder / "ledger.json").read_bytes())
+    content.pop("sha256")
+    rows = content["requests"]
+    if how == "forget":
+        content["requests"] = [{**rows[0], "state": "open"}, *rows[1:]]
+    elif how == "invent":
+        content["requests"].append({**rows[0], "id": "r-0000000000000000"})
+    elif how == "version":
+        content["version"] = "0" * 64
+    else:
+        rows[0][how] = {"state": "cancelled", "due": "2035-01-01", "received": "2001", "kind": "items"}[how]
+    content["sha256"] = hashlib.sha256(rfc8785.dumps(content)).hexdigest()
+    (tmp_path / "x.json").write_bytes(rfc8785.dumps(content))
+    assert audit_export(tmp_path / "x.json").faults
 
 
 def mutate(raw: bytes, rng: random.Random) -> bytes:

@@ -20,7 +20,7 @@ requests = typer.Typer(
 StoreFolder = Annotated[Path, typer.Option("--store", help="Folder that `curerec request init` made.")]
 Request = Annotated[str, typer.Argument(help="Id of a request, as `curerec request add` prints it.")]
 #: Beginnings that a spreadsheet takes for a formula.
-FORMULA = ("=", "+", "-", "@", "\t", "\r")
+FORMULA = ("=", "+", "-", "@", "\t", "\r", "＝", "＋", "－", "＠")
 
 
 def _store(folder: Path) -> Any:
@@ -329,11 +329,25 @@ def serve(
     token_file: Annotated[
         Path | None, typer.Option("--token-file", help="Holds the bearer token. Default: made in the store.")
     ] = None,
+    every: Annotated[
+        float | None, typer.Option("--run-every", min=0, help="Minutes: run what is open so often.")
+    ] = None,
+    before: Annotated[
+        int | None, typer.Option("--run-before", min=0, help="Days: run at once what is due so soon.")
+    ] = None,
+    retrain_before: Annotated[
+        int | None,
+        typer.Option("--retrain-before", min=0, help="Days: retrain for what is held and due so soon."),
+    ] = None,
+    each: Annotated[bool, typer.Option("--each", help="Such runs make a batch a request.")] = False,
 ) -> None:
     """Serve the store on this machine: requests, progress, reports, a page. Needs the extra `serve`."""
+    from curerec.requests.schedule import Rule
     from curerec.requests.serve import serve as listen
 
-    listen(store, host=host, port=port, token_file=token_file, say=lambda text: typer.echo(text, err=True))
+    rule = Rule(None if every is None else 60 * every, before, retrain_before, each)
+    say = lambda text: typer.echo(text, err=True)  # noqa: E731
+    listen(store, host=host, port=port, token_file=token_file, say=say, rule=rule)
 
 
 def as_csv(rows: list[dict[str, Any]]) -> str:
@@ -344,7 +358,7 @@ def as_csv(rows: list[dict[str, Any]]) -> str:
         writer.writerow(rows[0])
     for row in rows:
         cells = ["" if value is None else _line(value) for value in row.values()]
-        writer.writerow([f"'{cell}" if cell.startswith(FORMULA) else cell for cell in cells])
+        writer.writerow([f"'{cell}" if cell.lstrip().startswith(FORMULA) else cell for cell in cells])
     return out.getvalue()
 
 

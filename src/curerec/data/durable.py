@@ -7,6 +7,7 @@ folder. So a fault can be injected at each, and after a power cut a name never p
 from __future__ import annotations
 
 import contextlib
+import hashlib
 import os
 import secrets
 import shutil
@@ -127,12 +128,16 @@ def move(path: Path, target: Path) -> None:
     with storing(path.name):
         if path.exists():
             retried(os.rename, path, target)
-        sync(target.parent)
-        sync(path.parent)
+        for folder in dict.fromkeys((target.parent, path.parent)):
+            if folder.exists():
+                sync(folder)
 
 
 def destroy(path: Path) -> None:
     """Remove a file or folder: first out of sight in one rename, then its bytes; done already is done.
+
+    The name out of sight follows from ``path``: where a kill came between rename and removal, the repetition
+    finds what is left.
 
     The bytes are unlinked, not overwritten: what a disk's controller or a file system's snapshots keep is
     beyond this program.
@@ -141,9 +146,12 @@ def destroy(path: Path) -> None:
         StorageError: it could not be removed.
     """
     with storing(path.name):
+        gone = path.with_name(f"{TEMPORARY}gone-{hashlib.sha256(os.fsencode(path.name)).hexdigest()[:16]}")
+        if gone.exists() or gone.is_symlink():
+            _remove(gone)
+            sync(path.parent)
         if not path.exists() and not path.is_symlink():
             return
-        gone = path.with_name(f"{TEMPORARY}{secrets.token_hex(8)}")
         retried(os.rename, path, gone)
         sync(path.parent)
         _remove(gone)

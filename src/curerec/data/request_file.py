@@ -11,6 +11,7 @@ from typing import Any
 from curerec.errors import RequestError
 from curerec.records import ForgetRequest
 
+MAX_BYTES = 64 << 20  # so that a wrong file is refused before it fills the memory
 MEND = 'Write a csv with the header `user`, `item` or `user,item`, or JSON {"kind": "users", "ids": [...]}'
 
 
@@ -25,7 +26,12 @@ def read_request(path: str | Path) -> ForgetRequest:
     """
     path = Path(path)
     try:
-        text = path.read_bytes().decode("utf-8-sig")
+        with path.open("rb") as file:
+            raw = file.read(MAX_BYTES + 1)
+        if len(raw) > MAX_BYTES:
+            what = f"is larger than {MAX_BYTES >> 20} MiB"
+            raise RequestError(what, where=path.name, mend="Split it into several requests")
+        text = raw.decode("utf-8-sig")
     except (OSError, UnicodeDecodeError) as error:
         reason = getattr(error, "strerror", None) or "not UTF-8"
         raise RequestError(f"cannot be read ({reason})", where=path.name, mend=MEND) from None

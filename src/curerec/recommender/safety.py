@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import math
+import re
 from pathlib import Path
 from typing import Any
 
@@ -37,6 +38,29 @@ CONFIGS = (
     "preprocessor_config.json",
     "chat_template.json",
 )
+#: What a plain LoRA adapter's configuration may set; anything else must be empty or off.
+PATHS = ("target_modules", "rank_pattern", "alpha_pattern")
+PATH = re.compile(r"[\w.]{1,200}")
+PLAIN = {
+    *PATHS,
+    "peft_type",
+    "peft_version",
+    "task_type",
+    "base_model_name_or_path",
+    "revision",
+    "inference_mode",
+    "r",
+    "lora_alpha",
+    "lora_dropout",
+    "fan_in_fan_out",
+    "bias",
+    "use_rslora",
+    "use_dora",
+    "lora_bias",
+    "init_lora_weights",
+    "megatron_core",  # its default is a name; PEFT imports it only with a megatron_config
+    "qalora_group_size",
+}
 MAX_CONFIG_BYTES = 16 << 20
 MAX_HEADER_BYTES = 64 << 20
 BITS = {"F64": 64, "I64": 64, "U64": 64, "C64": 64, "F32": 32, "I32": 32, "U32": 32, "F16": 16, "BF16": 16}
@@ -101,12 +125,32 @@ def _check_config(content: dict[str, Any], name: str, *, where: str) -> None:
             where=where,
             mend="Use a model that transformers implements; remote code is never run",
         )
-    if name == "adapter_config.json" and (
-        content.get("auto_mapping") is not None or content.get("peft_type") != "LORA"
-    ):
+    if name == "adapter_config.json" and (bad := _not_plain(content)) is not None:
         mend = "Use an adapter that `curerec train` wrote"
-        raise ModelError(f"{name} is not that of a plain LoRA adapter", where=where, mend=mend)
+        raise ModelError(f"{name} is not that of a plain LoRA adapter ({bad})", where=where, mend=mend)
+    if name == "config.json" and content.get("quantization_config") and where.startswith("recommender"):
+        mend = "Use a recommender that `curerec train` wrote; its weights are not quantised"
+        raise ModelError(f"{name} asks for a loader of its own (quantization_config)", where=where, mend=mend)
     _check_template(json.dumps(content.get("chat_template") or ""), where=where)
+
+
+def _not_plain(config: dict[str, Any]) -> str | None:
+    """The key by which an adapter is more than branches B A on named linear maps; None: it is not.
+
+    PEFT imports the module that ``megatron_core`` or ``auto_mapping`` names, and takes names and patterns
+    as regular expressions, which can be made never to end. What a later PEFT adds must be switched off.
+    """
+    if config.get("peft_type") != "LORA":
+        return "peft_type"
+    for key in PATHS:
+        named = config.get(key)
+        if named and not (
+            isinstance(named, list | dict) and all(isinstance(n, str) and PATH.fullmatch(n) for n in named)
+        ):
+            return key
+    if config.get("init_lora_weights", True) not in (True, False, "gaussian"):
+        return "init_lora_weights"
+    return min((key for key, value in config.items() if value and key not in PLAIN), default=None)
 
 
 def _keys(content: Any) -> set[str]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import re
+import sys
 import time
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
@@ -22,6 +23,7 @@ from curerec.requests.guard import COOKIE, Guard, Sessions, TooLargeError
 from curerec.requests.ledger import REQUEST_ID, Asked
 from curerec.requests.maintain import status
 from curerec.requests.metrics import Metrics
+from curerec.requests.schedule import Clerk, Rule
 
 BATCH_ID = re.compile(r"b-[0-9a-f]{16}")
 REPORTS = {"report.html": "text/html; charset=utf-8", "record.json": "application/json"}
@@ -29,6 +31,7 @@ PAGE = {"/": ("page.html", "text/html; charset=utf-8"), "/page.js": ("page.js", 
 PAGE |= {"/page.css": ("page.css", "text/css")}
 MAX_STREAMS = 100
 LOOK_S = 0.3  # between looks for new events
+CLERK_S = 5.0  # between looks for what is to be run
 QUIET_S = 15.0  # after which a stream says that it is alive
 ENDS = ("committed", "held", "cancelled")
 
@@ -39,6 +42,8 @@ def make_app(
     token: str,
     hosts: tuple[str, ...] = ("127.0.0.1", "localhost", "::1"),
     command: Command = run_command,
+    rule: Rule | None = None,
+    look_s: float = CLERK_S,
 ) -> Any:
     """The service as an ASGI application.
 
@@ -47,13 +52,26 @@ def make_app(
         token: that callers must bear.
         hosts: names it may be asked under.
         command: what a worker process runs.
+        rule: when runs start by themselves; None: never.
+        look_s: seconds between looks for that.
     """
     desk = Desk(root, command)
-    metrics, sessions = Metrics(desk.store), Sessions()
+    clerk = Clerk(desk, rule or Rule())
+    metrics, sessions = Metrics(desk.store, clerk), Sessions()
+
+    async def looking() -> None:
+        while clerk.rule.active:
+            try:
+                clerk.look()
+            except Exception as error:  # a ledger that is locked, a disk that fails: the next look sees
+                print(f"curerec: no run could be started ({type(error).__name__})", file=sys.stderr)
+            await asyncio.sleep(look_s)
 
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
+        task = asyncio.create_task(looking())
         yield
+        task.cancel()
         desk.close()
 
     app = FastAPI(lifespan=lifespan, docs_url=None, redoc_url=None, openapi_url=None, redirect_slashes=False)
@@ -67,6 +85,18 @@ def make_app(
     async def too_large(request: Request, error: TooLargeError) -> Response:
         return _json({"error": "the body is too large"}, 413)
 
+    def with_papers(row: dict[str, Any]) -> dict[str, Any]:
+        """A request's row with the addresses of its report and record, where there are any."""
+        found: dict[str, str | None] = {"report": None, "record": None}
+        if row["state"] == "committed":
+            if (root / "reports" / str(row["batch"]) / "report.html").is_file():
+                found["report"] = f"/reports/{row['batch']}/report.html"
+            known = ledger.db.execute(
+                "SELECT sequence FROM record WHERE request = ? AND action = 'deletion'", (row["id"],)
+            ).fetchone()
+            found["record"] = None if known is None else f"/records/{known['sequence']}"
+        return row | found
+
     @app.post("/requests")
     async def add(request: Request) -> Response:
         asked, places = read(await request.body())
@@ -76,13 +106,14 @@ def make_app(
     @app.get("/requests")
     async def listed(state: str = "", after: str = "", limit: int = 200) -> Response:
         states = [s for s in state.split(",") if s]
-        return _json({"requests": ledger.all(states, limit=max(1, min(limit, 1000)), after=after)})
+        rows = ledger.all(states, limit=max(1, min(limit, 1000)), after=after)
+        return _json({"requests": [with_papers(row) for row in rows]})
 
     @app.get("/requests/{name}")
     async def one(name: str) -> Response:
         row = ledger.get(name)
         stage = ledger.db.execute("SELECT stage, state FROM batch WHERE id = ?", (row["batch"],)).fetchone()
-        return _json({**row, "stage": None if stage is None else stage["stage"]})
+        return _json({**with_papers(row), "stage": None if stage is None else stage["stage"]})
 
     @app.delete("/requests/{name}")
     async def cancel(name: str) -> Response:
@@ -145,7 +176,8 @@ def make_app(
 
     @app.get("/status")
     async def stand() -> Response:
-        return _json(status(desk.store))
+        last = ledger.db.execute("SELECT coalesce(max(id), 0) FROM event").fetchone()[0]
+        return _json({**status(desk.store), "schedule": clerk.state(), "last_event": last})
 
     @app.get("/reports/{batch}/{name}")
     async def report(batch: str, name: str) -> Response:

@@ -62,8 +62,11 @@ def audit(root: Path, *, public: Path | None = None, head: str | None = None) ->
         links = store.links()
         key = public or store.public_key
         found += chain.faults(links, public=key, head=head)
-        if key is None:
+        if key is None and any(one.signature for one in links):
+            found.append("records are signed, and the public key of the store is not there")
+        elif key is None:
             notes.append("records are not signed")
+        _dates(links, notes)
         _files(store, links, found)
         versions = _versions(store, links, found)
         try:
@@ -118,11 +121,8 @@ def _versions(store: Store, links: list[Link], found: list[str]) -> int:
     current = store.root / CURRENT
     if not current.is_symlink() or os.readlink(current) != f"versions/{store.version}":
         found.append("current: does not point at the version of the ledger")
-    last = None
-    for one in links:
-        after = _predicate(one).get("version")
-        last = (after.get("after") if isinstance(after, dict) else after) or last
-    if last != store.version:
+    put = [version for one in links if (version := chain.version_of(one))]
+    if not put or put[-1] != store.version:
         found.append("version in force: is not the one that the last record names")
     rows = store.db.execute("SELECT id, state FROM version").fetchall()
     lawful = {row["id"] for row in rows if row["state"] == "lawful"}
@@ -140,17 +140,21 @@ def _versions(store: Store, links: list[Link], found: list[str]) -> int:
 
 
 def _data(store: Store, links: list[Link], found: list[str], notes: list[str]) -> None:
-    """The stored table is what the last deletion left, where nothing came in since and its key is there."""
-    if not links or links[-1].action != "deletion" or links[-1].request is None:
+    """The stored table is the one that the last record about it names."""
+    for one in reversed(links):
+        said = _get(_predicate(one), "data", "after", "hmac_sha256")
+        if said is None:
+            continue
+        owner = one.request if one.action == "deletion" and one.request else keys.LEDGER
+        try:
+            key = keys.read(store.root / "keys", owner)
+        except CurerecError:
+            notes.append(f"the key of record {one.sequence} is not there: the table was not compared")
+            return
+        if keys.tag(key, "data", store.ledger.meta("data") or "") != said:
+            found.append(f"stored table: is not the one that record {one.sequence} names")
         return
-    said = _predicate(links[-1]).get("data", {}).get("after", {}).get("hmac_sha256")
-    try:
-        key = keys.read(store.root / "keys", links[-1].request)
-    except CurerecError:
-        notes.append("the key of the last record is shredded: the table was not compared with it")
-        return
-    if keys.tag(key, "data", store.ledger.meta("data") or "") != said:
-        found.append("stored table: is not the one that the last record names")
+    notes.append("no record names the stored table")
 
 
 def _reports(store: Store, links: list[Link], found: list[str]) -> None:
@@ -167,15 +171,53 @@ def _reports(store: Store, links: list[Link], found: list[str]) -> None:
 
 
 def _requests(store: Store, links: list[Link], found: list[str]) -> None:
-    recorded = {one.request for one in links if one.action == "deletion"}
-    for row in store.db.execute("SELECT id FROM request WHERE state = 'committed'"):
-        if row["id"] not in recorded:
-            found.append(f"{row['id']}: is said to be done and has no record")
+    rows = store.db.execute("SELECT * FROM request").fetchall()
+    busy = {r["id"] for r in store.db.execute("SELECT id FROM batch WHERE state = 'committing'")}
+    _against_records([dict(row) for row in rows if row["batch"] not in busy], links, found)
+    gone = {one.request for one in links if one.action == "shred"}
+    if gone != {row["id"] for row in rows if row["shredded"]}:
+        found.append("ledger: the requests whose keys are destroyed are not those of the records")
     left = store.db.execute(
         "SELECT count(*) FROM subject JOIN request ON id = request WHERE state IN ('committed', 'cancelled')"
     ).fetchone()[0]
     if left:
         found.append("ledger: still names what a finished request deleted")
+
+
+def _against_records(rows: list[dict[str, Any]], links: list[Link], found: list[str]) -> None:
+    """Requests that are said to be done are those of the records, once each, as they came in."""
+    records = [one for one in links if one.action == "deletion"]
+    said = {one.request or _get(_predicate(one), "request", "id"): one for one in records}
+    if len(said) != len(records):
+        found.append("chain: a request has two records")
+    done = {row["id"]: row for row in rows if row["state"] == "committed"}
+    for name in sorted(done.keys() - said.keys()):
+        found.append(f"{name}: is said to be done and has no record")
+    for name in sorted(said.keys() & {row["id"] for row in rows} - done.keys()):
+        found.append(f"{name}: has a record and is not said to be done")
+    for name in sorted(done.keys() & said.keys()):
+        row, predicate = done[name], _predicate(said[name])
+        asked = _get(predicate, "request") or {}
+        same = all(asked.get(key) == row[key] for key in ("id", "kind", "n_ids", "received"))
+        # The same request again may have brought an earlier date while its record was being written.
+        late = (row["due"] or "9999") > (asked.get("due") or "9999")
+        if not same or late or predicate.get("finished") != row["finished"]:
+            found.append(f"{name}: is not what its record says")
+
+
+def _dates(links: list[Link], notes: list[str]) -> None:
+    before = ""
+    for one in links:
+        at = _predicate(one).get("finished") or _predicate(one).get("created") or ""
+        if isinstance(at, str) and at < before:
+            notes.append(f"record {one.sequence} is dated before the one before it: a clock was set back")
+        before = at if isinstance(at, str) else before
+
+
+def _get(content: Any, *path: str) -> Any:
+    for key in path:
+        content = content.get(key) if isinstance(content, dict) else None
+    return content
 
 
 def _predicate(one: Link) -> dict[str, Any]:
@@ -254,6 +296,13 @@ def audit_export(path: Path, *, public: Path | None = None, head: str | None = N
         found.append("export: its content is not what its hash says")
     if ends != (links[-1].sha256 if links else None):
         found.append("export: does not end with its head")
+    try:
+        _against_records(content["requests"], links, found)
+        put = [version for one in links if (version := chain.version_of(one))]
+        if not put or content["version"] != put[-1]:
+            found.append("export: the version in force is not the one that its last record names")
+    except (KeyError, TypeError, AttributeError):
+        found.append("export: its requests are not of this format")
     notes = () if public else ("an export without --public-key shows accidents, not forgeries",)
     return Findings(len(links), 0, len(links) if public else 0, tuple(found), notes, ends)
 

@@ -154,6 +154,16 @@ def statement(body: bytes, *, where: str) -> dict[str, Any]:
     return content
 
 
+def version_of(one: Link) -> str | None:
+    """The version that a record put in force, if it did."""
+    try:
+        said = statement(one.body, where="record")["predicate"].get("version")
+    except DataError:
+        return None
+    found = said.get("after") if isinstance(said, dict) else said
+    return found if isinstance(found, str) else None
+
+
 def faults(links: list[Link], *, public: Path | None = None, head: str | None = None) -> list[str]:
     """Everything that is wrong with a chain, in words; empty if it holds together.
 

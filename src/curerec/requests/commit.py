@@ -8,11 +8,12 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
+import itertools
 import json
 import os
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypedDict
 
 from curerec.data import durable
 from curerec.recommender import manifest
@@ -28,6 +29,21 @@ from curerec.requests.store import CURRENT, FOLDERS, Store
 from curerec.requests.table import Entry, Table
 
 
+class Counts(TypedDict):
+    """Rows that a request deletes.
+
+    ``rows_deleted`` of the table; ``training_rows`` of them that the model saw, as targets or in histories;
+    ``training_targets``, as targets; ``public_rows`` that only the base was pre-trained on; ``ids_absent``:
+    ids that no row is left of, because earlier requests deleted them all.
+    """
+
+    rows_deleted: int
+    training_rows: int
+    training_targets: int
+    public_rows: int
+    ids_absent: int
+
+
 @dataclass(frozen=True)
 class Plan:
     """What a batch changes.
@@ -37,23 +53,25 @@ class Plan:
         requests: id to what it names, and of which kind.
         deleted_items: titles that go with them.
         before, after: the stored table.
-        counts: rows by how they mattered.
+        counts: rows of the whole batch, by how they mattered; see :class:`Counts`.
+        own: the same of each request alone; a row that two of them name counts in both.
         answers: of the stages; empty where no training row was touched.
         decision: of the gate; None likewise.
         method, seed: of the batch.
-        limits: sentences for the record.
+        limits: sentences for each request's record; of the batch under None.
     """
 
     batch: str
     requests: dict[str, tuple[str, list[Entry]]]
     before: Table
     after: Table
-    counts: dict[str, int]
+    counts: Counts
+    own: dict[str, Counts]
     answers: dict[str, dict[str, Any]]
     decision: Decision | None
     method: str
     seed: int
-    limits: tuple[str, ...] = ()
+    limits: dict[str | None, list[str]]
 
 
 def prepare(store: Store, plan: Plan) -> None:
@@ -75,7 +93,7 @@ def prepare(store: Store, plan: Plan) -> None:
     subjects = {"adapter": version, **_report(store, plan)}
     finished = now()
     links, before = [], store.head()
-    artefacts = _artefacts(store, old, version)
+    artefacts = _artefacts(store, plan, version, data)
     names: list[str | None] = list(plan.requests) or [None]
     for name in names:
         predicate = _predicate(store, plan, name, old, version, data, finished, artefacts)
@@ -88,12 +106,12 @@ def prepare(store: Store, plan: Plan) -> None:
     with transaction(store.db) as db:
         if changed:
             spent = plan.decision or Decision(True, (), 0.0, 0.0)
-            touched = plan.counts["training_rows"] > 0
-            if touched:
+            if plan.counts["training_rows"]:
                 db.execute("UPDATE version SET state = 'unlawful' WHERE state IN ('lawful', 'quarantined')")
             db.execute(
                 "INSERT INTO version VALUES (?, ?, ?, 'lawful', ?, ?) "
-                "ON CONFLICT (id) DO UPDATE SET state = 'lawful', batch = excluded.batch",
+                "ON CONFLICT (id) DO UPDATE SET state = 'lawful', batch = excluded.batch, "
+                "drift = excluded.drift, auc_drop = excluded.auc_drop",
                 (version, finished, plan.batch, spent.drift, spent.auc_drop),
             )
         for kind, entries in plan.requests.values():
@@ -141,13 +159,11 @@ def finish(store: Store, batch: str) -> None:
         )
         # Older results hold what was forgotten now; they are gone with the work folder.
         db.execute("DELETE FROM stage WHERE batch != ?", (batch,))
-        db.execute("UPDATE batch SET state = 'abandoned', data_before = NULL WHERE state = 'held'")
-        db.execute(
-            "UPDATE batch SET state = 'done', stage = NULL, data_before = NULL, data_after = NULL "
-            "WHERE id = ?",
-            (batch,),
-        )
-        db.execute("DELETE FROM event WHERE batch = ? AND kind = 'progress'", (batch,))
+        db.execute("UPDATE batch SET state = 'abandoned' WHERE state = 'held'")
+        db.execute("UPDATE batch SET state = 'done', stage = NULL WHERE id = ?", (batch,))
+        # Unkeyed names of tables that held what is deleted now.
+        db.execute("UPDATE batch SET data_before = NULL, data_after = NULL")
+        db.execute("DELETE FROM event WHERE kind = 'progress'")
         store.ledger.tell("batch", "committed", batch=batch, done=5, total=5)
     forget_pages(store.db)
 
@@ -157,11 +173,12 @@ def destroy_unlawful(store: Store) -> None:
     policy = store.policy.old
     for row in store.db.execute("SELECT id FROM version WHERE state = 'unlawful'").fetchall():
         folder = store.root / "versions" / row["id"]
+        aside = store.root / "quarantine" / row["id"]
         if policy == "destroy":
             durable.destroy(folder)
-            durable.destroy(store.root / "quarantine" / row["id"])
-        else:
-            aside = store.root / "quarantine" / row["id"]
+            durable.destroy(aside)
+        elif folder.exists():  # else it is aside already, since an earlier deletion or since a kill
+            durable.destroy(aside)
             durable.move(folder / manifest.MANIFEST, folder / f"{manifest.MANIFEST}.quarantined")
             durable.move(folder, aside)
         with transaction(store.db) as db:
@@ -176,13 +193,23 @@ def destroy_artefacts(store: Store) -> None:
         path = Path(row["path"])
         if row["policy"] == "destroy":
             durable.destroy(path)
-        else:
-            durable.move(path, path.with_name(f"{path.name}.quarantined"))
+        elif path.exists():
+            aside = _free(path.with_name(f"{path.name}.quarantined"))
+            durable.move(path, aside)
             with contextlib.suppress(OSError):
-                os.chmod(path.with_name(f"{path.name}.quarantined"), 0)
+                os.chmod(aside, 0)
         with transaction(store.db) as db:
             state = "destroyed" if row["policy"] == "destroy" else "quarantined"
             db.execute("UPDATE artefact SET state = ? WHERE id = ?", (state, row["id"]))
+
+
+def _free(path: Path) -> Path:
+    """This path or, where something is there, the first numbered one beside it where nothing is."""
+    for name in itertools.chain([path.name], (f"{path.name}-{k}" for k in itertools.count(2))):
+        found = path.with_name(name)
+        if not os.path.lexists(found):
+            return found
+    raise AssertionError("unreachable")
 
 
 def recover(store: Store) -> None:
@@ -194,7 +221,8 @@ def recover(store: Store) -> None:
     store.write_records()
     durable.point(store.root / CURRENT, f"versions/{store.version}")
     destroy_unlawful(store)
-    known = {row["id"] for row in store.db.execute("SELECT id FROM version").fetchall()}
+    rows = store.db.execute("SELECT id FROM version WHERE state IN ('lawful', 'unlawful')").fetchall()
+    known = {row["id"] for row in rows}
     busy = {r["id"] for r in store.db.execute("SELECT id FROM batch WHERE state IN ('running', 'held')")}
     for path in (store.root / "versions").iterdir():
         if path.name not in known:
@@ -207,8 +235,12 @@ def recover(store: Store) -> None:
             durable.destroy(path)
         else:
             durable.sweep(path)
+    undecided = store.db.execute("SELECT id FROM batch WHERE decided IS NULL").fetchall()
+    for row in undecided:
+        durable.destroy(store.root / "reports" / row["id"])
     for row in store.db.execute("SELECT id FROM request WHERE shredded = 1").fetchall():
         keys.destroy(store.root / "keys", row["id"])
+    forget_pages(store.db)
 
 
 def _take_back(store: Store, path: Path, busy: set[str]) -> None:
@@ -232,6 +264,7 @@ def _report(store: Store, plan: Plan) -> dict[str, str]:
     folder = store.root / "reports" / plan.batch
     with durable.storing("report"):
         folder.mkdir(mode=0o700, exist_ok=True)
+        durable.sync(folder.parent)
     write_record(content, folder / "record.json")
     write_report(content, folder / "report.html")
     return {
@@ -240,21 +273,26 @@ def _report(store: Store, plan: Plan) -> dict[str, str]:
     }
 
 
-def _artefacts(store: Store, old: str, version: str) -> list[dict[str, Any]]:
-    """What holds influence of the deleted rows, and what becomes of it."""
+def _artefacts(store: Store, plan: Plan, version: str, data: str) -> list[dict[str, Any]]:
+    """What holds influence of the deleted rows, and what becomes of it; nothing that stays as it is."""
     done = {"destroy": "destroyed", "quarantine": "quarantined", "list": "listed, not touched"}
     found: list[dict[str, Any]] = []
-    if version != old:
+    if plan.answers and plan.counts["training_rows"]:
         rows = store.db.execute("SELECT id FROM version WHERE state IN ('lawful', 'quarantined') ORDER BY id")
         found += [
             {"kind": "adapter", "sha256": row["id"], "done": done[store.policy.old]}
             for row in rows
             if row["id"] != version
         ]
+    if plan.answers:
         found.append({"kind": "circuit, groups, update and verdict of the run", "done": "destroyed"})
-    found.append({"kind": "stored table before the request", "done": "destroyed"})
-    for row in store.db.execute("SELECT * FROM artefact WHERE state = 'there' ORDER BY id"):
-        found.append({"kind": f"{row['kind']} outside of the store", "done": done[row["policy"]]})
+    if data != store.ledger.meta("data"):
+        found.append({"kind": "stored table before the request", "done": "destroyed"})
+    for row in store.db.execute("SELECT * FROM artefact WHERE state = 'there' ORDER BY id").fetchall():
+        there = os.path.lexists(row["path"])
+        if there or row["policy"] != "list":
+            what = done[row["policy"]] if there else "was gone already"
+            found.append({"kind": f"{row['kind']} outside of the store", "done": what})
     return found
 
 
@@ -271,9 +309,11 @@ def _predicate(
     """The record of one request, without what every record has."""
     judged = plan.answers.get("verdict", {})
     asked: dict[str, Any] | None = None
-    digests: dict[str, Any] = {}
+    counts = plan.counts
+    digests: dict[str, Any] = {"before": store.data_digest(), "after": store.data_digest(data)}
     if name is not None:
         kind, entries = plan.requests[name]
+        counts = plan.own[name]
         row = store.ledger.get(name)
         key = keys.make(store.root / "keys", name)
         asked = {
@@ -293,7 +333,7 @@ def _predicate(
     decision = plan.decision
     return {
         "request": asked,
-        "batch": {"id": plan.batch, "n_requests": len(plan.requests)},
+        "batch": {"id": plan.batch, "n_requests": len(plan.requests), **plan.counts},
         "finished": finished,
         "algorithm": {
             "name": plan.method if plan.answers else "none: no training row was touched",
@@ -302,7 +342,7 @@ def _predicate(
             **judged.get("algorithm", {}),
         },
         "base": judged.get("base"),
-        "data": {**digests, **plan.counts},
+        "data": {**digests, **counts},
         "version": {"before": old, "after": version},
         "stages": [{"name": row["name"], "time_s": row["time_s"]} for row in times],
         "verdict": judged.get("verdict"),
@@ -317,5 +357,5 @@ def _predicate(
         "artefacts": artefacts,
         "versions": judged.get("versions", {}),
         "machine": judged.get("machine", {}),
-        "limits": list(plan.limits),
+        "limits": plan.limits[name],
     }

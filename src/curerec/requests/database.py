@@ -7,6 +7,7 @@ import os
 import sqlite3
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 from curerec.errors import StorageError
 
@@ -101,6 +102,10 @@ MIGRATIONS = (
     );
     CREATE INDEX event_batch ON event (batch, id);
     """,
+    # 3: records by request, for the list of the service.
+    """
+    CREATE INDEX record_request ON record (request);
+    """,
 )
 VERSION = len(MIGRATIONS)
 MEND = "Nothing was changed. Make room or mend the disk, then run the same command again"
@@ -132,6 +137,19 @@ def refusing() -> Iterator[None]:
         raise StorageError("is damaged", where="ledger", mend="Restore it from a backup") from None
 
 
+class Connection(sqlite3.Connection):
+    """A connection whose failures are errors of ours, for reads outside of a transaction too."""
+
+    def execute(self, *arguments: Any) -> sqlite3.Cursor:
+        """As SQLite's.
+
+        Raises:
+            StorageError: as :func:`refusing`.
+        """
+        with refusing():
+            return super().execute(*arguments)
+
+
 def connect(path: Path, *, create: bool = False, thread_check: bool = True) -> sqlite3.Connection:
     """The ledger's database, brought up to this version's schema.
 
@@ -150,7 +168,9 @@ def connect(path: Path, *, create: bool = False, thread_check: bool = True) -> s
     with refusing():
         if create and not path.exists():
             os.close(os.open(path, os.O_WRONLY | os.O_CREAT, 0o600))
-        connection = sqlite3.connect(path, timeout=30, isolation_level=None, check_same_thread=thread_check)
+        connection = sqlite3.connect(
+            path, timeout=30, isolation_level=None, check_same_thread=thread_check, factory=Connection
+        )
         try:
             connection.row_factory = sqlite3.Row
             for pragma in (
@@ -215,7 +235,16 @@ def transaction(connection: sqlite3.Connection) -> Iterator[sqlite3.Connection]:
             raise
 
 
-def forget_pages(connection: sqlite3.Connection) -> None:
-    """Take the write-ahead log into the file and empty it: old pages in it may hold ids that were deleted."""
+def forget_pages(connection: sqlite3.Connection, *, patience_ms: int = 2000) -> bool:
+    """Take the write-ahead log into the file and empty it: old pages in it may hold ids that were deleted.
+
+    Returns:
+        Whether it is empty. A reader that holds on to an old state for longer than ``patience_ms`` keeps
+        it; then the next commit, cancellation or recovery empties it.
+    """
     with refusing():
-        connection.execute("PRAGMA wal_checkpoint(TRUNCATE)")
+        connection.execute(f"PRAGMA busy_timeout = {patience_ms}")
+        try:
+            return connection.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchone()[0] == 0
+        finally:
+            connection.execute("PRAGMA busy_timeout = 30000")

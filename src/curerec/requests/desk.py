@@ -41,6 +41,7 @@ class Desk:
         self.root, self.command = root, command
         self.store = Store(root, thread_check=False)
         self.worker: subprocess.Popen[bytes] | None = None
+        self.starts = 0
         self._todo: queue.SimpleQueue[tuple[Any, asyncio.Future[Any], asyncio.AbstractEventLoop] | None] = (
             queue.SimpleQueue()
         )
@@ -77,8 +78,9 @@ class Desk:
         Raises:
             RefusedError: one is at work.
         """
-        if (self.worker is not None and self.worker.poll() is None) or held(self.store.lock):
+        if self.busy or held(self.store.lock):
             raise RefusedError("a run is at work already", where="run", mend="Wait for it")
+        self.starts += 1
         # Its output could quote a traceback; what became of it is in the ledger.
         self.worker = subprocess.Popen(
             self.command(self.root, options),
@@ -86,6 +88,16 @@ class Desk:
             stdout=subprocess.DEVNULL,
             stderr=subprocess.DEVNULL,
         )
+
+    @property
+    def busy(self) -> bool:
+        """Whether the worker that was started last is at work."""
+        return self.worker is not None and self.worker.poll() is None
+
+    @property
+    def last_exit(self) -> int | None:
+        """How the last worker ended: an exit code, less than 0 for a signal; None: none has ended."""
+        return None if self.worker is None else self.worker.poll()
 
     async def _write_soon(self, what: Any) -> Any:
         loop = asyncio.get_running_loop()
@@ -131,9 +143,13 @@ class Desk:
                 with transaction(store.db):
                     for k, asked in adds.items():
                         answers[k] = store.ledger.add_inside(asked)
-            except Exception as error:
-                for k in adds:
-                    answers[k] = error
+            except Exception:
+                # None of them was taken in; one alone may be to blame, and the others are not to suffer.
+                for k, asked in adds.items():
+                    try:
+                        answers[k] = store.ledger.add(asked)
+                    except Exception as error:
+                        answers[k] = error
         for (_, future, loop), answer in zip(batch, answers, strict=True):
             loop.call_soon_threadsafe(_resolve, future, answer)
 

@@ -116,7 +116,9 @@ class CureEngine:
         """The request applied."""
         job = self.job
         if job.method != RETRAIN:
-            return without_rows(job.table.data, job.table.split, job.deleted, source="request")
+            table, hidden = job.table, job.deleted | job.table.new
+            found = without_rows(table.data, table.split, hidden, source="request")
+            return replace(found, deleted=job.deleted)
         return _for_retrain(self.opened, job.deleted)
 
     @cached_property

@@ -8,6 +8,11 @@ from typing import Any
 from curerec.requests.policy import Policy
 
 RETRAIN_DUE = "a retrain is due: run `curerec request run --retrain`"
+UNJUDGED = (
+    "too few deleted examples for such a check to see anything, which is no pass: the batch waits for more "
+    "requests, since one batch is judged as one, or for `curerec request run --retrain`, or for "
+    "`accept_unjudged: true` in policy.yaml, which the record then says"
+)
 
 
 @dataclass(frozen=True)
@@ -58,14 +63,17 @@ def decide(
         limit = f"{policy.retrain_auc_drop:g}"
         reason = f"utility: the retrained version's AUC on D_v is lower by {_number(drop)} (limit {limit})"
         return Decision(fine, () if fine else (reason,), 0.0, 0.0)
-    reasons = []
+    reasons, unjudged = [], False
     for check in verdict["checks"]:
         if check["passed"] is False:
             reasons.append(
                 f"{check['name']}: {_number(check['value'])} against a limit of {_number(check['limit'])}"
             )
         elif check["passed"] is None and not policy.accept_unjudged:
-            reasons.append(f"{check['name']}: {check['text']}")
+            reasons.append(f"{check['name']}: {check['text'].rstrip('.')}")
+            unjudged = True
+    if unjudged:
+        reasons.append(UNJUDGED)
     distance, drop = step["distance"], step["auc_drop"]
     if distance is None or drop is None:
         return Decision(False, (*reasons, "drift: not measured"), *spent)

@@ -19,7 +19,7 @@ from typing import Any
 
 from curerec.errors import RefusedError, RequestError
 from curerec.requests import keys
-from curerec.requests.database import connect, transaction
+from curerec.requests.database import connect, forget_pages, transaction
 from curerec.requests.table import Entry
 
 REQUEST_ID = re.compile(r"r-[0-9a-f]{16}")
@@ -58,9 +58,9 @@ class Asked:
                 "an entry of it has an empty or missing id", where="request", mend="Fill it in"
             )
         try:
-            "".join(i for e in self.entries for i in e).encode()
+            "".join((self.reason or "", *(i for e in self.entries for i in e))).encode()
         except UnicodeEncodeError:
-            raise RequestError("an id of it is no text", where="request", mend="Use UTF-8") from None
+            raise RequestError("a text of it is not Unicode", where="request", mend="Use UTF-8") from None
         if self.reason is not None and len(self.reason) > MAX_REASON:
             raise RequestError(
                 f"its reason is longer than {MAX_REASON} characters", where="request", mend="Shorten it"
@@ -128,10 +128,11 @@ class Ledger:
         same = keys.content_key(self.key, asked.kind, entries)
         found = self.db.execute("SELECT id, state FROM request WHERE content_key = ?", (same,)).fetchone()
         if found is not None:
-            self.db.execute(
-                "UPDATE request SET due = min(coalesce(due, ?1), coalesce(?1, due)) WHERE id = ?2",
-                (asked.due, found["id"]),
-            )
+            if found["state"] != "committed":  # what its record says of the date stays true
+                self.db.execute(
+                    "UPDATE request SET due = min(coalesce(due, ?1), coalesce(?1, due)) WHERE id = ?2",
+                    (asked.due, found["id"]),
+                )
             if found["state"] == "cancelled":
                 self.db.execute(
                     "UPDATE request SET state = 'open', received = ?, finished = NULL, batch = NULL, "
@@ -186,7 +187,7 @@ class Ledger:
         return _row(row)
 
     def all(self, states: Iterable[str] = (), *, limit: int = 1000, after: str = "") -> list[dict[str, Any]]:
-        """Requests by due date, then by arrival.
+        """Requests by due date, then by arrival; what is finished after what is not.
 
         Args:
             states: only these; empty: all.
@@ -195,7 +196,8 @@ class Ledger:
         """
         wanted = list(states)
         where = f"state IN ({', '.join('?' * len(wanted))})" if wanted else "1"
-        order = "id" if after else "coalesce(due, '9999'), received, id"
+        last = "state IN ('committed', 'cancelled')"
+        order = "id" if after else f"{last}, coalesce(due, '9999'), received, id"
         rows = self.db.execute(
             f"SELECT * FROM request WHERE {where} AND id > ? ORDER BY {order} LIMIT ?",
             (*wanted, after, limit),
@@ -232,6 +234,7 @@ class Ledger:
             )
             self.db.execute("DELETE FROM subject WHERE request = ?", (request,))
             self.tell("request", "cancelled", request=request)
+        forget_pages(self.db)
 
     def tell(
         self,

@@ -1,4 +1,8 @@
-"""One runner at a time: a lock that the system lets go of when its holder dies, however it dies."""
+"""One runner at a time: a lock that the system lets go of when its holder dies, however it dies.
+
+It is on the store's folder itself, not on a file in it: whoever removes a file that looks like a stale lock
+would let a second run in beside the first.
+"""
 
 from __future__ import annotations
 
@@ -16,14 +20,14 @@ PATIENCE_S = 1.0  # a look by `held` takes the lock for an instant
 
 
 @contextlib.contextmanager
-def runner(path: Path, *, wait_s: float = PATIENCE_S) -> Iterator[None]:
-    """Hold the lock.
+def runner(folder: Path, *, wait_s: float = PATIENCE_S) -> Iterator[None]:
+    """Hold the lock of a store's folder.
 
     Raises:
         RefusedError: somebody else holds it.
     """
     with storing("lock"):
-        handle = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+        handle = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
     try:
         deadline = time.monotonic() + wait_s
         while True:
@@ -43,10 +47,10 @@ def runner(path: Path, *, wait_s: float = PATIENCE_S) -> Iterator[None]:
         os.close(handle)  # and with it the lock
 
 
-def held(path: Path) -> bool:
+def held(folder: Path) -> bool:
     """Whether a run is at work."""
     try:
-        handle = os.open(path, os.O_RDWR | os.O_CLOEXEC)
+        handle = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
     except OSError:
         return False
     try:

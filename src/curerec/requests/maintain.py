@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import datetime
+import os
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +24,12 @@ from curerec.requests.store import CURRENT, Store
 def versions(store: Store) -> list[dict[str, Any]]:
     """Versions with their state; only a lawful one can be rolled back to."""
     rows = store.db.execute("SELECT id, created, state, drift, auc_drop FROM version ORDER BY created, id")
-    return [{**dict(row), "current": row["id"] == store.version} for row in rows]
+    return [{**dict(row), "current": row["id"] == store.version} for row in rows.fetchall()]
+
+
+def _last_in_force(store: Store) -> dict[str, int]:
+    """Version to the number of the last record that put it in force; a clock may have been set back."""
+    return {version: one.sequence for one in store.links() if (version := chain.version_of(one))}
 
 
 def rollback(store: Store, version: str | None = None) -> str:
@@ -41,6 +47,7 @@ def rollback(store: Store, version: str | None = None) -> str:
         ModelError: it is damaged.
     """
     with runner(store.lock):
+        store.check_signing()
         recover(store)
         others = [v for v in versions(store) if v["state"] == "lawful" and not v["current"]]
         if version is not None:
@@ -49,7 +56,8 @@ def rollback(store: Store, version: str | None = None) -> str:
             what = "there is no such lawful version" if len(others) < 2 else "names several versions"
             mend = "`curerec request status` lists them; versions with forgotten influence cannot come back"
             raise RefusedError(what, where="rollback", mend=mend)
-        target, old = others[-1]["id"], store.version
+        at, old = _last_in_force(store), store.version
+        target = max(others, key=lambda one: at.get(one["id"], 0))["id"]
         store.version_folder(target)
         predicate = {"version": {"before": old, "after": target}, "finished": now()}
         one = chain.link("rollback", store.head(), {"adapter": target}, predicate, key=store.sign_key)
@@ -74,10 +82,11 @@ def ingest(store: Store, new: Interactions, *, skip: bool = False) -> tuple[int,
         (rows added, rows left out because they were deleted).
 
     Raises:
-        RefusedError: deleted rows are among them, by their position in (user, time) order.
+        RefusedError: deleted rows are among them.
         DataError: nothing new is among them.
     """
     with runner(store.lock):
+        store.check_signing()
         recover(store)
         table, key = store.table(), store.ledger.key
         tags = {row["tag"] for row in store.db.execute("SELECT tag FROM block")}
@@ -115,7 +124,12 @@ def ingest(store: Store, new: Interactions, *, skip: bool = False) -> tuple[int,
             "ingest",
             store.head(),
             {},
-            {"rows_added": added, "rows_refused": left, "finished": now()},
+            {
+                "rows_added": added,
+                "rows_refused": left,
+                "finished": now(),
+                "data": {"before": store.data_digest(), "after": store.data_digest(name)},
+            },
             key=store.sign_key,
         )
         with transaction(store.db):
@@ -141,6 +155,7 @@ def shred(store: Store, request: str | None = None, *, today: str | None = None)
         RefusedError: it is not done yet.
     """
     with runner(store.lock):
+        store.check_signing()
         recover(store)
         if request is not None:
             row = store.ledger.get(request)
@@ -162,7 +177,8 @@ def shred(store: Store, request: str | None = None, *, today: str | None = None)
                 "shred",
                 before,
                 {},
-                {"request": {"id": name}, "finished": now()},
+                # The key that named the table of now goes; this names it in its place.
+                {"request": {"id": name}, "finished": now(), "data": {"after": store.data_digest()}},
                 key=store.sign_key,
                 request=name,
             )
@@ -185,16 +201,21 @@ def register(store: Store, path: Path, *, kind: str, policy: str) -> None:
     """Have a cache, checkpoint, ... outside of the store listed, quarantined or destroyed at the next commit.
 
     Raises:
-        RequestError: there is no such path, or it holds the store itself.
+        RequestError: there is no such path, it holds the store or its base, or it could not be removed.
+        RefusedError: a run is at work.
     """
-    full = path.resolve()
-    if (
-        not full.exists()
-        or store.root.resolve().is_relative_to(full)
-        or full.is_relative_to(store.root.resolve())
-    ):
+    full, root = path.resolve(), store.root.resolve()
+    if not full.exists() or root.is_relative_to(full) or full.is_relative_to(root):
         raise RequestError("is not there, or is part of the store", where="artefact", mend="Check the path")
-    with transaction(store.db) as db:
+    if policy != "list" and not os.access(full.parent, os.W_OK | os.X_OK):
+        mend = "A commit that cannot remove it could not end; give the rights, or use --policy list"
+        raise RequestError("could not be removed (no permission)", where="artefact", mend=mend)
+    base = store.ledger.meta("base")
+    if policy != "list" and base is not None and Path(base).is_relative_to(full):
+        mend = "Without it no version can be loaded; it is not changed by a request"
+        raise RequestError("holds the base model of this store", where="artefact", mend=mend)
+    # Under the lock, so that what a commit destroys is what its record lists.
+    with runner(store.lock), transaction(store.db) as db:
         db.execute(
             "INSERT INTO artefact (path, kind, policy) VALUES (?, ?, ?) "
             "ON CONFLICT (path) DO UPDATE "
@@ -228,5 +249,5 @@ def status(store: Store) -> dict[str, Any]:
         "retrain_due": used_up(store.policy, (drift, auc_drop)),
         "records": 0 if head is None else head.sequence,
         "head": None if head is None else head.sha256,
-        "versions": versions(store),
+        "versions": [one for one in versions(store) if one["state"] != "destroyed"],
     }

@@ -9,6 +9,7 @@ from prometheus_client import CollectorRegistry, Histogram, generate_latest
 from prometheus_client.core import GaugeMetricFamily
 
 from curerec.requests.maintain import status
+from curerec.requests.schedule import Clerk
 from curerec.requests.store import Store
 
 BUCKETS = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5)
@@ -19,9 +20,11 @@ class Metrics:
 
     Args:
         store: read at every scrape.
+        clerk: that starts workers.
     """
 
-    def __init__(self, store: Store) -> None:
+    def __init__(self, store: Store, clerk: Clerk | None = None) -> None:
+        self.clerk = clerk
         self.registry = CollectorRegistry()
         self.seconds = Histogram(
             "curerec_http_seconds",
@@ -58,8 +61,13 @@ class Metrics:
             ),
             ("drift_auc_fall_budget", "Its budget", drift["auc_budget"]),
             ("retrain_due", "Whether only a retrain can go on", int(seen["retrain_due"] is not None)),
+            ("worker_starts", "Workers started by this service", self.clerk.desk.starts if self.clerk else 0),
+            ("worker_failures", "Workers that died one after the other", self._failures()),
         ):
             yield GaugeMetricFamily(f"curerec_{name}", text, value=value)
+
+    def _failures(self) -> int:
+        return self.clerk.failures if self.clerk else 0
 
     def text(self) -> bytes:
         """In the exposition format."""

@@ -3,22 +3,25 @@
 from __future__ import annotations
 
 import time
+import traceback
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from curerec.data.output import WRITING
 from curerec.errors import CurerecError, StorageError
 from curerec.progress import Advance, Reporter, Silent
 from curerec.requests import keys
-from curerec.requests.commit import Plan, finish, prepare, recover
+from curerec.requests.commit import Counts, Plan, finish, prepare, recover
 from curerec.requests.database import transaction
 from curerec.requests.gate import Decision, decide, used_up
 from curerec.requests.ledger import now
 from curerec.requests.lock import runner
 from curerec.requests.stages import EngineFor, Job, run_stages
 from curerec.requests.store import Store
-from curerec.requests.table import Entry
+from curerec.requests.table import Entry, Table
 
 RETRAIN = "retrain"
 CONTROL_SHARE = 0.1  # of rows that came in later, when a retrain takes them up
@@ -74,6 +77,7 @@ def run(
     method = RETRAIN if retrain else method or store.policy.method
     seed = store.policy.seed if seed is None else seed
     with runner(store.lock):
+        store.check_signing()
         recover(store)
         begun, tried, out = _begun(store, method, seed), set[str](), list[Done]()
         while True:
@@ -89,12 +93,13 @@ def run(
 
 
 def _begun(store: Store, method: str, seed: int) -> list[str]:
-    """Batches that a killed run left; those of another method or version are given up."""
+    """Batches that a killed run left; those of another method, version or table are given up."""
     found = []
     for row in store.db.execute(
         "SELECT * FROM batch WHERE state = 'running' ORDER BY created, id"
     ).fetchall():
-        if (row["method"], row["seed"], row["version_before"]) == (method, seed, store.version):
+        wanted = (method, seed, store.version, store.ledger.meta("data"))
+        if (row["method"], row["seed"], row["version_before"], row["data_before"]) == wanted:
             found.append(row["id"])
             continue
         with transaction(store.db) as db:
@@ -106,26 +111,58 @@ def _begun(store: Store, method: str, seed: int) -> list[str]:
 
 
 def _next(store: Store, method: str, seed: int, *, each: bool, skip: set[str], empty: bool) -> str | None:
-    """The next batch of what waits; the same requests under the same conditions are the same batch."""
+    """The next batch of what waits; the same requests under the same conditions are the same batch.
+
+    Requests that only a retrain can carry out make a batch of their own: they hold nobody else up, and no
+    measurement of another's rows stands in their record.
+    """
+    data = store.ledger.meta("data") or ""
+    apart = _only_histories(store) if method != RETRAIN and not each else set()
     with transaction(store.db) as db:
         rows = db.execute(
             "SELECT id FROM request WHERE state IN ('open', 'held') "
             "ORDER BY coalesce(due, '9999'), received, id"
         ).fetchall()
-        waiting = [row["id"] for row in rows if row["id"] not in skip][: 1 if each else None]
+        left = [row["id"] for row in rows if row["id"] not in skip]
+        waiting = left[:1] if each else [name for name in left if name not in apart] or left
         if not waiting and not empty:
             return None
-        parts = ("batch", method, str(seed), store.version, *sorted(waiting))
-        name = f"b-{keys.tag(store.ledger.key, *parts)[:16]}"
+        parts = ["batch", method, str(seed), store.version, data, *sorted(waiting)]
+        while True:
+            name = f"b-{keys.tag(store.ledger.key, *parts)[:16]}"
+            row = db.execute("SELECT decided FROM batch WHERE id = ?", (name,)).fetchone()
+            if row is None or row["decided"] is None:
+                break
+            parts.append("again")  # an empty one was carried out under the same conditions, before a rollback
         db.execute(
             "INSERT INTO batch (id, created, method, seed, state, version_before, data_before) "
-            "VALUES (?, ?, ?, ?, 'running', ?, ?) ON CONFLICT (id) DO UPDATE SET state = 'running'",
-            (name, now(), method, seed, store.version, store.ledger.meta("data")),
+            "VALUES (?, ?, ?, ?, 'running', ?, ?) "
+            "ON CONFLICT (id) DO UPDATE SET state = 'running', data_before = excluded.data_before",
+            (name, now(), method, seed, store.version, data),
         )
         for request in waiting:
-            db.execute("UPDATE request SET state = 'running', batch = ? WHERE id = ?", (name, request))
+            db.execute(
+                "UPDATE request SET state = 'running', batch = ?, detail = NULL WHERE id = ?", (name, request)
+            )
         store.ledger.tell("batch", "started", batch=name, done=0, total=5)
         return name
+
+
+def _only_histories(store: Store) -> set[str]:
+    """Waiting requests whose rows stood in histories of training prompts and were no training targets."""
+    rows = store.db.execute("SELECT id, kind FROM request WHERE state IN ('open', 'held')").fetchall()
+    if not rows:
+        return set()
+    table, found = store.table(), set()
+    for row in rows:
+        deleted = table.rows(row["kind"], store.ledger.entries(row["id"]))
+        if (deleted & table.trained).any() and not _touches_targets(table, deleted):
+            found.add(row["id"])
+    return found
+
+
+def _touches_targets(table: Table, deleted: np.ndarray) -> bool:
+    return bool(deleted[table.split.train.target].any())
 
 
 def _carry_out(
@@ -135,12 +172,15 @@ def _carry_out(
         "SELECT id, kind FROM request WHERE batch = ? AND state = 'running' ORDER BY id", (batch,)
     ).fetchall()
     requests = {row["id"]: (row["kind"], store.ledger.entries(row["id"])) for row in rows}
+    broken = True
     try:
         reasons = _try(store, engine, batch, requests, method, seed, reporter)
-    except StorageError:
-        raise  # the disk, not the request: the next run goes on with this batch
-    except CurerecError as error:
-        reasons = (str(error),)
+        broken = False
+    except Exception as error:
+        if _of_the_disk(error) or _decided(store, batch):
+            raise  # the next run goes on with this batch
+        # One request that breaks a stage must not keep all others waiting.
+        reasons = (str(error) if isinstance(error, CurerecError) else _unexpected(error),)
     if reasons:
         with transaction(store.db) as db:
             text = "; ".join(reasons)
@@ -149,8 +189,27 @@ def _carry_out(
                 "UPDATE request SET state = 'held', detail = ? WHERE batch = ? AND state = 'running'",
                 (text, batch),
             )
+            db.execute("DELETE FROM event WHERE batch = ? AND kind = 'progress'", (batch,))
             store.ledger.tell("batch", f"held: {text}", batch=batch)
+        if broken:
+            recover(store)  # it may have been cut off between two steps
     return Done(batch, tuple(requests), not reasons, reasons, store.version)
+
+
+def _of_the_disk(error: Exception) -> bool:
+    return isinstance(error, StorageError) or (isinstance(error, OSError) and error.errno in WRITING)
+
+
+def _decided(store: Store, batch: str) -> bool:
+    state = store.db.execute("SELECT state FROM batch WHERE id = ?", (batch,)).fetchone()["state"]
+    return state == "committing"
+
+
+def _unexpected(error: Exception) -> str:
+    """What and where, without the error's own text: it could quote what was handed in."""
+    last = traceback.extract_tb(error.__traceback__)[-1]
+    place = f"{Path(last.filename).name}:{last.lineno}"
+    return f"a stage broke off ({type(error).__name__} at {place}); the next run tries it again"
 
 
 def _try(
@@ -163,33 +222,24 @@ def _try(
     reporter: Reporter,
 ) -> tuple[str, ...]:
     """Reasons for not committing; empty: committed."""
-    table = store.table()
+    seen = table = store.table()
     if method == RETRAIN:
         table = table.taken_up(control_share=CONTROL_SHARE, seed=seed)
-    deleted, items = np.zeros(len(table.data), bool), []
-    for kind, entries in requests.values():
-        blocked = {r["tag"] for r in store.db.execute("SELECT tag FROM block WHERE kind = ?", (kind,))}
-        if any(
-            not table.has(kind, e) and keys.block_tag(store.ledger.key, kind, e) not in blocked
-            for e in entries
-        ):
-            return ("an id of it is not in the data any more, and no request deleted it",)
-        deleted |= table.rows(kind, entries)
+    deleted, items, own = np.zeros(len(table.data), bool), [], {}
+    for name, (kind, entries) in requests.items():
+        # Entries were in the table when the request came in; of those that are not, no row is left.
+        rows = table.rows(kind, entries)
+        own[name] = _counts(seen, rows, sum(not table.has(kind, entry) for entry in entries))
+        deleted |= rows
         items += [entry[0] for entry in entries] if kind == "items" else []
-    targets = deleted & (table.part == 1)
-    counts = {
-        "rows_deleted": int(deleted.sum()),
-        "training_rows": int((deleted & table.trained).sum()),
-        "training_targets": int(targets.sum()),
-        "public_rows": int((deleted & table.public).sum()),
-    }
+    counts = _counts(seen, deleted, sum(one["ids_absent"] for one in own.values()))
     answers: dict[str, dict[str, Any]] = {}
     decision: Decision | None = None
     if counts["training_rows"] or method == RETRAIN:
         if method != RETRAIN:
             if spent := used_up(store.policy, store.drift()):
                 return (spent,)
-            if not np.isin(table.split.train.target, np.flatnonzero(deleted)).any():
+            if not _touches_targets(table, deleted):
                 return (ONLY_HISTORIES,)
         kinds = {kind for kind, _ in requests.values()}
         job = Job(
@@ -208,41 +258,70 @@ def _try(
         decision = decide(store.policy, answers["verdict"], store.drift(), retrained=method == RETRAIN)
         if not decision.promoted:
             return decision.reasons
+    whole: tuple[str | None, Counts] = (None, counts)
     plan = Plan(
         batch,
         requests,
         table,
         table.without(deleted, items) if deleted.any() else table,
         counts,
+        own,
         answers,
         decision,
         method,
         seed,
-        tuple(_limits(counts, decision, answers, method)),
+        {name: _limits(some, counts, decision, answers, method) for name, some in (*own.items(), whole)},
     )
     prepare(store, plan)
     finish(store, batch)
     return ()
 
 
+def _counts(table: Table, deleted: np.ndarray, absent: int) -> Counts:
+    return Counts(
+        rows_deleted=int(deleted.sum()),
+        training_rows=int((deleted & table.trained).sum()),
+        training_targets=int(deleted[table.split.train.target].sum()),
+        public_rows=int((deleted & table.public).sum()),
+        ids_absent=absent,
+    )
+
+
 def _limits(
-    counts: dict[str, int], decision: Decision | None, answers: dict[str, dict[str, Any]], method: str
+    mine: Counts,
+    batch: Counts,
+    decision: Decision | None,
+    answers: dict[str, dict[str, Any]],
+    method: str,
 ) -> list[str]:
+    """What is special about one request; ``batch`` is what was measured."""
     found = []
-    if counts["public_rows"]:
+    if mine["ids_absent"]:
         found.append(
-            f"{counts['public_rows']} of the deleted rows were in the pre-training of the base model, which "
+            f"Of {mine['ids_absent']} of its ids no row was left: requests before had deleted them all."
+        )
+    if mine["public_rows"]:
+        found.append(
+            f"{mine['public_rows']} of the deleted rows were in the pre-training of the base model, which "
             "keeps what it learnt from them."
         )
-    only = counts["training_rows"] - counts["training_targets"]
-    if only > 0 and method != RETRAIN and answers:
+    if not answers:
+        found.append("No training row was deleted: the fine-tuned weights did not change.")
+        return found
+    only = mine["training_rows"] - mine["training_targets"]
+    if not mine["training_rows"] and method != RETRAIN:
+        found.append("None of its rows was in the training; the measurements are of the batch's other rows.")
+    elif only > 0 and method != RETRAIN:
         found.append(
             f"{only} of the deleted rows were no training targets, but stood in histories of training "
             "prompts; the measurements do not look at them."
         )
-    if not answers:
-        found.append("No training row was deleted: the fine-tuned weights did not change.")
-    if method == RETRAIN and answers:
+    if mine["training_targets"] < batch["training_targets"]:
+        found.append(
+            f"The measurements are of the whole batch: {batch['training_targets']} training targets, "
+            f"{mine['training_targets']} of them this request's."
+        )
+    if method == RETRAIN:
         found.append(
             "The new version was trained without the deleted rows; its membership is not a condition."
         )

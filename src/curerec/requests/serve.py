@@ -11,6 +11,7 @@ from pathlib import Path
 
 from curerec.data import durable
 from curerec.errors import ConfigError, StorageError
+from curerec.requests.schedule import Rule
 from curerec.requests.store import DATABASE
 
 TOKEN = "token"
@@ -38,8 +39,16 @@ def token_of(root: Path, file: Path | None) -> tuple[str, Path]:
     return token, path
 
 
-def serve(root: Path, *, host: str, port: int, token_file: Path | None, say: Callable[[str], None]) -> None:
-    """Listen until stopped.
+def serve(
+    root: Path,
+    *,
+    host: str,
+    port: int,
+    token_file: Path | None,
+    say: Callable[[str], None],
+    rule: Rule | None = None,
+) -> None:
+    """Listen until stopped; start runs by ``rule``.
 
     Raises:
         StorageError: ``root`` is no store, or the address is taken.
@@ -63,7 +72,7 @@ def serve(root: Path, *, host: str, port: int, token_file: Path | None, say: Cal
             f"cannot be listened at ({error.strerror})", where="address", mend="Name another"
         ) from None
     names = ("127.0.0.1", "localhost", "::1", host)
-    app = make_app(root.resolve(), token=token, hosts=names)
+    app = make_app(root.resolve(), token=token, hosts=names, rule=rule)
     if not _loopback(host):
         say("warning: reachable from other machines, without TLS; put a proxy with TLS before it")
     shown = f"[{host}]" if ":" in host else host

@@ -1,6 +1,6 @@
 """The folder of one served recommender: ledger, versions, stored table, records, keys.
 
-ledger.sqlite  lock  policy.yaml  current -> versions/<content hash>
+ledger.sqlite  policy.yaml  current -> versions/<content hash>
 versions/  data/  records/  reports/  work/  keys/  quarantine/
 """
 
@@ -17,10 +17,10 @@ from typing import Any
 
 import yaml
 
-from curerec.config import parse
+from curerec.config import read_yaml
 from curerec.data import durable
 from curerec.data.output import check_out, replacing
-from curerec.errors import StorageError
+from curerec.errors import ConfigError, DataError, StorageError
 from curerec.recommender import manifest
 from curerec.requests import chain, keys, signing
 from curerec.requests import table as tables
@@ -29,7 +29,7 @@ from curerec.requests.ledger import Ledger, now
 from curerec.requests.policy import Policy
 from curerec.requests.table import Table
 
-DATABASE, LOCK, POLICY, CURRENT, PUBLIC = "ledger.sqlite", "lock", "policy.yaml", "current", "signing.pub.pem"
+DATABASE, POLICY, CURRENT, PUBLIC = "ledger.sqlite", "policy.yaml", "current", "signing.pub.pem"
 FOLDERS = ("versions", "data", "records", "reports", "work", "keys", "quarantine")
 
 
@@ -65,8 +65,8 @@ class Store:
 
     @property
     def lock(self) -> Path:
-        """File that a runner locks."""
-        return self.root / LOCK
+        """Folder that a runner locks."""
+        return self.root
 
     @cached_property
     def policy(self) -> Policy:
@@ -75,8 +75,7 @@ class Store:
         Raises:
             ConfigError: the file holds an unknown key or a value out of range.
         """
-        text = (self.root / POLICY).read_text(encoding="utf-8")
-        return parse(Policy, yaml.safe_load(text) or {}, where=POLICY)
+        return read_yaml(Policy, self.root / POLICY)
 
     @property
     def version(self) -> str:
@@ -100,12 +99,33 @@ class Store:
         Raises:
             DataError: it is damaged.
         """
-        return tables.load(self.root / "data", self.ledger.meta("data") or "")
+        while True:
+            name = self.ledger.meta("data") or ""
+            try:
+                return tables.load(self.root / "data", name)
+            except DataError:
+                # A commit by another process may have put a new one in its place meanwhile.
+                if self.ledger.meta("data") == name:
+                    raise
 
     @property
     def sign_key(self) -> Path | None:
         """Private key that records are signed with."""
         return Path(self.policy.sign_key) if self.policy.sign_key else None
+
+    def check_signing(self) -> None:
+        """Refuse to write a record that the store's public key would not pass, before any work is done.
+
+        Raises:
+            ConfigError: the private key is missing, is another than at the beginning, or one of the two is
+                not there.
+        """
+        key, public = self.sign_key, self.public_key
+        if key is None and public is None:
+            return
+        if key is None or public is None or signing.public_of(key) != public.read_bytes():
+            mend = "Name the key that the store was made with as sign_key; a chain has one key, or none"
+            raise ConfigError(f"does not belong to the store's {PUBLIC}", where="sign_key", mend=mend)
 
     @property
     def public_key(self) -> Path | None:
@@ -115,7 +135,7 @@ class Store:
 
     def links(self) -> list[chain.Link]:
         """The chain as the ledger holds it."""
-        rows = self.db.execute("SELECT * FROM record ORDER BY sequence")
+        rows = self.db.execute("SELECT * FROM record ORDER BY sequence").fetchall()
         return [_link(row) for row in rows]
 
     def head(self) -> chain.Link | None:
@@ -139,6 +159,11 @@ class Store:
             dsse = one.name.replace(".json", ".dsse.json")
             if one.name not in there or (one.signature is not None and dsse not in there):
                 chain.write(one, folder, key_id)
+
+    def data_digest(self, name: str | None = None) -> dict[str, Any]:
+        """What a record that belongs to no request says of the stored table: keyed by the ledger's key."""
+        name = name or self.ledger.meta("data") or ""
+        return {"hmac_sha256": keys.tag(self.ledger.key, "data", name)}
 
     def drift(self) -> tuple[float, float]:
         """Drift and fall of the AUC on D_v spent since the version in force was last trained."""
@@ -193,12 +218,10 @@ def create(
         os.chmod(stage, 0o700)
         for name in FOLDERS:
             (stage / name).mkdir(mode=0o700)
-        (stage / LOCK).touch(mode=0o600)  # here, so that a refused run leaves no trace
         if policy.sign_key:
             durable.write(stage / PUBLIC, signing.public_of(Path(policy.sign_key)), mode=0o644)
         durable.write(stage / POLICY, yaml.safe_dump(policy.model_dump(mode="json")).encode())
-        keys.make(stage / "keys", keys.LEDGER)
-        durable.write(stage / LOCK, b"")
+        secret = keys.make(stage / "keys", keys.LEDGER)
         draft = stage / "work" / "init"
         draft.mkdir()
         about = fill(draft)
@@ -210,7 +233,13 @@ def create(
             "init",
             None,
             {"adapter": version},
-            {**about, "version": version, "created": now(), "policy_sha256": policy.digest},
+            {
+                **about,
+                "version": version,
+                "created": now(),
+                "policy_sha256": policy.digest,
+                "data": {"after": {"hmac_sha256": keys.tag(secret, "data", data)}},
+            },
             key=Path(policy.sign_key) if policy.sign_key else None,
         )
         db = connect(stage / DATABASE, create=True)

@@ -40,9 +40,12 @@ class Table:
 
     @cached_property
     def split(self) -> Split:
-        """The split by the stored parts; histories are built from what is in the table now."""
+        """The split by the stored parts; histories are built from what is in the table now.
+
+        Rows that came in since the last training are in no history: the model never saw them there.
+        """
         made = {
-            name: examples(self.data, np.flatnonzero(self.part == PARTS.index(name)))
+            name: examples(self.data, np.flatnonzero(self.part == PARTS.index(name)), deleted=self.new)
             for name in ("train", "control", "valid", "test")
         }
         return Split(**made, kind="stored", seed=0)
@@ -54,6 +57,11 @@ class Table:
         history = self.split.train.history
         mask[history[history >= 0]] = True
         return mask
+
+    @cached_property
+    def new(self) -> np.ndarray:
+        """bool [n_rows]: it came in after the model was trained; the next retrain takes it up."""
+        return self.part == PARTS.index("new")
 
     @cached_property
     def public(self) -> np.ndarray:
@@ -156,7 +164,7 @@ class Table:
 
     def taken_up(self, *, control_share: float, seed: int) -> Table:
         """The table as a retrain takes it: new rows become training or control rows."""
-        new = np.flatnonzero(self.part == PARTS.index("new"))
+        new = np.flatnonzero(self.new)
         part = self.part.copy()
         control = np.random.default_rng([seed, 41]).random(len(new)) < control_share
         part[new] = np.where(control, PARTS.index("control"), PARTS.index("train"))

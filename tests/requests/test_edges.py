@@ -1,0 +1,359 @@
+"""Where a request could be lost, stuck, done twice or said to be more than it was: one test a window."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import shutil
+import sqlite3
+
+import numpy as np
+import pytest
+from made_store import bytes_under, made_data, made_store, stand, states, users
+
+from curerec.data import durable, request_file
+from curerec.errors import DataError, RefusedError, RequestError
+from curerec.requests import ledger as ledgers
+from curerec.requests import maintain, runner
+from curerec.requests import table as tables
+from curerec.requests.audit import audit
+from curerec.requests.database import forget_pages
+from curerec.requests.desk import Desk
+from curerec.requests.ledger import Asked
+from curerec.requests.lock import held
+from curerec.requests.runner import run
+from curerec.requests.store import Store
+
+
+@pytest.fixture
+def root(tmp_path):
+    return made_store(tmp_path / "store")
+
+
+def predicates(store, action="deletion"):
+    return [json.loads(one.body)["predicate"] for one in store.links() if one.action == action]
+
+
+def pairs_of(store, user):
+    """Interactions of a user: training targets, and rows that only stood in histories."""
+    table = store.table()
+    mine = table.data.user_code == np.flatnonzero(table.data.users == user)[0]
+    target = np.isin(np.arange(len(mine)), table.split.train.target)
+    rows = table.data.ratings.to_pylist()
+
+    def named(mask):
+        return [(rows[k]["user"], rows[k]["item"]) for k in np.flatnonzero(mask)]
+
+    return named(mine & target), named(mine & table.trained & ~target)
+
+
+def test_quarantine_over_several_commits(tmp_path):
+    root = made_store(tmp_path / "s", old="quarantine")
+    cache = tmp_path / "cache"
+    with Store(root) as store:
+        for k in range(3):
+            cache.mkdir()
+            maintain.register(store, cache, kind="cache", policy="quarantine")
+            store.ledger.add(users(k))
+            assert run(store, stand())[0].committed
+        assert [v["state"] for v in maintain.versions(store)].count("quarantined") == 3
+    assert sorted(p.name for p in tmp_path.iterdir()) == [
+        "cache.quarantined", "cache.quarantined-2", "cache.quarantined-3", "s",
+    ]  # fmt: skip
+    assert not audit(root).faults
+
+
+def test_destruction_that_was_cut_off_is_finished(root, tmp_path, monkeypatch):
+    outside = tmp_path / "checkpoint"
+    outside.mkdir()
+    (outside / "weights").write_bytes(b"of somebody")
+    remove = durable._remove
+
+    def cut(path):
+        if path.parent == tmp_path:
+            raise KeyboardInterrupt
+        remove(path)
+
+    with Store(root) as store:
+        maintain.register(store, outside, kind="checkpoint", policy="destroy")
+        store.ledger.add(users(1))
+        monkeypatch.setattr(durable, "_remove", cut)
+        with pytest.raises(KeyboardInterrupt):
+            run(store, stand())
+        monkeypatch.undo()
+        assert b"of somebody" in bytes_under(tmp_path)
+        run(store, stand())
+    assert [p.name for p in tmp_path.iterdir()] == ["store"]
+    assert states(root)["committed"] == 1 and not audit(root).faults
+
+
+def test_what_is_gone_or_stays_is_not_said_to_be_destroyed(root, tmp_path):
+    for name in ("listed", "doomed"):
+        (tmp_path / name).mkdir()
+        policy = "list" if name == "listed" else "destroy"
+        with Store(root) as store:
+            maintain.register(store, tmp_path / name, kind=name, policy=policy)
+        shutil.rmtree(tmp_path / name)
+    with Store(root) as store:
+        run(store, stand(), retrain=True)
+        said = predicates(store, "retrain")[0]["artefacts"]
+        assert said == [
+            {"kind": "circuit, groups, update and verdict of the run", "done": "destroyed"},
+            {"kind": "doomed outside of the store", "done": "was gone already"},
+        ]
+        with store.db:
+            assert [v["state"] for v in maintain.versions(store)] == ["lawful", "lawful"]
+
+
+def test_a_base_model_is_no_artefact(root, tmp_path):
+    (tmp_path / "models" / "base").mkdir(parents=True)
+    with Store(root) as store:
+        store.ledger.set_meta("base", str(tmp_path / "models" / "base"))
+        with pytest.raises(RequestError, match="base model"):
+            maintain.register(store, tmp_path / "models", kind="cache", policy="destroy")
+        with runner.runner(store.lock), pytest.raises(RefusedError, match="another run"):
+            maintain.register(store, tmp_path / "models", kind="cache", policy="list")
+
+
+@pytest.mark.parametrize("each", [False, True])
+def test_a_user_and_a_row_and_an_item_of_his(root, each):
+    """Whatever the order: nobody waits for rows that another request took along."""
+    with Store(root) as store:
+        targets, histories = pairs_of(store, "usr004")
+        store.ledger.add(Asked("interactions", (targets[0],), due="2031-01-01"))
+        store.ledger.add(Asked("interactions", (histories[0],), due="2031-01-02"))
+        store.ledger.add(Asked("users", (("usr004",),), due="2030-01-01"))
+        store.ledger.add(Asked("items", ((targets[1][1],),), due="2030-06-01"))
+        done = run(store, stand(), each=each)
+        assert all(one.committed for one in done), done
+        assert store.ledger.counts()["committed"] == 4
+        absent = [p["data"]["ids_absent"] for p in predicates(store)]
+        assert sum(absent) == (2 if each else 1)
+        assert any("no row was left" in text for p in predicates(store) for text in p["limits"])
+    assert not audit(root).faults
+
+
+def test_rows_of_histories_hold_nobody_else_up_and_hide_behind_nobody(root):
+    with Store(root) as store:
+        a = store.ledger.add(Asked("interactions", (pairs_of(store, "usr004")[1][0],)))[0]
+        b = store.ledger.add(users(6))[0]
+        done = run(store, stand())
+        assert [one.committed for one in done] == [True, False] and "only a retrain" in done[1].reasons[0]
+        assert [store.ledger.get(x)["state"] for x in (a, b)] == ["held", "committed"]
+
+
+def test_a_record_counts_its_own_rows(root):
+    with Store(root) as store:
+        store.ledger.add(users(1))
+        store.ledger.add(users(35))  # in no training
+        assert run(store, stand())[0].committed
+        one, two = sorted(predicates(store), key=lambda p: p["data"]["training_targets"])
+        assert one["data"]["rows_deleted"] == two["data"]["rows_deleted"] == 20
+        assert one["data"]["training_targets"] == 0 < two["data"]["training_targets"]
+        assert one["batch"]["rows_deleted"] == 40
+        assert any("batch's other rows" in text for text in one["limits"])
+
+
+@pytest.mark.parametrize("stage", ["circuit", "update", "verdict"])
+def test_a_request_that_breaks_a_stage_holds_nobody_else_up(stage, root):
+    with Store(root) as store:
+        bad = store.ledger.add(Asked("users", (("usr001",),), due="2030-01-01"))[0]
+        good = store.ledger.add(users(2))[0]
+
+        class Breaks(stand()):  # type: ignore[misc]
+            def _stage(self, name):
+                gone = self.job.table.data.ratings["user"].filter(self.job.deleted).to_pylist()
+                if name == stage and "usr001" in gone:
+                    raise ValueError("about usr001")
+                super()._stage(name)
+
+        done = run(store, Breaks, each=True)
+        assert [one.committed for one in done] == [False, True]
+        assert "ValueError at test_edges.py" in done[0].reasons[0] and "usr001" not in done[0].reasons[0]
+        assert store.ledger.get(bad)["state"] == "held" and store.ledger.get(good)["state"] == "committed"
+        assert not audit(root).faults
+        assert run(store, stand())[0].committed
+
+
+def test_a_fault_after_the_decision_is_not_a_refusal(root, monkeypatch):
+    with Store(root) as store:
+        store.ledger.add(users(1))
+        monkeypatch.setattr(runner, "finish", lambda store, batch: 1 / 0)
+        with pytest.raises(ZeroDivisionError):
+            run(store, stand())
+        monkeypatch.undo()
+        assert any("interrupted" in fault for fault in audit(root).faults)
+        assert run(store, stand()) == [] and store.ledger.counts()["committed"] == 1
+    assert not audit(root).faults
+
+
+def test_the_same_retrain_after_a_rollback_is_a_batch_of_its_own(root):
+    with Store(root) as store:
+        first = store.version
+        for _ in range(3):
+            assert run(store, stand(), retrain=True)[0].committed
+            second = store.version
+            assert maintain.rollback(store) == first
+        assert maintain.rollback(store) == second
+        assert len({p["batch"]["id"] for p in predicates(store, "retrain")}) == 3
+    assert not audit(root).faults
+
+
+def test_rows_that_come_in_do_not_change_what_the_model_was_trained_on(root):
+    fresh = made_data(20)
+    shifted = fresh.ratings.to_pydict()
+    more = tables.interactions(
+        shifted["user"], [f"new{i}" for i in shifted["item"]], shifted["rating"], [5] * len(fresh),
+        {f"newitm{k}": f"New {k}" for k in range(30)}, name="made", source="test",
+    )  # fmt: skip
+    engine = stand(verified=None)
+    with Store(root) as store:
+        before = store.table()
+        store.ledger.add(users(1))
+        assert not run(store, engine)[0].committed and len(engine.calls) == 4
+        maintain.ingest(store, more)
+        after = store.table()
+        assert after.new.sum() == len(more) and not (after.trained & after.new).any()
+        for part in ("train", "valid"):
+            old, new = getattr(before.split, part), getattr(after.split, part)
+            for field in ("target", "history"):
+                names = [
+                    [t.data.ratings["item"][int(r)].as_py() for r in getattr(e, field)[:5].ravel() if r >= 0]
+                    for t, e in ((before, old), (after, new))
+                ]
+                assert names[0] == names[1]
+        # What a held batch had computed was of another table.
+        assert not run(store, engine)[0].committed and len(engine.calls) == 8
+        row = store.db.execute("SELECT count(*) FROM batch WHERE data_before IS NOT NULL").fetchone()
+        assert row[0]
+        assert run(store, stand(), seed=1)[0].committed
+        assert not store.db.execute("SELECT 1 FROM batch WHERE data_before IS NOT NULL").fetchall()
+
+
+def test_a_clock_that_is_set_back(root, monkeypatch):
+    days = iter(f"{2400 - k}-01-01T00:00:00Z" for k in range(300))
+    monkeypatch.setattr(ledgers, "now", lambda: next(days))
+    for module in (maintain, runner, __import__("curerec.requests.commit", fromlist=["now"])):
+        monkeypatch.setattr(module, "now", lambda: next(days))
+    with Store(root) as store:
+        run(store, stand(), retrain=True)
+        second = store.version
+        run(store, stand(), retrain=True, seed=1)
+        assert maintain.rollback(store) == second  # the one before, not the one with the latest date
+        store.ledger.add(users(1))
+        assert run(store, stand())[0].committed
+    found = audit(root)
+    assert not found.faults and any("a clock was set back" in note for note in found.notes)
+
+
+def test_a_table_that_is_replaced_while_it_is_read(root, monkeypatch):
+    real, calls = tables.load, []
+
+    def load(folder, name):
+        calls.append(name)
+        if len(calls) == 1:  # a commit of another process, between the look at the ledger and at the folder
+            with Store(root) as other:
+                other.ledger.add(users(1))
+                assert run(other, stand())[0].committed
+        return real(folder, name)
+
+    with Store(root) as store:
+        monkeypatch.setattr(tables, "load", load)
+        assert "usr001" not in store.table().data.users.tolist()
+        monkeypatch.undo()
+        next((root / "data").iterdir()).rename(root / "away")
+        with pytest.raises(DataError, match="damaged"):
+            store.table()
+
+
+def test_a_cancelled_request_is_erased_at_once(root):
+    with Store(root) as store, Store(root) as reader:
+        name = store.ledger.add(Asked("users", (("usr017x",),), reason="usr017x wrote"))[0]
+        assert b"usr017x" in bytes_under(root)
+        store.ledger.cancel(name)
+        assert b"usr017x" not in bytes_under(root)
+        # Somebody reads an old state all the while: it goes with the next recovery.
+        again = store.ledger.add(users(18))[0]
+        reader.db.execute("BEGIN")
+        reader.db.execute("SELECT count(*) FROM subject").fetchone()
+        assert not forget_pages(store.db, patience_ms=10)
+        reader.db.execute("COMMIT")
+        store.ledger.cancel(again)
+        run(store, stand())
+        assert b"usr018" not in bytes_under(root / "ledger.sqlite-wal") and forget_pages(store.db)
+
+
+def test_one_bad_addition_of_many_at_once_is_refused_alone(root, monkeypatch):
+    """What the service writes together does not fail together."""
+    real = ledgers.Ledger.add_inside
+
+    def add_inside(self, asked):
+        if asked.reason == "bad":
+            raise ValueError("of somebody")
+        return real(self, asked)
+
+    monkeypatch.setattr(ledgers.Ledger, "add_inside", add_inside)
+
+    async def all_at_once():
+        desk = Desk(root)
+        asked = [Asked("users", ((f"usr{k:03d}",),), reason="bad" if k == 3 else None) for k in range(9)]
+        answers = await asyncio.gather(*(desk.add(one, ()) for one in asked), return_exceptions=True)
+        desk.close()
+        return answers
+
+    answers = asyncio.run(all_at_once())
+    assert [k for k, one in enumerate(answers) if isinstance(one, Exception)] == [3]
+    assert "somebody" not in str(answers[3]) and states(root)["open"] == 8
+
+
+def test_a_request_file_that_is_too_large_is_not_read_into_memory(root, tmp_path, monkeypatch):
+    (tmp_path / "x.csv").write_bytes(b"user\n" + b"1\n" * 2000)
+    monkeypatch.setattr(request_file, "MAX_BYTES", 2000)
+    with pytest.raises(RequestError, match="larger"):
+        request_file.read_request(tmp_path / "x.csv")
+
+
+def test_the_lock_is_no_file_that_could_be_removed(root):
+    with runner.runner(root):
+        assert held(root)
+        for path in root.iterdir():
+            assert path.name != "lock"
+        with pytest.raises(RefusedError, match="another run"), runner.runner(root, wait_s=0):
+            pass
+    assert not held(root)
+
+
+def test_a_date_moves_forward_only_until_the_record(root):
+    with Store(root) as store:
+        name = store.ledger.add(Asked("users", (("usr001",),), due="2030-05-01"))[0]
+        run(store, stand())
+        store.ledger.add(Asked("users", (("usr001",),), due="2020-01-01"))
+        assert store.ledger.get(name)["due"] == "2030-05-01"
+    assert not audit(root).faults
+
+
+EDITS = (
+    "UPDATE request SET due = '2035-01-01'",
+    "UPDATE request SET due = NULL",
+    "UPDATE request SET received = '2035-01-01T00:00:00Z'",
+    "UPDATE request SET finished = '2035-01-01T00:00:00Z'",
+    "UPDATE request SET kind = 'items'",
+    "UPDATE request SET n_ids = 7",
+    "UPDATE request SET state = 'cancelled'",
+    "UPDATE request SET state = 'open'",
+    "UPDATE request SET shredded = 1",
+    "UPDATE meta SET value = 'x' WHERE key = 'version'",
+    "UPDATE version SET state = 'lawful'",
+)
+
+
+@pytest.mark.parametrize("edit", EDITS)
+def test_an_edit_of_the_ledger_shows(edit, root, capsys):
+    with Store(root) as store:
+        store.ledger.add(Asked("users", (("usr001",),), due="2030-05-01"))
+        run(store, stand())
+    db = sqlite3.connect(root / "ledger.sqlite")
+    db.execute(edit)
+    db.commit()
+    db.close()
+    assert audit(root).faults

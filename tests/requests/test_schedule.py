@@ -1,0 +1,175 @@
+"""Runs that the service starts by itself: when, how often, and never two at once."""
+
+from __future__ import annotations
+
+import datetime
+import itertools
+import os
+import signal
+import time
+
+import pytest
+from made_service import ask, served
+from made_store import made_store, stand, users
+
+from curerec.requests import schedule
+from curerec.requests.audit import audit
+from curerec.requests.ledger import Asked
+from curerec.requests.lock import runner
+from curerec.requests.runner import run
+from curerec.requests.schedule import Clerk, Rule
+from curerec.requests.store import Store
+
+
+class Desk:
+    """A desk whose workers run at once, in this process, and end as they are told."""
+
+    def __init__(self, root, engine, ends=()):
+        self.store, self.engine, self.ends = Store(root), engine, list(ends)
+        self.starts, self.last_exit, self.busy, self.options = 0, None, False, []
+
+    def start(self, options):
+        self.starts += 1
+        self.options.append(options)
+        code = self.ends.pop(0) if self.ends else 0
+        if code in (0, 1):
+            done = run(self.store, self.engine, **options)
+            code = 0 if all(one.committed for one in done) else 1
+        self.last_exit = code
+
+
+@pytest.fixture
+def made(tmp_path):
+    """A clerk of a store with 40 users, its desk, and a clock to set."""
+    made = made_store(tmp_path / "store")
+    opened = []
+
+    def make(rule, engine=None, ends=()):
+        desk = Desk(made, engine or stand(), ends)
+        opened.append(desk)
+        clock, day = [0.0], [datetime.date(2030, 1, 1)]
+        return Clerk(desk, rule, clock=lambda: clock[0], today=lambda: day[0]), desk, clock, day
+
+    yield make
+    for desk in opened:
+        desk.store.__exit__()
+
+
+def test_nothing_starts_by_itself_unless_asked(made):
+    clerk, desk, *_ = made(Rule())
+    assert not clerk.rule.active
+    desk.store.ledger.add(users(1))
+    assert clerk.look() is None and not desk.starts
+
+
+def test_what_is_open_runs_at_an_interval(made):
+    clerk, desk, clock, _ = made(Rule(every_s=60, each=True))
+    assert clerk.look() is None  # nothing is open
+    desk.store.ledger.add(users(1))
+    assert clerk.look() == {"each": True} and desk.store.ledger.counts()["committed"] == 1
+    desk.store.ledger.add(users(2))
+    clock[0] = 59
+    assert clerk.look() is None
+    clock[0] = 61
+    assert clerk.look() == {"each": True} and desk.store.ledger.counts()["committed"] == 2
+
+
+def test_what_is_due_runs_at_once_and_what_is_not_waits(made):
+    clerk, desk, _, day = made(Rule(before_days=3))
+    desk.store.ledger.add(users(1))  # no date
+    desk.store.ledger.add(Asked("users", (("usr002",),), due="2030-01-05"))
+    assert clerk.look() is None
+    day[0] = datetime.date(2030, 1, 2)
+    assert clerk.look() == {"each": False} and desk.store.ledger.counts()["committed"] == 2
+    desk.store.ledger.add(Asked("users", (("usr003",),), due="2029-01-01"))  # late already: at once
+    assert clerk.look() == {"each": False}
+
+
+def test_what_is_held_is_retrained_in_time_and_not_tried_again_and_again(made):
+    clerk, desk, clock, day = made(Rule(every_s=0, retrain_before_days=1), stand(verified=None, auc_drop=0.5))
+    desk.store.ledger.add(Asked("users", (("usr002",),), due="2030-01-05"))
+    assert clerk.look() == {"each": False} and desk.store.ledger.counts()["held"] == 1
+    for _ in range(5):
+        clock[0] += 1000
+        assert clerk.look() is None
+    day[0] = datetime.date(2030, 1, 4)
+    assert clerk.look() == {"retrain": True} and desk.store.ledger.counts()["held"] == 1
+    day[0] = datetime.date(2030, 1, 5)
+    assert clerk.look() is None  # the same again would be judged the same
+    desk.store.ledger.add(Asked("users", (("usr003",),), due="2030-01-05"))
+    desk.engine.auc_drop = 0.0
+    assert clerk.look() == {"each": False} and desk.store.ledger.counts()["held"] == 2
+    assert clerk.look() == {"retrain": True} and desk.store.ledger.counts()["committed"] == 2
+
+
+def test_a_worker_that_dies_is_tried_again_ever_later(made):
+    clerk, desk, clock, _ = made(Rule(every_s=0), ends=[-9] * 12)
+    desk.store.ledger.add(users(1))
+    starts = []
+    for second in range(20_000):
+        clock[0] = float(second)
+        if clerk.look() is not None:
+            starts.append(second)
+    gaps = [b - a for a, b in itertools.pairwise(starts)]
+    assert gaps[:4] == [10, 20, 40, 80] and max(gaps) == schedule.LONGEST_WAIT_S
+    assert desk.store.ledger.counts()["committed"] == 1 and clerk.failures == 0
+
+
+@pytest.mark.parametrize("retrain", [False, True])
+def test_what_a_kill_left_goes_on(retrain, made):
+    clerk, desk, *_ = made(Rule(before_days=0))
+    desk.store.ledger.add(users(1))
+    with pytest.raises(KeyboardInterrupt):
+        run(desk.store, stand(fail="verdict", error=KeyboardInterrupt()), retrain=retrain)
+    assert clerk.look() == ({"retrain": True} if retrain else {})
+    assert desk.engine.calls == ["verdict"] and desk.store.ledger.counts()["committed"] == 1
+
+
+def test_one_at_a_time(made):
+    clerk, desk, *_ = made(Rule(every_s=0))
+    desk.store.ledger.add(users(1))
+    with runner(desk.store.lock):  # somebody runs it by hand
+        assert clerk.look() is None
+    desk.busy = True
+    assert clerk.look() is None and not desk.starts
+
+
+def test_the_service_runs_what_comes_in(tmp_path):
+    root = made_store(tmp_path / "store")
+    with served(root, wait_s=0.05, rule=Rule(every_s=0.2)) as port:
+        for k in range(4):
+            assert ask(port, "POST", "/requests", {"kind": "users", "ids": [f"usr{k:03d}"]})[0] == 201
+            time.sleep(0.1)
+        for _ in range(600):
+            seen = ask(port, "GET", "/status")[1]
+            if seen["requests"]["committed"] == 4 and not seen["running"]:
+                break
+            time.sleep(0.05)
+        assert seen["requests"]["committed"] == 4, seen
+        assert seen["schedule"]["starts"] >= 1 and seen["schedule"]["failures"] == 0
+        assert b"curerec_worker_starts" in ask(port, "GET", "/metrics")[1]
+    assert not audit(root).faults
+
+
+def test_a_killed_worker_and_a_restarted_service_lose_nothing(tmp_path):
+    root = made_store(tmp_path / "store")
+    with Store(root) as store:
+        store.ledger.add(users(1))
+    pid = os.fork()
+    if not pid:
+        with Store(root) as store:
+            run(store, stand(wait_s=30))
+        os._exit(0)
+    with Store(root) as store:
+        while not store.ledger.counts()["running"]:
+            time.sleep(0.02)
+    os.kill(pid, signal.SIGKILL)
+    os.waitpid(pid, 0)
+    with served(root, wait_s=0.02, rule=Rule(before_days=0)) as port:
+        for _ in range(600):
+            if ask(port, "GET", "/status")[1]["requests"]["committed"]:
+                break
+            time.sleep(0.05)
+    with Store(root) as store:
+        assert store.ledger.counts()["committed"] == 1
+    assert not audit(root).faults
