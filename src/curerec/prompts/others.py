@@ -8,9 +8,7 @@ from curerec.errors import PromptError
 from curerec.prompts.encoding import Prompts
 
 
-def other_prompts(
-    prompts: Prompts, *, opposite: bool = True, seed: int = 0
-) -> tuple[np.ndarray, np.ndarray]:
+def other_prompts(prompts: Prompts, *, opposite: bool = True, seed: int = 0) -> tuple[np.ndarray, np.ndarray]:
     """A partner for each prompt: another prompt of the same number of tokens.
 
     Replacing history items leaves the candidate's own evidence and the number of likes and dislikes in the
