@@ -81,12 +81,15 @@ def attribute(
 
         for alpha in alphas:
             x = between(model, batch, alpha)
-            with context(model), recording(sites) as acts:
+            handles: list[Any] = []
+
+            def tap(name: str, a: torch.Tensor, handles: list[Any] = handles) -> None:
+                handles.append(a.register_hook(take(name)))  # the tensor itself is not held
+
+            with context(model), recording(sites, into=tap):
                 m = margin(
                     answer_logits(model, batch.clean, batch.last, answers, inputs_embeds=x), batch.label
                 )
-                handles = [acts[name].register_hook(take(name)) for name in deltas]
-                acts.clear()
                 torch.autograd.grad(m.sum(), x)
             for handle in handles:
                 handle.remove()

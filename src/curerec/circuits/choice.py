@@ -13,8 +13,8 @@ def cheapest_trusted(rows: Iterable[Mapping[str, Any]], *, enough: float = ENOUG
 
     Args:
         rows: of ``benchmarks/quality/scorers``: ``scorer``, ``passes`` (an example) and ``top_recall``; rows
-            of the same scorer on several models or seeds are averaged. ``adapter`` asks another question than a
-            patch does and is left out.
+            of the same scorer on several models or seeds are averaged. ``adapter`` asks another question
+            than a patch does and is left out.
         enough: recall that is enough.
 
     Example:

@@ -128,7 +128,9 @@ def graph(nodes: Sequence[Mapping[str, Any]], edges: Sequence[Link], *, n_layers
     about = (
         "From the prompt at the bottom to the answer at the top; lines are what one part reads of another."
     )
-    return picture(full, high, "The circuit", about, *parts, class_="chart graph")
+    return picture(
+        full, high, "The circuit", about, *parts, class_="chart graph" + (" few" if n_heads <= 4 else "")
+    )
 
 
 def _place(name: str) -> tuple[int, int | None] | None:
@@ -197,18 +199,22 @@ def _node(node: Mapping[str, Any], x: float, y: float, radius: float, largest: f
         else {"cx": x, "cy": y, "r": radius}
     )
     tag = "rect" if head is None else "circle"
+    half = (
+        15.0 if head is None else 8.0 if (head or 0) < 10 else 10.0
+    )  # of the plate that keeps names readable
     return el(
         "g",
         el(tag, **shape, class_="ground"),
         el(tag, **shape, class_=f"tint {kind}", fill_opacity=1.0 if role else 0.14 + 0.8 * share**0.7),
         el(tag, **shape, class_="body"),
+        el("rect", x=x - half, y=y - 8.0, width=2 * half, height=16.0, rx=8.0, class_="plate"),
         label(
             x,
             y + 4.5,
             "MLP" if head is None else f"{head}",
             anchor="middle",
             size=SMALL_PX,
-            class_="name halo",
+            class_="name",
         ),
         class_="node" + (" in" if node["in_graph"] else ""),
         data_name=name,

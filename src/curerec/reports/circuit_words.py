@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from curerec.reports import figures as f
-from curerec.reports.circuit_graph import title_of
+from curerec.reports.circuit_graph import leading, title_of
 from curerec.reports.grid import ORDER, ROLE_NAMES
 from curerec.reports.svg import finite
 from curerec.reports.tables import Table
@@ -47,11 +47,11 @@ def reading(nodes: Sequence[Mapping[str, Any]]) -> list[str]:
         if r["part"] is None:
             out.append(f"{title_of(n['name'])} gives no part of the prompt more attention than its share.")
             continue
+        between = f"{f.percent(r['low'])} to {f.percent(r['high'])}"
         out.append(
             f"{title_of(n['name'])} reads {PARTS[r['part']]}: {f.percent(r['mass'])} of its attention from "
-            f"the answer position (95 % interval {f.percent(r['low'])} to {f.percent(r['high'])}), which holds "
-            f"{f.percent(r['tokens'])} of the tokens; more than that share in {f.percent(r['prompts'])} "
-            "of the prompts."
+            f"the answer position (95 % interval {between}), with {f.percent(r['tokens'])} of the tokens; "
+            f"more than that share in {f.percent(r['prompts'])} of the prompts."
         )
     return out
 
@@ -68,9 +68,9 @@ def reading_summary(nodes: Sequence[Mapping[str, Any]]) -> str:
     if None in counted:
         said.append(f"{counted[None]} no part more than its share")
     return (
-        f"Of the {f.plural(len(heads), 'head')} in the circuit, by what the answer position looks at above its "
-        f"share of the tokens: {', '.join(said)}. Where a head looks is not yet what it does there; the scores "
-        "say whether it matters."
+        f"Of the {f.plural(len(heads), 'head')} in the circuit, by what the answer position looks at above "
+        f"its share of the tokens: {', '.join(said)}. Where a head looks is not yet what it does there; the "
+        "scores say whether it matters."
     )
 
 
@@ -119,9 +119,16 @@ def necessary_text(found: Mapping[str, Any]) -> str:
     unit = "part" if found["level"] == "parts" else "connection"
     names = [_edge_title(n) if "->" in n else title_of(n) for n in found["members"]]
     listed = "; ".join(names[:8]) + (f"; and {len(names) - 8} more" if len(names) > 8 else "")
+    lost, other = (finite(found["matters"].get(k)) for k in ("lost", "lost_random"))
+    verdict = ""
+    if lost and other:
+        verdict = (
+            f" On test prompts their loss takes {_share(lost[0])} of what the model knows, that of random "
+            f"sets of as many {_share(other[0])}."
+        )
     return (
         f"The smallest set of supporting {unit}s whose loss takes {_share(found['lost'])} of the margin has "
-        f"{f.plural(len(names), unit)} of {f.count(found['total'])}: {listed}."
+        f"{f.plural(len(names), unit)} of {f.count(found['total'])}: {listed}.{verdict}"
     )
 
 
@@ -205,10 +212,11 @@ def node_table(nodes: Sequence[Mapping[str, Any]]) -> Table:
             PARTS[n["reads"]["part"]].removeprefix("the ") if n["reads"] and n["reads"]["part"] else f.NONE,
         ]
         if grouped:
-            row.append(group_text(n["groups"]) or f.NONE)
+            role = leading(n["groups"])
+            row.append(ROLE_NAMES[role] if role else f.NONE)
         rows.append(row)
     heads = ["Part", "In the circuit", "Score", "95 % interval", "Exact", "Reads"]
-    return Table([*heads, "Units by group"] if grouped else heads, rows)
+    return Table([*heads, "Group"] if grouped else heads, rows)
 
 
 def group_text(groups: Mapping[str, int]) -> str:
