@@ -39,7 +39,7 @@ def test_scores_hold_only_the_differences(model_type, layers):
     model = made_family_model(model_type, WORDS, num_hidden_layers=layers)
     wiring, c = wiring_of(model), model.config
     tokens = len(CLEAN) * int(CLEAN.lengths.max())
-    # L x B x T x (H d_head + d_model) values, and the same of the embedding output; a product and its wide copy.
+    # L x B x T x (H d_head + d_model) values, and the same of the embedding output.
     values = (layers * (wiring.n_heads * wiring.width + c.hidden_size) + 4 * c.hidden_size) * tokens
     forward = one_pass(model)
     for score in (atp.score, atp_ig.score):

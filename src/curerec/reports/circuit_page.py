@@ -84,6 +84,7 @@ def _view(file: Mapping[str, Any]) -> dict[str, Any]:
         "say": say,
         "sentence": say.sentence(file),
         "core": core,
+        "eyebrow": [str(file["about"][k]) for k in ("data", "base") if file["about"].get(k)],
         "graph": Markup(graph(nodes, joined, n_layers=shape["n_layers"], n_heads=shape["n_heads"])),
         "curve": Markup(drawn),
         "ranked": ranked,
