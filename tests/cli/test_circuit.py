@@ -57,8 +57,8 @@ def test_an_imported_circuit_is_drawn_and_judged(out, made_path, tmp_path):
     assert drawn.code == 0, drawn
     assert "was not measured here" in (tmp_path / "drawn" / "circuit.html").read_text()
     judged = curerec(
-        "circuit", "--import", out / "circuit.json", "--recommender", made_path.full, "--data", made_path.data,
-        "--out", tmp_path / "judged", "--pairs", 12,
+        "circuit", "--import", out / "circuit.json", "--recommender", made_path.full,
+        "--data", made_path.data, "--out", tmp_path / "judged", "--pairs", 12,
     )  # fmt: skip
     assert judged.code == 0, judged
     file = read(tmp_path / "judged" / "circuit.json")

@@ -49,15 +49,16 @@ def made_circuit(*, layers: int = 2, heads: int = 4, seed: int = 0) -> dict[str,
     }  # fmt: skip
     measured = {
         "faithfulness": 0.93, "completeness": 0.97, "jaccard": 0.88, "cpr": 0.61, "cmd": 0.39,
-        "curve": [[n, min(1.0, 1.8 * n / total) - 0.02 * (n == 1)] for n in range(total + 1)], "minimality": [],
+        "curve": [[n, min(1.0, 1.8 * n / total)] for n in range(total + 1)], "minimality": [],
     }  # fmt: skip
     return {
         "format": "curerec-circuit",
         "version": 2,
-        "about": {"data": "ml-100k", "base": "nano", "seed": 0, "faithfulness_asked": 0.9, "weights_sha256": "0" * 64},
+        "about": {"data": "ml-100k", "base": "nano", "seed": 0, "faithfulness_asked": 0.9},
         "corruption": "prompt",
         "shape": {
-            "n_layers": layers, "n_heads": heads, "n_kv_heads": heads, "d_model": 64, "parallel_attn_mlp": False
+            "n_layers": layers, "n_heads": heads, "n_kv_heads": heads, "d_model": 64,
+            "parallel_attn_mlp": False,
         },
         "scorer": "atp_ig",
         "granularity": "head_mlp",
@@ -74,14 +75,14 @@ def made_circuit(*, layers: int = 2, heads: int = 4, seed: int = 0) -> dict[str,
         "matters": matters,
         "edges_matter": matters,
         "necessary": [
-            {"level": "parts", "members": names[:2], "total": total, "lost": 0.92, "curve": [[1, 0.5], [2, 0.92]],
-             "matters": matters},
+            {"level": "parts", "members": names[:2], "total": total, "lost": 0.92,
+             "curve": [[1, 0.5], [2, 0.92]], "matters": matters},
             {"level": "connections", "members": ["input->layers.0.kv.0.v", "layers.0.mlp->logits"],
              "total": len(edges), "lost": 0.91, "curve": [[1, 0.5], [2, 0.91]], "matters": matters},
         ],
         "overlaps": [{"over": "seeds", "names": ["0", "1"], "matrix": [[1.0, 0.8], [0.8, 1.0]], "mean": 0.8}],
-        "pairs": {"asked": 400, "unaligned": 8, "made": 392, "fell": 96, "kept": 96, "judged": 48, "moved": 48,
-                  "flipped": 27},
+        "pairs": {"asked": 400, "unaligned": 8, "made": 392, "fell": 96, "kept": 96, "judged": 48,
+                  "moved": 48, "flipped": 27},
         "cost": {"forward_equivalents": 12.0, "process_peak_bytes": 7e8},
         "notes": ["memory ran out 1 time(s); went on with 16 pairs a pass"],
     }  # fmt: skip

@@ -55,10 +55,8 @@ def test_text_of_a_file_cannot_end_an_element():
 
 def test_the_words_say_what_the_file_holds():
     file = made_circuit()
-    assert (
-        say.sentence(file)
-        == "5 of 10 parts belong to the circuit; alone they keep 93\u00a0% of the answer's margin."
-    )
+    said = say.sentence(file).replace("\u00a0", " ")
+    assert said == "5 of 10 parts belong to the circuit; alone they keep 93 % of the answer's margin."
     lines = say.reading(file["nodes"])
     heads = [n for n in file["nodes"] if n["in_graph"] and n["reads"]]
     assert len(lines) == len(heads)
@@ -80,7 +78,7 @@ def test_a_bare_import_has_a_page_too():
         }
     )
     page = render_circuit(bare.model_dump(mode="json"))
-    assert "1 of 2 parts belongs" in page and "hidden" in page
+    assert "1 of 2\u00a0parts belongs" in page and "hidden" in page
     with pytest.raises(DataError, match="version 2"):
         render_circuit({"format": "curerec-circuit", "version": 3})
 
