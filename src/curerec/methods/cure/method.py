@@ -52,7 +52,7 @@ class CureConfig(Strict):
     faithfulness: float = Field(0.9, gt=0, le=1, description="of the core circuit")
     stable: bool = Field(
         False,
-        description="where resamples overturn the core circuit, go on with more pairs, then with whole blocks",
+        description="where resamples overturn the core circuit: more pairs, then whole blocks",
     )
     granularity: Granularity = Field("row", description="size of an update unit")
     path_steps: int = Field(
