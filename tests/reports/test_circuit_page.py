@@ -62,7 +62,7 @@ def test_the_words_say_what_the_file_holds():
     assert len(lines) == len(heads)
     reads = [line for line in lines if " reads " in line]
     assert reads and all("95 % interval" in line and "of the prompts" in line for line in reads)
-    assert "random sets do not" in say.verdict(file["matters"], "the circuit")
+    assert "random sets of its size do not" in say.verdict(file["matters"], "the circuit")
     assert "large part" in say.verdict({"lost": 1.0, "lost_random": 0.9}, "it")
     assert "only a part" in say.verdict({"lost": 0.4, "lost_random": 0.1}, "it")
     text = say.necessary_text(file["necessary"][1])

@@ -297,11 +297,12 @@ def _heads_read(reads: list[HeadReads]) -> str:
         heads = [r for r in reads if r.part == part]
         if heads:
             best = max(heads, key=lambda r: r.mass or 0.0)
+            between = f"{f.percent(best.low)} to {f.percent(best.high)}"
             said.append(
                 f"{f.plural(len(heads), 'head')} read{'s' * (len(heads) == 1)} {name} (most of all "
-                f"{best.head}: {f.percent(best.mass)} of its attention, 95 % interval {f.percent(best.low)} to "
-                f"{f.percent(best.high)}, for {f.percent(best.tokens)} of the tokens; above that share "
-                f"in {f.percent(best.prompts)} of the prompts)"
+                f"{best.head}: {f.percent(best.mass)} of its attention, 95 % interval {between}, for "
+                f"{f.percent(best.tokens)} of the tokens; above that share in {f.percent(best.prompts)} of the "
+                "prompts)"
             )
     none = sum(r.part is None for r in reads)
     if none:
