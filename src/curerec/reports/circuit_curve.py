@@ -51,7 +51,7 @@ def curve(points: Sequence[tuple[float, float | None]], chosen: int | None, *, a
                 "circle",
                 cx=x(s),
                 cy=y(f or 0.0),
-                r=3.0 if len(drawn) <= 20 else 2.0,
+                r=3.0 if len(drawn) <= 20 else 2.0 if len(drawn) <= 60 else 0.9,
                 class_="point",
                 data_size=f"{s:.0f}",
             )

@@ -120,7 +120,8 @@ def graph(nodes: Sequence[Mapping[str, Any]], edges: Sequence[Link], *, n_layers
         )
     heaviest = max((abs(x.score) for x in edges), default=0.0)
     drawn = [x for x in edges[:MOST_EDGES] if x.source in at and x.target in at]
-    parts += [_edge(k, x, at, heaviest, radius) for k, x in reversed(list(enumerate(drawn)))]
+    thick = 6.0 if len(drawn) <= 120 else 3.5  # px of the heaviest line
+    parts += [_edge(k, x, at, heaviest, radius, thick) for k, x in reversed(list(enumerate(drawn)))]
     for name, text in ((INPUT, "prompt"), (LOGITS, "answer")):
         parts.append(_end(name, text, *at[name]))
     largest = max((abs(n["score"]) for n in nodes if finite(n["score"])), default=0.0)
@@ -151,7 +152,9 @@ def title_of(name: str) -> str:
     return f"Layer {place[0]}, " + ("MLP" if place[1] is None else f"head {place[1]}")
 
 
-def _edge(k: int, link: Link, at: Mapping[str, tuple[float, float]], heaviest: float, radius: float) -> str:
+def _edge(
+    k: int, link: Link, at: Mapping[str, tuple[float, float]], heaviest: float, radius: float, thick: float
+) -> str:
     (x1, y1), (x2, y2) = at[link.source], at[link.target]
     y1, y2 = y1 - (13.0 if link.source == INPUT else radius), y2 + (13.0 if link.target == LOGITS else radius)
     bend = max(24.0, 0.45 * (y1 - y2))
@@ -161,7 +164,7 @@ def _edge(k: int, link: Link, at: Mapping[str, tuple[float, float]], heaviest: f
     return el(
         "g",
         el("path", d=path, class_="hit", stroke_width=9.0),
-        el("path", d=path, class_="line", stroke_width=0.75 + 6.0 * share, opacity=0.25 + 0.6 * share**0.5),
+        el("path", d=path, class_="line", stroke_width=0.75 + thick * share, opacity=0.25 + 0.6 * share**0.5),
         class_=f"edge {kind}" + (" chosen" if link.chosen else ""),
         data_edge=str(k),
         data_source=link.source,

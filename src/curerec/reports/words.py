@@ -301,8 +301,8 @@ def _heads_read(reads: list[HeadReads]) -> str:
             said.append(
                 f"{f.plural(len(heads), 'head')} read{'s' * (len(heads) == 1)} {name} (most of all "
                 f"{best.head}: {f.percent(best.mass)} of its attention, 95 % interval {between}, for "
-                f"{f.percent(best.tokens)} of the tokens; above that share in {f.percent(best.prompts)} of the "
-                "prompts)"
+                f"{f.percent(best.tokens)} of the tokens; above that share in {f.percent(best.prompts)} of "
+                "the prompts)"
             )
     none = sum(r.part is None for r in reads)
     if none:
