@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Literal
 
@@ -331,7 +331,7 @@ def _about(opened: Opened, config: InspectConfig) -> dict[str, str | int | float
     }
 
 
-def groups_of_record(cells: list[Mapping[str, Any]]) -> dict[str, dict[str, int]]:
+def groups_of_record(cells: Sequence[Mapping[str, Any]]) -> dict[str, dict[str, int]]:
     """Update units of each head and MLP by role, from the cells of a record.
 
     Args:

@@ -175,6 +175,9 @@ def ways_to_score(model: Any, bridge: Any, lean: Any, batch: int, options: Any) 
     about = {"layers": options.layers, "heads": options.heads}
     return {
         "lens demo": lambda: lens(bridge, *pair, **about, every=True),
+        "lens demo, one by one": lambda: np.concatenate(
+            [lens(bridge, *(p.take(np.array([k])) for p in pair), **about, every=True) for k in range(batch)]
+        ),
         "lens lean": lambda: lens(lean, *pair, **about, every=False),
         "atp": lambda: atp.score(model, *pair, ANSWERS, batch_size=batch),
         "atp_ig": lambda: atp_ig.score(model, *pair, ANSWERS, batch_size=batch),
@@ -192,6 +195,7 @@ def main() -> None:
     parser.add_argument("--vocabulary", type=int, default=16384)
     parser.add_argument("--length", type=int, default=96)
     parser.add_argument("--batch", type=int, nargs="+", default=[16, 32])
+    parser.add_argument("--ways", nargs="+", help="only these rows; default: all")
     parser.add_argument("--repeats", type=int, default=3)
     parser.add_argument("--note", default="", help="what else the machine was doing")
     parser.add_argument("--results", type=Path, default=HERE / "results.jsonl")
@@ -206,6 +210,7 @@ def main() -> None:
         lean = bridged(model, options.vocabulary)
         for batch in options.batch:
             ways = ways_to_score(model, bridge, lean, batch, options)
+            ways = {k: v for k, v in ways.items() if not options.ways or k in options.ways}
             base: tuple[float, int] | None = None
             truth = None
             for what, call in ways.items():
@@ -224,7 +229,7 @@ def main() -> None:
                     "of_lens": peak / base[1],
                     "passes": found.cost.forward_equivalents if hasattr(found, "cost") else None,
                     "off": float(np.abs(values - truth).max()) / scale
-                    if what in ("atp", "lens lean")
+                    if what in ("atp", "lens lean", "lens demo, one by one")
                     else None,
                     "shape": {
                         k: getattr(options, k) for k in ("layers", "width", "heads", "vocabulary", "length")

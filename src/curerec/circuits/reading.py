@@ -108,9 +108,9 @@ def attention_reading(
             rows: dict[int, torch.Tensor] = {}
             with _weights(model, sites.family, last, rows):
                 answer_logits(model, ids, last, answers)
-            for layer, row in rows.items():  # [batch, heads, pos]
+            for layer, weights in rows.items():  # [batch, heads, pos]
                 columns = slice(layer * sites.n_heads, (layer + 1) * sites.n_heads)
-                share = torch.einsum("bht,btp->bhp", wide(row), onehot.to(wide(row).dtype))
+                share = torch.einsum("bht,btp->bhp", wide(weights), onehot.to(wide(weights).dtype))
                 mass[index, columns] = share.cpu().numpy()
             if len(rows) != sites.n_layers:
                 raise ModelError(
