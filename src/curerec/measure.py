@@ -9,6 +9,8 @@ from typing import Any
 
 import numpy as np
 
+from curerec.circuits.reading import attention_reading
+from curerec.errors import ModelError
 from curerec.evaluation.advantage import advantage
 from curerec.evaluation.answers import answers
 from curerec.evaluation.divergence import jeffreys_half, jsd, l2
@@ -22,12 +24,14 @@ from curerec.machine import machine, peak_memory_bytes, versions
 from curerec.methods import METHODS
 from curerec.models import logits_of
 from curerec.pipeline import Opened
+from curerec.prompts.encoding import Encoder, queries
 from curerec.records import Examples, ForgetRequest, ForgetSplit, Outcome
 from curerec.reports.build import circuit_part, groups_part, update_part
 from curerec.reports.schema import SCHEMA
 from curerec.splitting import base_share
 
 PROBES = 32
+READ_PROMPTS = 64  # validation prompts on which what the heads read is looked at
 UNKNOWN_BASE = "what the base model was pre-trained on is not known here"
 NO_SECOND = "no second model was retrained, and distances to it cannot be computed"
 NO_RETRAIN = "no retrained model was given: in production none exists, and distances to it cannot be computed"
@@ -317,7 +321,7 @@ def record_of(
         "floor_jsd": measured.floor_jsd,
         "ceiling_jsd": measured.ceiling_jsd,
         "residual": measured.residual,
-        "circuit": circuit_part(outcome.circuit, seed=seed) if outcome else {},
+        "circuit": circuit_part(outcome.circuit, reads=_reads(opened, outcome), seed=seed) if outcome else {},
         "groups": groups_part(outcome.groups, units.places, units.granularity) if outcome and units else {},
         "update": update_part(outcome) if outcome else {},
         "cost": {
@@ -331,6 +335,22 @@ def record_of(
         "config_hash": config.digest,
         "missing": missing,
     }
+
+
+def _reads(opened: Opened, outcome: Outcome) -> list[dict[str, Any]]:
+    """What the heads of the circuit read on a sample of validation prompts; none without a circuit."""
+    if outcome.circuit is None:
+        return []
+    made, circuit = opened.recommender, outcome.circuit
+    encoder = Encoder(made.tokenizer, made.template, opened.data.titles["title"].to_pylist())
+    few = opened.split.valid.take(np.arange(min(READ_PROMPTS, len(opened.split.valid))))
+    sample = encoder.encode(queries(opened.data, few))
+    core = {circuit.modules[k] for k in circuit.core}
+    try:
+        claims = attention_reading(made.model, sample, made.answers).claims()
+    except ModelError:  # no attention weights: the record does without
+        return []
+    return [{k: v for k, v in c.items() if k != "by_part"} for c in claims if c["head"] in core]
 
 
 def _changed(before: Any, after: Any) -> int:

@@ -246,6 +246,7 @@ class Circuit:
         cost: ``forward_equivalents`` of the scoring per example, ``peak_bytes`` where known.
         notes: what was done otherwise than asked, in words.
         edges: the circuit at edge level, where it was asked for.
+        order: indices of all modules in the order in which the circuit grows; ``core`` is its beginning.
     """
 
     modules: tuple[str, ...]
@@ -269,6 +270,7 @@ class Circuit:
     cost: dict[str, float] = field(default_factory=dict)
     notes: tuple[str, ...] = ()
     edges: EdgeCircuit | None = None
+    order: tuple[int, ...] = ()
 
 
 @dataclass(frozen=True)

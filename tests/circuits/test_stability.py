@@ -153,3 +153,31 @@ def test_a_scorer_that_disagrees_with_exact_patching_does_not_rank(monkeypatch):
 def test_an_unknown_scorer_is_refused():
     with pytest.raises(ConfigError, match=r"'magic'.*atp_ig"):
         find_core(MODEL, CLEAN, CORRUPT, ANSWERS, scorer="magic")
+
+
+def test_cure_settles_where_it_is_told_to(monkeypatch):
+    from curerec.methods.cure.method import CureConfig, circuit_of
+    from made_tasks import made_task
+
+    monkeypatch.setattr(core_module, "bootstrap_jaccard", lambda *a, **k: 0.25)
+    task = made_task()
+    plain = circuit_of(task, CureConfig(pairs=8, pair_pool=40))
+    settled = circuit_of(task, CureConfig(pairs=8, pair_pool=40, stable=True))
+    assert plain.granularity == "head_mlp" and not any("not stable" in n for n in plain.notes)
+    assert settled.granularity == "block" and "not stable" in settled.notes[-1]
+
+
+def test_the_default_scorer_is_the_one_the_rule_takes():
+    """By the committed rows of benchmarks/quality/scorers."""
+    import json
+    from pathlib import Path
+
+    from curerec.circuits import DEFAULT, SCORERS
+    from curerec.circuits.choice import cheapest_trusted
+
+    path = Path(__file__).resolve().parents[2] / "benchmarks/quality/scorers/results.jsonl"
+    if not path.exists():
+        pytest.skip("no rows are committed here")
+    rows = [json.loads(line) for line in path.read_text().splitlines()]
+    rows = [r for r in rows if r["scorer"] in SCORERS and r["corruption"] == "prompt"]
+    assert cheapest_trusted(rows) == DEFAULT

@@ -21,3 +21,19 @@ def test_what_was_taken_back_and_what_became_of_wavering_parts(method: str) -> N
     assert ("that all data together put them in" in page) is (method == "cure")
     for broken in ({"kept": "all"}, {"kept": {"forget": "0.5"}}, "none", {"kept": {"forget": None}}):
         assert "was taken back" not in render(record | {"config": {"cure": broken}})
+
+
+def test_what_the_heads_of_the_circuit_read() -> None:
+    """Each claim with its numbers; nothing where it was not measured."""
+    record = full_record()
+    plain = " ".join(render(record).split())
+    assert "Of its heads" not in plain
+    numbers = {"low": 0.3, "high": 0.5, "tokens": 0.1, "prompts": 0.9}
+    record["circuit"]["reads"] = [
+        {"head": "layers.0.head.3", "part": "candidate", "mass": 0.4, **numbers},
+        {"head": "layers.1.head.0", "part": None, "mass": 0.1, **numbers},
+    ]
+    page = " ".join(render(record).split())
+    assert "1 head reads the candidate (most of all layers.0.head.3: 40 % of its attention" in page
+    assert "95 % interval 30 % to 50 %" in page and "in 90 % of the prompts" in page
+    assert "1 head looks at no part more" in page

@@ -1,4 +1,4 @@
-"""Compare all scorers on one trained recommender and append a row for each."""
+"""Compare all scorers on one trained recommender, and ask of each circuit whether it matters; a row each."""
 
 from __future__ import annotations
 
@@ -9,24 +9,30 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from sklearn.metrics import roc_auc_score
 
 from curerec.circuits import SCORERS
+from curerec.circuits.choice import cheapest_trusted
 from curerec.circuits.core import find_core
-from curerec.circuits.counterfactuals import counterfactual_report
-from curerec.circuits.patching import moving_pairs, patched_margins
+from curerec.circuits.edge_core import find_edges
+from curerec.circuits.faithfulness import Faithfulness, judge_edges, judge_modules
+from curerec.circuits.matters import matters
+from curerec.circuits.necessary import necessary
+from curerec.circuits.patching import moving_pairs
+from curerec.circuits.selection import halves
 from curerec.circuits.stability import agreement
 from curerec.cli.app import quiet
 from curerec.data.fetch import load
-from curerec.pipeline import machine, open_recommender, versions
-from curerec.prompts.counterfactual import counterfactual_pairs
-from curerec.prompts.encoding import Encoder, queries
+from curerec.inspection import aligned
+from curerec.machine import machine, versions
+from curerec.pipeline import open_recommender
 from curerec.recommender.storage import load_base
 
 HERE = Path(__file__).parent
+MATTERS = ("auc", "auc_floor", "auc_kept", "auc_without", "auc_random", "margin_kept")
 COLUMNS = (
-    "scorer", "spearman", "pearson", "top_recall", "passes", "time_s", "size", "faithfulness", "completeness",
-    "cpr", "cmd", "jaccard", "auc_kept", "auc_without", "auc_random",
+    "scorer", "corruption", "spearman", "pearson", "top_recall", "passes", "time_s", "of", "size",
+    "faithfulness", "completeness", "cpr", "cmd", "jaccard", *MATTERS, "needed", "auc_without_needed",
+    "auc_random_needed",
 )  # fmt: skip
 
 
@@ -35,82 +41,144 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--recommender", type=Path, required=True)
     parser.add_argument("--data", required=True, help="name or path")
+    parser.add_argument("--corruption", nargs="+", default=["prompt", "history"])
+    parser.add_argument("--scorers", nargs="+", default=list(SCORERS), help="exact is the yardstick of all")
     parser.add_argument("--pairs", type=int, default=128)
     parser.add_argument("--pool", type=int, default=512, help="prompts that pairs are made from")
-    parser.add_argument("--test", type=int, default=1000, help="prompts of the AUC")
+    parser.add_argument("--test", type=int, default=600, help="prompts of the AUC; 0: leave it out")
+    parser.add_argument("--edges", type=int, default=32, help="pairs that edges are scored on; 0: none")
+    parser.add_argument("--batch", type=int, default=64)
     parser.add_argument("--seed", type=int, default=10)
     parser.add_argument("--results", type=Path, default=HERE / "results.jsonl")
     options = parser.parse_args()
     quiet()
     data = load(options.data)
     opened = open_recommender(options.recommender, data)
+    table: list[dict[str, Any]] = []
+    for corruption in options.corruption:
+        for row in rows(opened, corruption, options):
+            row |= {
+                "corruption": corruption,
+                "dataset": data.name,
+                "base": opened.recommender.base,
+                "weights_sha256": opened.recommender.card.get("weights_sha256"),
+                "seed": options.seed,
+                "versions": versions(),
+                "machine": machine(),
+            }
+            table.append(row)
+            with options.results.open("a", encoding="utf-8") as file:
+                file.write(json.dumps(row) + "\n")
+    print("| " + " | ".join(COLUMNS) + " |\n" + "|---" * len(COLUMNS) + "|")
+    for row in table:
+        cells = [row.get(c, "") for c in COLUMNS]
+        print("| " + " | ".join(f"{c:.3f}" if isinstance(c, float) else str(c) for c in cells) + " |")
+    print(f"default by the rule: {cheapest_trusted([r for r in table if r['scorer'] in SCORERS])}")
+
+
+def rows(opened: Any, corruption: str, options: Any) -> Any:
+    """A row a scorer, and one of the circuit of edges."""
     model, answers = opened.recommender.model, opened.recommender.answers
-    encoder = Encoder(
-        opened.recommender.tokenizer, opened.recommender.template, data.titles["title"].to_pylist()
-    )
     rng = np.random.default_rng([options.seed, 73])
-    rows = opened.split.train.target
 
-    def pairs_of(part: Any, n: int) -> Any:
-        chosen = part.take(rng.permutation(len(part))[:n])
-        return counterfactual_pairs(data, queries(data, chosen), encoder, rows, seed=options.seed)
+    def drawn(part: Any, n: int) -> Any:
+        return part.take(rng.permutation(len(part))[:n])
 
-    made = pairs_of(opened.split.valid, options.pool)
-    report = counterfactual_report(model, made, encoder, data, rows)
-    clean, corrupt = encoder.encode(made.clean), encoder.encode(made.corrupt)
-    moved = moving_pairs(model, clean, corrupt, answers, options.pairs)
-    clean, corrupt = clean.take(moved), corrupt.take(moved)
-    judged = pairs_of(opened.split.test, options.test)
-    test = encoder.encode(judged.clean), encoder.encode(judged.corrupt)
+    made = aligned(opened, drawn(opened.split.valid, options.pool), corruption, seed=options.seed)
+    most = options.pairs if corruption == "history" else options.pool
+    moved = moving_pairs(model, made.clean, made.corrupt, answers, most, batch_size=options.batch)
+    moved = np.sort(rng.permutation(moved)[: options.pairs])
+    pairs = made.take(moved)
+    test = None
+    if options.test:
+        examples = drawn(opened.split.test, options.test)
+        test = aligned(opened, examples, corruption, opposite=False, seed=options.seed)
     lora = hasattr(model, "peft_config")
     base = {} if lora else {"base_state": load_base(opened.base)[0].state_dict()}
+    _, judging = halves(len(pairs.clean), options.seed)
+    ranking, _ = halves(len(pairs.clean), options.seed)
     truth = None
-    table = []
-    for name, scorer in SCORERS.items():  # ``exact`` comes first
+    for name in options.scorers:
         extra = base if name == "adapter" else {}
         start = time.perf_counter()
-        found = scorer(model, clean, corrupt, answers, **extra)
+        found = SCORERS[name](model, pairs.clean, pairs.corrupt, answers, batch_size=options.batch, **extra)
         time_s = time.perf_counter() - start
         mean = found.values.mean(0)
         truth = mean if truth is None else truth
-        core = find_core(model, clean, corrupt, answers, scorer=name, options=extra, seed=options.seed)
-        inside = {core.modules[k] for k in core.core}
+        core = find_core(
+            model, pairs.clean, pairs.corrupt, answers, scorer=name, options=extra, seed=options.seed,
+            batch_size=options.batch,
+        )  # fmt: skip
         row = {
             "scorer": name,
             **agreement(mean, truth),
             "passes": found.cost.forward_equivalents,
             "time_s": time_s,
+            "of": len(core.modules),
             "size": len(core.core),
             **{k: getattr(core, k) for k in ("faithfulness", "completeness", "cpr", "cmd", "jaccard")},
-            **knocked_out(model, test, answers, set(core.modules), inside, rng),
-            "pairs": len(clean),
-            "counterfactuals": report.counts(),
+            "pairs": len(pairs.clean),
+            "counterfactuals": pairs.counts,
             "notes": list(core.notes),
-            "dataset": data.name,
-            "base": opened.recommender.base,
-            "seed": options.seed,
-            "versions": versions(),
-            "machine": machine(),
         }
-        table.append(row)
-        with options.results.open("a", encoding="utf-8") as file:
-            file.write(json.dumps(row) + "\n")
-    print("| " + " | ".join(COLUMNS) + " |\n" + "|---" * len(COLUMNS) + "|")
-    for row in table:
-        cells = [f"{row[c]:.3f}" if isinstance(row[c], float) else str(row[c]) for c in COLUMNS]
-        print("| " + " | ".join(cells) + " |")
+        if test is not None:
+
+            def judge(part: Any, names: Any = core.modules) -> Any:
+                return judge_modules(
+                    model, part.clean, part.corrupt, answers, names, batch_size=options.batch
+                )
+
+            best = np.where(np.isfinite(core.exact), core.exact, core.scores[ranking].mean(0))
+            row |= knocked_out(judge(pairs.take(judging)), judge(test), core, best, test, options.seed)
+        yield row
+    if options.edges:
+        few = pairs.take(np.arange(min(options.edges, len(pairs.clean))))
+        edges = find_edges(
+            model, few.clean, few.corrupt, answers, seed=options.seed, batch_size=options.batch
+        )
+        ranking, judging = halves(len(few.clean), options.seed)
+        row = {
+            "scorer": f"edges, {edges.scorer}",
+            "of": len(edges.source),
+            "size": len(edges.core),
+            **{k: getattr(edges, k) for k in ("faithfulness", "completeness", "cpr", "cmd", "jaccard")},
+            "pairs": len(few.clean),
+            "notes": list(edges.notes),
+        }
+        if test is not None:
+
+            def judge_e(part: Any) -> Any:
+                return judge_edges(model, part.clean, part.corrupt, answers, batch_size=options.batch)
+
+            mean = edges.scores[ranking].mean(0)
+            row |= knocked_out(judge_e(few.take(judging)), judge_e(test), edges, mean, test, options.seed)
+        yield row
 
 
 def knocked_out(
-    model: Any, test: Any, answers: Any, everything: set[str], inside: set[str], rng: np.random.Generator
-) -> dict[str, float]:
-    """Test AUC with all but the circuit patched, with it, and with random sets of its size patched."""
-    clean, corrupt = test
-    randoms = [set(rng.choice(sorted(everything), len(inside), replace=False)) for _ in range(5)]
-    margins = patched_margins(model, clean, corrupt, answers, [set(), everything - inside, inside, *randoms])
-    sign = 2.0 * clean.label - 1
-    auc = [float(roc_auc_score(clean.label, m * sign)) for m in margins]
-    return {"auc": auc[0], "auc_kept": auc[1], "auc_without": auc[2], "auc_random": float(np.mean(auc[3:]))}
+    judge: Any, on_test: Any, circuit: Any, mean: np.ndarray, test: Any, seed: int
+) -> dict[str, Any]:
+    """Test AUC without the circuit and without what it cannot do without, beside random sets."""
+    total, label = len(mean), test.clean.label
+    needed = necessary(Faithfulness(judge, total), mean)
+    core = matters(on_test, total, circuit.core, label, draws=5, seed=seed)
+    other = matters(on_test, total, needed.members, label, draws=5, seed=seed)
+    return {
+        **{k: core[k] for k in MATTERS},
+        "margin_random_kept": core["margin_random_kept"],
+        "needed": len(needed.members),
+        "needed_members": [circuit_name(circuit, k) for k in needed.members],
+        "needed_lost": needed.lost,
+        "auc_without_needed": other["auc_without"],
+        "auc_random_needed": other["auc_random"],
+        "auc_random_needed_low": other["auc_random_low"],
+        "test": len(label),
+    }
+
+
+def circuit_name(circuit: Any, k: int) -> str:
+    """Name of a module or edge."""
+    return circuit.names[k] if hasattr(circuit, "names") else circuit.modules[k]
 
 
 if __name__ == "__main__":

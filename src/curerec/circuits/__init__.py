@@ -15,4 +15,7 @@ SCORERS: dict[str, Scorer] = {
     "adapter": adapter.score,
 }
 
-__all__ = ["SCORERS"]
+#: The cheapest scorer that the rule of :mod:`curerec.circuits.choice` takes, by the committed table.
+DEFAULT = "atp"
+
+__all__ = ["DEFAULT", "SCORERS"]

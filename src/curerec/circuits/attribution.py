@@ -57,7 +57,12 @@ def attribute(
     cost = Cost()
 
     def work(batch: PairBatch) -> None:
-        deltas = differences(model, sites, batch, answers)
+        once = tuple(alphas) == (1.0,)  # the pass whose gradient is taken is the clean one itself
+        if once:
+            with torch.no_grad(), recording(sites) as deltas:
+                answer_logits(model, batch.corrupt, batch.last, answers)
+        else:
+            deltas = differences(model, sites, batch, answers)
         column = {name: k for k, name in enumerate(sites.names)}
         total = torch.zeros(
             len(batch.index),
@@ -81,18 +86,23 @@ def attribute(
 
         for alpha in alphas:
             x = between(model, batch, alpha)
-            with context(model), recording(sites) as acts:
+            handles: list[Any] = []
+
+            def tap(name: str, a: torch.Tensor, handles: list[Any] = handles) -> None:
+                if once:
+                    deltas[name] = deltas[name] - a.detach()
+                handles.append(a.register_hook(take(name)))  # the tensor itself is not held
+
+            with context(model), recording(sites, into=tap):
                 m = margin(
                     answer_logits(model, batch.clean, batch.last, answers, inputs_embeds=x), batch.label
                 )
-                handles = [acts[name].register_hook(take(name)) for name in deltas]
-                acts.clear()
                 torch.autograd.grad(m.sum(), x)
             for handle in handles:
                 handle.remove()
         out = (total / len(alphas)).cpu().numpy()
         values[batch.index], embedding[batch.index] = out[:, :-1], out[:, -1]
-        cost.forwards += (2 + len(alphas)) * len(batch.index)
+        cost.forwards += (1 + len(alphas) + (not once)) * len(batch.index)
         cost.backwards += len(alphas) * len(batch.index)
 
     with frozen(model):

@@ -8,7 +8,7 @@ from typing import Any, Literal
 
 import numpy as np
 
-from curerec.circuits import SCORERS
+from curerec.circuits import DEFAULT, SCORERS
 from curerec.circuits.faithfulness import (
     Faithfulness,
     areas,
@@ -26,7 +26,7 @@ from curerec.prompts.encoding import Prompts
 from curerec.records import Circuit
 
 TOP_EXACT = 20  # modules re-scored exactly, plus as many at random (METHOD section 3)
-TRUSTED = 0.8  # Spearman with exact patching below which the exact scores decide the top of the ranking
+TRUSTED = 0.8  # Spearman with, or recall of, exact patching below which exact scores decide the top
 
 CoreGranularity = Literal["head_mlp", "block"]
 
@@ -37,7 +37,7 @@ def find_core(
     corrupt: Prompts,
     answers: tuple[int, int],
     *,
-    scorer: str = "atp",
+    scorer: str = DEFAULT,
     options: dict[str, Any] | None = None,
     granularity: CoreGranularity = "head_mlp",
     threshold: float = 0.9,
@@ -53,7 +53,8 @@ def find_core(
     Modules are ranked on one half of the pairs and the prefix is judged on the other half: a circuit that is
     faithful only to the pairs that chose it is none. The top of the ranking and a random sample are re-scored
     exactly on the ranking half; where the scorer's order of them agrees with the exact one by less than
-    Spearman 0.8, the exact scores take its place, and the record says so.
+    Spearman 0.8, or finds less than 0.8 of the largest, the exact scores take its place, and the record says
+    so.
 
     Args:
         model: decoder of a known family.
@@ -143,6 +144,7 @@ def find_core(
         granularity=granularity,
         cost=cost,
         notes=(*found.cost.notes(), *notes),
+        order=tuple(sets[-1]),
     )
 
 
@@ -216,13 +218,14 @@ def _trusted(
     mean[sample] = exactly.mean(0)
     agree = agreement(scores[np.ix_(rows, sample)].mean(0), exactly.mean(0), top=TOP_EXACT)
     # The scorer ``adapter`` asks another question than a patch does; its order stands.
-    if not agree["spearman"] < TRUSTED or found.scorer == "adapter":
+    doubtful = agree["spearman"] < TRUSTED or agree["top_recall"] < TRUSTED
+    if not doubtful or found.scorer == "adapter":
         return scores, mean, agree, ()
     basis = scores[rows].copy()
     basis[:, sample] = exactly
     note = (
-        f"{found.scorer} agrees with exact patching by Spearman {agree['spearman']:.2f} only: "
-        f"the exact scores of {len(sample)} modules rank them"
+        f"{found.scorer} agrees with exact patching by Spearman {agree['spearman']:.2f} and finds "
+        f"{agree['top_recall']:.0%} of the largest only: the exact scores of {len(sample)} modules rank them"
     )
     return basis, mean, agree, (note,)
 

@@ -16,7 +16,7 @@ from curerec.errors import ModelError
 from curerec.records import Circuit
 
 FORMAT = "curerec-circuit"
-VERSION = 1
+VERSION = 2  # 1 had no ranks, readings, overlaps and knock-outs; it is read as well
 # JSON has no nan; a number that was not computed is null.
 Number = Annotated[float | None, BeforeValidator(lambda v: None if v is None or math.isnan(v) else v)]
 
@@ -35,8 +35,28 @@ class Shape(_Strict):
     parallel_attn_mlp: bool = False
 
 
+class Reads(_Strict):
+    """Where a head looks from the answer position; see :class:`curerec.circuits.reading.Reading`.
+
+    ``part`` is None where no part gets more than its share of the tokens; ``prompts`` is the share of the
+    prompts in which the part does.
+    """
+
+    part: str | None = None
+    mass: Number = None
+    low: Number = None
+    high: Number = None
+    tokens: Number = None
+    prompts: Number = None
+    by_part: dict[str, Number] = {}
+
+
 class Node(_Strict):
-    """A head or MLP: mean score (logits), bootstrap interval, mean exact score, whether it is in the core."""
+    """A head or MLP.
+
+    ``score`` is the mean (logits) with its bootstrap interval, ``exact`` that of exact patching, ``rank`` the
+    place in the order the circuit grows by (0 first), ``groups`` how many update units of it have which role.
+    """
 
     name: str
     score: Number = None
@@ -44,6 +64,9 @@ class Node(_Strict):
     high: Number = None
     exact: Number = None
     in_graph: bool = False
+    rank: int | None = None
+    groups: dict[str, int] = {}
+    reads: Reads | None = None
 
 
 class Edge(_Strict):
@@ -67,11 +90,42 @@ class Measures(_Strict):
     minimality: list[Number] = []
 
 
+class Overlap(_Strict):
+    """Jaccard overlap of the circuits that one kind of change (seeds, templates, scorers) leads to."""
+
+    over: str
+    names: list[str]
+    matrix: list[list[Number]]
+    mean: Number = None
+
+
+class NecessarySet(_Strict):
+    """The smallest set whose loss takes most of the margin; see :mod:`curerec.circuits.necessary`.
+
+    ``lost`` is the share of the margin that goes with it on the judging pairs, ``matters`` what its loss
+    costs on test prompts, as :attr:`CircuitFile.matters`.
+    """
+
+    level: Literal["parts", "connections"]
+    members: list[str]
+    total: int
+    lost: Number = None
+    curve: list[tuple[int, Number]] = []
+    matters: dict[str, Number] = {}
+
+
 class CircuitFile(_Strict):
-    """Contents of ``circuit.json``: means and measures, no example and no name of a user."""
+    """Contents of ``circuit.json``: means and measures, no example and no name of a user.
+
+    ``matters`` holds the test AUC of the whole model (``auc``), with all of it patched (``auc_floor``), with
+    the circuit alone (``auc_kept``), without it (``auc_without``) and without random sets of its size
+    (``auc_random``, ``_low``, ``_high``); ``margin_kept`` is the faithfulness on the same prompts.
+    """
 
     format: Literal["curerec-circuit"] = "curerec-circuit"
-    version: Literal[1] = 1
+    version: Literal[1, 2] = 2
+    about: dict[str, str | int | float | None] = {}
+    corruption: str | None = None
     shape: Shape
     scorer: str
     granularity: str = "head_mlp"
@@ -82,6 +136,10 @@ class CircuitFile(_Strict):
     edges_measured: Measures | None = None
     agreement: dict[str, Number] = {}
     knockouts: dict[str, Number] = {}
+    matters: dict[str, Number] = {}
+    edges_matter: dict[str, Number] = {}
+    necessary: list[NecessarySet] = []
+    overlaps: list[Overlap] = []
     pairs: dict[str, int] = {}
     cost: dict[str, Number] = {}
     notes: list[str] = []
@@ -102,6 +160,7 @@ def to_file(circuit: Circuit, shape: Shape) -> CircuitFile:
     """A circuit with what was measured of it, without its per-example scores."""
     core = set(circuit.core)
     mean = circuit.scores.mean(0)
+    rank = {k: at for at, k in enumerate(circuit.order)}
 
     def number(values: np.ndarray | None, k: int) -> float | None:
         return None if values is None else float(values[k])
@@ -114,6 +173,7 @@ def to_file(circuit: Circuit, shape: Shape) -> CircuitFile:
             high=number(circuit.high, k),
             exact=number(circuit.exact, k),
             in_graph=k in core,
+            rank=rank.get(k),
         )
         for k, name in enumerate(circuit.modules)
     ]
@@ -166,10 +226,10 @@ def read(path: Path) -> CircuitFile:
     Raises:
         ModelError: it is no circuit of this version; the message names the first field at fault.
     """
-    raw = _json(path)
-    if raw.get("format") != FORMAT or raw.get("version") != VERSION:
+    raw = read_json(path)
+    if raw.get("format") != FORMAT or raw.get("version") not in (1, VERSION):
         raise ModelError(
-            f"is no {FORMAT} of version {VERSION}",
+            f"is no {FORMAT} of version 1 to {VERSION}",
             where=f"circuit {path.name}",
             mend="Write it again with this version, or import it with from_eap_ig",
         )
@@ -184,7 +244,12 @@ def read(path: Path) -> CircuitFile:
         ) from None
 
 
-def _json(path: Path) -> dict[str, Any]:
+def read_json(path: Path) -> dict[str, Any]:
+    """A JSON object from a file.
+
+    Raises:
+        ModelError: it is none.
+    """
     try:
         raw = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError):
@@ -281,7 +346,7 @@ def from_eap_ig(
 
 def read_eap_ig(path: Path, *, n_kv_heads: int | None = None) -> CircuitFile:
     """As :func:`from_eap_ig`, from a file."""
-    return from_eap_ig(_json(path), n_kv_heads=n_kv_heads)
+    return from_eap_ig(read_json(path), n_kv_heads=n_kv_heads)
 
 
 def _short(name: str) -> str:

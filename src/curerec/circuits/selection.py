@@ -10,6 +10,12 @@ import numpy as np
 from curerec.circuits.wiring import INPUT, LOGITS, Wiring
 
 
+def halves(n: int, seed: int) -> tuple[np.ndarray, np.ndarray]:
+    """Pairs that rank and pairs that judge, int each: the halves of every search with the same seed."""
+    order = np.random.default_rng([seed, 41]).permutation(n)
+    return order[: n // 2], order[n // 2 :]
+
+
 def ranking(scores: np.ndarray) -> np.ndarray:
     """Elements by falling |mean score|, int [elements].
 

@@ -199,17 +199,17 @@ class NormAt:
     """A norm linearised at an input: ``y = s(x) * (x - mean) * gain + bias``.
 
     Attributes:
-        centred: input, minus its mean for a LayerNorm, [batch, pos, d_model].
+        x: input, [batch, pos, d_model]; a reference, which the backward pass holds as well.
+        mean: of the input for a LayerNorm, [batch, pos, 1]; None for an RMS norm.
         scale: s, the inverse root mean square, [batch, pos, 1].
         gain: [d_model].
-        centring: whether it is a LayerNorm.
         fixed_scale: derivatives treat s as a constant (``relp``).
     """
 
-    centred: torch.Tensor
+    x: torch.Tensor
+    mean: torch.Tensor | None
     scale: torch.Tensor
     gain: torch.Tensor
-    centring: bool
     fixed_scale: bool
 
     @classmethod
@@ -231,15 +231,26 @@ class NormAt:
             )
         with torch.no_grad():
             if centring:
-                centred, gain = x - x.mean(-1, keepdim=True), wide(norm.weight.detach())
+                mean, gain = x.mean(-1, keepdim=True), wide(norm.weight.detach())
+                variance = (x - mean).square().mean(-1, keepdim=True)
             else:
                 # What the norm makes of a constant is its gain, however the family stores it; hooks on the
                 # norm must not take this for a pass of the model, so it is not called but its forward is.
                 probe = torch.full((x.shape[-1],), 1024.0, dtype=x.dtype, device=x.device)
-                centred = x
+                mean, variance = None, x.square().mean(-1, keepdim=True)
                 gain = wide(norm.forward(probe)) * (1 + eps / 1024.0**2) ** 0.5
-            scale = (centred.square().mean(-1, keepdim=True) + eps).rsqrt()
-        return cls(centred, scale, gain, centring, fixed_scale)
+            scale = (variance + eps).rsqrt()
+        return cls(x, mean, scale, gain, fixed_scale)
+
+    @property
+    def centring(self) -> bool:
+        """Whether it is a LayerNorm."""
+        return self.mean is not None
+
+    @property
+    def centred(self) -> torch.Tensor:
+        """Input, minus its mean for a LayerNorm; made anew at each use, not held."""
+        return self.x if self.mean is None else self.x - self.mean
 
     def value(self, bias: torch.Tensor | None = None) -> torch.Tensor:
         """The norm's output."""

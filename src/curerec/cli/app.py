@@ -7,6 +7,7 @@ from typing import Annotated, Any
 
 import typer
 
+from curerec.cli import circuit
 from curerec.cli.requests import attach
 
 app = typer.Typer(
@@ -414,4 +415,5 @@ def recipe_for(name: str | None, model: str | None, seed: int | None) -> Any:
     return found.model_copy(update=update)
 
 
+circuit.attach(app)
 attach(app)

@@ -11,11 +11,14 @@ from scipy.stats import spearmanr
 from curerec.records import ROLES, Circuit, Groups, Outcome
 
 
-def circuit_part(circuit: Circuit | None, *, draws: int = 200, seed: int = 0) -> dict[str, Any]:
+def circuit_part(
+    circuit: Circuit | None, *, reads: list[dict[str, Any]] | None = None, draws: int = 200, seed: int = 0
+) -> dict[str, Any]:
     """The circuit with a bootstrap interval for every module's mean score.
 
     Args:
         circuit: None where the method has none.
+        reads: what its heads read, where that was measured.
         draws: resamples of the pairs.
         seed: of the resamples.
     """
@@ -49,6 +52,7 @@ def circuit_part(circuit: Circuit | None, *, draws: int = 200, seed: int = 0) ->
             for k, name in enumerate(circuit.modules)
         ],
         "spearman_exact": float(agreement),
+        "reads": reads,
     }
 
 

@@ -132,6 +132,22 @@ class Score(Part):
     in_core: bool | None = None
 
 
+class HeadReads(Part):
+    """Which part of the prompt a head reads from the answer position, and how common that is.
+
+    ``part`` is None where no part gets more than its share of the tokens (``tokens``); ``prompts`` is the
+    share of the prompts in which the part does.
+    """
+
+    head: str
+    part: Text = None
+    mass: Number = None
+    low: Number = None
+    high: Number = None
+    tokens: Number = None
+    prompts: Number = None
+
+
 class CircuitPart(Part):
     """The core circuit: ``modules`` names it, ``curve`` holds (size, faithfulness) pairs."""
 
@@ -146,6 +162,7 @@ class CircuitPart(Part):
     curve: list[tuple[Number, Number]] | None = None
     scores: list[Score] | None = None
     spearman_exact: Number = None
+    reads: list[HeadReads] | None = None
 
 
 class Cell(Part):

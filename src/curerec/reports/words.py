@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from curerec.reports import figures as f
+from curerec.reports.parts import HeadReads
 from curerec.reports.schema import Record
 from curerec.reports.svg import finite
 from curerec.reports.verdicts import CHOICES, asked_for, why
@@ -281,7 +282,36 @@ def circuit(record: Record) -> Explained:
             "found on the graph of users and items, gave way to equally popular items that do not. Pairs of "
             f"a prompt and its altered twin: {', '.join(listed)}."
         )
+    if c.reads:
+        text.append(_heads_read(c.reads))
     return Explained(text, [(shown, meaning) for shown, value, meaning in explained if finite(value)])
+
+
+_PROMPT_PARTS = {"liked": "the liked list", "disliked": "the disliked list", "candidate": "the candidate"}
+
+
+def _heads_read(reads: list[HeadReads]) -> str:
+    """Which heads of the circuit read what: by where the answer position looks, with how common that is."""
+    said = []
+    for part, name in _PROMPT_PARTS.items():
+        heads = [r for r in reads if r.part == part]
+        if heads:
+            best = max(heads, key=lambda r: r.mass or 0.0)
+            between = f"{f.percent(best.low)} to {f.percent(best.high)}"
+            said.append(
+                f"{f.plural(len(heads), 'head')} read{'s' * (len(heads) == 1)} {name} (most of all "
+                f"{best.head}: {f.percent(best.mass)} of its attention, 95 % interval {between}, for "
+                f"{f.percent(best.tokens)} of the tokens; above that share in {f.percent(best.prompts)} of "
+                "the prompts)"
+            )
+    none = sum(r.part is None for r in reads)
+    if none:
+        said.append(f"{f.plural(none, 'head')} look{'s' * (none == 1)} at no part more than at the rest")
+    return (
+        "Of its heads, by where the place of the answer looks: "
+        + "; ".join(said)
+        + ". Where a head looks is not yet what it does there."
+    )
 
 
 def _in_100(value: float, digits: int = 0) -> str:

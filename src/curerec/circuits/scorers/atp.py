@@ -16,7 +16,7 @@ def score(
 
     ``score_i = sum over positions and features of (a_i(x') - a_i(x)) * dm/da_i at x``. Heads are slices of
     the output projection's input, so no [batch, pos, head, d_model] tensor is built and grouped keys need no
-    ungrouping. Three forward passes and one backward pass an example.
+    ungrouping. Two forward passes and one backward pass an example.
 
     Args:
         model: decoder of a known family.

@@ -10,7 +10,7 @@ import torch
 from pydantic import Field
 
 from curerec.circuits.adapter import weight_deltas
-from curerec.circuits.core import find_core
+from curerec.circuits.core import find_core, stable_core
 from curerec.circuits.patching import moving_pairs
 from curerec.circuits.path import path_scores
 from curerec.config import Strict
@@ -50,6 +50,10 @@ class CureConfig(Strict):
         "core", description="units outside the core circuit are frozen, or get a role like the others"
     )
     faithfulness: float = Field(0.9, gt=0, le=1, description="of the core circuit")
+    stable: bool = Field(
+        False,
+        description="where resamples overturn the core circuit: more pairs, then whole blocks",
+    )
     granularity: Granularity = Field("row", description="size of an update unit")
     path_steps: int = Field(
         2, gt=0, description="midpoints between base and fine-tuned weights for contributions"
@@ -92,11 +96,12 @@ def circuit_of(task: Task, config: CureConfig) -> Circuit:
         moved = moving_pairs(model, clean, corrupt, answers, config.pairs)
         clean, corrupt = clean.take(moved), corrupt.take(moved)
     with task.clock.stage("circuit"):
-        return find_core(
+        return (stable_core if config.stable else find_core)(
             model,
             clean,
             corrupt,
             answers,
+            scorer="atp",
             threshold=config.faithfulness,
             counts={
                 "unaligned": pairs.unaligned,

@@ -1,0 +1,270 @@
+"""Attribution patching here and in TransformerLens: same weights, same pairs, same process, same thread."""
+
+from __future__ import annotations
+
+import argparse
+import copy
+import datetime
+import gc
+import importlib
+import json
+import os
+import platform
+import statistics
+import time
+import warnings
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from tokenizers import Tokenizer, models, pre_tokenizers
+from transformers import (
+    GPT2Config,
+    GPT2LMHeadModel,
+    LlamaConfig,
+    LlamaForCausalLM,
+    PreTrainedTokenizerFast,
+)
+
+from curerec.circuits.edges import edge_scores
+from curerec.circuits.scorers import atp, atp_ig
+from curerec.prompts.encoding import Prompts
+from curerec.testing.memory import LivePeak
+
+HERE = Path(__file__).parent
+ANSWERS = (5, 9)
+COLUMNS = ("model", "what", "batch", "ms_an_example", "times", "peak_mib", "of_lens", "passes", "off")
+
+
+def made_model(name: str, vocabulary: int, layers: int, width: int, heads: int) -> Any:
+    """A model of random weights; what is timed does not depend on them."""
+    torch.manual_seed(0)
+    if name == "gpt2":
+        config: Any = GPT2Config(
+            vocab_size=vocabulary, n_embd=width, n_layer=layers, n_head=heads, n_positions=256,
+            bos_token_id=0, eos_token_id=0,
+        )  # fmt: skip
+        return GPT2LMHeadModel(config).eval()
+    config = LlamaConfig(
+        vocab_size=vocabulary, hidden_size=width, intermediate_size=8 * width // 3, num_hidden_layers=layers,
+        num_attention_heads=heads, num_key_value_heads=heads, max_position_embeddings=256,
+        tie_word_embeddings=True, bos_token_id=0, eos_token_id=0,
+    )  # fmt: skip
+    return LlamaForCausalLM(config).eval()
+
+
+def made_pairs(n: int, length: int, vocabulary: int) -> tuple[Prompts, Prompts]:
+    """Random prompts of one length, and twins with a quarter of their tokens replaced."""
+    rng = np.random.default_rng(0)
+    ids = rng.integers(10, vocabulary, (n, length))
+    other = np.where(rng.random(ids.shape) < 0.25, rng.integers(10, vocabulary, ids.shape), ids)
+    offsets = np.arange(n + 1, dtype=np.int64) * length
+    label = rng.integers(0, 2, n).astype(np.int8)
+    spans = np.zeros((0, 5), np.int32)
+    one, two = (Prompts(x.ravel().astype(np.int64), offsets, spans, label) for x in (ids, other))
+    return one, two
+
+
+def bridged(model: Any, vocabulary: int) -> Any:
+    """The model under TransformerLens, per-head as its attribution patching needs it."""
+    core = Tokenizer(models.WordLevel({f"w{k}": k for k in range(vocabulary)}, unk_token="w0"))
+    core.pre_tokenizer = pre_tokenizers.Whitespace()
+    tokenizer = PreTrainedTokenizerFast(tokenizer_object=core, pad_token="w1", unk_token="w0")
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        bridge = importlib.import_module("transformer_lens.model_bridge").TransformerBridge
+        own = copy.deepcopy(model)
+        own.set_attn_implementation("eager")  # its hooks on heads are of eager attention
+        out = bridge.boot_transformers(
+            "made/model", hf_model=own, tokenizer=tokenizer, device="cpu", dtype=torch.float32
+        )
+    return out.eval()
+
+
+def lens(
+    bridge: Any, clean: Prompts, corrupt: Prompts, *, layers: int, heads: int, every: bool
+) -> np.ndarray:
+    """Attribution patching with TransformerLens, [n, modules].
+
+    ``every``: as its own demo has it (``get_cache_fwd_and_bwd``): all activations and gradients are cached,
+    per head results are expanded. Otherwise as lean as its hooks allow: only ``hook_z`` and ``hook_mlp_out``.
+    """
+    ids = [torch.from_numpy(p.ids.reshape(len(p), -1)) for p in (clean, corrupt)]
+    label = torch.from_numpy(clean.label.astype(np.int64))
+    lean = [f"blocks.{k}.{n}" for k in range(layers) for n in ("attn.hook_z", "hook_mlp_out")]
+    rows = torch.arange(len(label))
+
+    def wanted(name: str) -> bool:
+        return "_input" not in name if every else name in lean
+
+    def run(tokens: torch.Tensor, backward: bool) -> tuple[dict[str, Any], dict[str, Any]]:
+        bridge.reset_hooks()
+        acts: dict[str, Any] = {}
+        grads: dict[str, Any] = {}
+
+        def forward(x: Any, hook: Any) -> None:
+            acts[hook.name] = x.detach() if torch.is_tensor(x) else x
+
+        def back(x: Any, hook: Any) -> None:
+            grads[hook.name] = x.detach() if torch.is_tensor(x) else x
+
+        bridge.add_hook(wanted, forward, "fwd")
+        if backward:
+            bridge.add_hook(wanted, back, "bwd")
+        with torch.set_grad_enabled(backward):
+            logits = bridge(tokens, return_type="logits", prepend_bos=False)[rows, -1]
+            m = (2 * label - 1) * (logits[:, ANSWERS[1]] - logits[:, ANSWERS[0]])
+        if backward:
+            m.sum().backward()
+        bridge.reset_hooks()
+        return acts, grads
+
+    a, g = run(ids[0], True)
+    b, _ = run(ids[1], False)
+
+    def of(cache: dict[str, Any], layer: int, part: str) -> Any:
+        for name in (f"blocks.{layer}.attn.hook_{part}", f"blocks.{layer}.hook_{part}", *ALIAS[part]):
+            name = name.format(layer)
+            if name in cache:
+                return cache[name]
+        raise KeyError(part)
+
+    out = []
+    for k in range(layers):
+        if every:
+            delta, grad = (of(b, k, "result") - of(a, k, "result")), of(g, k, "result")
+            out.append((delta * grad).sum((1, 3)))
+        else:
+            delta, grad = (of(b, k, "z") - of(a, k, "z")), of(g, k, "z")
+            delta, grad = (x if x.ndim == 4 else x.unflatten(-1, (heads, -1)) for x in (delta, grad))
+            out.append((delta * grad).sum((1, 3)))
+        out.append(((of(b, k, "mlp_out") - of(a, k, "mlp_out")) * of(g, k, "mlp_out")).sum((1, 2))[:, None])
+    for p in bridge.parameters():
+        p.grad = None
+    return torch.cat(out, 1).numpy()
+
+
+#: Names of the same places under the bridge.
+ALIAS = {
+    "z": ("blocks.{}.attn.o.hook_in",),
+    "result": ("blocks.{}.attn.hook_result",),
+    "mlp_out": ("blocks.{}.mlp.hook_out",),
+}
+
+
+def measured(call: Any, repeats: int) -> tuple[float, int, Any]:
+    """Median CPU seconds (of one thread), peak bytes of live tensors, and the result."""
+    out = call()
+    times = []
+    for _ in range(repeats):
+        gc.collect()
+        start = time.process_time()
+        call()
+        times.append(time.process_time() - start)
+    gc.collect()
+    with LivePeak() as memory:
+        call()
+    return statistics.median(times), memory.peak, out
+
+
+def ways_to_score(model: Any, bridge: Any, lean: Any, batch: int, options: Any) -> dict[str, Any]:
+    """What is compared, by name; the first is the yardstick."""
+    pair = made_pairs(batch, options.length, options.vocabulary)
+    about = {"layers": options.layers, "heads": options.heads}
+    return {
+        "lens demo": lambda: lens(bridge, *pair, **about, every=True),
+        "lens demo, one by one": lambda: np.concatenate(
+            [lens(bridge, *(p.take(np.array([k])) for p in pair), **about, every=True) for k in range(batch)]
+        ),
+        "lens lean": lambda: lens(lean, *pair, **about, every=False),
+        "atp": lambda: atp.score(model, *pair, ANSWERS, batch_size=batch),
+        "atp_ig": lambda: atp_ig.score(model, *pair, ANSWERS, batch_size=batch),
+        "edges": lambda: edge_scores(model, *pair, ANSWERS, batch_size=batch),
+    }
+
+
+def main() -> None:
+    """Measure, append, print."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--models", nargs="+", default=["gpt2", "llama"])
+    parser.add_argument("--layers", type=int, default=6)
+    parser.add_argument("--width", type=int, default=256)
+    parser.add_argument("--heads", type=int, default=8)
+    parser.add_argument("--vocabulary", type=int, default=16384)
+    parser.add_argument("--length", type=int, default=96)
+    parser.add_argument("--batch", type=int, nargs="+", default=[16, 32])
+    parser.add_argument("--ways", nargs="+", help="only these rows; default: all")
+    parser.add_argument("--repeats", type=int, default=3)
+    parser.add_argument("--note", default="", help="what else the machine was doing")
+    parser.add_argument("--results", type=Path, default=HERE / "results.jsonl")
+    options = parser.parse_args()
+    torch.set_num_threads(1)
+    warnings.simplefilter("ignore")
+    table = []
+    for name in options.models:
+        model = made_model(name, options.vocabulary, options.layers, options.width, options.heads)
+        bridge = bridged(model, options.vocabulary)
+        bridge.set_use_attn_result(True)
+        lean = bridged(model, options.vocabulary)
+        for batch in options.batch:
+            ways = ways_to_score(model, bridge, lean, batch, options)
+            ways = {k: v for k, v in ways.items() if not options.ways or k in options.ways}
+            base: tuple[float, int] | None = None
+            truth = None
+            for what, call in ways.items():
+                time_s, peak, found = measured(call, options.repeats)
+                base = base or (time_s, peak)
+                values = getattr(found, "values", found)
+                truth = values if truth is None else truth
+                scale = float(np.abs(truth).max())
+                row = {
+                    "model": name,
+                    "what": what,
+                    "batch": batch,
+                    "ms_an_example": 1000 * time_s / batch,
+                    "times": base[0] / time_s,
+                    "peak_mib": peak / 2**20,
+                    "of_lens": peak / base[1],
+                    "passes": found.cost.forward_equivalents if hasattr(found, "cost") else None,
+                    "off": float(np.abs(values - truth).max()) / scale
+                    if what in ("atp", "lens lean", "lens demo, one by one")
+                    else None,
+                    "shape": {
+                        k: getattr(options, k) for k in ("layers", "width", "heads", "vocabulary", "length")
+                    },
+                    "repeats": options.repeats,
+                    "note": options.note,
+                    "time": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
+                    "versions": {
+                        p: version(p) for p in ("torch", "transformers", "transformer-lens", "numpy")
+                    },
+                    "machine": {
+                        "processor": processor(),
+                        "cores": os.cpu_count(),
+                        "threads": torch.get_num_threads(),
+                        "load": os.getloadavg()[0],
+                        "system": platform.platform(),
+                    },
+                }
+                table.append(row)
+                with options.results.open("a", encoding="utf-8") as file:
+                    file.write(json.dumps(row) + "\n")
+    print("| " + " | ".join(COLUMNS) + " |\n" + "|---" * len(COLUMNS) + "|")
+    for row in table:
+        cells = [f"{row[c]:.3g}" if isinstance(row[c], float) else str(row[c]) for c in COLUMNS]
+        print("| " + " | ".join(cells) + " |")
+
+
+def processor() -> str:
+    """Name of the processor, as Linux gives it."""
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+        return next(line.split(": ")[1] for line in lines if line.startswith("model name"))
+    except (OSError, StopIteration):
+        return platform.processor() or platform.machine()
+
+
+if __name__ == "__main__":
+    main()

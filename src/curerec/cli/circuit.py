@@ -1,0 +1,181 @@
+"""``curerec circuit``: find, judge and draw the circuit of a recommender; or draw an imported one."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+#: What an output folder of the command holds; one that holds more is not replaced.
+FILES = frozenset({"circuit.json", "circuit.eap-ig.json", "circuit.html"})
+
+
+def circuit(
+    out: Annotated[Path, typer.Option("--out", help="Folder to write.")],
+    recommender: Annotated[
+        Path | None, typer.Option("--recommender", help="Folder that `curerec train` wrote.")
+    ] = None,
+    data: Annotated[
+        str | None,
+        typer.Option("--data", help="Public data set or a path. Default: what it was trained on."),
+    ] = None,
+    scorer: Annotated[
+        str | None, typer.Option("--scorer", help="exact, atp, atp_ig, relp, ig_node or adapter.")
+    ] = None,
+    corruption: Annotated[
+        str,
+        typer.Option("--corruption", help="prompt (another user's) or history (items by PageRank)."),
+    ] = "prompt",
+    pairs: Annotated[int, typer.Option("--pairs", min=4, help="Counterfactual pairs.")] = 128,
+    edges: Annotated[
+        int, typer.Option("--edges", min=0, help="Pairs that connections are scored on; 0: none.")
+    ] = 32,
+    test: Annotated[
+        int, typer.Option("--test", min=0, help="Test prompts of the knock-out; 0: leave it out.")
+    ] = 400,
+    reading: Annotated[
+        int, typer.Option("--reading", min=0, help="Prompts whose attention is read; 0: leave it out.")
+    ] = 128,
+    variants: Annotated[
+        int,
+        typer.Option(
+            "--variants", min=0, help="Pairs of each other seed, template and scorer; 0: leave them out."
+        ),
+    ] = 48,
+    batch: Annotated[
+        int, typer.Option("--batch", min=1, help="Prompts a pass; halved where memory runs out.")
+    ] = 32,
+    record: Annotated[
+        Path | None, typer.Option("--record", help="record.json of an unlearning run: colours by group.")
+    ] = None,
+    imported: Annotated[
+        Path | None,
+        typer.Option("--import", help="A circuit.json, or one in the JSON form of EAP-IG and MIB."),
+    ] = None,
+    base: Annotated[
+        Path | None,
+        typer.Option("--base", help="Folder of the base model, where its name alone does not find it."),
+    ] = None,
+    seed: Annotated[int, typer.Option("--seed", min=0, help="Seed of everything random.")] = 0,
+) -> None:
+    """Find the circuit of a recommender: which parts carry its answers, and how far that can be trusted.
+
+    Writes OUT/circuit.json, OUT/circuit.eap-ig.json (the form of EAP-IG and MIB) and OUT/circuit.html, a page
+    to explore. With --import an existing circuit is drawn instead, and judged where a recommender is given.
+    """
+    from curerec.cli.app import opened_with, quiet
+    from curerec.cli.bars import bars
+    from curerec.config import parse
+    from curerec.data.output import check_out, replacing
+    from curerec.errors import ConfigError
+
+    if recommender is None and imported is None:
+        raise ConfigError(
+            "nothing to look at", where="circuit", mend="Give --recommender, or a circuit with --import"
+        )
+    quiet()
+    from curerec.circuits import DEFAULT, SCORERS
+    from curerec.circuits.exchange import to_eap_ig, write
+    from curerec.inspection import InspectConfig, groups_of_record, inspect, judge_imported
+    from curerec.progress import Clock
+    from curerec.reports.circuit_page import write_circuit_page
+    from curerec.reports.files import replace_file
+
+    check_out(out, only=FILES, inputs=[recommender, record, imported, base])
+    if scorer is not None and scorer not in SCORERS:
+        raise ConfigError(
+            "is no scorer", where=f"--scorer {scorer}", mend=f"Choose from {', '.join(SCORERS)}"
+        )
+    asked = {
+        "scorer": scorer or DEFAULT,
+        "corruption": corruption,
+        "pairs": pairs,
+        "edges": edges,
+        "test": test,
+        "reading": reading,
+        "variants": variants,
+        "batch_size": batch,
+        "seed": seed,
+    }
+    config = parse(InspectConfig, asked, where="circuit")
+    groups = groups_of_record(_cells(record)) if record else {}
+    opened = opened_with(recommender, data, base) if recommender else None
+    if imported is not None:
+        file = _imported(imported, opened)
+        if opened is not None:
+            file = judge_imported(opened, file, config)
+        nodes = [n.model_copy(update={"groups": groups.get(n.name, n.groups)}) for n in file.nodes]
+        file = file.model_copy(update={"nodes": nodes})
+    else:
+        with bars() as reporter:
+            file = inspect(opened, config, groups=groups, clock=Clock(reporter))  # type: ignore[arg-type]
+    with replacing(out, only=FILES) as stage:
+        import json
+
+        write(file, stage / "circuit.json")
+        replace_file(stage / "circuit.eap-ig.json", json.dumps(to_eap_ig(file), indent=1) + "\n")
+        write_circuit_page(file.model_dump(mode="json"), stage / "circuit.html")
+    _say(file, out)
+
+
+def _cells(record: Path) -> list[dict[str, Any]]:
+    from curerec.reports.schema import read_record
+
+    return [cell.model_dump() for cell in read_record(record).groups.cells or []]
+
+
+def _imported(path: Path, opened: Any) -> Any:
+    """A circuit of either form."""
+    from curerec.circuits.exchange import FORMAT, read, read_eap_ig, read_json
+    from curerec.circuits.wiring import wiring_of
+
+    if read_json(path).get("format") == FORMAT:
+        return read(path)
+    n_kv = wiring_of(opened.recommender.model).n_kv if opened is not None else None
+    return read_eap_ig(path, n_kv_heads=n_kv)
+
+
+def _say(file: Any, out: Path) -> None:
+    """Print what was found, a line each."""
+    measured = file.nodes_measured
+    core = sum(n.in_graph for n in file.nodes)
+    line = f"circuit: {core} of {len(file.nodes)} parts"
+    if measured.faithfulness is not None:
+        line += f", faithfulness {measured.faithfulness:.3f}"
+    if measured.jaccard is not None:
+        line += f", overlap over resamples {measured.jaccard:.2f}"
+    typer.echo(line)
+    if file.edges_measured is not None:
+        chosen = sum(e.in_graph for e in file.edges)
+        typer.echo(
+            f"connections: {chosen} of {len(file.edges)}, faithfulness "
+            f"{file.edges_measured.faithfulness:.3f}, "
+            f"overlap {file.edges_measured.jaccard:.2f}"
+        )
+    for what, found in (("circuit", file.matters), ("connections", file.edges_matter)):
+        if found:
+            typer.echo(
+                f"test AUC {found['auc']:.3f}; without the {what} {found['auc_without']:.3f}, without a "
+                f"random set of its size {found['auc_random']:.3f}, all patched {found['auc_floor']:.3f}"
+            )
+    for table in file.overlaps:
+        typer.echo(f"overlap over {table.over}: {table.mean:.2f} ({', '.join(table.names)})")
+    cost = file.cost
+    if cost.get("forward_equivalents"):
+        peak = cost.get("peak_bytes") or cost.get("process_peak_bytes") or 0
+        kind = "device" if cost.get("peak_bytes") else "process"
+        typer.echo(
+            f"cost: {cost['forward_equivalents']:g} forward-equivalents an example, "
+            f"{kind} peak {peak / 2**20:.0f} MiB"
+        )
+    for note in file.notes:
+        typer.echo(f"note: {note}")
+    typer.echo(f"page: {out / 'circuit.html'}")
+
+
+def attach(app: typer.Typer) -> None:
+    """Register the command."""
+    app.command(
+        epilog="Example: curerec circuit --recommender runs/recommender --data ml-100k --out runs/circuit"
+    )(circuit)

@@ -1,0 +1,399 @@
+"""The circuit of a saved recommender, examined from all sides: what ``curerec circuit`` writes."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any, Literal
+
+import numpy as np
+from pydantic import Field
+
+from curerec.circuits import DEFAULT, SCORERS
+from curerec.circuits.core import find_core, stable_core
+from curerec.circuits.edge_core import find_edges
+from curerec.circuits.exchange import CircuitFile, NecessarySet, Overlap, Reads, shape_of, to_file
+from curerec.circuits.faithfulness import Faithfulness, Judge, judge_edges, judge_modules
+from curerec.circuits.matters import matters
+from curerec.circuits.necessary import necessary
+from curerec.circuits.patching import moving_pairs
+from curerec.circuits.reading import attention_reading
+from curerec.circuits.selection import halves
+from curerec.circuits.stability import overlaps
+from curerec.circuits.wiring import wiring_of
+from curerec.config import Strict
+from curerec.errors import ModelError, PromptError
+from curerec.machine import machine, peak_memory_bytes, versions
+from curerec.pipeline import Opened
+from curerec.progress import Clock
+from curerec.prompts.counterfactual import counterfactual_pairs
+from curerec.prompts.encoding import Encoder, Prompts, queries
+from curerec.prompts.others import other_prompts
+from curerec.prompts.templates import TEMPLATES
+from curerec.recommender import storage
+from curerec.records import ROLES, Circuit, Examples
+
+Corruption = Literal["prompt", "history"]
+Level = Literal["parts", "connections"]
+#: Matrices of an MLP in the cells of a record, of any family.
+MLP = ("gate_proj", "up_proj", "gate_up_proj", "c_fc", "fc1", "fc2", "down_proj", "mlp.c_proj", "mlp")
+
+
+class InspectConfig(Strict):
+    """Sizes and choices of an examination. Nothing here is chosen on test data."""
+
+    corruption: Corruption = Field(
+        "prompt", description="another user's prompt of the same length, or history items by PageRank"
+    )
+    scorer: str = DEFAULT
+    pairs: int = Field(128, gt=3, description="counterfactual pairs, half to rank and half to judge")
+    pool: int = Field(600, gt=3, description="validation prompts that pairs are made from")
+    faithfulness: float = Field(0.9, gt=0, le=1)
+    edges: int = Field(32, ge=0, description="pairs that the edges are scored on; 0: no edges")
+    test: int = Field(400, ge=0, description="test prompts of the knock-out; 0: none")
+    reading: int = Field(128, ge=0, description="prompts whose attention is read; 0: none")
+    variants: int = Field(48, ge=0, description="pairs of each other seed, template, scorer; 0: none")
+    draws: int = Field(200, gt=1, description="bootstrap resamples")
+    batch_size: int = Field(32, gt=0)
+    seed: int = Field(0, ge=0)
+
+
+@dataclass(frozen=True)
+class Aligned:
+    """Clean and corrupt prompts of the same lengths, and counts of what became of the prompts asked for."""
+
+    clean: Prompts
+    corrupt: Prompts
+    counts: dict[str, int]
+
+    def take(self, index: np.ndarray) -> Aligned:
+        """The pairs at ``index``."""
+        return Aligned(self.clean.take(index), self.corrupt.take(index), self.counts)
+
+
+def aligned(
+    opened: Opened,
+    examples: Examples,
+    corruption: Corruption,
+    *,
+    opposite: bool = True,
+    template: str | None = None,
+    seed: int = 0,
+) -> Aligned:
+    """Counterfactual pairs of examples.
+
+    Args:
+        opened: the recommender with its data.
+        examples: to be corrupted.
+        corruption: ``prompt`` (:func:`curerec.prompts.others.other_prompts`) or ``history``
+            (:func:`curerec.prompts.counterfactual.counterfactual_pairs`).
+        opposite: of ``prompt``.
+        template: in place of the recommender's own.
+        seed: of the draws.
+
+    Raises:
+        PromptError: no pair can be made.
+    """
+    made = opened.recommender
+    encoder = Encoder(made.tokenizer, template or made.template, opened.data.titles["title"].to_pylist())
+    wanted = queries(opened.data, examples)
+    if corruption == "history":
+        pairs = counterfactual_pairs(opened.data, wanted, encoder, opened.split.train.target, seed=seed)
+        counts = {"asked": len(examples), "unaligned": pairs.unaligned, "made": len(pairs)}
+        return Aligned(encoder.encode(pairs.clean), encoder.encode(pairs.corrupt), counts)
+    prompts = encoder.encode(wanted)
+    kept, partner = other_prompts(prompts, opposite=opposite, seed=seed)
+    counts = {"asked": len(examples), "unaligned": len(examples) - len(kept), "made": len(kept)}
+    return Aligned(prompts.take(kept), prompts.take(partner), counts)
+
+
+def inspect(
+    opened: Opened,
+    config: InspectConfig | None = None,
+    *,
+    groups: Mapping[str, Mapping[str, int]] | None = None,
+    clock: Clock | None = None,
+) -> CircuitFile:
+    """Find the circuit of a recommender, judge it, and say what its heads read.
+
+    Pairs and choices are of validation prompts. Test prompts are used once, to measure what the test AUC
+    loses when the circuit is knocked out; nothing depends on it.
+
+    Args:
+        opened: from :func:`curerec.pipeline.open_recommender`.
+        config: see :class:`InspectConfig`.
+        groups: update units of each module by role, from :func:`groups_of_record`.
+        clock: stages and their seconds.
+
+    Raises:
+        PromptError: pairs cannot be made, or none moves the answer.
+        ConfigError: unknown scorer.
+    """
+    config, clock = config or InspectConfig(), clock or Clock()
+    model, answers = opened.recommender.model, opened.recommender.answers
+    rng = np.random.default_rng([config.seed, 97])
+
+    def drawn(part: Examples, n: int) -> Examples:
+        return part.take(np.sort(rng.permutation(len(part))[:n]))
+
+    with clock.stage("counterfactuals"):
+        pool = drawn(opened.split.valid, config.pool)
+        pairs = _moving(opened, pool, config, config.pairs, seed=config.seed)
+    with clock.stage("circuit"):
+        options = _options(opened, config.scorer)
+        circuit = stable_core(
+            model,
+            pairs.clean,
+            pairs.corrupt,
+            answers,
+            start=len(pairs.clean),
+            scorer=config.scorer,
+            options=options,
+            threshold=config.faithfulness,
+            counts=pairs.counts,
+            draws=config.draws,
+            details=True,
+            batch_size=config.batch_size,
+            seed=config.seed,
+        )
+    if config.edges:
+        with clock.stage("edges"):
+            few = pairs.take(np.arange(min(config.edges, len(pairs.clean))))
+            edges = find_edges(
+                model,
+                few.clean,
+                few.corrupt,
+                answers,
+                threshold=config.faithfulness,
+                batch_size=config.batch_size,
+                seed=config.seed,
+            )
+            circuit = replace(circuit, edges=edges)
+    file = to_file(circuit, shape_of(wiring_of(model), model.config.hidden_size))
+    found: dict[str, Any] = {
+        "about": _about(opened, config),
+        "corruption": config.corruption,
+        "cost": {**file.cost, "process_peak_bytes": peak_memory_bytes()},
+    }
+    if config.test:
+        with clock.stage("knock-out"):
+            few = pairs.take(np.arange(min(config.edges, len(pairs.clean))))
+            examples = drawn(opened.split.test, config.test)
+            found |= _knocked_out(opened, config, circuit, pairs, few, examples)
+    if config.variants:
+        with clock.stage("other seeds, templates, scorers"):
+            found["overlaps"] = _variants(opened, config, pool, circuit.granularity)
+    reads: dict[str, Reads] = {}
+    if config.reading:
+        with clock.stage("what heads read"):
+            made = opened.recommender
+            encoder = Encoder(made.tokenizer, made.template, opened.data.titles["title"].to_pylist())
+            sample = encoder.encode(queries(opened.data, drawn(opened.split.valid, config.reading)))
+            claims = attention_reading(model, sample, answers).claims(draws=config.draws, seed=config.seed)
+            reads = {c.pop("head"): Reads(**c) for c in claims}
+    nodes = [
+        n.model_copy(update={"groups": dict((groups or {}).get(n.name, {})), "reads": reads.get(n.name)})
+        for n in file.nodes
+    ]
+    return file.model_copy(update={**found, "nodes": nodes})
+
+
+def _moving(
+    opened: Opened,
+    pool: Examples,
+    config: InspectConfig,
+    n: int,
+    *,
+    template: str | None = None,
+    seed: int = 0,
+) -> Aligned:
+    """At most ``n`` pairs whose margin falls: of the history kind the ones that fall most, else as drawn."""
+    made = aligned(opened, pool, config.corruption, template=template, seed=seed)
+    model, answers = opened.recommender.model, opened.recommender.answers
+    most = n if config.corruption == "history" else len(made.clean)
+    moved = moving_pairs(model, made.clean, made.corrupt, answers, most, batch_size=config.batch_size)
+    if config.corruption == "prompt":
+        moved = np.sort(np.random.default_rng([seed, 101]).permutation(moved)[:n])
+    kept = made.take(moved)
+    return replace(kept, counts={**made.counts, "fell": len(moved)})
+
+
+def _options(opened: Opened, scorer: str) -> dict[str, Any]:
+    """What a scorer needs to be told: ``adapter`` the weights before full fine-tuning."""
+    if scorer != "adapter" or hasattr(opened.recommender.model, "peft_config"):
+        return {}
+    return {"base_state": storage.load_base(opened.base)[0].state_dict()}
+
+
+def _knocked_out(
+    opened: Opened, config: InspectConfig, circuit: Circuit, pairs: Aligned, few: Aligned, examples: Examples
+) -> dict[str, Any]:
+    """Test AUC without the circuit and without what is necessary, at both levels.
+
+    Partners have any label, so the floor is chance.
+    """
+    test = aligned(opened, examples, config.corruption, opposite=False, seed=config.seed)
+    label = test.clean.label
+    if len(np.unique(label)) < 2:
+        return {}
+    model, answers, size = opened.recommender.model, opened.recommender.answers, config.batch_size
+
+    def judged(level: Level, names: tuple[str, ...], mean: np.ndarray, core: Any, used: Aligned) -> Any:
+        def judge_on(part: Aligned) -> Judge:
+            pair = (model, part.clean, part.corrupt, answers)
+            if level == "parts":
+                return judge_modules(*pair, names, batch_size=size)
+            return judge_edges(*pair, batch_size=size)
+
+        _, judging = halves(len(used.clean), config.seed)
+        f = Faithfulness(judge_on(used.take(judging)), len(names))
+        needed = necessary(f, mean, threshold=config.faithfulness)
+        sets = {"draws": 10 if level == "parts" else 5, "seed": config.seed}
+        on_test = judge_on(test)
+        return matters(on_test, len(names), core, label, **sets), NecessarySet(
+            level=level,
+            members=[names[k] for k in needed.members],
+            total=len(names),
+            lost=needed.lost,
+            curve=list(needed.curve),
+            matters=matters(on_test, len(names), needed.members, label, **sets),
+        )
+
+    ranking, _ = halves(len(pairs.clean), config.seed)
+    mean = circuit.scores[ranking].mean(0)
+    mean = np.where(np.isfinite(circuit.exact), circuit.exact, mean)
+    found, needed = judged("parts", circuit.modules, mean, circuit.core, pairs)
+    out: dict[str, Any] = {"matters": found, "necessary": [needed]}
+    if circuit.edges is not None:
+        ranking, _ = halves(len(few.clean), config.seed)
+        mean = circuit.edges.scores[ranking].mean(0)
+        found, needed = judged("connections", circuit.edges.names, mean, circuit.edges.core, few)
+        out |= {"edges_matter": found, "necessary": [*out["necessary"], needed]}
+    return out
+
+
+def _variants(opened: Opened, config: InspectConfig, pool: Examples, granularity: str) -> list[Overlap]:
+    """Overlap of the circuits of other seeds, templates and scorers, each from pairs of its own."""
+    model, answers = opened.recommender.model, opened.recommender.answers
+
+    def found(scorer: str, seed: int, template: str | None = None) -> Circuit:
+        pairs = _moving(opened, pool, config, config.variants, template=template, seed=seed)
+        return find_core(
+            model,
+            pairs.clean,
+            pairs.corrupt,
+            answers,
+            scorer=scorer,
+            options=_options(opened, scorer),
+            granularity="block" if granularity == "block" else "head_mlp",
+            threshold=config.faithfulness,
+            draws=20,
+            batch_size=config.batch_size,
+            seed=seed,
+        )
+
+    first = config.seed
+    own = found(config.scorer, first)
+    # One forward pass a module, or S passes a module, is for models with few modules.
+    scorers = [s for s in SCORERS if s not in ("adapter", "ig_node", config.scorer)]
+    scorers = [s for s in scorers if s != "exact" or len(own.modules) <= 64]
+    asked: dict[str, dict[str, Any]] = {
+        "seeds": {str(s): (config.scorer, s) for s in range(first + 1, first + 4)},
+        "templates": {t: (config.scorer, first, t) for t in TEMPLATES if t != opened.recommender.template},
+        "scorers": {s: (s, first) for s in scorers},
+    }
+    names = {"seeds": str(first), "templates": opened.recommender.template, "scorers": config.scorer}
+    out = []
+    for over, others in asked.items():
+        circuits = {names[over]: own}
+        for name, arguments in others.items():
+            try:
+                circuits[name] = found(*arguments)
+            except PromptError:  # a template that this model does not read moves nothing
+                continue
+        table = overlaps(circuits)
+        out.append(Overlap(over=over, names=list(table.names), matrix=table.matrix.tolist(), mean=table.mean))
+    return out
+
+
+def _about(opened: Opened, config: InspectConfig) -> dict[str, str | int | float | None]:
+    made, where = opened.recommender, machine()
+    return {
+        "data": opened.data.name,
+        "base": str(made.base["name"]),
+        "kind": opened.recipe.model.kind,
+        "template": made.template,
+        "weights_sha256": made.card.get("weights_sha256"),
+        "seed": config.seed,
+        "faithfulness_asked": config.faithfulness,
+        **{f"version_{k}": v for k, v in versions().items()},
+        **{k: str(v) for k, v in where.items()},
+    }
+
+
+def groups_of_record(cells: Sequence[Mapping[str, Any]]) -> dict[str, dict[str, int]]:
+    """Update units of each head and MLP by role, from the cells of a record.
+
+    Args:
+        cells: ``groups.cells`` of a record: counts of units by layer, matrix and head.
+
+    Example:
+        >>> counts = {"forget": 2, "retain": 0, "shared": 1, "frozen": 0}
+        >>> cell = {"layer": 0, "module": "q_proj", "head": 1, **counts}
+        >>> groups_of_record([cell, {**cell, "module": "up_proj", "head": None}])["layers.0.mlp"]["forget"]
+        2
+    """
+    out: dict[str, dict[str, int]] = {}
+    for cell in cells:
+        if cell["layer"] is None:
+            continue
+        if cell["head"] is not None:
+            name = f"layers.{cell['layer']}.head.{cell['head']}"
+        elif cell["module"] in MLP:
+            name = f"layers.{cell['layer']}.mlp"
+        else:
+            continue
+        counts = out.setdefault(name, dict.fromkeys(ROLES, 0))
+        for role in ROLES:
+            counts[role] += cell[role]
+    return out
+
+
+def judge_imported(opened: Opened, file: CircuitFile, config: InspectConfig | None = None) -> CircuitFile:
+    """An imported circuit, with its faithfulness on this recommender.
+
+    Args:
+        opened: the recommender.
+        file: from :func:`curerec.circuits.exchange.from_eap_ig` or ``read``.
+        config: sizes, seed, corruption.
+
+    Raises:
+        ModelError: the circuit is of another model.
+    """
+    config = config or InspectConfig()
+    model, answers = opened.recommender.model, opened.recommender.answers
+    wiring = wiring_of(model)
+    if shape_of(wiring, model.config.hidden_size) != file.shape or {n.name for n in file.nodes} != set(
+        wiring.sources[1:]
+    ):
+        raise ModelError(
+            "is of a model of another shape",
+            where="circuit",
+            mend="Give the recommender that it was found in, and its number of key/value heads",
+        )
+    rng = np.random.default_rng([config.seed, 97])
+    pool = opened.split.valid.take(np.sort(rng.permutation(len(opened.split.valid))[: config.pool]))
+    pairs = _moving(opened, pool, config, config.pairs, seed=config.seed)
+    names = [n.name for n in file.nodes]
+    judge = judge_modules(model, pairs.clean, pairs.corrupt, answers, names, batch_size=config.batch_size)
+    core = {k for k, n in enumerate(file.nodes) if n.in_graph}
+    measured = matters(judge, len(names), core, pairs.clean.label, seed=config.seed)
+    nodes = file.nodes_measured.model_copy(update={"faithfulness": measured["margin_kept"]})
+    return file.model_copy(
+        update={
+            "nodes_measured": nodes,
+            "about": _about(opened, config),
+            "corruption": config.corruption,
+            "pairs": {**pairs.counts, "kept": len(pairs.clean)},
+        }
+    )

@@ -1,0 +1,230 @@
+"""From ``circuit.json`` to one self-contained page with a picture that can be explored."""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+import json
+from collections.abc import Mapping
+from functools import cache
+from importlib.resources import files
+from pathlib import Path
+from typing import Any
+
+from jinja2 import Environment, PackageLoader, StrictUndefined
+from markupsafe import Markup
+
+from curerec.errors import DataError
+from curerec.reports import circuit_words as say
+from curerec.reports import figures as f
+from curerec.reports.circuit_curve import curve
+from curerec.reports.circuit_graph import MOST_EDGES, Link, graph, leading, links, title_of
+from curerec.reports.files import replace_file
+from curerec.reports.grid import ORDER, ROLE_NAMES
+from curerec.reports.svg import clean, finite
+
+MANY = 40  # rows of the table that are shown unfolded
+
+
+def render_circuit(file: Mapping[str, Any]) -> str:
+    """The page of a circuit.
+
+    Args:
+        file: contents of ``circuit.json`` (``CircuitFile.model_dump(mode="json")``).
+
+    Returns:
+        One page: style, script and picture inline, nothing loaded; the page's policy allows its own script
+        alone, by its digest. Without a script the circuit found is shown, only the slider is not.
+
+    Raises:
+        DataError: the mapping is no circuit of version 2.
+    """
+    if file.get("format") != "curerec-circuit" or file.get("version") != 2:
+        raise DataError("is no circuit of version 2", where="circuit", mend="Read it with exchange.read")
+    script = files("curerec.reports").joinpath("templates/circuit.js").read_text("utf-8")
+    digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
+    return _template().render(_view(file), script=Markup(script), digest=digest) + "\n"
+
+
+def write_circuit_page(file: Mapping[str, Any], path: str | Path) -> Path:
+    """Render a circuit and write it whole or not at all.
+
+    Raises:
+        DataError: the mapping is no circuit.
+        StorageError: the file cannot be written.
+    """
+    return replace_file(path, render_circuit(file))
+
+
+@cache
+def _template() -> Any:
+    environment = Environment(
+        loader=PackageLoader("curerec.reports"),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+        finalize=lambda value: clean(value) if type(value) is str else value,
+    )
+    return environment.get_template("circuit.html.j2")
+
+
+def _view(file: Mapping[str, Any]) -> dict[str, Any]:
+    shape, nodes = file["shape"], file["nodes"]
+    joined = links(file["edges"], shape["n_heads"], shape["n_kv_heads"])
+    core = sum(n["in_graph"] for n in nodes)
+    points = file["nodes_measured"]["curve"]
+    asked = file["about"].get("faithfulness_asked")
+    drawn = curve(points, core, asked=asked if isinstance(asked, float) else None)
+    ranked = bool(drawn) and all(n["rank"] is not None for n in nodes)
+    edges = file["edges_measured"]
+    return {
+        "file": file,
+        "f": f,
+        "say": say,
+        "sentence": say.sentence(file),
+        "core": core,
+        "eyebrow": [str(file["about"][k]) for k in ("data", "base") if file["about"].get(k)],
+        "graph": Markup(graph(nodes, joined, n_layers=shape["n_layers"], n_heads=shape["n_heads"])),
+        "curve": Markup(drawn),
+        "ranked": ranked,
+        "sizes": [size for size, value in points if finite(value)],
+        "roles": [
+            (role, ROLE_NAMES[role]) for role in ORDER if any(leading(n["groups"]) == role for n in nodes)
+        ],
+        "n_edges": len(joined),
+        "most_edges": MOST_EDGES,
+        "readings": say.reading(nodes),
+        "reading_summary": say.reading_summary(nodes),
+        "corruption": say.CORRUPTIONS.get(file["corruption"] or "", ""),
+        "measures": say.measures(file),
+        "tables": _tables(file),
+        "edge_facts": _edge_facts(file, edges) if edges else [],
+        "overlaps": [(o["over"], o["mean"], say.overlap_table(o)) for o in file["overlaps"]],
+        "node_table": say.node_table(nodes),
+        "many": MANY,
+        "facts": _facts(file),
+        "about": [(k.replace("_", " "), str(v)) for k, v in file["about"].items() if v is not None],
+        "island": _island(nodes, joined, points),
+    }
+
+
+def _tables(file: Mapping[str, Any]) -> list[tuple[str, list[Any], list[str]]]:
+    """Caption, rows and sentences of the knock-outs, by parts and by connections."""
+    out = []
+    for level, caption, what, found in (
+        ("parts", "By parts", "the circuit", file["matters"]),
+        ("connections", "By connections", "the circuit of connections", file["edges_matter"]),
+    ):
+        if found:
+            rows, said = say.matters_rows(found), [say.verdict(found, what)]
+            for needed in file["necessary"]:
+                if needed["level"] == level:
+                    rows += say.necessary_rows(needed)
+                    said.append(say.necessary_text(needed))
+            out.append((caption, rows, [text for text in said if text]))
+    return out
+
+
+def _island(nodes: Any, joined: list[Link], points: Any) -> Markup:
+    """What the script needs, as JSON that cannot end the element it stands in."""
+    data = {
+        "nodes": {
+            n["name"]: {
+                "title": title_of(n["name"]),
+                "rank": n["rank"],
+                "in": n["in_graph"],
+                "lines": _node_lines(n),
+            }
+            for n in nodes
+        },
+        "edges": [
+            {
+                "title": f"{title_of(x.source)} → {title_of(x.target)}",
+                "lines": _edge_lines(x),
+            }
+            for x in joined[:MOST_EDGES]
+        ],
+        "curve": [[size, value] for size, value in points if finite(value)],
+    }
+    text = json.dumps(_cleaned(data), ensure_ascii=True, allow_nan=False)
+    return Markup(text.replace("<", "\\u003c").replace(">", "\\u003e").replace("&", "\\u0026"))
+
+
+def _cleaned(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {clean(k): _cleaned(v) for k, v in value.items()}
+    if isinstance(value, list):
+        return [_cleaned(v) for v in value]
+    return clean(value) if isinstance(value, str) else value
+
+
+def _node_lines(n: Mapping[str, Any]) -> list[str]:
+    lines = ["in the circuit" if n["in_graph"] else "not in the circuit"]
+    if n["rank"] is not None:
+        lines[0] += f", place {n['rank'] + 1}"
+    if finite(n["score"]):
+        between = f.interval(n["low"], n["high"]) if len(finite(n["low"], n["high"])) == 2 else ""
+        lines.append(f"score {f.fixed(n['score'])}" + (f" (95 % interval {between})" if between else ""))
+    if finite(n["exact"]):
+        lines.append(f"exact patching {f.fixed(n['exact'])}")
+    reads = n["reads"]
+    if reads and reads["part"]:
+        lines.append(
+            f"reads {say.PARTS[reads['part']]}: {f.percent(reads['mass'])} of its attention, "
+            f"{f.percent(reads['tokens'])} of the tokens"
+        )
+    if n["groups"] and say.group_text(n["groups"]):
+        lines.append(say.group_text(n["groups"]))
+    return lines
+
+
+def _edge_lines(x: Link) -> list[str]:
+    lines = [f"score {f.fixed(x.score)}", *(["in the circuit of connections"] if x.chosen else [])]
+    names = {"q": "queries", "k": "keys", "v": "values"}
+    parts = [f"{names[kind]} {f.fixed(value)}" for kind, value in x.readers if kind]
+    return [*lines, ", ".join(parts)] if parts else lines
+
+
+def _edge_facts(file: Mapping[str, Any], m: Mapping[str, Any]) -> list[tuple[str, str]]:
+    chosen = sum(e["in_graph"] for e in file["edges"])
+    scorer = file["edges_scorer"] or f.NONE
+    return [
+        ("Connections in the circuit", f"{f.count(chosen)} of {f.count(len(file['edges']))}"),
+        ("They keep of the margin", f.percent(m["faithfulness"])),
+        ("Lost without them", f.percent(m["completeness"])),
+        ("Their overlap over resamples", f.percent(m["jaccard"])),
+        ("Scorer of connections", scorer),
+    ]
+
+
+def _facts(file: Mapping[str, Any]) -> list[tuple[str, str]]:
+    pairs, cost = file["pairs"], file["cost"]
+    names = {
+        "asked": "asked for",
+        "unaligned": "without a twin of the same length",
+        "made": "made",
+        "fell": "whose margin falls",
+        "kept": "used",
+        "judged": "of these to judge",
+        "moved": "moved by more than .001",
+        "flipped": "with the answer turned round",
+    }
+    listed = ", ".join(f"{f.count(pairs[k])} {text}" for k, text in names.items() if k in pairs)
+    peak = cost.get("peak_bytes") or cost.get("process_peak_bytes")
+    rows = [
+        ("Scorer of parts", file["scorer"]),
+        ("Chosen by", {"block": "all heads of a layer together"}.get(file["granularity"], "head and MLP")),
+        ("Pairs", listed),
+        ("Cost of the scores", _passes(cost)),
+        (
+            "Peak memory",
+            f.size(peak) + (" (whole process)" if "peak_bytes" not in cost else "") if peak else "",
+        ),
+    ]
+    return [(k, v) for k, v in rows if v]
+
+
+def _passes(cost: Mapping[str, Any]) -> str:
+    passes = cost.get("forward_equivalents")
+    return f"{passes:g} forward-equivalents an example" if passes is not None and finite(passes) else ""

@@ -1,0 +1,229 @@
+"""What a circuit says, in words and rows: only what its file holds, each claim with its numbers."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from curerec.reports import figures as f
+from curerec.reports.circuit_graph import leading, title_of
+from curerec.reports.grid import ORDER, ROLE_NAMES
+from curerec.reports.svg import finite
+from curerec.reports.tables import Table
+
+PARTS = {
+    "liked": "the liked list",
+    "disliked": "the disliked list",
+    "candidate": "the candidate",
+    "frame": "the template's words",
+}
+CORRUPTIONS = {
+    "prompt": "each altered twin is another user's prompt of the same length, with the other answer",
+    "history": "in each altered twin the earlier likes that speak for the answer gave way to equally popular "
+    "items that do not, found by PageRank on the graph of users and items",
+}
+
+
+def sentence(file: Mapping[str, Any]) -> str:
+    """The page's first sentence."""
+    core, total = sum(n["in_graph"] for n in file["nodes"]), len(file["nodes"])
+    kept = file["nodes_measured"]["faithfulness"]
+    said = f"{f.count(core)} of {f.plural(total, 'part')} "
+    said += "belongs" if core == 1 else "belong"
+    said += " to the circuit"
+    if not finite(kept):
+        return said + "; it was imported, and what it carries was not measured here."
+    return (
+        f"{said}; alone {'it keeps' if core == 1 else 'they keep'} {f.percent(kept)} of the answer's margin."
+    )
+
+
+def reading(nodes: Sequence[Mapping[str, Any]]) -> list[str]:
+    """What each head of the circuit reads, a sentence a head, the most important first."""
+    heads = [n for n in nodes if n["reads"] and n["in_graph"]]
+    out = []
+    for n in sorted(heads, key=lambda n: (n["rank"] is None, n["rank"])):
+        r = n["reads"]
+        if r["part"] is None:
+            out.append(f"{title_of(n['name'])} gives no part of the prompt more attention than its share.")
+            continue
+        between = f"{f.percent(r['low'])} to {f.percent(r['high'])}"
+        out.append(
+            f"{title_of(n['name'])} reads {PARTS[r['part']]}: {f.percent(r['mass'])} of its attention from "
+            f"the answer position (95 % interval {between}), with {f.percent(r['tokens'])} of the tokens; "
+            f"more than that share in {f.percent(r['prompts'])} of the prompts."
+        )
+    return out
+
+
+def reading_summary(nodes: Sequence[Mapping[str, Any]]) -> str:
+    """How many heads of the circuit read what; empty where it was not measured."""
+    heads = [n for n in nodes if n["reads"] and n["in_graph"]]
+    if not heads:
+        return ""
+    counted: dict[str | None, int] = {}
+    for n in heads:
+        counted[n["reads"]["part"]] = counted.get(n["reads"]["part"], 0) + 1
+    said = [f"{count} {PARTS[part]}" for part, count in counted.items() if part is not None]
+    if None in counted:
+        said.append(f"{counted[None]} no part more than its share")
+    return (
+        f"Of the {f.plural(len(heads), 'head')} in the circuit, by what the answer position looks at above "
+        f"its share of the tokens: {', '.join(said)}. Where a head looks is not yet what it does there; the "
+        "scores say whether it matters."
+    )
+
+
+def matters_rows(found: Mapping[str, Any]) -> list[tuple[str, str, str]]:
+    """(what was patched, test AUC, remark)."""
+    if not found:
+        return []
+    auc = {k: f.fixed(found.get(k)) for k in found}
+    spread = f"{auc['auc_random_low']} to {auc['auc_random_high']} over {f.plural(found['draws'], 'draw')}"
+    return [
+        ("nothing (the whole model)", auc["auc"], ""),
+        ("everything", auc["auc_floor"], "what is left without any part: the floor"),
+        ("the circuit", auc["auc_without"], f"{_share(found.get('lost'))} of the way to the floor"),
+        (
+            "random sets of its size",
+            auc["auc_random"],
+            f"{spread}; {_share(found.get('lost_random'))} of the way",
+        ),
+        ("all but the circuit", auc["auc_kept"], f"keeps {_share(found.get('margin_kept'))} of the margin"),
+    ]
+
+
+def necessary_rows(found: Mapping[str, Any]) -> list[tuple[str, str, str]]:
+    """As :func:`matters_rows`, of the smallest set that the answer cannot do without."""
+    m = found["matters"]
+    if not m:
+        return []
+    unit = "part" if found["level"] == "parts" else "connection"
+    low, high = f.fixed(m["auc_random_low"]), f.fixed(m["auc_random_high"])
+    return [
+        (
+            f"the {f.plural(len(found['members']), unit)} it cannot do without",
+            f.fixed(m["auc_without"]),
+            f"{_share(m.get('lost'))} of the way to the floor",
+        ),
+        (
+            f"random sets of {f.plural(len(found['members']), unit)}",
+            f.fixed(m["auc_random"]),
+            f"{low} to {high} over {f.plural(m['draws'], 'draw')}; {_share(m.get('lost_random'))} of the way",
+        ),
+    ]
+
+
+def necessary_text(found: Mapping[str, Any]) -> str:
+    """Which parts the answer cannot do without."""
+    unit = "part" if found["level"] == "parts" else "connection"
+    names = [_edge_title(n) if "->" in n else title_of(n) for n in found["members"]]
+    listed = "; ".join(names[:8]) + (f"; and {len(names) - 8} more" if len(names) > 8 else "")
+    lost, other = (finite(found["matters"].get(k)) for k in ("lost", "lost_random"))
+    verdict = ""
+    if lost and other:
+        verdict = (
+            f" On test prompts their loss takes {_share(lost[0])} of what the model knows, that of random "
+            f"sets of as many {_share(other[0])}."
+        )
+    return (
+        f"The smallest set of supporting {unit}s whose loss takes {_share(found['lost'])} of the margin has "
+        f"{f.plural(len(names), unit)} of {f.count(found['total'])}: {listed}.{verdict}"
+    )
+
+
+def _edge_title(name: str) -> str:
+    source, reader = name.split("->")
+    kinds = {"q": "queries", "k": "keys", "v": "values"}
+    *path, kind = reader.split(".")
+    if kind in kinds:
+        place = ".".join(path).replace(".kv.", ".head.")
+        return f"{title_of(source)} to the {kinds[kind]} of {title_of(place).lower()}"
+    return f"{title_of(source)} to {title_of(reader).lower()}"
+
+
+def _share(value: float | None) -> str:
+    return f"{100 * value:.0f}{f.NBSP}%" if value is not None and finite(value) else f.NONE
+
+
+def verdict(found: Mapping[str, Any], what: str) -> str:
+    """Whether the circuit matters to the task, from the knock-out, in one sentence."""
+    lost, other = found.get("lost"), found.get("lost_random")
+    if lost is None or other is None:
+        return ""
+    if lost >= 0.8 and other <= 0.5:
+        return (
+            f"Knocked out, {what} takes most of what the model knows with it; random sets of its size do not."
+        )
+    if lost >= 0.8:
+        return (
+            f"Knocked out, {what} takes most of what the model knows with it, but random sets of its size "
+            "take much of it, too: it is a large part of the model."
+        )
+    return f"Knocked out, {what} takes only a part of what the model knows with it."
+
+
+def measures(file: Mapping[str, Any]) -> list[tuple[str, str]]:
+    """(figure, meaning) of what was measured of the nodes."""
+    m, k = file["nodes_measured"], file["knockouts"]
+    rows = [
+        (m["faithfulness"], f.percent, "of the margin is kept by the circuit alone (faithfulness)."),
+        (m["completeness"], f.percent, "of it is lost when the circuit is fed altered input."),
+        (m["jaccard"], f.percent, "overlap of the circuit over resamples of the pairs."),
+        (m["cpr"], f.fixed, "mean faithfulness over all sizes (CPR; higher is better)."),
+        (m["cmd"], f.fixed, "mean distance of faithfulness from 1 (CMD; lower is better)."),
+        (
+            k.get("random"),
+            f.percent,
+            "largest gap to the whole model after losing a random half (completeness).",
+        ),
+        (k.get("greedy"), f.percent, "the same for the worst few parts that a greedy search found."),
+        (
+            file["agreement"].get("spearman"),
+            lambda v: f.fixed(v, 2),
+            "rank correlation of the scores with exact patching.",
+        ),
+    ]
+    return [(show(value), meaning) for value, show, meaning in rows if finite(value)]
+
+
+def overlap_table(overlap: Mapping[str, Any]) -> Table:
+    """Jaccard overlap of every two circuits."""
+    return Table(
+        ["", *overlap["names"]],
+        [
+            [name, *(f.fixed(v, 2) for v in row)]
+            for name, row in zip(overlap["names"], overlap["matrix"], strict=True)
+        ],
+    )
+
+
+def node_table(nodes: Sequence[Mapping[str, Any]]) -> Table:
+    """All parts with scores, in the order the circuit grows by."""
+    grouped = any(n["groups"] for n in nodes)
+    rows = []
+    for n in sorted(nodes, key=lambda n: (n["rank"] is None, n["rank"], n["name"])):
+        row = [
+            title_of(n["name"]),
+            "yes" if n["in_graph"] else "",
+            f.fixed(n["score"]),
+            f.interval(n["low"], n["high"]) if len(finite(n["low"], n["high"])) == 2 else f.NONE,
+            f.fixed(n["exact"]),
+            PARTS[n["reads"]["part"]].removeprefix("the ") if n["reads"] and n["reads"]["part"] else f.NONE,
+        ]
+        if grouped:
+            role = leading(n["groups"])
+            row.append(ROLE_NAMES[role] if role else f.NONE)
+        rows.append(row)
+    heads = ["Part", "In the circuit", "Score", "95 % interval", "Exact", "Reads"]
+    return Table([*heads, "Group"] if grouped else heads, rows)
+
+
+def group_text(groups: Mapping[str, int]) -> str:
+    """Counts of update units by role.
+
+    Example:
+        >>> group_text({"forget": 3, "frozen": 1})
+        '3 forget-specific, 1 frozen'
+    """
+    return ", ".join(f"{groups[r]:,} {ROLE_NAMES[r]}" for r in ORDER if groups.get(r))

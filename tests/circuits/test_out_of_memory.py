@@ -1,0 +1,62 @@
+"""A model that runs out of memory above two prompts a pass: the same scores, and the record says so."""
+
+from __future__ import annotations
+
+from contextlib import contextmanager
+
+import numpy as np
+import pytest
+import torch
+
+from curerec.circuits import SCORERS
+from curerec.circuits.core import find_core
+from curerec.circuits.edge_core import find_edges
+from curerec.circuits.exchange import shape_of, to_file
+from curerec.circuits.wiring import wiring_of
+from curerec.errors import ModelError
+from made_models import made_model, made_prompts, other_titles, with_lora
+
+CLEAN, ENCODER = made_prompts(6)
+WORDS, ANSWERS = len(ENCODER.tokenizer), ENCODER.answers
+CORRUPT = other_titles(CLEAN, WORDS)
+MODEL = with_lora(made_model(WORDS))
+
+
+@contextmanager
+def room_for(n):
+    """Memory for so many prompts a pass; what does not fit fails inside the second layer."""
+
+    def full(module, args):
+        if len(args[0]) > n:
+            raise torch.OutOfMemoryError("planted")
+
+    handle = MODEL.get_base_model().model.layers[1].register_forward_pre_hook(full)
+    try:
+        yield
+    finally:
+        handle.remove()
+
+
+@pytest.mark.parametrize("name", [n for n in SCORERS if n != "adapter"])
+def test_the_batch_is_halved_and_the_scores_are_the_same(name):
+    want = SCORERS[name](MODEL, CLEAN, CORRUPT, ANSWERS)
+    with room_for(2):
+        got = SCORERS[name](MODEL, CLEAN, CORRUPT, ANSWERS, batch_size=6)
+    np.testing.assert_allclose(got.values, want.values, atol=1e-5)
+    assert got.cost.halved >= 1 and got.cost.smallest_batch <= 2
+    assert got.cost.forward_equivalents == want.cost.forward_equivalents
+    assert not any(m._forward_hooks or m._forward_pre_hooks for m in MODEL.modules())
+
+
+def test_the_record_says_so():
+    with room_for(2):
+        circuit = find_core(MODEL, CLEAN, CORRUPT, ANSWERS, draws=4, batch_size=6)
+        edges = find_edges(MODEL, CLEAN, CORRUPT, ANSWERS, scorer="atp", draws=4, sizes=4, batch_size=6)
+    file = to_file(circuit, shape_of(wiring_of(MODEL), 16))
+    assert any("memory ran out" in note and "a pass" in note for note in file.notes)
+    assert any("memory ran out" in note for note in edges.notes)
+
+
+def test_one_pair_too_many_is_an_error():
+    with room_for(0), pytest.raises(ModelError, match="one pair"):
+        SCORERS["atp"](MODEL, CLEAN, CORRUPT, ANSWERS)

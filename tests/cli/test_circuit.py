@@ -1,0 +1,91 @@
+"""``curerec circuit``: what it leaves behind, that other tools' files go in and out, and what it refuses."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+
+from curerec.circuits.exchange import read, read_eap_ig
+from made_commands import PRIVATE, curerec, refused
+
+SMALL = ("--pairs", 12, "--edges", 6, "--test", 40, "--reading", 8, "--variants", 8)
+
+
+@pytest.fixture(scope="module")
+def out(made_path, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("circuit") / "full"
+    result = curerec(
+        "circuit", "--recommender", made_path.full, "--data", made_path.data, "--out", folder,
+        "--record", made_path.new / "record.json", "--scorer", "atp_ig", *SMALL,
+    )  # fmt: skip
+    assert result.code == 0, result
+    folder.joinpath("printed").write_text(result.out)
+    return folder
+
+
+def test_it_leaves_a_file_in_both_forms_and_a_page(out):
+    file = read(out / "circuit.json")
+    assert file.version == 2 and file.shape.n_layers == 2 and len(file.nodes) == 10
+    assert sorted(n.rank for n in file.nodes) == list(range(10))
+    core = [n for n in file.nodes if n.in_graph]
+    assert sorted(n.rank for n in core) == list(range(len(core)))
+    assert all(n.reads is not None for n in file.nodes if ".head." in n.name)
+    assert any(sum(n.groups.values()) for n in file.nodes)
+    assert (
+        file.matters.keys() == file.edges_matter.keys() >= {"auc", "auc_floor", "auc_without", "auc_random"}
+    )
+    assert [n.level for n in file.necessary] == ["parts", "connections"]
+    assert {o.over for o in file.overlaps} == {"seeds", "templates", "scorers"}
+    assert file.cost["forward_equivalents"] == 12 and file.cost["process_peak_bytes"] > 0
+    assert file.corruption == "prompt" and file.edges and file.edges_measured.faithfulness is not None
+    theirs = read_eap_ig(out / "circuit.eap-ig.json", n_kv_heads=file.shape.n_kv_heads)
+    assert [(n.name, n.in_graph) for n in theirs.nodes] == [(n.name, n.in_graph) for n in file.nodes]
+    for name in ("circuit.json", "circuit.html"):
+        assert not PRIVATE.search((out / name).read_text())
+
+
+def test_it_prints_the_cost_and_what_was_found(out):
+    printed = out.joinpath("printed").read_text()
+    assert "12 forward-equivalents an example" in printed and "MiB" in printed
+    assert "without the circuit" in printed and "overlap over scorers" in printed
+    assert not PRIVATE.search(printed)
+
+
+def test_an_imported_circuit_is_drawn_and_judged(out, made_path, tmp_path):
+    drawn = curerec("circuit", "--import", out / "circuit.eap-ig.json", "--out", tmp_path / "drawn")
+    assert drawn.code == 0, drawn
+    assert "was not measured here" in (tmp_path / "drawn" / "circuit.html").read_text()
+    judged = curerec(
+        "circuit", "--import", out / "circuit.json", "--recommender", made_path.full,
+        "--data", made_path.data, "--out", tmp_path / "judged", "--pairs", 12,
+    )  # fmt: skip
+    assert judged.code == 0, judged
+    file = read(tmp_path / "judged" / "circuit.json")
+    assert file.nodes_measured.faithfulness is not None and file.about["base"]
+
+
+def test_history_counterfactuals_and_lora(made_path, tmp_path):
+    result = curerec(
+        "circuit", "--recommender", made_path.lora, "--data", made_path.data, "--out", tmp_path / "lora",
+        "--corruption", "history", "--pairs", 8, "--edges", 0, "--test", 0, "--reading", 0, "--variants", 0,
+    )  # fmt: skip
+    assert result.code == 0, result
+    raw = json.loads((tmp_path / "lora" / "circuit.json").read_text())
+    assert raw["corruption"] == "history" and raw["edges"] == [] and raw["matters"] == {}
+
+
+def test_what_cannot_be_done_is_refused(made_path, tmp_path, out):
+    read_from = ("--recommender", made_path.full, "--data", made_path.data)
+    to = ("--out", tmp_path / "x")
+    refused(curerec("circuit", *to), "nothing to look at")
+    refused(curerec("circuit", *read_from, *to, "--scorer", "magic"), "magic", "atp_ig")
+    refused(curerec("circuit", *read_from, *to, "--corruption", "none"), "corruption")
+    refused(curerec("circuit", *read_from, "--out", made_path.full), "holds")
+    (tmp_path / "bad.json").write_text("[1]")
+    refused(curerec("circuit", "--import", tmp_path / "bad.json", *to), "JSON")
+    other = json.loads((out / "circuit.json").read_text())
+    other["shape"]["n_layers"] = 3
+    (tmp_path / "other.json").write_text(json.dumps(other))
+    refused(curerec("circuit", *read_from, "--import", tmp_path / "other.json", *to), "another shape")
+    assert not (tmp_path / "x").exists()

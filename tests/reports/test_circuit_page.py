@@ -1,0 +1,91 @@
+"""The page of a circuit: what it says, what it draws, and that nothing of the file can act in it."""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+import json
+import re
+
+import pytest
+from made_circuit import made_circuit
+
+from curerec.circuits.exchange import CircuitFile
+from curerec.errors import DataError
+from curerec.reports import circuit_words as say
+from curerec.reports.circuit_graph import links
+from curerec.reports.circuit_page import render_circuit, write_circuit_page
+
+
+def test_the_made_file_is_one_the_command_could_write():
+    file = CircuitFile.model_validate(made_circuit())
+    assert file.model_dump(mode="json") == made_circuit()
+
+
+def test_all_parts_and_lines_are_drawn():
+    file = made_circuit()
+    page = render_circuit(file)
+    for node in file["nodes"]:
+        assert f'data-name="{node["name"]}"' in page
+    joined = links(file["edges"], 4, 4)
+    assert page.count("data-edge=") == len(joined)
+    assert sum(x.score for x in joined) == pytest.approx(sum(e["score"] for e in file["edges"]))
+
+
+def test_its_own_script_is_the_only_one_allowed():
+    page = render_circuit(made_circuit())
+    scripts = re.findall(r"<script(?P<a>[^>]*)>(?P<b>.*?)</script>", page, re.S)
+    assert [a for a, _ in scripts] == [' type="application/json" id="data"', ""]
+    digest = base64.b64encode(hashlib.sha256(scripts[1][1].encode()).digest()).decode()
+    assert f"script-src 'sha256-{digest}'" in page and "default-src 'none'" in page
+    assert "http://" not in page and "https://" not in page
+    data = json.loads(scripts[0][1])
+    assert len(data["nodes"]) == 10 and len(data["curve"]) == 11
+
+
+def test_text_of_a_file_cannot_end_an_element():
+    file = made_circuit()
+    attack = "</script></svg><script>alert(1)</script><img src=x onerror=alert(1)>"
+    file["notes"] = [attack]
+    file["about"]["base"] = file["scorer"] = attack
+    file["nodes"][0]["name"] = attack
+    page = render_circuit(file)
+    assert page.count("<script") == 2 and "<img" not in page
+
+
+def test_the_words_say_what_the_file_holds():
+    file = made_circuit()
+    said = say.sentence(file).replace("\u00a0", " ")
+    assert said == "5 of 10 parts belong to the circuit; alone they keep 93 % of the answer's margin."
+    lines = say.reading(file["nodes"])
+    heads = [n for n in file["nodes"] if n["in_graph"] and n["reads"]]
+    assert len(lines) == len(heads)
+    reads = [line for line in lines if " reads " in line]
+    assert reads and all("95 % interval" in line and "of the prompts" in line for line in reads)
+    assert "random sets of its size do not" in say.verdict(file["matters"], "the circuit")
+    assert "large part" in say.verdict({"lost": 1.0, "lost_random": 0.9}, "it")
+    assert "only a part" in say.verdict({"lost": 0.4, "lost_random": 0.1}, "it")
+    text = say.necessary_text(file["necessary"][1])
+    assert "Prompt to the values of layer 0, head 0" in text and "96\u00a0%" in text and "17\u00a0%" in text
+
+
+def test_a_bare_import_has_a_page_too():
+    bare = CircuitFile.model_validate(
+        {
+            "shape": {"n_layers": 1, "n_heads": 1, "n_kv_heads": 1, "d_model": 4},
+            "scorer": "imported",
+            "nodes": [{"name": "layers.0.head.0", "in_graph": True}, {"name": "layers.0.mlp"}],
+        }
+    )
+    page = render_circuit(bare.model_dump(mode="json"))
+    assert "1 of 2\u00a0parts belongs" in page and "hidden" in page
+    with pytest.raises(DataError, match="version 2"):
+        render_circuit({"format": "curerec-circuit", "version": 3})
+
+
+def test_a_large_model_shows_its_heaviest_lines(tmp_path):
+    file = made_circuit(layers=12, heads=12)
+    path = write_circuit_page(file, tmp_path / "circuit.html")
+    page = path.read_text()
+    assert page.count("data-edge=") == 400 and "400 heaviest" in page
+    assert "more parts" in page
