@@ -1,0 +1,1 @@
+SCHEMA = "curerec-bench/1"
