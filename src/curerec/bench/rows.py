@@ -53,9 +53,13 @@ FURTHER = ("test_ece", "valid_auc", "l2", "jsd_test", "membership_low", "members
 FURTHER += ("membership_tpr_at_fpr_01",)
 #: What stays of a row where only costs mean anything.
 COSTS = ("t_core", "t_total", "retrain_ratio", "peak_memory", "trainable_parameters")
+ATTACKS = ("relearn_ratio", "int8_residual", "nf4_residual")
 RANDOM_WEIGHTS = "the weights are random: only time and memory mean anything"
 NOT_ASKED = "the recipe does not ask for it (columns)"
 REFERENCE = "a retrain is what the others are compared with"
+TRAINED = "not asked of them: original and retrains are trained once and used by all cells"
+NO_SCALE = "the ceiling is not above the floor: there is no scale"
+UNTOLD = "the method does not say"
 
 Row = dict[str, Any]
 
@@ -111,6 +115,22 @@ def measured(metrics: Mapping[str, Any], *, costs_only: bool = False) -> Row:
         further = dict.fromkeys(further)
         return {**values, **further, "missing": dict.fromkeys(gone, RANDOM_WEIGHTS)}
     return {**values, **further, "missing": {}}
+
+
+def explained(row: Row) -> Row:
+    """The row with a reason for every column of section 5 that has no value, and none for one that has."""
+    reference = row["method"] == "original" or row["method"].startswith("retrain")
+    why = {
+        "residual": REFERENCE if row["method"].startswith("retrain") else NO_SCALE,
+        "peak_memory": TRAINED if reference else UNTOLD,
+        **dict.fromkeys(
+            ("relearn_ratio", "int8_residual", "nf4_residual"), TRAINED if reference else NOT_ASKED
+        ),
+    }
+    missing = {
+        name: row["missing"].get(name) or why.get(name, UNTOLD) for name in COLUMNS if row.get(name) is None
+    }
+    return {**row, "missing": missing}
 
 
 def row_key(row: Mapping[str, Any]) -> tuple[Any, ...]:

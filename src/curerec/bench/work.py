@@ -203,7 +203,7 @@ class Workshop:
         found = measure(self._opened(job), split, {"original": original}, references)
         seconds = time.perf_counter() - start
         return [
-            self._row(job, n, found.metrics[n], found, split, name, seconds)
+            rows.explained(self._row(job, n, found.metrics[n], found, split, name, seconds))
             for n in ("original", *references)
         ]
 
@@ -224,7 +224,7 @@ class Workshop:
         original, references, yardstick = self._yardstick(job)
         config = opened.recipe.config_of(job.method)
         config = search.with_settings(config, settings) if settings else config
-        peak = Peak()
+        peak, used = Peak(), time.process_time()
         if job.ask.parts > 1:
             outcome = one_after_the_other(
                 opened,
@@ -237,7 +237,7 @@ class Workshop:
             )
         else:
             outcome, _ = unlearn(opened, request, job.method, config, seed=job.seed, reporter=self.reporter)
-        peak_bytes = peak.bytes()
+        peak_bytes, used = peak.bytes(), time.process_time() - used
         new = candidate(outcome)
         found = measure(opened, split, {"original": original, job.method: new}, references)
         if nothing_happened(original.logits["forget"], new.logits["forget"]):
@@ -257,9 +257,10 @@ class Workshop:
             method_config=config.model_dump(mode="json") if config is not None else None,
             settings=dict(settings),
             peak_exact=peak.exact,
+            cpu_s=used,
             **_explained(outcome),
         )
-        row["missing"] = {**row["missing"], **missing}
+        row = rows.explained({**row, "missing": {**row["missing"], **missing}})
         row["predictions"] = self._keep(row, new)
         return row
 
@@ -298,8 +299,6 @@ class Workshop:
         only = self.recipe.costs_only
         made = rows.measured(metrics, costs_only=only)
         scale = {"floor": found.floor_jsd, "ceiling": found.ceiling_jsd, "rankable": found.rankable}
-        if method.startswith("retrain"):
-            made["missing"] = {**made["missing"], "residual": rows.REFERENCE}
         return {
             **rows.about(self.recipe, job, method, shared=self.shared),
             **made,

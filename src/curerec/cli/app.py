@@ -7,6 +7,7 @@ from typing import Annotated, Any
 
 import typer
 
+from curerec.cli import bench
 from curerec.cli.requests import attach
 
 app = typer.Typer(
@@ -384,3 +385,4 @@ def recipe_for(name: str | None, model: str | None, seed: int | None) -> Any:
 
 
 attach(app)
+bench.attach(app)
