@@ -9,6 +9,7 @@ from typing import Any
 from curerec.bench.plan import Job, config_hash
 from curerec.bench.recipe import BenchRecipe
 from curerec.machine import machine, versions
+from curerec.reports.schema import plain
 
 #: Columns of PROTOCOL section 5. Seconds, bytes and nats.
 COLUMNS = (
@@ -119,6 +120,7 @@ def measured(metrics: Mapping[str, Any], *, costs_only: bool = False) -> Row:
 
 def explained(row: Row) -> Row:
     """The row with a reason for every column of section 5 that has no value, and none for one that has."""
+    row = plain(row)  # what is not finite is no value
     reference = row["method"] == "original" or row["method"].startswith("retrain")
     why = {
         "residual": REFERENCE if row["method"].startswith("retrain") else NO_SCALE,
