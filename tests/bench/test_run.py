@@ -44,6 +44,7 @@ def careless(task, config):
     return {}["usr42"]
 
 
+SCRUB = METHODS["scrub"]
 FAKES = {"scrub": out_of_memory, "rome": nothing, "gru": careless}
 
 
@@ -126,7 +127,7 @@ def test_failures_are_rows_and_end_nothing(made):
     for seed in (20, 21):
         assert why["scrub", seed] == "out of memory"
         assert "nothing happened" in why["rome", seed]
-        assert why["gru", seed] == "KeyError"  # its message would have named somebody
+        assert why["gru", seed].split(" at ")[0] == "KeyError"  # its message would have named somebody
         assert "no single model" in why["cragru", seed]
         assert why["npo", seed] is None and why["sisa", seed] is None
     assert any("out of memory" in line for line in made.told)
@@ -191,8 +192,7 @@ def test_a_failed_cell_is_tried_again_when_asked(made, tmp_path, monkeypatch):
     out = tmp_path / "out"
     shutil.copytree(made.out, out)
     monkeypatch.setenv("CUREREC_CACHE", str(made.folder / "cache"))
-    monkeypatch.setitem(METHODS, "rome", (nothing, METHODS["rome"][1]))
-    monkeypatch.setitem(METHODS, "gru", (careless, METHODS["gru"][1]))
+    monkeypatch.setitem(METHODS, "scrub", SCRUB)  # mended meanwhile
     done = run(made.recipe, out, places=made.places, retry=True)
     last = {(r["method"], r["seed"]): r for r in rows.newest(read_lines(out / "rows.jsonl"))}
     assert last["scrub", 20]["failure"] is None and last["scrub", 20]["jsd"] is not None
@@ -205,7 +205,7 @@ def test_damaged_references_are_made_anew(made, tmp_path, monkeypatch):
     out = tmp_path / "out"
     shutil.copytree(made.out, out)
     monkeypatch.setenv("CUREREC_CACHE", str(made.folder / "cache"))
-    whole = tree(out)
+    whole, yards = tree(out), measured(out)
     weights = sorted(out.glob("models/retrain-*/model.safetensors"))[0]
     content = bytearray(weights.read_bytes())
     content[-3] ^= 1
@@ -221,8 +221,16 @@ def test_damaged_references_are_made_anew(made, tmp_path, monkeypatch):
             shop.do(job, {})
     assert trained == [weights.parent.name]
     now = tree(out)
-    assert {k for k in whole if whole[k] != now.get(k)} <= {"rows.jsonl", *cards(whole)}
+    changed = {k for k in whole if whole[k] != now.get(k) and not k.startswith("yardsticks/")}
+    assert changed <= {"rows.jsonl", *cards(whole)}
+    assert measured(out) == yards
     assert now[str(weights.relative_to(out))] == whole[str(weights.relative_to(out))]  # bit by bit
+
+
+def measured(out):
+    """Arrays of all yardsticks; the order of a file's header is not settled."""
+    files = sorted(out.glob("yardsticks/*"))
+    return {f.name: {k: v.tobytes() for k, v in artefacts.read_arrays(f).items()} for f in files}
 
 
 def cards(names):

@@ -186,7 +186,7 @@ def _view(block: Block, bench: Bench) -> dict[str, Any]:
     columns = filled(block)
     lines = in_order(block)
     gone = {
-        head: next((x.missing[key] for x in lines if x.missing.get(key)), "no seed has one")
+        head: next((x.missing[key] for x in reversed(lines) if x.missing.get(key)), "no seed has one")
         for key, head, _ in COLUMNS
         if key not in {c[0] for c in columns} and not bench.costs_only
     }
