@@ -122,7 +122,7 @@ class BenchRecipe(Strict):
     costs_only: bool = Field(False, description="report time and memory, not what random weights answer")
     columns: list[str] = Field([], description="attacks beyond membership, by name")
     _settings: dict[str, Recipe] = PrivateAttr(default_factory=dict)
-    draws: int = Field(2000, gt=0, description="resamples of the significance test")
+    draws: int = Field(5000, gt=0, description="resamples of the significance test")
 
     @model_validator(mode="after")
     def _fits(self) -> BenchRecipe:
