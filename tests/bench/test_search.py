@@ -97,7 +97,8 @@ def test_a_spy_reads_no_test_rating(shop, monkeypatch):
     real = METHODS["grad_diff"][0]
     monkeypatch.setitem(METHODS, "grad_diff", (spy, METHODS["grad_diff"][1]))
     job = replace(shop.trial, method="grad_diff")
-    monkeypatch.setattr(work, "measure", lambda *a, **k: pytest.fail("a trial was measured against retrains"))
+    for name in ("evaluate", "scenes", "ground_of"):
+        monkeypatch.setattr(work, name, lambda *a, **k: pytest.fail("a trial was measured like a cell"))
     ((_, row),) = shop.shop.do(job, {})
     assert np.isnan(seen["rating"]).all() and not seen["attributes"]
     assert row["failure"] is None and np.isfinite(row["kl_valid"])

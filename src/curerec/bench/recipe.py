@@ -13,6 +13,7 @@ from pydantic import Field, PrivateAttr, model_validator
 from curerec.bench.shapes import SHAPES
 from curerec.config import Strict, parse, read_yaml
 from curerec.errors import ConfigError
+from curerec.evaluation import METRICS
 from curerec.methods import METHODS
 from curerec.recipe import Recipe, RequestConfig
 from curerec.recipes import load_recipe
@@ -120,7 +121,9 @@ class BenchRecipe(Strict):
     retrains: int = Field(2, gt=0, description="reference models a request; two or more give a floor")
     search: SearchConfig | None = None
     costs_only: bool = Field(False, description="report time and memory, not what random weights answer")
-    columns: list[str] = Field([], description="attacks beyond membership, by name")
+    columns: list[str] = Field(
+        [], description="metrics beyond those of the answers, by name: relearn_ratio, residual_int8, ..."
+    )
     _settings: dict[str, Recipe] = PrivateAttr(default_factory=dict)
     draws: int = Field(5000, gt=0, description="resamples of the significance test")
 
@@ -132,6 +135,9 @@ class BenchRecipe(Strict):
             raise ValueError("the seed that settings are searched on must not be reported on")
         if self.retrains < 2 and not self.costs_only:
             raise ValueError("two retrains at least: one gives no floor")
+        strange = sorted(set(self.columns) - set(METRICS))
+        if strange:
+            raise ValueError(f"no metric {', '.join(strange)}")
         if any(m.shape for m in self.models.values()) and not self.costs_only:
             raise ValueError("random weights of a shape need costs_only")
         known = {"datasets": self.datasets, "models": self.models}

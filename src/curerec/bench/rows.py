@@ -41,20 +41,23 @@ ABOUT = (
     "versions",
     "device",
 )
-#: Names of section 5 whose values :func:`curerec.measure.measure` has under others.
+#: Names of section 5 whose values :data:`curerec.evaluation.METRICS` has under others.
 MEASURED = {
     "acc": "test_acc",
     "log_loss": "test_log_loss",
     "t_core": "t_core_s",
     "t_total": "t_total_s",
     "trainable_parameters": "n_trainable",
+    "peak_memory": "peak_mem_bytes",
+    "int8_residual": "residual_int8",
+    "nf4_residual": "residual_nf4",
 }
 #: Measured values that a row holds beyond section 5.
-FURTHER = ("test_ece", "valid_auc", "l2", "jsd_test", "membership_low", "membership_high")
-FURTHER += ("membership_tpr_at_fpr_01",)
+FURTHER = ("test_ece", "valid_auc", "l2", "jsd_test", "membership_tpr_at_fpr_01", "forward_equivalents")
+#: What section 5 names that costs more than the answers on the four parts; a recipe asks for it.
+ATTACKS = ("relearn_ratio", "int8_residual", "nf4_residual")
 #: What stays of a row where only costs mean anything.
 COSTS = ("t_core", "t_total", "retrain_ratio", "peak_memory", "trainable_parameters")
-ATTACKS = ("relearn_ratio", "int8_residual", "nf4_residual")
 RANDOM_WEIGHTS = "the weights are random: only time and memory mean anything"
 NOT_ASKED = "the recipe does not ask for it (columns)"
 REFERENCE = "a retrain is what the others are compared with"
@@ -63,6 +66,16 @@ NO_SCALE = "the ceiling is not above the floor: there is no scale"
 UNTOLD = "the method does not say"
 
 Row = dict[str, Any]
+
+
+def metric_of(column: str) -> str:
+    """The metric behind a column.
+
+    Example:
+        >>> metric_of("acc"), metric_of("jsd")
+        ('test_acc', 'jsd')
+    """
+    return MEASURED.get(column, column)
 
 
 def about(recipe: BenchRecipe, job: Job, method: str, *, shared: bool, **more: Any) -> Row:
@@ -105,11 +118,12 @@ def measured(metrics: Mapping[str, Any], *, costs_only: bool = False) -> Row:
     """The measurements of a row, under the protocol's names; and why some are missing.
 
     Args:
-        metrics: of one model, of :func:`curerec.measure.measure`.
+        metrics: of one model, by name of :data:`curerec.evaluation.METRICS`.
         costs_only: leave out all but costs.
     """
-    values = {name: metrics.get(MEASURED.get(name, name)) for name in COLUMNS}
-    further = {name: metrics.get(name) for name in FURTHER}
+    values = {name: metrics.get(metric_of(name)) for name in COLUMNS}
+    known = {*MEASURED.values(), *values}
+    further = {name: value for name, value in metrics.items() if name not in known}
     if costs_only:
         gone = [name for name in (*values, *further) if name not in COSTS]
         values |= dict.fromkeys((name for name in gone if name in values), None)

@@ -15,18 +15,22 @@ import torch
 from curerec.bench import artefacts as kept
 from curerec.bench import rows, search
 from curerec.bench.blind import blind_task
-from curerec.bench.columns import COLUMNS, Cell
 from curerec.bench.failures import told
-from curerec.bench.memory import Peak
 from curerec.bench.plan import Job, config_hash, tries_of
 from curerec.bench.recipe import BenchRecipe
 from curerec.bench.sequence import one_after_the_other
 from curerec.bench.shapes import made_shape
 from curerec.data.fetch import DATASETS, load
 from curerec.errors import RefusedError
+from curerec.evaluation import METRICS
+from curerec.evaluation.candidate import Candidate
+from curerec.evaluation.cost import Meter
 from curerec.evaluation.guard import nothing_happened
 from curerec.evaluation.inputs import p_yes
-from curerec.measure import Candidate, candidate, measure
+from curerec.evaluation.metric import Metric, Value, evaluate
+from curerec.evaluation.residual import Reference
+from curerec.evaluation.scene import PARTS, Ground, scenes
+from curerec.measure import candidate, cells, chosen_metrics, ground_of
 from curerec.models import base_folder
 from curerec.pipeline import Opened, carry_out, unlearn
 from curerec.progress import Clock, Reporter, Silent
@@ -36,7 +40,8 @@ from curerec.splitting import drawn_request, granted
 
 Done = list[tuple[str, rows.Row]]  # (file, row)
 ROWS, TRIALS = "rows.jsonl", "trials.jsonl"
-PARTS = ("forget", "control", "valid", "test")
+#: Metrics of every row: those of the answers that a row names.
+ANSWERS = [*(rows.metric_of(c) for c in rows.COLUMNS if c not in rows.ATTACKS), *rows.FURTHER]
 PREDICTED = ("forget", "test")  # parts whose P(yes) is kept of each cell
 
 
@@ -153,11 +158,19 @@ class Workshop:
             reporter=self.reporter,
         )
 
+    def _ground(self, job: Job) -> Ground:
+        """What metrics have in common for a request: each part is encoded once for all its cells."""
+        place = (job.dataset, job.model, job.seed, job.request)
+        found: Ground = self._once(
+            "ground", place, lambda: ground_of(self._opened(job), self._asked(job)[1], seed=job.seed)
+        )
+        return found
+
     # The yardstick: what every cell of a request is measured with.
 
     def _yardstick(self, job: Job) -> tuple[Candidate, dict[str, Candidate], str]:
         def make() -> tuple[Candidate, dict[str, Candidate], str]:
-            opened, (request, split) = self._opened(job), self._asked(job)
+            opened, request = self._opened(job), self._asked(job)[0]
             assert opened.recommender.path is not None
             folders = {"original": opened.recommender.path}
             for k in range(self.recipe.retrains):
@@ -172,7 +185,7 @@ class Workshop:
                 n: Candidate(None, card["train_time_s"], card["train_time_s"], _trainable(opened))
                 for n, card in cards.items()
             }
-            if arrays is None:
+            if arrays is None or self.recipe.columns:  # attacks fine-tune or round the references, too
                 for n, one in models.items():
                     one.model = (
                         opened.recommender.model
@@ -181,12 +194,13 @@ class Workshop:
                             folders[n], opened.data, opened.recipe, self._base(job), cache=self.cache
                         ).recommender.model
                     )
-                references = {n: one for n, one in models.items() if n != "original"}
-                measure(opened, split, {"original": models["original"]}, references)
-                arrays = {f"{n}/{p}": one.logits[p] for n, one in models.items() for p in PARTS}
+            if arrays is None:
+                ground = self._ground(job)
+                arrays = {f"{n}/{p}": ground.logits(one, p) for n, one in models.items() for p in PARTS}
                 kept.write_arrays(path, arrays, about)
             for n, one in models.items():
-                one.model = None
+                if not self.recipe.columns:
+                    one.model = None
                 one.logits = {p: arrays[f"{n}/{p}"] for p in PARTS}
                 one.memory = dict(one.logits)
             return models.pop("original"), models, name
@@ -200,10 +214,11 @@ class Workshop:
         start = time.perf_counter()
         original, references, name = self._yardstick(job)
         split = self._asked(job)[1]
-        found = measure(self._opened(job), split, {"original": original}, references)
+        stages = scenes(self._ground(job), {"original": original}, references)
+        found = {n: {k: evaluate(m, scene) for k, m in _answers().items()} for n, scene in stages.items()}
         seconds = time.perf_counter() - start
         return [
-            rows.explained(self._row(job, n, found.metrics[n], found, split, name, seconds))
+            rows.explained(self._row(job, n, found[n], split, name, seconds))
             for n in ("original", *references)
         ]
 
@@ -224,31 +239,38 @@ class Workshop:
         original, references, yardstick = self._yardstick(job)
         config = opened.recipe.config_of(job.method)
         config = search.with_settings(config, settings) if settings else config
-        peak, used = Peak(), time.process_time()
-        if job.ask.parts > 1:
-            outcome = one_after_the_other(
-                opened,
-                request,
-                job.ask.parts,
-                job.method,
-                config,
-                seed=job.seed,
-                reporter=self.reporter,
-            )
-        else:
-            outcome, _ = unlearn(opened, request, job.method, config, seed=job.seed, reporter=self.reporter)
-        peak_bytes, used = peak.bytes(), time.process_time() - used
-        new = candidate(outcome)
-        found = measure(opened, split, {"original": original, job.method: new}, references)
-        if nothing_happened(original.logits["forget"], new.logits["forget"]):
+        ground, used = self._ground(job), time.process_time()
+        with Meter() as meter:
+            if job.ask.parts > 1:
+                outcome = one_after_the_other(
+                    opened,
+                    request,
+                    job.ask.parts,
+                    job.method,
+                    config,
+                    seed=job.seed,
+                    reporter=self.reporter,
+                )
+            else:
+                outcome, _ = unlearn(
+                    opened, request, job.method, config, seed=job.seed, reporter=self.reporter
+                )
+        used = time.process_time() - used
+        new = candidate(outcome, meter)
+        if nothing_happened(original.logits["forget"], ground.logits(new, "forget")):
             raise RefusedError("nothing happened: the answers on 32 probe prompts are the original's")
-        extra, missing = self._columns(
-            Cell(opened, request, split, outcome, new, original, references, job.seed)
-        )
+        scene = scenes(ground, {"original": original, job.method: new}, references)[job.method]
+        found = {key: evaluate(metric, scene) for key, metric in _answers().items()}
+        if self.recipe.columns:
+            original.model = opened.recommender.model
+            for key, metric in chosen_metrics(self.recipe.columns).items():
+                try:
+                    found[key] = evaluate(metric, scene)
+                except Exception as error:  # an attack that fails is a gap in the row and no failed method
+                    found[key] = Value.none(told(error))
         row = self._row(
             job,
             job.method,
-            {**found.metrics[job.method], "peak_memory": peak_bytes, **extra},
             found,
             split,
             yardstick,
@@ -256,26 +278,12 @@ class Workshop:
             stop_reason=outcome.stop_reason,
             method_config=config.model_dump(mode="json") if config is not None else None,
             settings=dict(settings),
-            peak_exact=peak.exact,
             cpu_s=used,
             **_explained(outcome),
         )
-        row = rows.explained({**row, "missing": {**row["missing"], **missing}})
+        row = rows.explained(row)
         row["predictions"] = self._keep(row, new)
         return row
-
-    def _columns(self, cell: Cell) -> tuple[dict[str, Any], dict[str, str]]:
-        values: dict[str, Any] = {}
-        missing: dict[str, str] = {}
-        for name, column in COLUMNS.items():
-            if name not in self.recipe.columns:
-                missing |= dict.fromkeys(column.gives, rows.NOT_ASKED)
-                continue
-            try:
-                values |= column.measure(cell)
-            except Exception as error:  # an attack that fails is a gap in the row and no failed method
-                missing |= dict.fromkeys(column.gives, told(error))
-        return values, missing
 
     def _keep(self, row: rows.Row, new: Candidate) -> str:
         """P(yes) of each example, for the significance test; the order is that of the yardstick."""
@@ -289,16 +297,20 @@ class Workshop:
         self,
         job: Job,
         method: str,
-        metrics: Mapping[str, Any],
-        found: Any,
+        found: Mapping[str, Value],
         split: ForgetSplit,
         yardstick: str,
         seconds: float,
         **more: Any,
     ) -> rows.Row:
         only = self.recipe.costs_only
+        metrics: dict[str, Any] = {}
+        for key, value in found.items():
+            metrics |= cells(METRICS[key], value)
         made = rows.measured(metrics, costs_only=only)
-        scale = {"floor": found.floor_jsd, "ceiling": found.ceiling_jsd, "rankable": found.rankable}
+        why = {c: v.missing for c in rows.COLUMNS if (v := found.get(rows.metric_of(c))) and v.missing}
+        made["missing"] = {**why, **made["missing"]}
+        scale = self._scale(job)
         return {
             **rows.about(self.recipe, job, method, shared=self.shared),
             **made,
@@ -310,6 +322,15 @@ class Workshop:
             "wall_s": seconds,
             **more,
         }
+
+    def _scale(self, job: Job) -> dict[str, Any]:
+        """Floor and ceiling on D_f, and whether methods may be ranked by them."""
+        original, references, _ = self._yardstick(job)
+        if len(references) < 2:
+            return {"floor": None, "ceiling": None, "rankable": None}
+        yes = [p_yes(one.logits["forget"]) for one in references.values()]
+        scale = Reference(np.stack(yes), p_yes(original.logits["forget"]))
+        return {"floor": scale.floor, "ceiling": scale.ceiling, "rankable": scale.rankable}
 
     def failed(self, job: Job, failure: str, seconds: float = 0.0) -> rows.Row:
         """The row of a cell that came to nothing."""
@@ -365,6 +386,11 @@ class Workshop:
     def _tidy(self) -> None:
         if torch.cuda.is_available():
             torch.cuda.empty_cache()
+
+
+def _answers() -> dict[str, Metric]:
+    """The metrics of every row."""
+    return chosen_metrics(ANSWERS)
 
 
 def _trainable(opened: Opened) -> int:

@@ -244,14 +244,8 @@ def pictures(block: Block) -> dict[str, str]:
 def _dot(line: Line, column: str) -> Dot:
     x, y = line.values.get(column), line.values.get("residual")
     kind = "ours" if line.name == OURS else "reference" if line.name == "original" else "other"
-    return Dot(
-        f.method(line.name),
-        x and x.mean,
-        y and y.mean,
-        x and x.half,
-        y and y.half,
-        kind,
-    )
+    ends = [(one.mean, one.half) if one else (None, None) for one in (x, y)]
+    return Dot(f.method(line.name), ends[0][0], ends[1][0], ends[0][1], ends[1][1], kind)
 
 
 def _or(value: float | None, other: float) -> float:
