@@ -52,7 +52,8 @@ FAKES = {"scrub": out_of_memory, "rome": nothing, "gru": careless}
 def made(tmp_path_factory):
     """One run, done twice."""
     folder = tmp_path_factory.mktemp("bench")
-    recipe = made_recipe(requests=ASKS, search=SEARCH, seeds=[20, 21])
+    attacks = ["residual_int8", "relearn_ratio"]
+    recipe = made_recipe(requests=ASKS, search=SEARCH, seeds=[20, 21], columns=attacks)
     told: list[str] = []
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("CUREREC_CACHE", str(folder / "cache"))
@@ -112,6 +113,8 @@ def test_rows_bear_the_names_of_the_protocol_and_a_reason_for_every_gap(made):
     good = next(r for r in made.rows if r["method"] == "npo")
     there = set(rows.COLUMNS) - {"relearn_ratio", "int8_residual", "nf4_residual", "residual"}
     assert all(isinstance(good[name], int | float) for name in there)
+    assert good["int8_residual"] is not None or "floor" in good["missing"]["int8_residual"]
+    assert "not ask" in good["missing"]["nf4_residual"]
     assert good["peak_memory"] > 50e6 and good["t_total"] >= good["t_core"] > 0
     assert good["settings"] is not None and good["method_config"]["check_size"] == 60
 

@@ -29,8 +29,8 @@ from curerec.records import ForgetRequest, Interactions
 
 MODELS, YARDSTICKS, PREDICTIONS, BASES = "models", "yardsticks", "predictions", "bases"
 #: All that a benchmark writes into its folder.
-NAMES = (MODELS, YARDSTICKS, PREDICTIONS, BASES, "bench.json", "rows.jsonl", "trials.jsonl")
-NAMES += ("summary.json", "bench.html", "lock")
+FILES = ("bench.json", "rows.jsonl", "trials.jsonl", "summary.json", "bench.html")
+NAMES = frozenset({MODELS, YARDSTICKS, PREDICTIONS, BASES, *FILES})
 Arrays = dict[str, np.ndarray]
 
 

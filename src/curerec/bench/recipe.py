@@ -140,7 +140,7 @@ class BenchRecipe(Strict):
             raise ValueError(f"no metric {', '.join(strange)}")
         if any(m.shape for m in self.models.values()) and not self.costs_only:
             raise ValueError("random weights of a shape need costs_only")
-        known = {"datasets": self.datasets, "models": self.models}
+        known: dict[str, Mapping[str, Any]] = {"datasets": self.datasets, "models": self.models}
         for ask in self.requests:
             for part, names in known.items():
                 strange = sorted(set(getattr(ask, part) or []) - set(names))

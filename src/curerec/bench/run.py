@@ -171,7 +171,8 @@ class _Foreman:
     def _hear(self, event: Event) -> None:
         job = event.job
         if event.what == "row":
-            self._write(*event.value, job)
+            file, row = event.value
+            self._write(file, row, job)
         elif event.what == "stage":
             self.tell(f"  {job.label}: {event.value}")
         elif event.what == "done":
