@@ -141,7 +141,8 @@ def measure(
         missing["metrics.retrain"] = NO_RETRAIN
     for done, (name, scene) in enumerate(stages.items()):
         values[name] = {key: evaluate(metric, scene) for key, metric in chosen.items()}
-        metrics[name] = row = {}
+        row: dict[str, Any] = {}
+        metrics[name] = row
         for key, value in values[name].items():
             row |= cells(chosen[key], value)
             if value.missing:
@@ -154,17 +155,19 @@ def measure(
     if len(retrains) >= 2:
         yes = [ground.p_yes(r, "forget") for r in retrains.values()]
         reference = Reference(np.stack(yes), ground.p_yes(models["original"], "forget"))
+    # Where retrains were given, each model has its entry; nan where the original is no farther than they are.
+    found = {name: value["residual"] for name, value in values.items() if "residual" in value}
     residual = {
-        name: value["residual"].value
-        for name, value in values.items()
-        if name not in retrains and name != "original" and "residual" in value
+        name: float("nan") if value.value is None else value.value
+        for name, value in found.items()
+        if len(retrains) >= 2 and name not in retrains and name != "original"
     }
     return Measured(
         metrics,
         reference.floor if reference else None,
         reference.ceiling if reference else None,
         reference.rankable if reference else None,
-        {name: value for name, value in residual.items() if value is not None},
+        residual,
         missing,
         values,
     )
@@ -272,7 +275,7 @@ def judge(
     kept = [utility(ground.logits(c, "valid"), split.valid.label) for c in (original, new)]
     on = {part: (ground.logits(new, part), ground.part(part).label) for part in ("forget", "control")}
     said = answers(*on["forget"], *on["control"])
-    probes = [ground.logits(c, "forget")[:PROBES] for c in (original, new)]
+    probes = (ground.logits(original, "forget")[:PROBES], ground.logits(new, "forget")[:PROBES])
     return verdict(
         probes_changed=probes_changed(*probes),
         membership_auc=attack["auc"],
