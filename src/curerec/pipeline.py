@@ -167,13 +167,14 @@ def task_for(opened: Opened, split: ForgetSplit, *, seed: int, clock: Clock | No
         plain, _ = storage.load_base(opened.base, device=device())
         state = plain.state_dict()
     storage.check_changes_something(opened.recommender.model, state)
+    base, model = opened.base, opened.recipe.model  # not `opened`, whose split holds the test examples
     return Task.of(
         split,
         original=opened.recommender,
         base_state=state,
         data=opened.data,
         tuning=opened.recipe.model.tuning,
-        fresh=lambda: fresh_model(opened.base, opened.recipe.model, seed=seed),
+        fresh=lambda: fresh_model(base, model, seed=seed),
         seed=seed,
         clock=clock or Clock(),
     )
@@ -213,9 +214,20 @@ def unlearn(
     """
     check_method(method)
     split = granted(opened.data, opened.recipe, opened.split, request)
-    with _deterministic(seed):
-        task = task_for(opened, split, seed=seed, clock=Clock(reporter or Silent()))
-        return METHODS[method][0](task, config or opened.recipe.config_of(method)), split
+    task = task_for(opened, split, seed=seed, clock=Clock(reporter or Silent()))
+    return carry_out(task, method, config or opened.recipe.config_of(method)), split
+
+
+def carry_out(task: Task, method: str, config: Any = None) -> Outcome:
+    """Run one method on a task that is made already, the same way every time.
+
+    Args:
+        task: from :func:`task_for`.
+        method: key of :data:`curerec.methods.METHODS`.
+        config: the method's configuration; None takes its default.
+    """
+    with _deterministic(task.seed):
+        return METHODS[method][0](task, config)
 
 
 @contextlib.contextmanager

@@ -7,7 +7,7 @@ from typing import Annotated, Any
 
 import typer
 
-from curerec.cli import circuit
+from curerec.cli import bench, circuit
 from curerec.cli.requests import attach
 
 app = typer.Typer(
@@ -447,3 +447,4 @@ def recipe_for(name: str | None, model: str | None, seed: int | None) -> Any:
 
 circuit.attach(app)
 attach(app)
+bench.attach(app)

@@ -1,0 +1,127 @@
+"""What cells share and keep: trained models, measured originals and references, predictions.
+
+Each is made once for what it depends on, whose digest names it, and is read back only if that digest and its
+own contents agree; anything else in its place is made anew.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from safetensors import SafetensorError
+from safetensors.numpy import load, save
+
+from curerec.data import durable
+from curerec.errors import ModelError
+from curerec.experiment import RETRAIN_SEEDS
+from curerec.pipeline import Opened, open_recommender, train
+from curerec.progress import Clock, Reporter, Silent
+from curerec.recipe import SETTINGS, Recipe
+from curerec.recommender import storage
+from curerec.recommender.safety import weights_digest
+from curerec.records import ForgetRequest, Interactions
+
+MODELS, YARDSTICKS, PREDICTIONS, BASES = "models", "yardsticks", "predictions", "bases"
+#: All that a benchmark writes into its folder.
+FILES = ("bench.json", "rows.jsonl", "trials.jsonl", "summary.json", "bench.html")
+NAMES = frozenset({MODELS, YARDSTICKS, PREDICTIONS, BASES, *FILES})
+Arrays = dict[str, np.ndarray]
+
+
+def digest(about: Mapping[str, Any]) -> str:
+    """sha256 of plain values, keys sorted."""
+    return hashlib.sha256(json.dumps(about, sort_keys=True).encode()).hexdigest()
+
+
+def trained_as(data: Interactions, recipe: Recipe, without: ForgetRequest | None) -> dict[str, Any]:
+    """What a trained model depends on: data, split, model, seed, and what was left out."""
+    return {
+        "data": data.fingerprint,
+        "recipe": recipe.model_dump(mode="json", exclude={*SETTINGS, "request", "format"}),
+        "without": without.digest if without else None,
+    }
+
+
+def trained(
+    data: Interactions,
+    recipe: Recipe,
+    out: Path,
+    *,
+    without: ForgetRequest | None = None,
+    number: int = 0,
+    base: Path | None = None,
+    cache: Path | None = None,
+    reporter: Reporter | None = None,
+) -> Path:
+    """The folder of an original or of a retrain, trained if it is not there whole.
+
+    Args:
+        data: interactions.
+        recipe: with the seed of the original.
+        out: folder of the benchmark.
+        without: leave out what this request deletes: a retrain.
+        number: of the retrain, from 0; each has its own seed.
+        base: folder of the base model, where its name does not find it.
+        cache: of the user.
+        reporter: told of stages.
+    """
+    if without is not None:
+        recipe = recipe.model_copy(update={"seed": RETRAIN_SEEDS * (number + 1) + recipe.seed})
+    about = trained_as(data, recipe, without)
+    folder = out / MODELS / f"{'original' if without is None else 'retrain'}-{digest(about)[:16]}"
+    if not is_trained(folder, about):
+        clock = Clock(reporter or Silent())
+        train(data, recipe, folder, without=without, base=base, cache=cache, clock=clock)
+    return folder
+
+
+def is_trained(folder: Path, about: Mapping[str, Any]) -> bool:
+    """Whether a folder holds a model of just this description, its weights those of its card."""
+    try:
+        card = storage.read_card(folder)
+        found = {
+            "data": card["data"]["fingerprint"],
+            "recipe": {k: v for k, v in card["recipe"].items() if k not in (*SETTINGS, "request", "format")},
+            "without": card.get("without"),
+        }
+        whole = weights_digest(folder) == card["weights_sha256"]
+    except (ModelError, OSError):
+        return False
+    return whole and digest(found) == digest(about)
+
+
+def opened_with(
+    folder: Path, data: Interactions, recipe: Recipe, base: Path | None, *, cache: Path | None = None
+) -> Opened:
+    """A trained model with the methods' settings of this run, whatever those were when it was trained."""
+    return replace(open_recommender(folder, data, base=base, cache=cache), recipe=recipe)
+
+
+def write_arrays(path: Path, arrays: Arrays, about: Mapping[str, str]) -> Path:
+    """Arrays and what they are of, whole or not at all."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    return durable.write(
+        path, save({k: np.ascontiguousarray(v) for k, v in arrays.items()}, dict(about)), mode=0o644
+    )
+
+
+def read_arrays(path: Path, about: Mapping[str, str] | None = None) -> Arrays | None:
+    """Arrays written by :func:`write_arrays`; None if they are not there, not whole, or of something else.
+
+    Args:
+        path: of the file.
+        about: what they must be of; None: whatever they are of.
+    """
+    try:
+        content = path.read_bytes()
+        length = int.from_bytes(content[:8], "little")
+        found = json.loads(content[8 : 8 + length])["__metadata__"]
+        return load(content) if about is None or found == dict(about) else None
+    except (OSError, ValueError, KeyError, TypeError, SafetensorError):  # absent, torn, or not one of ours
+        return None

@@ -1,0 +1,247 @@
+"""Worker processes: each does one job at a time and tells how far it is. One that dies is replaced."""
+
+from __future__ import annotations
+
+import contextlib
+import multiprocessing
+import os
+import signal
+import threading
+import warnings
+from collections.abc import Mapping
+from dataclasses import dataclass
+from multiprocessing.connection import Connection, wait
+from pathlib import Path
+from typing import Any, Literal, Protocol
+
+from curerec.bench.failures import told
+from curerec.bench.plan import Job
+from curerec.bench.recipe import BenchRecipe
+from curerec.progress import Advance
+from curerec.reports.schema import plain
+
+What = Literal["stage", "row", "done", "failed", "died"]
+
+
+@dataclass(frozen=True)
+class Event:
+    """Something a worker tells.
+
+    Attributes:
+        what: ``stage`` (name), ``row`` (file and object), ``done``, ``failed``, ``died`` (one line).
+        job: that it is of.
+        value: as above.
+    """
+
+    what: What
+    job: Job
+    value: Any = None
+
+
+@dataclass(frozen=True)
+class Orders:
+    """What a worker is told at its start; see :class:`curerec.bench.work.Workshop`."""
+
+    recipe: BenchRecipe
+    out: Path
+    places: Mapping[str, str]
+    shared: bool
+    threads: int | None = None
+    cache: Path | None = None
+
+
+class Crew(Protocol):
+    """Who does the jobs."""
+
+    def idle(self) -> bool:
+        """Whether a job can be started."""
+        ...
+
+    def busy(self) -> bool:
+        """Whether a job is being done."""
+        ...
+
+    def start(self, job: Job, settings: Mapping[str, Any]) -> None:
+        """Have a job done."""
+        ...
+
+    def poll(self, timeout_s: float) -> list[Event]:
+        """What was told since; waits at most so long for something."""
+        ...
+
+    def close(self) -> None:
+        """Stop whatever is being done."""
+        ...
+
+
+class Alone:
+    """The crew of one that is this process: for Python and tests. A kill for memory ends it."""
+
+    def __init__(self, orders: Orders) -> None:
+        from curerec.bench.work import Workshop
+
+        self.shop = Workshop(orders.recipe, orders.out, orders.places, orders.shared, orders.cache)
+        self.told: list[Event] = []
+
+    def idle(self) -> bool:
+        """Always: a job is done when :meth:`start` returns."""
+        return not self.told
+
+    def busy(self) -> bool:
+        """Whether something is yet to be told."""
+        return bool(self.told)
+
+    def start(self, job: Job, settings: Mapping[str, Any]) -> None:
+        """Do it."""
+        try:
+            done = self.shop.do(job, settings)
+        except Exception as error:
+            self.told.append(Event("failed", job, told(error)))
+            return
+        self.told += [Event("row", job, pair) for pair in done]
+        self.told.append(Event("done", job))
+
+    def poll(self, timeout_s: float) -> list[Event]:
+        """What was told since."""
+        out, self.told = self.told, []
+        return out
+
+    def close(self) -> None:
+        """Nothing to stop."""
+
+
+class Processes:
+    """Some processes, each with its own models.
+
+    Args:
+        orders: for each.
+        number: of processes.
+    """
+
+    def __init__(self, orders: Orders, number: int) -> None:
+        self.orders, self.number = orders, number
+        self.hands: list[_Hand] = []
+
+    def idle(self) -> bool:
+        """Whether a process is free, or fewer than ``number`` run."""
+        return len(self.hands) < self.number or any(h.job is None for h in self.hands)
+
+    def busy(self) -> bool:
+        """Whether a job is being done."""
+        return any(h.job is not None for h in self.hands)
+
+    def start(self, job: Job, settings: Mapping[str, Any]) -> None:
+        """Give a job to a free process; one that had the same data and seed last, if there is one."""
+        free = [h for h in self.hands if h.job is None]
+        known = [h for h in free if h.last == (job.dataset, job.model, job.seed)]
+        if not known and len(self.hands) < self.number:
+            free = [_Hand(self.orders)]
+            self.hands += free
+        (known or free)[0].give(job, settings)
+
+    def poll(self, timeout_s: float) -> list[Event]:
+        """What was told since; waits at most so long for something."""
+        out: list[Event] = []
+        for pipe in wait([h.pipe for h in self.hands if h.job is not None], timeout_s):
+            hand = next(h for h in self.hands if h.pipe is pipe)
+            event = hand.listen()
+            if event.what == "died":
+                hand.stop()
+                self.hands.remove(hand)
+            out.append(event)
+        return out
+
+    def close(self) -> None:
+        """Stop whatever is being done: artefacts and rows are whole or absent at any time."""
+        for hand in self.hands:
+            hand.stop()
+        self.hands.clear()
+
+
+class _Hand:
+    """One process, as its employer sees it."""
+
+    def __init__(self, orders: Orders) -> None:
+        context = multiprocessing.get_context("spawn")  # a fork would copy threads' locks and the GPU's state
+        self.pipe, theirs = context.Pipe()
+        self.process = context.Process(target=serve, args=(theirs, orders), daemon=True)
+        self.process.start()
+        theirs.close()
+        self.job: Job | None = None
+        self.last: tuple[str, str, int] | None = None
+
+    def give(self, job: Job, settings: Mapping[str, Any]) -> None:
+        self.job, self.last = job, (job.dataset, job.model, job.seed)
+        with contextlib.suppress(OSError):  # it died while it was idle; listening says so
+            self.pipe.send((job, dict(settings)))
+
+    def listen(self) -> Event:
+        assert self.job is not None
+        job = self.job
+        try:
+            what, value = self.pipe.recv()
+        except (EOFError, OSError):
+            self.process.join(10)
+            code = self.process.exitcode or 0
+            name = f"by signal {-code}" if code < 0 else f"with code {code}"
+            if code == -signal.SIGKILL:
+                name += ", as the system does where memory runs out"
+            return Event("died", job, f"its process ended {name}")
+        if what in ("done", "failed"):
+            self.job = None
+        return Event(what, job, value)
+
+    def stop(self) -> None:
+        self.process.kill()
+        self.process.join(10)
+        self.pipe.close()
+
+
+class _Told:
+    """A reporter that tells the employer which stage was begun."""
+
+    def __init__(self, pipe: Connection) -> None:
+        self.pipe = pipe
+
+    def stage(self, name: str) -> Advance:
+        self.pipe.send(("stage", name))
+        return lambda done, total: None
+
+
+def serve(pipe: Connection, orders: Orders) -> None:
+    """Do jobs until there are no more, or whoever gives them is gone."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C goes to all; the employer stops us
+    threading.Thread(target=_end_with, args=(multiprocessing.parent_process(),), daemon=True).start()
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+    warnings.filterwarnings("ignore", category=FutureWarning, module=r"transformers|peft")
+    import torch
+    from transformers.utils import logging
+
+    from curerec.bench.work import Workshop
+
+    logging.set_verbosity_error()
+    logging.disable_progress_bar()
+    if orders.threads:
+        torch.set_num_threads(orders.threads)
+    shop = Workshop(
+        orders.recipe, orders.out, orders.places, orders.shared, orders.cache, reporter=_Told(pipe)
+    )
+    while True:
+        try:
+            job, settings = pipe.recv()
+        except EOFError:
+            return
+        try:
+            for file, row in shop.do(job, settings):
+                pipe.send(("row", (file, plain(row))))
+        except Exception as error:
+            pipe.send(("failed", told(error)))
+        else:
+            pipe.send(("done", None))
+
+
+def _end_with(parent: Any) -> None:
+    """End this process the moment its parent has ended, however that ended."""
+    if parent is not None:
+        parent.join()
+        os._exit(1)

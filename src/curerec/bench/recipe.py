@@ -1,0 +1,247 @@
+"""What a benchmark runs: one YAML file, resolved into a recipe for every data set and model."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from functools import cached_property
+from importlib.resources import files
+from pathlib import Path
+from typing import Any, Literal
+
+from pydantic import Field, PrivateAttr, model_validator
+
+from curerec.bench.shapes import SHAPES
+from curerec.config import Strict, parse, read_yaml
+from curerec.errors import ConfigError
+from curerec.evaluation import METRICS
+from curerec.methods import METHODS
+from curerec.recipe import Recipe, RequestConfig
+from curerec.recipes import load_recipe
+
+#: The control of equal size that each circuit method is never shown without, and takes its settings from.
+TWINS = {"cure": "random_modules"}
+#: Every method but the reference.
+RIVALS = tuple(name for name in METHODS if name != "retrain")
+
+
+class Ask(Strict):
+    """One kind of request, and which methods answer it."""
+
+    kind: Literal["users", "items", "interactions"] = "users"
+    share: float = Field(0.1, gt=0, lt=1, description="of the users, items or interactions trained on")
+    choice: Literal["random", "core", "edge", "e2urec"] = "random"
+    parts: int = Field(
+        1, gt=0, description="the same request in so many parts, one after the other: a sequence"
+    )
+    methods: list[str] = Field(["all"], description="names, `all`, or `-name` to leave one out")
+    seeds: int | None = Field(None, gt=0, description="only the first so many seeds")
+    datasets: list[str] | None = Field(None, description="only these; none: all")
+    models: list[str] | None = Field(None, description="only these; none: all")
+
+    @property
+    def key(self) -> str:
+        """Names the request, whatever methods answer it.
+
+        Example:
+            >>> Ask(share=0.1, parts=10).key
+            'users-0.1-random-x10'
+        """
+        return f"{self.kind}-{self.share:g}-{self.choice}" + (f"-x{self.parts}" if self.parts > 1 else "")
+
+    @property
+    def whole(self) -> Ask:
+        """The same request in one piece, whoever answers it: what references are trained for."""
+        return Ask(kind=self.kind, share=self.share, choice=self.choice)
+
+    @cached_property
+    def chosen(self) -> tuple[str, ...]:
+        """Names of the methods, in the order of :data:`curerec.methods.METHODS`."""
+        out = {m[1:] for m in self.methods if m.startswith("-")}
+        named = {m for m in self.methods if not m.startswith("-")}
+        everything = "all" in named or not named
+        return tuple(m for m in RIVALS if (everything or m in named) and m not in out)
+
+    @model_validator(mode="after")
+    def _known(self) -> Ask:
+        unknown = sorted({m.removeprefix("-") for m in self.methods} - {*RIVALS, "all"})
+        if unknown:
+            raise ValueError(f"no method {', '.join(unknown)}")
+        for method, twin in TWINS.items():
+            if method in self.chosen and twin not in self.chosen:
+                raise ValueError(f"{method} needs its twin of equal size, {twin}, beside it")
+        RequestConfig(kind=self.kind, share=self.share, choice=self.choice)
+        return self
+
+
+class SearchConfig(Strict):
+    """The search for settings: so many trials a method, on D_f, D_c and D_v of a development seed."""
+
+    seed: int = Field(0, ge=0, description="of development; none that is reported")
+    trials: int = Field(3, gt=0, description="settings tried for each method, the recipe's own first")
+    tolerance: float = Field(
+        0.01, ge=0, description="membership AUC from the base's within which the gap counts as closed"
+    )
+    datasets: list[str] | None = Field(
+        None, description="searched on these; the others take the choice of the first. None: all"
+    )
+    grids: dict[str, dict[str, list[Any]]] = Field(
+        {}, description="values by (dotted) key, by method; none: the method's own grid"
+    )
+
+
+class ModelEntry(Strict):
+    """A model: a recipe, and what is changed of it."""
+
+    recipe: str = Field("demo", description="name or file")
+    change: dict[str, Any] = Field({}, description="keys of the recipe to replace")
+    every_method: dict[str, Any] = Field(
+        {}, description="settings given to every method that has them, such as check_size"
+    )
+    shape: str | None = Field(
+        None, description="random weights of this shape stand in for model.base; only costs mean anything"
+    )
+
+    @model_validator(mode="after")
+    def _shape(self) -> ModelEntry:
+        if self.shape is not None and self.shape not in SHAPES:
+            raise ValueError(f"no shape {self.shape}: choose from {', '.join(SHAPES)}")
+        return self
+
+
+class BenchRecipe(Strict):
+    """Data sets x models x requests x seeds x methods."""
+
+    name: str
+    datasets: dict[str, dict[str, Any]] = Field(
+        ..., min_length=1, description="name -> keys of the recipe to replace; `data` where the name differs"
+    )
+    models: dict[str, ModelEntry] = Field(..., min_length=1)
+    requests: list[Ask] = Field(..., min_length=1, description="most important first: that order is run")
+    seeds: list[int] = Field(..., min_length=1)
+    retrains: int = Field(2, gt=0, description="reference models a request; two or more give a floor")
+    search: SearchConfig | None = None
+    costs_only: bool = Field(False, description="report time and memory, not what random weights answer")
+    columns: list[str] = Field(
+        [], description="metrics beyond those of the answers, by name: relearn_ratio, residual_int8, ..."
+    )
+    _settings: dict[str, Recipe] = PrivateAttr(default_factory=dict)
+    draws: int = Field(5000, gt=0, description="resamples of the significance test")
+
+    @model_validator(mode="after")
+    def _fits(self) -> BenchRecipe:
+        if len(set(self.seeds)) < len(self.seeds):
+            raise ValueError("a seed is named twice")
+        if self.search is not None and self.search.seed in self.seeds:
+            raise ValueError("the seed that settings are searched on must not be reported on")
+        if self.retrains < 2 and not self.costs_only:
+            raise ValueError("two retrains at least: one gives no floor")
+        strange = sorted(set(self.columns) - set(METRICS))
+        if strange:
+            raise ValueError(f"no metric {', '.join(strange)}")
+        if any(m.shape for m in self.models.values()) and not self.costs_only:
+            raise ValueError("random weights of a shape need costs_only")
+        known: dict[str, Mapping[str, Any]] = {"datasets": self.datasets, "models": self.models}
+        for ask in self.requests:
+            for part, names in known.items():
+                strange = sorted(set(getattr(ask, part) or []) - set(names))
+                if strange:
+                    raise ValueError(f"a request names {part} that are not there: {', '.join(strange)}")
+        if self.search is not None:
+            strange = sorted(set(self.search.datasets or []) - set(self.datasets))
+            strange += sorted(set(self.search.grids) - set(METHODS))
+            if strange:
+                raise ValueError(f"search names what is not there: {', '.join(strange)}")
+        return self
+
+    def setting(self, dataset: str, model: str, *, ask: Ask | None = None, seed: int = 0) -> Recipe:
+        """The recipe of a data set and a model, with a request and a seed in it.
+
+        Raises:
+            ConfigError: a changed key is none of the recipe's, or a value does not fit.
+        """
+        key = f"{dataset}|{model}|{ask.key if ask else ''}"
+        if key not in self._settings:
+            self._settings[key] = self._setting(dataset, model, ask)
+        return self._settings[key].model_copy(update={"seed": seed})
+
+    def _setting(self, dataset: str, model: str, ask: Ask | None) -> Recipe:
+        entry = self.models[model]
+        where = f"bench recipe {self.name}, {dataset} with {model}"
+        values = load_recipe(entry.recipe).model_dump(mode="json")
+        for change in (entry.change, {"data": dataset}, self.datasets[dataset]):
+            values = merged(values, change)
+        if ask is not None:
+            values["request"] = {"kind": ask.kind, "share": ask.share, "choice": ask.choice}
+        for name, (_, kind) in METHODS.items():
+            fields = {} if kind is None else kind.model_fields
+            own = {k: v for k, v in entry.every_method.items() if k in fields}
+            if name in ("cure", "random_modules") or not own:
+                continue
+            if name in ("npo", "ga_kl"):
+                values["npo"] = {**values["npo"], **own}
+            else:
+                values["methods"] = {
+                    **values["methods"],
+                    name: {**own, **values["methods"].get(name, {})},
+                }
+        return parse(Recipe, values, where=where)
+
+    def seeds_of(self, ask: Ask) -> list[int]:
+        """Seeds that a request is run with."""
+        return self.seeds[: ask.seeds]
+
+    def places_of(self, ask: Ask) -> list[tuple[str, str]]:
+        """(data set, model) pairs that a request is run on."""
+        return [
+            (d, m)
+            for d in self.datasets
+            for m in self.models
+            if d in (ask.datasets or self.datasets) and m in (ask.models or self.models)
+        ]
+
+    def searched_on(self, dataset: str) -> str:
+        """The data set whose search decides for this one."""
+        wanted = (self.search and self.search.datasets) or list(self.datasets)
+        return dataset if dataset in wanted else wanted[0]
+
+
+def merged(values: Mapping[str, Any], change: Mapping[str, Any]) -> dict[str, Any]:
+    """Nested mappings with the values of ``change`` put in.
+
+    Example:
+        >>> merged({"split": {"train": 1, "seed": 0}}, {"split": {"train": 2}})
+        {'split': {'train': 2, 'seed': 0}}
+    """
+    out = dict(values)
+    for key, value in change.items():
+        old = out.get(key)
+        out[key] = merged(old, value) if isinstance(old, Mapping) and isinstance(value, Mapping) else value
+    return out
+
+
+def bench_names() -> list[str]:
+    """Names of the bench recipes that ship."""
+    folder = files("curerec.recipes").joinpath("bench")
+    return sorted(f.name.removesuffix(".yaml") for f in folder.iterdir() if f.name.endswith(".yaml"))
+
+
+def load_bench(name_or_path: str) -> BenchRecipe:
+    """A bench recipe by name (``nano``, ``paper``, ``scale``) or from a YAML file, every setting checked.
+
+    Raises:
+        ConfigError: no such recipe, or a file that does not fit.
+    """
+    if name_or_path in bench_names():
+        path = Path(str(files("curerec.recipes").joinpath(f"bench/{name_or_path}.yaml")))
+    elif Path(name_or_path).exists():
+        path = Path(name_or_path)
+    else:
+        mend = f"Choose from {', '.join(bench_names())}"
+        raise ConfigError("is neither a file nor a bench recipe that ships", where=name_or_path, mend=mend)
+    found = read_yaml(BenchRecipe, path)
+    for ask in found.requests:
+        for dataset, model in found.places_of(ask):
+            setting = found.setting(dataset, model, ask=ask)
+            for method in ask.chosen:
+                setting.config_of(method)
+    return found

@@ -1,0 +1,159 @@
+"""The row of a table: one model on one request, as one JSON object."""
+
+from __future__ import annotations
+
+import datetime
+from collections.abc import Mapping
+from typing import Any
+
+from curerec.bench.plan import Job, config_hash
+from curerec.bench.recipe import BenchRecipe
+from curerec.machine import machine, versions
+from curerec.reports.schema import plain
+
+#: Columns of PROTOCOL section 5. Seconds, bytes and nats.
+COLUMNS = (
+    "test_auc",
+    "acc",
+    "log_loss",
+    "jsd",
+    "residual",
+    "jeffreys_half",
+    "membership_auc",
+    "membership_gap",
+    "relearn_ratio",
+    "int8_residual",
+    "nf4_residual",
+    "t_core",
+    "t_total",
+    "retrain_ratio",
+    "peak_memory",
+    "trainable_parameters",
+)
+#: What a row is of.
+ABOUT = (
+    "dataset",
+    "model",
+    "forget_kind",
+    "forget_ratio",
+    "seed",
+    "config_hash",
+    "versions",
+    "device",
+)
+#: Names of section 5 whose values :data:`curerec.evaluation.METRICS` has under others.
+MEASURED = {
+    "acc": "test_acc",
+    "log_loss": "test_log_loss",
+    "t_core": "t_core_s",
+    "t_total": "t_total_s",
+    "trainable_parameters": "n_trainable",
+    "peak_memory": "peak_mem_bytes",
+    "int8_residual": "residual_int8",
+    "nf4_residual": "residual_nf4",
+}
+#: Measured values that a row holds beyond section 5.
+FURTHER = ("test_ece", "valid_auc", "l2", "jsd_test", "membership_tpr_at_fpr_01", "forward_equivalents")
+#: What section 5 names that costs more than the answers on the four parts; a recipe asks for it.
+ATTACKS = ("relearn_ratio", "int8_residual", "nf4_residual")
+#: What stays of a row where only costs mean anything.
+COSTS = ("t_core", "t_total", "retrain_ratio", "peak_memory", "trainable_parameters")
+RANDOM_WEIGHTS = "the weights are random: only time and memory mean anything"
+NOT_ASKED = "the recipe does not ask for it (columns)"
+REFERENCE = "a retrain is what the others are compared with"
+TRAINED = "not asked of them: original and retrains are trained once and used by all cells"
+NO_SCALE = "the ceiling is not above the floor: there is no scale"
+UNTOLD = "the method does not say"
+
+Row = dict[str, Any]
+
+
+def metric_of(column: str) -> str:
+    """The metric behind a column.
+
+    Example:
+        >>> metric_of("acc"), metric_of("jsd")
+        ('test_acc', 'jsd')
+    """
+    return MEASURED.get(column, column)
+
+
+def about(recipe: BenchRecipe, job: Job, method: str, *, shared: bool, **more: Any) -> Row:
+    """Everything of a row but its measurements.
+
+    Args:
+        recipe, job: of the run.
+        method: whose row it is.
+        shared: whether other cells ran beside it on the same machine, which times depend on.
+        more: further keys.
+    """
+    ask = job.ask
+    assert ask is not None
+    where = machine()
+    return {
+        **dict.fromkeys(COLUMNS),
+        "dataset": job.dataset,
+        "model": job.model,
+        "method": method,
+        "forget_kind": ask.kind,
+        "forget_ratio": ask.share,
+        "forget_choice": ask.choice,
+        "forget_parts": ask.parts,
+        "request": ask.key,
+        "seed": job.seed,
+        "config_hash": config_hash(recipe, job, method),
+        "versions": versions(),
+        "device": where["device"],
+        "processor": where["processor"],
+        "threads": where["threads"],
+        "shared_machine": shared,
+        "created": datetime.datetime.now(datetime.UTC).strftime("%Y-%m-%dT%H:%M:%SZ"),
+        "failure": None,
+        "missing": {},
+        **more,
+    }
+
+
+def measured(metrics: Mapping[str, Any], *, costs_only: bool = False) -> Row:
+    """The measurements of a row, under the protocol's names; and why some are missing.
+
+    Args:
+        metrics: of one model, by name of :data:`curerec.evaluation.METRICS`.
+        costs_only: leave out all but costs.
+    """
+    values = {name: metrics.get(metric_of(name)) for name in COLUMNS}
+    known = {*MEASURED.values(), *values}
+    further = {name: value for name, value in metrics.items() if name not in known}
+    if costs_only:
+        gone = [name for name in (*values, *further) if name not in COSTS]
+        values |= dict.fromkeys((name for name in gone if name in values), None)
+        further = dict.fromkeys(further)
+        return {**values, **further, "missing": dict.fromkeys(gone, RANDOM_WEIGHTS)}
+    return {**values, **further, "missing": {}}
+
+
+def explained(row: Row) -> Row:
+    """The row with a reason for every column of section 5 that has no value, and none for one that has."""
+    row = plain(row)  # what is not finite is no value
+    reference = row["method"] == "original" or row["method"].startswith("retrain")
+    why = {
+        "residual": REFERENCE if row["method"].startswith("retrain") else NO_SCALE,
+        "peak_memory": TRAINED if reference else UNTOLD,
+        **dict.fromkeys(
+            ("relearn_ratio", "int8_residual", "nf4_residual"), TRAINED if reference else NOT_ASKED
+        ),
+    }
+    missing = {
+        name: row["missing"].get(name) or why.get(name, UNTOLD) for name in COLUMNS if row.get(name) is None
+    }
+    return {**row, "missing": missing}
+
+
+def row_key(row: Mapping[str, Any]) -> tuple[Any, ...]:
+    """What a row is of; a later row of the same key replaces an earlier one."""
+    return tuple(row[k] for k in ("dataset", "model", "request", "seed", "method", "config_hash"))
+
+
+def newest(rows: list[Row]) -> list[Row]:
+    """The last row of each key, in order of first appearance."""
+    return list({row_key(row): row for row in rows}.values())

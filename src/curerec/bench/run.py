@@ -1,0 +1,279 @@
+"""A benchmark from beginning to end, or from where the last sitting stopped."""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from curerec.bench import artefacts, rows
+from curerec.bench.crew import Alone, Crew, Event, Orders, Processes
+from curerec.bench.lines import append_line, read_lines
+from curerec.bench.plan import Job, config_hash, plan, searched
+from curerec.bench.recipe import BenchRecipe
+from curerec.bench.search import choice
+from curerec.bench.timing import Estimate, duration
+from curerec.bench.work import ROWS, TRIALS, Workshop
+from curerec.data import durable, leftovers
+from curerec.errors import RefusedError, StorageError
+
+POLL_S = 0.5
+BLOCKING = ("base", "original", "retrain", "yardstick")  # a failure of these is of all that wait for them
+
+
+@dataclass
+class Sitting:
+    """What one call did.
+
+    Attributes:
+        done: cells and yardsticks with rows, of this call and earlier ones.
+        total: of the recipe.
+        failed: label and one line of each cell that failed in this call.
+        blocked: one line and the number of cells that could not be run for it.
+        stopped: why it ended before everything was done; empty where it did not.
+    """
+
+    done: int = 0
+    total: int = 0
+    failed: list[tuple[str, str]] = field(default_factory=list)
+    blocked: dict[str, int] = field(default_factory=dict)
+    stopped: str = ""
+
+
+def run(
+    recipe: BenchRecipe,
+    out: Path,
+    *,
+    jobs: int = 0,
+    threads: int | None = None,
+    minutes: float | None = None,
+    places: Mapping[str, str] | None = None,
+    retry: bool = False,
+    cache: Path | None = None,
+    tell: Callable[[str], None] = lambda line: None,
+    crew: Callable[[Orders], Crew] | None = None,
+) -> Sitting:
+    """Do what is not done yet of a recipe, and write rows as they come.
+
+    ``rows.jsonl`` gets a line for every original, retrain and cell, ``trials.jsonl`` one for every setting
+    tried. A run that is killed goes on from there; models and measurements of the yardstick are kept beside
+    them and used again if they are of the same configuration and whole.
+
+    Args:
+        recipe: what to do.
+        out: folder of the run, made if it is not there.
+        jobs: worker processes; 0: none, all is done in this process.
+        threads: of each worker; None: the processors shared out.
+        minutes: begin nothing that will, by estimate, not be done by then.
+        places: where data sets are that their names do not find.
+        retry: also the cells that failed before.
+        cache: of the user.
+        tell: takes lines of progress.
+        crew: who does it; None: as ``jobs`` says.
+
+    Raises:
+        StorageError: ``out`` holds something else, or cannot be written.
+        RefusedError: another run is at work in ``out``.
+    """
+    start = time.monotonic()
+    _prepare(out)
+    lock = _lock(out)
+    try:
+        durable.write(out / "bench.json", (recipe.model_dump_json(indent=1) + "\n").encode(), mode=0o644)
+        if threads is None and jobs:
+            threads = max(1, len(os.sched_getaffinity(0)) // jobs)
+        orders = Orders(recipe, out, dict(places or {}), jobs > 1, threads, cache)
+        foreman = _Foreman(recipe, out, orders, jobs, retry, tell)
+        foreman.deadline = None if minutes is None else start + 60 * minutes
+        hands = crew(orders) if crew else Processes(orders, jobs) if jobs else Alone(orders)
+        try:
+            foreman.work(hands)
+        finally:
+            hands.close()
+        return foreman.sitting
+    finally:
+        if lock is not None:
+            os.close(lock)
+
+
+class _Foreman:
+    """Knows what is done, what can be done now, and how long the rest will take."""
+
+    def __init__(
+        self,
+        recipe: BenchRecipe,
+        out: Path,
+        orders: Orders,
+        jobs: int,
+        retry: bool,
+        tell: Callable[[str], None],
+    ) -> None:
+        self.recipe, self.out, self.tell = recipe, out, tell
+        self.width = max(1, jobs)
+        self.clerk = Workshop(recipe, out, orders.places, orders.shared)  # writes rows of who died
+        self.jobs = {job.key: job for job in plan(recipe)}
+        self.hash = {k: config_hash(recipe, j) for k, j in self.jobs.items() if j.kind in ("cell", "trial")}
+        self.trials = read_lines(out / TRIALS)
+        old = rows.newest(read_lines(out / ROWS))
+        self.rows = {rows.row_key(row) for row in old if not (retry and row["failure"])}
+        self.estimate = Estimate(old, self.trials)
+        self.settled: set[str] = {k for k, job in self.jobs.items() if self._is_done(job)}
+        self.open = self._needed()
+        self.broken: dict[str, str] = {}
+        self.begun: dict[str, float] = {}
+        self.deadline: float | None = None
+        reported = [j for j in self.jobs.values() if j.kind in ("cell", "yardstick")]
+        self.sitting = Sitting(sum(j.key in self.settled for j in reported), len(reported))
+
+    def work(self, crew: Crew) -> None:
+        """Until nothing is left that can be done."""
+        self.tell(f"{self.sitting.done} of {self.sitting.total} cells are there; {self._left()}")
+        while True:
+            while crew.idle() and (job := self._next()) is not None:
+                self.begun[job.key] = time.monotonic()
+                del self.open[job.key]
+                crew.start(job, self._settings(job))
+            if not crew.busy():
+                break
+            for event in crew.poll(POLL_S):
+                self._hear(event)
+        for job in self.open.values():
+            why = self._obstacle(job)
+            if why and job.kind == "cell":
+                self.sitting.blocked[why] = self.sitting.blocked.get(why, 0) + 1
+        if self.deadline is not None and self.open and not self.sitting.blocked:
+            self.sitting.stopped = "the time is up"
+
+    def _next(self) -> Job | None:
+        for job in self.open.values():
+            if all(need in self.settled for need in job.needs if need in self.jobs):
+                if self._obstacle(job):
+                    continue
+                if self.deadline is not None:
+                    ends = time.monotonic() + self.estimate.seconds(job)
+                    if ends > self.deadline:
+                        continue
+                return job
+        return None
+
+    def _obstacle(self, job: Job) -> str:
+        """The failure, of something that it waits for, that stands in a job's way."""
+        for need in job.needs:
+            if need in self.broken:
+                return self.broken[need]
+            if need in self.open and (why := self._obstacle(self.open[need])):
+                return why
+        return ""
+
+    def _hear(self, event: Event) -> None:
+        job = event.job
+        if event.what == "row":
+            file, row = event.value
+            self._write(file, row, job)
+        elif event.what == "stage":
+            self.tell(f"  {job.label}: {event.value}")
+        elif event.what == "done":
+            self._settle(job)
+        elif event.what == "died" and job.kind in ("cell", "trial"):
+            file, row = self.clerk.lost(job, event.value)
+            self._write(file, row, job)
+            self._settle(job)
+        else:
+            self.broken[job.key] = f"{job.label}: {event.value}"
+            self.tell(f"failed: {self.broken[job.key]}")
+
+    def _write(self, file: str, row: Mapping[str, Any], job: Job) -> None:
+        append_line(self.out / file, row)
+        if file == TRIALS:
+            self.trials.append(dict(row))
+        elif row["failure"]:
+            self.sitting.failed.append((job.label, row["failure"]))
+
+    def _settle(self, job: Job) -> None:
+        seconds = time.monotonic() - self.begun[job.key]
+        self.estimate.learn(job, seconds)
+        self.settled.add(job.key)
+        self.sitting.done += job.kind in ("cell", "yardstick")
+        failed = [why for label, why in self.sitting.failed[-1:] if label == job.label]
+        note = f"failed: {failed[0]}; " if failed and job.kind == "cell" else ""
+        count = f"[{self.sitting.done}/{self.sitting.total}]"
+        self.tell(f"{count} {job.label}: {note}{duration(seconds)}; {self._left()}")
+
+    def _left(self) -> str:
+        running = [self.jobs[k] for k in self.begun if k not in self.settled and k not in self.broken]
+        total = sum(self.estimate.seconds(job) for job in [*self.open.values(), *running])
+        return f"about {duration(total / self.width)} left" if total else "nothing left"
+
+    def _settings(self, job: Job) -> Mapping[str, Any]:
+        """What the search chose for the method of a cell."""
+        owner = searched(self.recipe, job.method) if job.kind == "cell" else None
+        if owner is None or self.recipe.search is None:
+            return {}
+        keys = [n for n in job.needs if n.startswith("trial|")]
+        mine = [t for k in keys if (t := self._trial(self.jobs[k])) is not None]
+        found: Mapping[str, Any] = choice(mine, self.recipe.search.tolerance)["settings"] if mine else {}
+        return found
+
+    def _trial(self, job: Job) -> Mapping[str, Any] | None:
+        """The last line on a trial."""
+        about = (job.dataset, job.model, job.method, job.seed, job.number, self.hash[job.key])
+        names = ("dataset", "model", "method", "seed", "number", "config_hash")
+        return next((t for t in reversed(self.trials) if tuple(t[n] for n in names) == about), None)
+
+    def _is_done(self, job: Job) -> bool:
+        if job.kind == "trial":
+            return self._trial(job) is not None
+        if job.kind not in ("cell", "yardstick"):
+            return False
+        names = [job.method]
+        if job.kind == "yardstick":
+            names = [
+                "original",
+                *(f"retrain_{k + 1}" if k else "retrain" for k in range(self.recipe.retrains)),
+            ]
+        assert job.ask is not None
+        where = (job.dataset, job.model, job.ask.key, job.seed)
+        return all((*where, n, config_hash(self.recipe, job, n)) in self.rows for n in names)
+
+    def _needed(self) -> dict[str, Job]:
+        """Jobs that are not done and that something not done waits for, in the plan's order."""
+        wanted: set[str] = set()
+        stack = [k for k, j in self.jobs.items() if j.kind in ("cell", "yardstick") and k not in self.settled]
+        while stack:
+            key = stack.pop()
+            if key not in wanted and key not in self.settled:
+                wanted.add(key)
+                stack += self.jobs[key].needs
+        return {k: job for k, job in self.jobs.items() if k in wanted}
+
+
+def _prepare(out: Path) -> None:
+    """Make the folder, or see that it is one of ours.
+
+    Raises:
+        StorageError: it is a file, holds something else, or cannot be written.
+    """
+    mend = "Name another --out folder"
+    if out.exists() and not out.is_dir():
+        raise StorageError("is a file, not a folder", where=str(out), mend=mend)
+    with durable.storing(str(out)):
+        out.mkdir(parents=True, exist_ok=True)
+        names = {path.name for path in out.iterdir() if not path.name.startswith(".")}
+    if not names <= {*artefacts.NAMES, "README.md"}:
+        raise StorageError("holds something that is not of a benchmark", where=str(out), mend=mend)
+
+
+def _lock(out: Path) -> int | None:
+    """Hold the folder for as long as this process lives."""
+    try:
+        held = leftovers.hold(out)
+    except OSError:  # folders cannot be locked here
+        return None
+    if held is None:
+        raise RefusedError(
+            "another run is at work in it", where=str(out), mend="Wait for it, or name another --out folder"
+        )
+    return held

@@ -1,0 +1,90 @@
+"""A request in parts, one after the other: each starts from the model that the one before it left."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+
+from curerec.data.forget import deleted_rows, without_rows
+from curerec.errors import RefusedError
+from curerec.pipeline import Opened, carry_out, task_for
+from curerec.progress import Clock, Reporter, Silent
+from curerec.recommender.storage import NOT_STORABLE
+from curerec.records import ForgetRequest, ForgetSplit, Outcome, Split
+
+
+def parts_of(request: ForgetRequest, parts: int, seed: int) -> list[ForgetRequest]:
+    """The request dealt into parts of equal size, at random.
+
+    Raises:
+        RefusedError: it names fewer ids than parts.
+    """
+    order = np.random.default_rng([seed, 23]).permutation(len(request.ids))
+    if len(order) < parts:
+        raise RefusedError(
+            f"names {len(order)} {request.kind}, too few for {parts} parts",
+            where="request",
+            mend="Ask for a larger share or fewer parts",
+        )
+    return [
+        replace(request, ids=tuple(request.ids[k] for k in np.sort(mine)))
+        for mine in np.array_split(order, parts)
+    ]
+
+
+def one_after_the_other(
+    opened: Opened,
+    request: ForgetRequest,
+    parts: int,
+    method: str,
+    config: Any,
+    *,
+    seed: int,
+    reporter: Reporter | None = None,
+) -> Outcome:
+    """Carry out the parts of a request; seconds add up.
+
+    Each part is forgotten by the model that the part before left, on the data that part left. A part of which
+    nothing was trained on has nothing to forget and is passed over.
+
+    Raises:
+        RefusedError: the method leaves something that it cannot start from again (several models, a router, a
+            retrieval), or nothing of the request was trained on.
+    """
+    deleted = np.zeros(len(opened.data), bool)
+    left, model = opened.split, opened.recommender.model
+    done: list[Outcome] = []
+    for k, part in enumerate(parts_of(request, parts, seed)):
+        deleted = deleted | deleted_rows(opened.data, part)
+        if not deleted[left.train.target].any():
+            continue
+        now = without_rows(opened.data, left, deleted, source=part.source)
+        at = replace(opened, recommender=replace(opened.recommender, model=model))
+        task = task_for(at, now, seed=seed * 100 + k, clock=Clock(reporter or Silent()))
+        done.append(carry_out(task, method, config))
+        model, left = done[-1].model, _left(left, now)
+        if k + 1 < parts:
+            _check_goes_on(done[-1])
+    if not done:
+        raise RefusedError("nothing of it was trained on", where="request")
+    return replace(
+        done[-1],
+        t_core_s=sum(one.t_core_s for one in done),
+        t_total_s=sum(one.t_total_s for one in done),
+        stop_reason="; ".join(dict.fromkeys(one.stop_reason for one in done)),
+    )
+
+
+def _left(before: Split, now: ForgetSplit) -> Split:
+    return replace(before, train=now.retain, control=now.control, valid=now.valid, test=now.test)
+
+
+def _check_goes_on(outcome: Outcome) -> None:
+    stored = outcome.details.get("storable", True)
+    if not stored or any(hasattr(m, NOT_STORABLE) for m in outcome.model.modules()):
+        raise RefusedError(
+            f"{outcome.method} leaves no single model that a second request could start from",
+            where="sequence",
+        )

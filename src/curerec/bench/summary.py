@@ -1,0 +1,303 @@
+"""One table of all rows: means and intervals over seeds, significance, failures."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from scipy.stats import t as student
+
+from curerec.bench import artefacts, rows
+from curerec.bench.lines import read_lines
+from curerec.bench.plan import config_hash, plan, title_of
+from curerec.bench.recipe import TWINS, Ask, BenchRecipe
+from curerec.bench.significance import LEVEL, Yard, compared, holm
+from curerec.config import parse
+from curerec.data import durable
+from curerec.errors import ConfigError, DataError
+from curerec.evaluation.inputs import p_yes
+from curerec.evaluation.residual import RANKABLE
+from curerec.reports.bench_schema import SCHEMA
+from curerec.reports.schema import plain
+
+OURS = next(iter(TWINS))
+#: Columns that are averaged, beyond those of the protocol.
+FURTHER = ("auc_drop", "test_ece", "jsd_test", "valid_auc", "latency_ratio")
+
+
+def summarise(out: Path) -> dict[str, Any]:
+    """The summary of a benchmark's folder, as plain values for :mod:`curerec.reports.bench_page`.
+
+    A block is a data set, a model and a request; a line of it is a model or method with the mean over the
+    seeds that ran and the half-width of the 95 % Student interval. Rows of an earlier configuration are left
+    out and counted. Significance is worked out from the stored predictions; where those are not at hand (only
+    the rows were kept) it is taken from the summary beside them.
+
+    Raises:
+        DataError: the folder holds no benchmark.
+    """
+    recipe = _recipe(out)
+    found = rows.newest(read_lines(out / "rows.jsonl"))
+    current = _current(recipe)
+    mine = [row for row in found if current.get(_place(row)) == row["config_hash"]]
+    blocks = []
+    for ask in _asks(recipe):
+        for dataset, model in recipe.places_of(ask):
+            blocks.append(_block(recipe, ask, dataset, model, mine, out))
+    kept = out / "summary.json"
+    old = json.loads(kept.read_text(encoding="utf-8")) if kept.exists() else {}
+    _recall(blocks, old)
+    return plain(
+        {
+            "schema": SCHEMA,
+            "name": recipe.name,
+            "costs_only": recipe.costs_only,
+            "seeds": recipe.seeds,
+            "retrains": recipe.retrains,
+            "blocks": blocks,
+            "left_out": len(found) - len(mine),
+            "versions": mine[-1]["versions"] if mine else {},
+            "devices": sorted({f"{r['processor']}, {r['threads']} threads" for r in mine}),
+            "shared_machine": any(r["shared_machine"] for r in mine),
+            "newest": max((r["created"] for r in mine), default=None),
+            "search": _search(recipe, out),
+        }
+    )
+
+
+def write_summary(out: Path) -> dict[str, Any]:
+    """Summarise, and put ``summary.json`` and ``bench.html`` into the folder."""
+    from curerec.reports.bench_page import write_bench
+
+    found = summarise(out)
+    durable.write(out / "summary.json", (json.dumps(found, indent=1) + "\n").encode(), mode=0o644)
+    write_bench(found, out / "bench.html")
+    return found
+
+
+def _recipe(out: Path) -> BenchRecipe:
+    path = out / "bench.json"
+    try:
+        values = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        mend = "Give the --out folder of `curerec bench --recipe`"
+        raise DataError("holds no benchmark", where=str(out), mend=mend) from None
+    try:
+        return parse(BenchRecipe, values, where=str(path))
+    except ConfigError as error:
+        raise DataError(
+            "was written by another version", where=str(path), mend="Run the recipe again"
+        ) from error
+
+
+def _asks(recipe: BenchRecipe) -> list[Ask]:
+    """Requests by key, in order; those that only differ in their methods are one."""
+    by_key: dict[str, Ask] = {}
+    for ask in recipe.requests:
+        first = by_key.setdefault(ask.key, ask)
+        places = {
+            part: None
+            if getattr(ask, part) is None or getattr(first, part) is None
+            else [*dict.fromkeys([*getattr(first, part), *getattr(ask, part)])]
+            for part in ("datasets", "models")
+        }
+        by_key[ask.key] = first.model_copy(update=places)
+    return list(by_key.values())
+
+
+Place = tuple[str, str, str, str]
+
+
+def _place(row: dict[str, Any]) -> Place:
+    return row["dataset"], row["model"], row["request"], row["method"]
+
+
+def _references(recipe: BenchRecipe) -> list[str]:
+    return ["retrain" if k == 0 else f"retrain_{k + 1}" for k in range(recipe.retrains)]
+
+
+def _current(recipe: BenchRecipe) -> dict[Place, str]:
+    """The configuration in force of every line."""
+    out: dict[Place, str] = {}
+    for job in plan(recipe):
+        if job.ask is None or job.kind not in ("cell", "yardstick"):
+            continue
+        names = [job.method] if job.kind == "cell" else ["original", *_references(recipe)]
+        for name in names:
+            key = (job.dataset, job.model, job.ask.key, name)
+            if key not in out:
+                out[key] = config_hash(recipe, job, name)
+    return out
+
+
+def _block(
+    recipe: BenchRecipe, ask: Ask, dataset: str, model: str, found: list[dict[str, Any]], out: Path
+) -> dict[str, Any]:
+    here = [r for r in found if (r["dataset"], r["model"]) == (dataset, model)]
+    yard = [r for r in here if r["request"] == ask.whole.key and r["method"] == "original"]
+    retrains = [r for r in here if r["request"] == ask.whole.key and r["method"] in _references(recipe)]
+    cells = [r for r in here if r["request"] == ask.key and r not in yard and r not in retrains]
+    base = {s: [r["test_auc"] for r in retrains if r["seed"] == s] for s in {r["seed"] for r in retrains}}
+    expected: dict[str, int] = {}
+    for one in recipe.requests:
+        if one.key == ask.key and (dataset, model) in recipe.places_of(one):
+            for method in one.chosen:
+                expected[method] = max(expected.get(method, 0), len(recipe.seeds_of(one)))
+    most = max(expected.values(), default=0)
+    lines = []
+    for name, mine, wanted in (
+        ("original", yard, most),
+        ("retrain", retrains, most),
+        *((m, [r for r in cells if r["method"] == m], n) for m, n in expected.items()),
+    ):
+        lines.append(_line(name, mine, base, wanted, most, len(_references(recipe))))
+    scale = {name: [r[name] for r in yard if r.get(name) is not None] for name in ("floor", "ceiling")}
+    means = {k: float(np.mean(v)) if v else None for k, v in scale.items()}
+    floor, ceiling = means["floor"], means["ceiling"]
+    rankable = None if floor is None or ceiling is None else ceiling > 0 and ceiling >= RANKABLE * floor
+    if rankable:
+        _mark(lines, cells, yard, out, recipe.draws)
+    return {
+        "dataset": dataset,
+        "model": model,
+        "request": ask.key,
+        "title": f"{dataset}, {model}: {title_of(ask)}",
+        "forget_kind": ask.kind,
+        "forget_ratio": ask.share,
+        "parts": ask.parts,
+        "floor": _interval(scale["floor"]),
+        "ceiling": _interval(scale["ceiling"]),
+        "rankable": rankable,
+        "lines": lines,
+        "n_forget": _interval([r["n_forget"] for r in yard]),
+    }
+
+
+def _line(
+    name: str,
+    mine: Sequence[dict[str, Any]],
+    base: dict[int, list[float]],
+    wanted: int,
+    most: int,
+    references: int,
+) -> dict[str, Any]:
+    """One line of a block; the retrains of a seed are averaged first, so that seeds weigh alike."""
+    seeds = sorted({r["seed"] for r in mine if not r["failure"]})
+    good = {s: [r for r in mine if r["seed"] == s and not r["failure"]] for s in seeds}
+    for s in seeds:
+        for row in good[s]:
+            ours, theirs = row.get("test_auc"), base.get(s)
+            if ours is not None and theirs and None not in theirs:
+                row["auc_drop"] = float(np.mean(theirs)) - ours
+    values = {}
+    for column in (*rows.COLUMNS, *FURTHER):
+        per_seed = [[r[column] for r in good[s] if r.get(column) is not None] for s in seeds]
+        values[column] = _interval([float(np.mean(v)) for v in per_seed if v])
+    failures = [{"seed": r["seed"], "text": r["failure"]} for r in mine if r["failure"]]
+    gaps: dict[str, str] = {}
+    for row in mine:
+        if not row["failure"]:
+            gaps |= {k: v for k, v in row["missing"].items() if values.get(k) is None}
+    return {
+        "name": name,
+        "values": values,
+        "seeds": seeds,
+        "wanted": wanted,
+        "fewer": len(seeds) < max(wanted, most),
+        "models": sum(map(len, good.values())),
+        "failures": failures,
+        "missing": gaps,
+        "against": None,
+    }
+
+
+def _interval(values: Sequence[float]) -> dict[str, Any] | None:
+    """Mean and half-width of the 95 % Student interval over seeds; no width with one seed."""
+    kept = [v for v in values if v is not None and np.isfinite(v)]
+    if not kept:
+        return None
+    half = None
+    if len(kept) > 1:
+        half = float(student.ppf(0.975, len(kept) - 1) * np.std(kept, ddof=1) / np.sqrt(len(kept)))
+    return {"mean": float(np.mean(kept)), "half": half, "n": len(kept)}
+
+
+def _mark(
+    lines: list[dict[str, Any]],
+    cells: list[dict[str, Any]],
+    yard: list[dict[str, Any]],
+    out: Path,
+    draws: int,
+) -> None:
+    """Compare our method with each other one of a block; p-values are corrected for how many there are."""
+    yards = {r["seed"]: y for r in yard if (y := _yard(out, r)) is not None}
+    said: dict[str, dict[int, np.ndarray]] = {}
+    for row in cells:
+        arrays = None if row["failure"] else _predictions(out, row)
+        if arrays is not None:
+            said.setdefault(row["method"], {})[row["seed"]] = arrays["forget"].astype(np.float64)
+    if OURS not in said:
+        return
+    found = {}
+    for line in lines:
+        if line["name"] in said and line["name"] != OURS:
+            one = compared(yards, said[OURS], said[line["name"]], draws=draws)
+            if one is not None:
+                found[line["name"]] = one
+    adjusted = dict(zip(found, holm([one.p for one in found.values()]), strict=True))
+    for line in lines:
+        one = found.get(line["name"])
+        if one is not None:
+            line["against"] = {
+                "difference": one.difference,
+                "low": one.low,
+                "high": one.high,
+                "p": one.p,
+                "p_holm": adjusted[line["name"]],
+                "seeds": one.seeds,
+                "significant": adjusted[line["name"]] < LEVEL,
+            }
+
+
+def _yard(out: Path, row: dict[str, Any]) -> Yard | None:
+    arrays = artefacts.read_arrays(out / artefacts.YARDSTICKS / row["yardstick"])
+    if arrays is None:
+        return None
+    names = sorted({name.split("/")[0] for name in arrays if name.startswith("retrain")})
+    if len(names) < 2:
+        return None
+    return Yard.of(p_yes(arrays["original/forget"]), np.stack([p_yes(arrays[f"{n}/forget"]) for n in names]))
+
+
+def _predictions(out: Path, row: dict[str, Any]) -> artefacts.Arrays | None:
+    return artefacts.read_arrays(out / artefacts.PREDICTIONS / row["predictions"])
+
+
+def _recall(blocks: list[dict[str, Any]], old: dict[str, Any]) -> None:
+    """Where nothing could be compared here, what an earlier summary of the same seeds found."""
+    before = {
+        (b["dataset"], b["model"], b["request"], line["name"]): line
+        for b in old.get("blocks", [])
+        for line in b["lines"]
+    }
+    for block in blocks:
+        for line in block["lines"]:
+            was = before.get((block["dataset"], block["model"], block["request"], line["name"]))
+            if was and line["against"] is None and block["rankable"] and was["seeds"] == line["seeds"]:
+                line["against"] = was["against"]
+
+
+def _search(recipe: BenchRecipe, out: Path) -> dict[str, Any] | None:
+    if recipe.search is None:
+        return None
+    trials = read_lines(out / "trials.jsonl")
+    return {
+        "seed": recipe.search.seed,
+        "trials": recipe.search.trials,
+        "tolerance": recipe.search.tolerance,
+        "run": len(trials),
+        "failed": sum(bool(t["failure"]) for t in trials),
+    }

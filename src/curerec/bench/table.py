@@ -1,0 +1,39 @@
+"""The summary as text."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from curerec.reports import bench_page as page
+from curerec.reports.bench_schema import as_bench
+
+
+def text_table(summary: Mapping[str, Any]) -> str:
+    """Every block as a Markdown table, with its floor and ceiling and its failures.
+
+    Args:
+        summary: of :func:`curerec.bench.summary.summarise`.
+    """
+    bench = as_bench(summary)
+    out = [f"# {bench.name}", ""]
+    for block in bench.blocks:
+        if not any(line.models for line in block.lines):
+            out += [f"## {block.title}", "", "Not run yet.", ""]
+            continue
+        columns = page.filled(block)
+        heads = ["method", *(head for _, head, _ in columns), "seeds", "failures"]
+        scale = page.scale(block, costs_only=bench.costs_only)
+        out += [f"## {block.title}", "", *([scale, ""] if scale else [])]
+        out += ["| " + " | ".join(heads) + " |", "|---" * len(heads) + "|"]
+        for line in page.in_order(block):
+            row = [line.name, *page.cells(line, block, columns), page.seeds(line), page.failures(line)]
+            out.append("| " + " | ".join(cell.replace("|", "/") for cell in row) + " |")
+        out.append("")
+    if bench.shared_machine:
+        out.append("Seconds are those of a shared machine: cells ran beside each other.")
+    if any(x.against and x.against.significant for b in bench.blocks for x in b.lines):
+        out.append("*: differs from cure (paired bootstrap over seeds and examples, p < .05 after Holm).")
+    if bench.left_out:
+        out.append(f"{bench.left_out} rows of other configurations were left out.")
+    return "\n".join(out).rstrip() + "\n"

@@ -1,0 +1,252 @@
+"""From the summary of a benchmark to one self-contained page: tables, trade-offs, failures."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+from jinja2 import Environment, PackageLoader, StrictUndefined
+from markupsafe import Markup
+
+from curerec.reports import figures as f
+from curerec.reports.bench_schema import Bench, Block, Interval, Line, as_bench
+from curerec.reports.files import replace_file
+from curerec.reports.scatter import Axis, Dot, scatter
+from curerec.reports.svg import clean
+
+Show = Callable[[float | None], str]
+OURS = "cure"
+
+
+def _two(value: float | None) -> str:
+    return f.fixed(value, 2)
+
+
+def _nats(value: float | None) -> str:
+    return f.fixed(value, 4)
+
+
+def _seconds(value: float | None) -> str:
+    return f.significant(value) if value is not None and value < 100 else f.count(value)
+
+
+def _megabytes(value: float | None) -> str:
+    return f.count(None if value is None else value / 1e6)
+
+
+#: Columns of the table: key, head, how a number is written.
+COLUMNS: tuple[tuple[str, str, Show], ...] = (
+    ("residual", "Residual", _two),
+    ("jsd", "JSD on D_f, nats", _nats),
+    ("jeffreys_half", "Half Jeffreys, nats", _nats),
+    ("membership_auc", "Membership AUC", f.fixed),
+    ("membership_gap", "its gap", f.signed),
+    ("test_auc", "Test AUC", f.fixed),
+    ("acc", "Accuracy", f.fixed),
+    ("log_loss", "Log-loss, nats", f.fixed),
+    ("test_ece", "ECE", f.fixed),
+    ("relearn_ratio", "Relearn ratio", _two),
+    ("int8_residual", "int8 residual", _two),
+    ("nf4_residual", "nf4 residual", _two),
+    ("t_core", "t_core, s", _seconds),
+    ("t_total", "t_total, s", _seconds),
+    ("retrain_ratio", "of a retrain", _two),
+    ("peak_memory", "Peak memory, MB", _megabytes),
+    ("trainable_parameters", "Trainable", f.count),
+)
+MARK = "*"
+
+
+def write_bench(summary: Bench | Mapping[str, Any], path: str | Path) -> Path:
+    """Render a summary and write it whole or not at all.
+
+    Args:
+        summary: of :func:`curerec.bench.summary.summarise`.
+        path: target, usually ``bench.html``.
+
+    Returns:
+        The path written.
+
+    Raises:
+        DataError: the mapping is no summary.
+        StorageError: the file cannot be written.
+    """
+    return replace_file(path, render_bench(summary))
+
+
+def render_bench(summary: Bench | Mapping[str, Any]) -> str:
+    """The page: style and pictures inline, no script, no address, every string escaped.
+
+    Example:
+        >>> nothing = {"schema": "curerec-bench/1", "name": "x", "seeds": [], "retrains": 2, "blocks": []}
+        >>> page = render_bench(nothing)
+        >>> "Nothing has been measured yet" in page, "<script" in page
+        (True, False)
+    """
+    bench = as_bench(summary)
+    return (
+        _template().render(
+            bench=bench,
+            f=f,
+            blocks=[_view(block, bench) for block in bench.blocks if any(x.models for x in block.lines)],
+            waiting=[b.title for b in bench.blocks if not any(x.models for x in b.lines)],
+        )
+        + "\n"
+    )
+
+
+@cache
+def _template() -> Any:
+    environment = Environment(
+        loader=PackageLoader("curerec.reports"),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+        finalize=lambda value: clean(value) if type(value) is str else value,
+    )
+    return environment.get_template("bench.html.j2")
+
+
+def in_order(block: Block) -> list[Line]:
+    """Original, retrain, then methods by residual where that may be ranked, else as the recipe has them."""
+    ends = [line for line in block.lines if line.name in ("original", "retrain")]
+    methods = [line for line in block.lines if line.name not in ("original", "retrain")]
+    if block.rankable:
+        methods.sort(key=lambda line: _or(line.mean("residual"), float("inf")))
+    return ends + methods
+
+
+def cells(line: Line, block: Block, columns: tuple[tuple[str, str, Show], ...]) -> list[str]:
+    """The numbers of a line as text: mean and half-width of the interval."""
+    out = []
+    for key, _, show in columns:
+        hidden = key.endswith("residual") and not block.rankable
+        shown = f.NONE if hidden else with_half(line.values.get(key), show)
+        if key == "residual" and line.against is not None and line.against.significant:
+            shown += MARK
+        out.append(shown)
+    return out
+
+
+def with_half(value: Interval | None, show: Show) -> str:
+    """A mean and its half-width.
+
+    Example:
+        >>> with_half(Interval(mean=0.4204, half=0.066, n=3), _two)
+        '0.42 ± 0.07'
+    """
+    if value is None:
+        return f.NONE
+    return show(value.mean) + ("" if value.half is None else f" ± {show(value.half).lstrip('+')}")
+
+
+def filled(block: Block) -> tuple[tuple[str, str, Show], ...]:
+    """Columns in which any line of a block has a number."""
+    return tuple(c for c in COLUMNS if any(line.values.get(c[0]) for line in block.lines))
+
+
+def failures(line: Line) -> str:
+    """What went wrong: seeds and reasons; alike reasons once."""
+    by_text: dict[str, list[int]] = {}
+    for one in line.failures:
+        by_text.setdefault(one.text, []).append(one.seed)
+    return "; ".join(f"seed {', '.join(map(str, seeds))}: {text}" for text, seeds in by_text.items())
+
+
+def seeds(line: Line) -> str:
+    """How many seeds ran, of how many the fullest line is to have.
+
+    Example:
+        >>> seeds(Line(name="npo", values={}, seeds=[20], wanted=5, fewer=True, models=1))
+        '1 (of 5)'
+    """
+    return f"{len(line.seeds)} (of {line.wanted})" if len(line.seeds) < line.wanted else f"{len(line.seeds)}"
+
+
+def scale(block: Block, *, costs_only: bool = False) -> str:
+    """What the floor and the ceiling say, and whether methods are ranked."""
+    if block.floor is None or block.ceiling is None:
+        return "" if costs_only else "Nothing to compare with yet: no retrains were measured."
+    ends = (
+        f"Floor {with_half(block.floor, _nats)} (between retrains), ceiling {with_half(block.ceiling, _nats)}"
+    )
+    ends += " nats (nothing done)."
+    if block.rankable:
+        return ends
+    return (
+        f"{ends} The ceiling is under twice the floor: nothing measurable was there to forget, so methods "
+        "are not ranked and residuals not shown."
+    )
+
+
+def _view(block: Block, bench: Bench) -> dict[str, Any]:
+    columns = filled(block)
+    lines = in_order(block)
+    gone = {
+        head: next((x.missing[key] for x in reversed(lines) if x.missing.get(key)), "no seed has one")
+        for key, head, _ in COLUMNS
+        if key not in {c[0] for c in columns} and not bench.costs_only
+    }
+    return {
+        "title": block.title,
+        "scale": scale(block, costs_only=bench.costs_only),
+        "heads": [head for _, head, _ in columns],
+        "rows": [
+            {
+                "name": f.method(line.name) if line.name != "retrain" else "Retrained",
+                "ours": line.name == OURS,
+                "cells": cells(line, block, columns),
+                "seeds": seeds(line),
+                "failures": failures(line),
+            }
+            for line in lines
+        ],
+        "gone": gone,
+        "against": [
+            (
+                f.method(x.name),
+                f.signed(a.difference, 2),
+                f"{_two(a.low)} to {_two(a.high)}",
+                f.fixed(a.p_holm),
+            )
+            for x in lines
+            if (a := x.against) is not None
+        ],
+        "pictures": {n: Markup(p) for n, p in pictures(block).items()} if block.rankable else {},
+    }
+
+
+def pictures(block: Block) -> dict[str, str]:
+    """The trade-offs of a block, wide and narrow."""
+    residual = Axis("residual", _two, least=0.5, always=(0.0, 1.0), most=(-0.6, 2.0), mark=0.0)
+    drop = Axis("test AUC under the retrains'", f.signed, least=0.01, always=(0.0,), mark=0.0)
+    time = Axis("t_total, seconds", _seconds, least=1.0, log=True)
+    gap = Axis("membership gap to the retrains", f.signed, least=0.05, always=(0.0,), mark=0.0)
+    out = {}
+    for size, width in (("", 460.0), ("_narrow", 330.0)):
+        for name, column, x, title in (
+            ("drop", "auc_drop", drop, "Residual against what it cost in test AUC"),
+            ("time", "t_total", time, "Residual against time"),
+            ("gap", "membership_gap", gap, "Residual against the membership gap"),
+        ):
+            kept = [line for line in in_order(block) if line.name != "retrain"]
+            kept.sort(key=lambda line: (line.name != OURS, line.name not in ("original", "random_modules")))
+            dots = [_dot(line, column) for line in kept if column != "t_total" or line.name != "original"]
+            out[name + size] = scatter(
+                dots, x, residual, name=title, about=f"{title}, one point a method.", width=width
+            )
+    return out
+
+
+def _dot(line: Line, column: str) -> Dot:
+    x, y = line.values.get(column), line.values.get("residual")
+    kind = "ours" if line.name == OURS else "reference" if line.name == "original" else "other"
+    ends = [(one.mean, one.half) if one else (None, None) for one in (x, y)]
+    return Dot(f.method(line.name), ends[0][0], ends[1][0], ends[0][1], ends[1][1], kind)
+
+
+def _or(value: float | None, other: float) -> float:
+    return other if value is None else value

@@ -1,0 +1,133 @@
+"""The summary of a benchmark: what `summary.json` holds and `bench.html` is rendered from."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, Literal
+
+from pydantic import Field, ValidationError
+
+from curerec.errors import DataError
+from curerec.reports.parts import Number, Part, Text
+
+SCHEMA = "curerec-bench/1"
+
+
+class Interval(Part):
+    """Mean over ``n`` seeds and half-width of its 95 % interval (none with one seed)."""
+
+    mean: float
+    half: Number = None
+    n: int
+
+
+class Failure(Part):
+    """A cell that came to nothing, and why."""
+
+    seed: int
+    text: str
+
+
+class Against(Part):
+    """Our method's residual less this one's: paired bootstrap over seeds and examples."""
+
+    difference: float
+    low: float
+    high: float
+    p: float
+    p_holm: float
+    seeds: int
+    significant: bool
+
+
+class Line(Part):
+    """One model or method of a block.
+
+    Attributes:
+        name: ``original``, ``retrain`` or a method.
+        values: by column; None where no seed has one, the reason in ``missing``.
+        seeds: that ran; ``wanted`` is how many the recipe asks for.
+        fewer: fewer seeds than the block's fullest line is to have.
+        models: that were averaged: the retrains of a seed count each.
+    """
+
+    name: str
+    values: dict[str, Interval | None]
+    seeds: list[int]
+    wanted: int
+    fewer: bool
+    models: int
+    failures: list[Failure] = Field(default_factory=list)
+    missing: dict[str, str] = Field(default_factory=dict)
+    against: Against | None = None
+
+    def mean(self, column: str) -> Number:
+        """The mean of a column; None where there is none."""
+        found = self.values.get(column)
+        return found.mean if found else None
+
+
+class Block(Part):
+    """A data set, a model and a request.
+
+    Attributes:
+        floor, ceiling: between retrains, and from the original to them, nats.
+        rankable: whether the ceiling is at least twice the floor; None where nothing was measured.
+    """
+
+    dataset: str
+    model: str
+    request: str
+    title: str
+    forget_kind: str
+    forget_ratio: float
+    parts: int
+    floor: Interval | None = None
+    ceiling: Interval | None = None
+    rankable: bool | None = None
+    lines: list[Line]
+    n_forget: Interval | None = None
+
+
+class Search(Part):
+    """How settings were chosen."""
+
+    seed: int
+    trials: int
+    tolerance: float
+    run: int
+    failed: int
+
+
+class Bench(Part):
+    """A benchmark's table."""
+
+    schema_version: Literal["curerec-bench/1"] = Field(alias="schema")
+    name: str
+    costs_only: bool = False
+    seeds: list[int]
+    retrains: int
+    blocks: list[Block]
+    left_out: int = 0
+    versions: dict[str, Any] = Field(default_factory=dict)
+    devices: list[str] = Field(default_factory=list)
+    shared_machine: bool = False
+    newest: Text = None
+    search: Search | None = None
+
+
+def as_bench(values: Bench | Mapping[str, Any]) -> Bench:
+    """A summary, checked.
+
+    Raises:
+        DataError: the mapping is none, naming the key.
+    """
+    if isinstance(values, Bench):
+        return values
+    try:
+        return Bench.model_validate(values)
+    except ValidationError as error:
+        first = error.errors(include_input=False)[0]
+        where = ".".join(map(str, first["loc"]))
+        mend = "Make it anew with `curerec bench --table`"
+        raise DataError(f"is no summary of a benchmark ({where}: {first['msg']})", mend=mend) from None

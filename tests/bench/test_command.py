@@ -1,0 +1,77 @@
+"""``curerec bench`` on the command line: what it refuses, and the table."""
+
+from __future__ import annotations
+
+import pytest
+from made_bench import made_recipe, made_rows
+
+from curerec.bench.shapes import made_shape
+from curerec.recommender.storage import load_base
+from made_catalogue import made_titles
+from made_commands import curerec, refused
+
+
+@pytest.mark.parametrize(
+    ("arguments", "part"),
+    [
+        ([], "one of --recipe and --table"),
+        (["--recipe", "nano", "--table", "x"], "one of --recipe and --table"),
+        (["--recipe", "nosuch"], "Choose from nano, paper, scale"),
+        (["--table", "."], "holds no benchmark"),
+        (["--recipe", "nano", "--data", "ml-100k"], "Write NAME=PATH"),
+        (["--recipe", "nano", "--data", "x=y"], "names no data set"),
+    ],
+)
+def test_refusals(arguments, part, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    refused(curerec("bench", *arguments), part)
+    assert not list(tmp_path.iterdir())
+
+
+def test_help_has_an_example():
+    assert "Example: curerec bench" in " ".join(curerec("bench", "--help").out.split())
+
+
+def test_the_table_of_a_folder(tmp_path):
+    made_rows(tmp_path, made_recipe(seeds=[20, 21, 22]))
+    result = curerec("bench", "--table", tmp_path)
+    assert result.code == 0 and not result.err
+    assert "## made, nano: users 20 %" in result.out and "| npo |" in result.out
+    assert (tmp_path / "bench.html").exists()
+
+
+def test_a_shape_is_a_base_that_loads(tmp_path):
+    folder = made_shape("tiny", list(made_titles().values()), tmp_path / "base")
+    model, tokenizer = load_base(folder)
+    assert model.config.vocab_size == 8000 and len(tokenizer) < 8000
+    before = (folder / "model.safetensors").stat().st_mtime_ns
+    made_shape("tiny", [], folder)
+    assert (folder / "model.safetensors").stat().st_mtime_ns == before
+
+
+def test_costs_of_random_weights(tmp_path, monkeypatch):
+    """The path of the scale recipe, at a size that fits here."""
+    from made_bench import CHANGE, SHORT, made_place
+
+    from curerec.bench import rows
+    from curerec.bench.lines import read_lines
+    from curerec.bench.run import run
+    from curerec.bench.summary import write_summary
+    from curerec.bench.table import text_table
+
+    monkeypatch.setenv("CUREREC_CACHE", str(tmp_path / "cache"))
+    change = {"split": CHANGE["split"], "model": {"tuning": CHANGE["model"]["tuning"], "lora": {"r": 2}}}
+    recipe = made_recipe(
+        costs_only=True,
+        retrains=1,
+        models={"tiny": {"recipe": "lora", "shape": "tiny", "change": change, "every_method": SHORT}},
+        requests=[{"share": 0.2, "methods": ["npo"]}],
+    )
+    done = run(recipe, tmp_path / "out", places=made_place(tmp_path))
+    assert not done.failed and not done.blocked
+    for row in read_lines(tmp_path / "out" / "rows.jsonl"):
+        there = {name for name in rows.COLUMNS if row[name] is not None}
+        assert there <= set(rows.COSTS) and row["floor"] is None
+        assert set(row["missing"]) == set(rows.COLUMNS) - there
+    text = text_table(write_summary(tmp_path / "out"))
+    assert "t_total, s" in text and "AUC" not in text

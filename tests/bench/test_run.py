@@ -1,0 +1,349 @@
+"""A whole benchmark on a tiny catalogue: its rows, what is shared, what fails, and going on."""
+
+from __future__ import annotations
+
+import copy
+import json
+import os
+import signal
+import time
+import types
+
+import numpy as np
+import pytest
+from made_bench import made_place, made_recipe
+
+from curerec.bench import artefacts, rows
+from curerec.bench.lines import read_lines
+from curerec.bench.run import run
+from curerec.bench.search import choice
+from curerec.bench.summary import write_summary
+from curerec.bench.work import Workshop
+from curerec.errors import RefusedError, StorageError
+from curerec.methods import METHODS
+from curerec.records import Outcome
+from made_commands import PRIVATE, tree
+
+ASKS = [
+    {"share": 0.2, "methods": ["npo", "grad_diff", "scrub", "rome", "gru", "sisa"]},
+    {"share": 0.2, "parts": 2, "methods": ["npo", "cragru"]},
+]
+GRID = {"grids": {"npo": {"lr": [1e-3, 3e-3]}, "cragru": {}}}
+SEARCH = {"seed": 0, "trials": 2, "grids": {m: {} for m in METHODS} | GRID["grids"]}
+
+
+def out_of_memory(task, config):
+    raise RuntimeError("CUDA out of memory. Tried to allocate 2.00 GiB for usr42")
+
+
+def nothing(task, config):
+    return Outcome("rome", copy.deepcopy(task.original.model), 0.0, 0.0)
+
+
+def careless(task, config):
+    return {}["usr42"]
+
+
+SCRUB = METHODS["scrub"]
+FAKES = {"scrub": out_of_memory, "rome": nothing, "gru": careless}
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory):
+    """One run, done twice."""
+    folder = tmp_path_factory.mktemp("bench")
+    attacks = ["residual_int8", "relearn_ratio"]
+    recipe = made_recipe(requests=ASKS, search=SEARCH, seeds=[20, 21], columns=attacks)
+    told: list[str] = []
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("CUREREC_CACHE", str(folder / "cache"))
+        for name, fake in FAKES.items():
+            patch.setitem(METHODS, name, (fake, METHODS[name][1]))
+        places = made_place(folder)
+        trained = count(patch)
+        first = run(recipe, folder / "out", places=places, tell=told.append)
+        write_summary(folder / "out")
+        before, n_first = tree(folder / "out"), list(trained)
+        again = run(recipe, folder / "out", places=places)
+        write_summary(folder / "out")
+        yield types.SimpleNamespace(
+            folder=folder,
+            out=folder / "out",
+            recipe=recipe,
+            places=places,
+            first=first,
+            again=again,
+            told=told,
+            before=before,
+            trained=n_first,
+            trained_again=trained[len(n_first) :],
+            rows=read_lines(folder / "out" / "rows.jsonl"),
+            trials=read_lines(folder / "out" / "trials.jsonl"),
+        )
+
+
+def count(patch):
+    """Folders that something is trained into from now on."""
+    seen = []
+    real = artefacts.train
+
+    def train(data, recipe, folder, **rest):
+        seen.append(folder.name)
+        return real(data, recipe, folder, **rest)
+
+    patch.setattr(artefacts, "train", train)
+    return seen
+
+
+def test_there_is_a_row_for_every_cell(made):
+    names = ["original", "retrain", "retrain_2", *("npo", "grad_diff", "scrub", "rome", "gru", "sisa")]
+    found = {(r["seed"], r["request"], r["method"]) for r in made.rows}
+    whole = {(s, "users-0.2-random", n) for s in (20, 21) for n in names}
+    parts = {(s, "users-0.2-random-x2", n) for s in (20, 21) for n in ("npo", "cragru")}
+    assert found == whole | parts and len(made.rows) == len(found)
+    # Two yardsticks count as one cell each.
+    assert made.first.done == made.first.total == 2 * (1 + 6 + 2)
+
+
+def test_rows_bear_the_names_of_the_protocol_and_a_reason_for_every_gap(made):
+    for row in made.rows:
+        assert set(rows.COLUMNS) | set(rows.ABOUT) <= set(row)
+        gaps = {name for name in rows.COLUMNS if row[name] is None}
+        assert set(row["missing"]) == gaps and all(row["missing"].values())
+    good = next(r for r in made.rows if r["method"] == "npo")
+    there = set(rows.COLUMNS) - {"relearn_ratio", "int8_residual", "nf4_residual", "residual"}
+    assert all(isinstance(good[name], int | float) for name in there)
+    assert good["int8_residual"] is not None or "retrained" in good["missing"]["int8_residual"]
+    assert "not ask" in good["missing"]["nf4_residual"]
+    assert good["peak_memory"] > 50e6 and good["t_total"] >= good["t_core"] > 0
+    assert good["settings"] is not None and good["method_config"]["check_size"] == 60
+
+
+def test_rows_and_messages_name_nobody(made):
+    text = (made.out / "rows.jsonl").read_text() + (made.out / "trials.jsonl").read_text()
+    text += (made.out / "bench.html").read_text() + "\n".join(made.told)
+    assert not PRIVATE.search(text)
+
+
+def test_failures_are_rows_and_end_nothing(made):
+    why = {(r["method"], r["seed"]): r["failure"] for r in made.rows}
+    for seed in (20, 21):
+        assert why["scrub", seed] == "out of memory"
+        assert "nothing happened" in why["rome", seed]
+        assert why["gru", seed].split(" at ")[0] == "KeyError"  # its message would have named somebody
+        assert "no single model" in why["cragru", seed]
+        assert why["npo", seed] is None and why["sisa", seed] is None
+    assert any("out of memory" in line for line in made.told)
+    assert "out of memory" in (made.out / "bench.html").read_text()
+
+
+def test_every_model_is_trained_once(made):
+    kinds = [name.split("-")[0] for name in made.trained]
+    # Seeds 20 and 21 with two retrains each, and the development seed's original; no retrain of that.
+    assert kinds.count("original") == 3 and kinds.count("retrain") == 4
+    assert len(set(made.trained)) == len(made.trained)
+
+
+def test_the_second_call_changes_nothing(made):
+    assert made.trained_again == [] and made.again.done == made.again.total
+    after = tree(made.out)
+    assert {k: v for k, v in after.items() if k != "bench.html"} == {
+        k: v for k, v in made.before.items() if k != "bench.html"
+    }
+
+
+def test_the_search_never_has_a_retrain_beside_it(made):
+    cards = [json.loads(p.read_text()) for p in made.out.glob("models/*/curerec.json")]
+    seeds = sorted(c["recipe"]["seed"] for c in cards if c["without"])
+    assert seeds == [1020, 1021, 2020, 2021]
+
+
+def test_cells_take_what_the_search_chose(made):
+    trials = [t for t in made.trials if t["method"] == "npo"]
+    assert [t["number"] for t in trials] == [0, 1] and {t["seed"] for t in trials} == {0}
+    best = choice(trials, 0.01)
+    for row in made.rows:
+        if row["method"] == "npo":
+            assert row["settings"] == best["settings"]
+            assert row["method_config"]["lr"] == best["settings"].get("lr", row["method_config"]["lr"])
+
+
+def test_predictions_give_the_row_back(made):
+    row = next(r for r in made.rows if r["method"] == "npo" and r["request"] == "users-0.2-random")
+    said = artefacts.read_arrays(made.out / "predictions" / row["predictions"])
+    yard = artefacts.read_arrays(made.out / "yardsticks" / row["yardstick"])
+    from curerec.evaluation.inputs import p_yes
+    from curerec.evaluation.residual import Reference
+
+    scale = Reference(
+        np.stack([p_yes(yard[f"{n}/forget"]) for n in ("retrain", "retrain_2")]),
+        p_yes(yard["original/forget"]),
+    )
+    assert scale.distance(said["forget"].astype(float)) == pytest.approx(row["jsd"], rel=1e-4)
+    assert (scale.floor, scale.ceiling) == pytest.approx((row["floor"], row["ceiling"]))
+    assert set(said) == {"forget", "test"} and len(said["forget"]) == row["n_forget"]
+
+
+def test_progress_says_how_much_is_left(made):
+    assert any("left" in line and line.startswith("[") for line in made.told)
+    assert "nothing left" in made.told[-1]
+
+
+def test_a_failed_cell_is_tried_again_when_asked(made, tmp_path, monkeypatch):
+    import shutil
+
+    out = tmp_path / "out"
+    shutil.copytree(made.out, out)
+    monkeypatch.setenv("CUREREC_CACHE", str(made.folder / "cache"))
+    monkeypatch.setitem(METHODS, "scrub", SCRUB)  # mended meanwhile
+    done = run(made.recipe, out, places=made.places, retry=True)
+    last = {(r["method"], r["seed"]): r for r in rows.newest(read_lines(out / "rows.jsonl"))}
+    assert last["scrub", 20]["failure"] is None and last["scrub", 20]["jsd"] is not None
+    assert {label.split(": ")[-1] for label, _ in done.failed} == {"rome", "gru", "cragru"}
+
+
+def test_damaged_references_are_made_anew(made, tmp_path, monkeypatch):
+    import shutil
+
+    out = tmp_path / "out"
+    shutil.copytree(made.out, out)
+    monkeypatch.setenv("CUREREC_CACHE", str(made.folder / "cache"))
+    whole, yards = tree(out), measured(out)
+    weights = sorted(out.glob("models/retrain-*/model.safetensors"))[0]
+    content = bytearray(weights.read_bytes())
+    content[-3] ^= 1
+    weights.write_bytes(content)
+    for path in (*out.glob("yardsticks/*"), out / "rows.jsonl"):
+        path.write_bytes(path.read_bytes()[:-7])
+    trained = count(monkeypatch)
+    shop = Workshop(made.recipe, out, made.places)
+    from curerec.bench.plan import plan
+
+    for job in plan(made.recipe):
+        if job.kind in ("original", "retrain", "yardstick"):
+            shop.do(job, {})
+    assert trained == [weights.parent.name]
+    now = tree(out)
+    changed = {k for k in whole if whole[k] != now.get(k) and not k.startswith("yardsticks/")}
+    assert changed <= {"rows.jsonl", *cards(whole)}
+    assert measured(out) == yards
+    assert now[str(weights.relative_to(out))] == whole[str(weights.relative_to(out))]  # bit by bit
+
+
+def measured(out):
+    """Arrays of all yardsticks; the order of a file's header is not settled."""
+    files = sorted(out.glob("yardsticks/*"))
+    return {f.name: {k: v.tobytes() for k, v in artefacts.read_arrays(f).items()} for f in files}
+
+
+def cards(names):
+    return {name for name in names if name.endswith("curerec.json")}  # hold seconds
+
+
+def test_a_reference_that_cannot_be_trained_blocks_its_cells_alone(tmp_path, monkeypatch):
+    monkeypatch.setenv("CUREREC_CACHE", str(tmp_path / "cache"))
+    real = artefacts.train
+
+    def train(data, recipe, folder, **rest):
+        if rest.get("without") is not None and recipe.seed == 1020:
+            raise MemoryError
+        return real(data, recipe, folder, **rest)
+
+    monkeypatch.setattr(artefacts, "train", train)
+    recipe = made_recipe(seeds=[20, 21], requests=[{"share": 0.2, "methods": ["grad_diff"]}])
+    done = run(recipe, tmp_path / "out", places=made_place(tmp_path))
+    assert sum(done.blocked.values()) == 1 and "retrain 1: out of memory" in next(iter(done.blocked))
+    assert [r["seed"] for r in read_lines(tmp_path / "out" / "rows.jsonl") if r["method"] == "grad_diff"] == [
+        21
+    ]
+    # Nothing was written of what could not be run: the next call tries it again.
+    monkeypatch.setattr(artefacts, "train", real)
+    assert run(recipe, tmp_path / "out", places=made_place(tmp_path)).blocked == {}
+
+
+def test_time_that_is_up_begins_nothing(tmp_path):
+    done = run(made_recipe(), tmp_path / "out", places=made_place(tmp_path), minutes=1e-6)
+    assert done.stopped and done.done == 0 and not (tmp_path / "out" / "rows.jsonl").exists()
+
+
+def test_a_folder_that_is_something_else(tmp_path):
+    (tmp_path / "notes.txt").write_text("mine")
+    with pytest.raises(StorageError, match="not of a benchmark"):
+        run(made_recipe(), tmp_path)
+    with pytest.raises(StorageError, match="is a file"):
+        run(made_recipe(), tmp_path / "notes.txt")
+    assert [p.name for p in tmp_path.iterdir()] == ["notes.txt"]
+
+
+def test_two_runs_in_one_folder(tmp_path):
+    from curerec.data import leftovers
+
+    (tmp_path / "out").mkdir()
+    held = leftovers.hold(tmp_path / "out")
+    with pytest.raises(RefusedError, match="another run"):
+        run(made_recipe(), tmp_path / "out", places=made_place(tmp_path))
+    os.close(held)
+
+
+def test_a_run_that_is_killed_goes_on(tmp_path, monkeypatch):
+    """kill -9 at five moments; in the end the rows are those of a run that nobody disturbed."""
+    monkeypatch.setenv("CUREREC_CACHE", str(tmp_path / "cache"))
+    recipe = made_recipe(
+        requests=[{"share": 0.2, "methods": ["npo", "grad_diff", "cragru"]}],
+        search={"seed": 0, "trials": 1},
+    )
+    places, out = made_place(tmp_path), tmp_path / "out"
+    moments = ["models/original-*", "models/retrain-*", "yardsticks/*", "trials.jsonl", "predictions/*"]
+    for pattern in moments:
+        killed_once_there(recipe, out, places, pattern)
+        seen = [rows.row_key(r) for r in read_lines(out / "rows.jsonl")]
+        assert len(set(seen)) == len(seen)
+    if (out / "rows.jsonl").exists():
+        with (out / "rows.jsonl").open("a") as file:
+            file.write('{"dataset": "ma')  # a line that a kill tore
+    trained = count(monkeypatch)
+    done = run(recipe, out, places=places)
+    assert done.done == done.total == 4
+    assert not trained  # everything was trained before one of the kills
+    found = read_lines(out / "rows.jsonl")
+    assert sorted(r["method"] for r in found) == [
+        "cragru",
+        "grad_diff",
+        "npo",
+        "original",
+        "retrain",
+        "retrain_2",
+    ]
+    calm = tmp_path / "calm"
+    run(recipe, calm, places=places)
+    for row in read_lines(calm / "rows.jsonl"):
+        same = next(r for r in found if r["method"] == row["method"])
+        for name in ("test_auc", "jsd", "residual", "membership_auc", "config_hash", "yardstick"):
+            assert same[name] == row[name]
+
+
+def killed_once_there(recipe, out, places, pattern):
+    """Run in a fork; kill it a moment after something appears."""
+    pid = os.fork()
+    if not pid:
+        try:
+            run(recipe, out, places=places)
+        finally:
+            os._exit(0)
+    deadline = time.monotonic() + 120
+    before = {p.name for p in out.glob(pattern)} if out.exists() else set()
+    while time.monotonic() < deadline:
+        if out.exists() and ({p.name for p in out.glob(pattern)} - before):
+            os.kill(pid, signal.SIGKILL)
+            break
+        if os.waitpid(pid, os.WNOHANG)[0]:
+            return
+        time.sleep(0.002)
+    os.waitpid(pid, 0)
+
+
+def test_outcomes_of_a_sequence_add_up(made):
+    one = next(r for r in made.rows if r["method"] == "npo" and r["forget_parts"] == 2)
+    assert one["forget_ratio"] == 0.2 and one["t_total"] > 0 and one["jsd"] is not None
+    whole = next(r for r in made.rows if r["method"] == "npo" and r["forget_parts"] == 1)
+    assert one["yardstick"] == whole["yardstick"] and one["n_forget"] == whole["n_forget"]

@@ -1,0 +1,73 @@
+"""The paired bootstrap finds a planted difference and none where there is none."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from curerec.bench.significance import Yard, compared, holm
+from curerec.evaluation.residual import Reference
+
+
+def sigmoid(z):
+    return 1 / (1 + np.exp(-z))
+
+
+def planted(shares, n=300, seeds=(20, 21, 22, 23, 24), salt=0):
+    """Yards and answers of methods that keep a share of the original's shift."""
+    yards, said = {}, {name: {} for name in shares}
+    for s in seeds:
+        rng = np.random.default_rng([s, salt])
+        truth, shift = rng.normal(size=n), rng.normal(size=n)
+        retrain = sigmoid(truth + 0.1 * rng.normal(size=(2, n)))
+        yards[s] = Yard.of(sigmoid(truth + shift), retrain)
+        for name, share in shares.items():
+            said[name][s] = sigmoid(truth + share * shift + 0.1 * rng.normal(size=n))
+    return yards, said
+
+
+def test_the_difference_is_that_of_the_residuals():
+    yards, said = planted({"a": 0.3, "b": 0.6})
+    found = compared(yards, said["a"], said["b"], draws=400)
+    by_hand = []
+    for s, yard in yards.items():
+        scale = Reference(yard.retrain, np.zeros(yard.retrain.shape[1]) + 0.5)
+        floor, ceiling = yard.floor.mean(), yard.ceiling.mean()
+        assert floor == pytest.approx(scale.floor)
+        by_hand.append((scale.distance(said["a"][s]) - scale.distance(said["b"][s])) / (ceiling - floor))
+    assert found.difference == pytest.approx(np.mean(by_hand))
+    assert found.low < found.difference < found.high < 0
+    assert found.p < 0.01
+
+
+def test_equals_are_not_told_apart():
+    hits = 0
+    for salt in range(20):
+        yards, said = planted({"a": 0.5, "b": 0.5}, n=150, salt=salt)
+        hits += compared(yards, said["a"], said["b"], draws=200).p < 0.05
+    assert hits <= 4
+
+
+def test_pairing_matters():
+    yards, said = planted({"a": 0.5})
+    nudged = {s: sigmoid(np.log(p / (1 - p)) + 0.02) for s, p in said["a"].items()}
+    close = compared(yards, said["a"], nudged, draws=200)
+    assert close.high - close.low < 0.1  # though single residuals scatter by much more
+
+
+def test_too_few_seeds_say_nothing():
+    yards, said = planted({"a": 0.1, "b": 0.9}, seeds=(20, 21))
+    assert compared(yards, said["a"], said["b"]) is None
+
+
+def test_nothing_to_forget_says_nothing():
+    yards, said = planted({"a": 0.1, "b": 0.9})
+    flat = {s: Yard(y.ceiling, y.floor, y.retrain) for s, y in yards.items()}  # the ceiling under the floor
+    assert compared(flat, said["a"], said["b"], draws=50) is None
+
+
+def test_holm():
+    p = [0.001, 0.02, 0.3]
+    assert holm(p) == [0.003, 0.04, 0.3]
+    assert holm([]) == []
+    assert all(b >= a for a, b in zip(p, holm(p), strict=True))

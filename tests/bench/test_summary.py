@@ -1,0 +1,132 @@
+"""From rows to the table: means, intervals, marks, gaps and what may not be ranked."""
+
+from __future__ import annotations
+
+import json
+import shutil
+
+import numpy as np
+import pytest
+from made_bench import made_recipe, made_rows
+
+from curerec.bench.lines import read_lines
+from curerec.bench.summary import summarise, write_summary
+from curerec.bench.table import text_table
+from curerec.errors import DataError
+
+METHODS = ["cure", "random_modules", "npo", "scrub"]
+
+
+def recipe(**change):
+    ask = {"share": 0.1, "methods": METHODS}
+    return made_recipe(**{"seeds": [20, 21, 22], "requests": [ask], "draws": 200, **change})
+
+
+WORTH = {"cure": 0.2, "random_modules": 0.6, "npo": 0.2}
+
+
+def line(summary, name, block=0):
+    return next(x for x in summary["blocks"][block]["lines"] if x["name"] == name)
+
+
+def test_mean_and_interval_over_seeds(tmp_path):
+    made_rows(tmp_path, recipe(), worth=WORTH)
+    found = line(summarise(tmp_path), "npo")["values"]["t_total"]
+    values = [r["t_total"] for r in read_lines(tmp_path / "rows.jsonl") if r["method"] == "npo"]
+    assert found["mean"] == pytest.approx(np.mean(values))
+    assert found["half"] == pytest.approx(4.3027 * np.std(values, ddof=1) / np.sqrt(3), rel=1e-4)
+    assert found["n"] == 3
+
+
+def test_retrains_of_a_seed_count_as_one(tmp_path):
+    made_rows(tmp_path, recipe())
+    mine = line(summarise(tmp_path), "retrain")
+    assert mine["seeds"] == [20, 21, 22] and mine["models"] == 6 and mine["values"]["test_auc"]["n"] == 3
+
+
+def test_marks_of_significance(tmp_path):
+    made_rows(tmp_path, recipe(), worth=WORTH)
+    summary = write_summary(tmp_path)
+    far, near = line(summary, "random_modules")["against"], line(summary, "npo")["against"]
+    assert far["significant"] and far["difference"] < -0.2 and far["high"] < 0
+    assert not near["significant"]
+    assert line(summary, "cure")["against"] is None
+    text = text_table(summary)
+    twin = next(x for x in text.splitlines() if x.startswith("| random_modules"))
+    assert "*" in twin.split("|")[2]
+    # Where only rows and summary were kept, the marks stay.
+    shutil.rmtree(tmp_path / "predictions")
+    assert line(summarise(tmp_path), "random_modules")["against"] == far
+
+
+def test_a_failed_cell_is_in_the_failures_and_its_line_marked(tmp_path):
+    made_rows(tmp_path, recipe(), worth={**WORTH, "scrub": None})
+    summary = summarise(tmp_path)
+    bad = line(summary, "scrub")
+    assert [f["seed"] for f in bad["failures"]] == [20, 21, 22] and bad["fewer"]
+    assert all(v is None for v in bad["values"].values())
+    assert "seed 20, 21, 22: out of memory" in text_table(summary)
+
+
+def test_a_later_row_replaces_a_failed_one(tmp_path):
+    made_rows(tmp_path, recipe(), worth={"npo": None})
+    made_rows(tmp_path, recipe(), worth={"npo": 0.3})
+    assert not line(summarise(tmp_path), "npo")["failures"]
+
+
+def test_fewer_seeds_are_marked(tmp_path):
+    asks = [
+        {"share": 0.1, "methods": ["cure", "random_modules"]},
+        {"share": 0.1, "methods": ["sisa"], "seeds": 1},
+    ]
+    made_rows(tmp_path, recipe(requests=asks))
+    summary = summarise(tmp_path)
+    assert len(summary["blocks"]) == 1  # the same request in two entries is one table
+    assert line(summary, "sisa")["fewer"] and not line(summary, "cure")["fewer"]
+    assert line(summary, "sisa")["values"]["residual"]["half"] is None
+
+
+def test_where_nothing_was_to_be_forgotten_nothing_is_ranked(tmp_path):
+    made_rows(tmp_path, recipe(), worth=WORTH)
+    rows = read_lines(tmp_path / "rows.jsonl")
+    (tmp_path / "rows.jsonl").unlink()
+    with (tmp_path / "rows.jsonl").open("w") as file:
+        for row in rows:
+            file.write(json.dumps({**row, "ceiling": 1.9 * row["floor"]}) + "\n")
+    summary = write_summary(tmp_path)
+    assert summary["blocks"][0]["rankable"] is False
+    assert all(x["against"] is None for x in summary["blocks"][0]["lines"])
+    text = text_table(summary)
+    assert "not ranked" in text and "*" not in text
+    residuals = [row.split("|")[2].strip() for row in text.splitlines() if row.startswith("| cure")]
+    assert residuals == ["–"]
+
+
+def test_rows_of_another_configuration_are_left_out_and_counted(tmp_path):
+    made_rows(tmp_path, recipe(), worth=WORTH)
+    made_rows(tmp_path, recipe(retrains=3), worth=WORTH)
+    summary = summarise(tmp_path)
+    # The references' rows too: what they are compared with is part of their configuration.
+    assert summary["left_out"] == 3 * (len(METHODS) + 3)
+    assert line(summary, "npo")["values"]["residual"]["n"] == 3
+    assert "left out" in text_table(summary)
+
+
+def test_a_sequence_stands_beside_the_references_of_the_whole_request(tmp_path):
+    asks = [
+        {"share": 0.1, "methods": ["cure", "random_modules"]},
+        {"share": 0.1, "parts": 5, "methods": ["npo"]},
+    ]
+    made_rows(tmp_path, recipe(requests=asks))
+    summary = summarise(tmp_path)
+    assert [b["title"] for b in summary["blocks"]] == [
+        "made, nano: users 10 %",
+        "made, nano: users 5 x 2 %",
+    ]
+    assert line(summary, "original", 1)["values"]["residual"]["mean"] == 1.0
+    assert summary["blocks"][1]["floor"] == summary["blocks"][0]["floor"]
+
+
+def test_a_folder_that_is_no_benchmark(tmp_path):
+    with pytest.raises(DataError, match="holds no benchmark"):
+        summarise(tmp_path)
