@@ -92,6 +92,7 @@ def assign(
     certain: float = 0.9,
     uncertain_role: str | None = "shared",
     census: bool = False,
+    forget_draws: np.ndarray | None = None,
     seed: int = 0,
 ) -> Groups:
     """Roles of units with their bootstrap agreement.
@@ -105,6 +106,7 @@ def assign(
         draws: bootstrap resamples of the stored per-example scores; no model is run.
         certain: a unit whose leading group has a smaller share of the draws goes to ``uncertain_role``.
         uncertain_role: role of overturned units; None keeps the leading one.
+        forget_draws: resampled means of F, [draws, units], where examples' scores do not simply add up.
         census: the forget scores are those of all of D_f. What is to be forgotten is then known, not
             estimated from a sample of it, so only the retain scores are resampled.
         seed: of the resamples.
@@ -113,7 +115,10 @@ def assign(
     """
     rng = np.random.default_rng([seed, 31])
     votes = np.zeros((len(ROLES), len(modules)))
-    forget = forget_scores.mean(0)[None] if census else _resampled(forget_scores, draws, rng)
+    if census:
+        forget = forget_scores.mean(0)[None]
+    else:
+        forget = _resampled(forget_scores, draws, rng) if forget_draws is None else forget_draws
     high_f = np.broadcast_to(percentile_within(forget, types) >= tau, (draws, len(modules)))
     for f, r in zip(high_f, _resampled(retain_scores, draws, rng), strict=True):
         votes[_roles(f, percentile_within(r, types) >= tau), np.arange(len(modules))] += 1

@@ -33,6 +33,12 @@ class LoopConfig(Stopping):
         "0 over max_steps and all of them are taken; an update with two losses rests its forget loss while "
         "the gap is closed",
     )
+    damping: float = Field(
+        0.0,
+        ge=0,
+        description="AdamW's epsilon as a multiple of the root mean square of the first gradient: above 0, "
+        "parameters with little gradient take little steps instead of steps of the rate's size",
+    )
     batch_size: int = Field(128, gt=0, description="prompts of D_f, and of D_r, a step")
     max_steps: int = Field(60, gt=0)
     average: float = Field(0.9, ge=0, lt=1, description="decay of the average of the weights")
@@ -251,7 +257,7 @@ def walk(
     total: int,
     *,
     due: Callable[[int], bool] | None = None,
-    steer: Callable[[bool], None] | None = None,
+    steer: Callable[[Log], None] | None = None,
     momentum: float = 0.9,
     before_look: Callable[[], None] | None = None,
 ) -> Update:
@@ -269,7 +275,7 @@ def walk(
         gradients: given the number of steps done, fills ``.grad`` of the parameters and says what to note.
         total: at most so many steps.
         due: given the number of steps done, whether to look; None: every ``config.check_every``.
-        steer: told at looks on the way whether the gap is closed; with a falling rate only.
+        steer: given what looks on the way found; with a falling rate only.
         momentum: of SGD.
         before_look: called when the average is in place, before a look and at the end.
 
@@ -300,7 +306,7 @@ def walk(
         trace.append({"step": step, **seen, **log})
         if annealed and step < total:
             if steer:
-                steer(watch.closed(seen))
+                steer(trace[-1])
             store(params, iterate)
             return False
         if watch.harmed(seen):
@@ -328,6 +334,7 @@ def walk(
             ),
             after_step=after,
             momentum=momentum,
+            damping=config.damping,
         )
         store(params, kept)
         if before_look:

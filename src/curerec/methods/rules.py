@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 
 from curerec.groups.assign import FORGET, FROZEN, RETAIN, SHARED
-from curerec.recommender.units import Units
+from curerec.recommender.units import Units, inner_products
 
 Gradients = dict[str, torch.Tensor]
 
@@ -66,14 +66,8 @@ class Rules:
             Directions by parameter name, and ``cos`` float [n_units] (nan where a gradient is 0) and
             ``projected`` bool [n_units].
         """
-        dot, ff, rr = (torch.zeros(self.n_units, device=self.role.device) for _ in range(3))
-        for name, (dim, owner) in self.owner.items():
-            if name not in forget:
-                continue
-            f, r = forget[name].float(), retain[name].float()
-            other = [d for d in range(f.ndim) if d != dim]
-            for total, product in ((dot, f * r), (ff, f * f), (rr, r * r)):
-                total.index_add_(0, owner, product.sum(other) if other else product)
+        pairs = ((forget, retain), (forget, forget), (retain, retain))
+        dot, ff, rr = (inner_products(self.units, a, b).to(self.role.device) for a, b in pairs)
         projected = self.shared & (dot < 0)
         pull = torch.where(projected, -dot / (rr + self.eps), torch.zeros_like(dot)) + self.retain_weight
         out: Gradients = {}

@@ -7,9 +7,10 @@ import torch
 from pydantic import Field
 
 from curerec.circuits.adapter import weight_deltas
-from curerec.circuits.path import part_of_the_way
+from curerec.methods.forget_side import ForgetSide
 from curerec.methods.loop import Log, LoopConfig, Update, free, walk
-from curerec.methods.losses import ForgetLoss, forget_loss, kl_to
+from curerec.methods.losses import ForgetLoss, kl_to
+from curerec.methods.pace import Pace
 from curerec.methods.rollback import roll_back
 from curerec.methods.rules import Rules
 from curerec.methods.stopping import Watch
@@ -17,9 +18,6 @@ from curerec.methods.task import Task
 from curerec.prompts.encoding import Prompts
 from curerec.recommender.score import answer_logits, device_of, score, to_batch
 from curerec.recommender.tune import batches, endless
-from curerec.recommender.units import units_of
-
-PATH = (0.0, 0.5, 1.0)  # points between base and fine-tuned weights at which ``rewind`` takes residuals
 
 
 class UnlearnConfig(LoopConfig):
@@ -34,6 +32,23 @@ class UnlearnConfig(LoopConfig):
         description="w of the rules; none: |D_r| / |D_f|, the weights the two sets had in training",
     )
     retain_batch_size: int | None = Field(None, gt=0, description="prompts of D_r a step; none: as of D_f")
+    retain_labels: float = Field(
+        0.0,
+        ge=0,
+        description="weight of the cross-entropy on D_r's answers beside the KL: what forgetting loosened of the "
+        "fit to D_r is tightened again, as it is in a retrain",
+    )
+    forget_every: int | None = Field(
+        None,
+        gt=0,
+        description="steps between gradients of the forget loss over all of D_f; none: a batch of D_f a step",
+    )
+    forget_size: int = Field(2000, gt=0, description="with forget_every: at most so many of D_f, drawn anew")
+    paced: bool = Field(
+        False,
+        description="a look on the way sets the push so that the steps left close the gap at the pace so far; "
+        "else it rests the push while the gap is closed",
+    )
 
 
 def retain_weight(task: Task, config: UnlearnConfig) -> float:
@@ -50,12 +65,19 @@ def retain_weight(task: Task, config: UnlearnConfig) -> float:
     return len(task.retain) / len(task.forget)
 
 
-def run(task: Task, rules: Rules, config: UnlearnConfig, kept: np.ndarray | None = None) -> Update:
+def run(
+    task: Task,
+    rules: Rules,
+    config: UnlearnConfig,
+    kept: np.ndarray | None = None,
+    side: ForgetSide | None = None,
+) -> Update:
     """Move a copy of theta_o by the rules until the membership gap closes.
 
-    Each step takes one batch of D_f and one of D_r, computes the two gradients apart, combines them unit by
-    unit, and hands the result to the optimiser (so projection comes before Adam's scaling: AdamW rescales
-    what was projected, which the record says). What is looked at, and handed back, is the running average of
+    Each step combines a gradient of the forget loss and one of the retain loss unit by unit, and hands the result
+    to the optimiser (so projection comes before Adam's scaling: AdamW rescales what was projected, which the
+    record says). The retain gradient is a batch's; the forget gradient a batch's, or with ``forget_every`` that
+    of all of D_f, taken anew every so many steps. What is looked at, and handed back, is the running average of
     the weights: single iterates scatter in P(yes) by more than the forgetting that is to be measured.
 
     Args:
@@ -63,6 +85,7 @@ def run(task: Task, rules: Rules, config: UnlearnConfig, kept: np.ndarray | None
         rules: roles of the units.
         config: losses, rate, stopping.
         kept: share of fine-tuning's change that each unit starts with, [n_units]; none: all of it.
+        side: the forget loss, where it is at hand.
 
     Source: METHOD sections 7 and 8.
     """
@@ -70,10 +93,8 @@ def run(task: Task, rules: Rules, config: UnlearnConfig, kept: np.ndarray | None
         watch = Watch(task, config)
         model = task.copy_of_model()
         device = device_of(model)
-        forget, retain = task.forget_prompts, _Retain(task, config.retain_batch_size or config.batch_size)
-        forget_logits = torch.from_numpy(task.forget_original).to(device)
-        label = torch.from_numpy(forget.label.astype(np.int64)).to(device)
-        weight = _weights(task, config, forget, forget_logits)
+        side = side or ForgetSide(task, config)
+        retain = _Retain(task, config.retain_batch_size or config.batch_size)
         if kept is not None:
             changed = (
                 weight_deltas(model, task.base_state, rules.units) if task.base_state is not None else {}
@@ -82,36 +103,42 @@ def run(task: Task, rules: Rules, config: UnlearnConfig, kept: np.ndarray | None
     parameters = dict(model.named_parameters(remove_duplicate=False))
     names = [n for n in rules.trainable() if n in parameters]
     params = free(model, names)
+    n = len(side.prompts)
     rng = np.random.default_rng([task.seed, 61])
-    forget_stream = endless(forget.lengths, min(config.batch_size, len(forget)), rng)
-    push = 1.0
+    stream = endless(side.prompts.lengths, min(config.batch_size, n), rng)
+    pace = Pace(watch, config) if config.paced else None
+    push, whole = 1.0, None
 
-    def steer(closed: bool) -> None:
+    def steer(point: Log) -> None:
         nonlocal push
-        push = 0.0 if closed else 1.0
+        push = pace.push(point) if pace else 0.0 if watch.closed(point) else 1.0
+
+    def of_forget(step: int) -> tuple[list[torch.Tensor], float]:
+        nonlocal whole
+        if config.forget_every is None:
+            loss = side.loss(model, next(stream))
+            return list(torch.autograd.grad(loss, params)), float(loss.detach())
+        if whole is None or step % config.forget_every == 0:
+            size = min(n, config.forget_size)
+            whole = side.gradient(model, params, None if size == n else rng.choice(n, size, replace=False))
+        return whole, float("nan")
 
     def gradients(step: int) -> Log:
-        index = next(forget_stream)
-        logits = answer_logits(model, *to_batch(forget, index, device), task.answers)
-        loss_f = forget_loss(
-            config.forget_loss,
-            logits,
-            label[index],
-            forget_logits[index],
-            beta=config.beta,
-            weight=weight[index],
-        )
-        g_f = torch.autograd.grad(push * loss_f, params)
+        g_f, loss_f = of_forget(step)
         batch, before = retain.next()
         ids, last = to_batch(batch, np.arange(len(batch)), device)
-        loss_r = kl_to(answer_logits(model, ids, last, task.answers), before)
+        logits = answer_logits(model, ids, last, task.answers)
+        loss_r = kl_to(logits, before)
+        if config.retain_labels:
+            label = torch.from_numpy(batch.label.astype(np.int64)).to(device)
+            loss_r = loss_r + config.retain_labels * torch.nn.functional.cross_entropy(logits, label)
         g_r = torch.autograd.grad(loss_r, params)
         direction, seen = rules.combine(
-            dict(zip(names, g_f, strict=True)), dict(zip(names, g_r, strict=True))
+            {name: push * g for name, g in zip(names, g_f, strict=True)}, dict(zip(names, g_r, strict=True))
         )
         for name, p in zip(names, params, strict=True):
             p.grad = direction[name].to(p.dtype)
-        return _summary(loss_f, loss_r, seen)
+        return {**_summary(loss_f, loss_r, seen), "push": push}
 
     done = walk(watch, config, model, params, gradients, config.max_steps, steer=steer)
     model.requires_grad_(True)
@@ -145,43 +172,11 @@ class _Retain:
         return self.ready.pop()
 
 
-def _weights(task: Task, config: UnlearnConfig, forget: Prompts, logits: torch.Tensor) -> torch.Tensor:
-    """Weight of each forget example, [n].
-
-    ``rewind``: its residual averaged over the base, the halfway and the fine-tuned weights; otherwise 1. With
-    ``balance`` both answers get the same total push at the start; without it forgetting moves P(yes) towards
-    the rarer answer, which is not what the users were remembered by.
-    """
-    label = torch.from_numpy(forget.label.astype(np.int64)).to(logits.device)
-
-    def residual(answer_logits: torch.Tensor) -> torch.Tensor:
-        return 1 - answer_logits.softmax(-1).gather(1, label[:, None])[:, 0]
-
-    push = residual(logits)  # of the other losses' first step
-    weight = torch.ones_like(push)
-    if config.forget_loss == "rewind":
-        model = task.original.model
-        units = units_of(model, "projection")
-        deltas = weight_deltas(model, task.base_state, units) if task.base_state is not None else {}
-        push = push + residual(torch.from_numpy(task.forget_base).to(logits))
-        for alpha in PATH[1:-1]:
-            with part_of_the_way(model, deltas, alpha) as (halfway, _):
-                earlier = torch.from_numpy(score(halfway, forget, task.answers)).to(logits.device)
-            push = push + residual(earlier)
-        weight = push = push / len(PATH)
-    if config.balance:
-        for answer in (0, 1):
-            mine = label == answer
-            if mine.any():
-                weight[mine] = weight[mine] * 0.5 * push.sum() / push[mine].sum()
-    return weight
-
-
-def _summary(loss_f: torch.Tensor, loss_r: torch.Tensor, seen: dict[str, torch.Tensor]) -> dict[str, float]:
+def _summary(loss_f: float, loss_r: torch.Tensor, seen: dict[str, torch.Tensor]) -> Log:
     cos = seen["cos"]
     known = cos[~cos.isnan()]
     return {
-        "forget_loss": float(loss_f.detach()),
+        "forget_loss": loss_f,
         "retain_loss": float(loss_r.detach()),
         "cos_mean": float(known.mean()) if len(known) else float("nan"),
         "projected": float(seen["projected"].float().mean()),

@@ -101,6 +101,7 @@ def optimise(
     after_step: Callable[[int], bool | None] | None = None,
     progress: Progress | None = None,
     momentum: float = 0.9,
+    damping: float = 0.0,
 ) -> int:
     """Run an optimiser over gradients that a callable puts into ``.grad``.
 
@@ -112,6 +113,7 @@ def optimise(
         after_step: given the number of steps done; returning True ends the loop.
         progress: told (done, total).
         momentum: of SGD; AdamW has its own.
+        damping: AdamW's epsilon as a multiple of the root mean square of the first gradient; 0: 1e-8.
 
     Returns:
         Number of steps done.
@@ -130,6 +132,9 @@ def optimise(
     for step in range(steps):
         optimizer.zero_grad(set_to_none=True)
         gradients(step)
+        if damping and step == 0:
+            for group in optimizer.param_groups:
+                group["eps"] = max(1e-8, damping * _root_mean_square(params))
         torch.nn.utils.clip_grad_norm_(params, config.max_grad_norm)
         optimizer.step()
         scheduler.step()
@@ -143,6 +148,12 @@ def optimise(
     if average:
         average.store()
     return done
+
+
+def _root_mean_square(params: list[torch.nn.Parameter]) -> float:
+    """Of all entries of the gradients."""
+    squares = sum(float(p.grad.float().square().sum()) for p in params if p.grad is not None)
+    return (squares / sum(p.numel() for p in params)) ** 0.5
 
 
 def _rate(step: int, steps: int, config: TuneConfig) -> float:

@@ -166,6 +166,30 @@ def units_of(model: Any, granularity: Granularity) -> Units:
     )
 
 
+def inner_products(units: Units, a: dict[str, torch.Tensor], b: dict[str, torch.Tensor]) -> torch.Tensor:
+    """Inner product of two sets of tensors over each unit's slice, float32 [n_units].
+
+    LoRA factors that several units share belong to none and are left out.
+
+    Args:
+        units: of a model.
+        a, b: by parameter name, shaped like the parameters; those that are missing count as 0.
+    """
+    out: torch.Tensor | None = None
+    done: set[str] = set()
+    for branch in units.branches:
+        if branch.weight in done or branch.weight not in a:  # tied embeddings appear twice
+            continue
+        done.add(branch.weight)
+        product = a[branch.weight].float() * b[branch.weight].float()
+        other = [d for d in range(product.ndim) if d != branch.dim]
+        if out is None:
+            out = torch.zeros(len(units.names), device=product.device)
+        owner = torch.from_numpy(branch.unit).to(product.device)
+        out.index_add_(0, owner, product.sum(other) if other else product)
+    return torch.zeros(len(units.names)) if out is None else out
+
+
 class _Register:
     """Units by name, in the order in which they are first asked for."""
 

@@ -15,6 +15,8 @@ from curerec.circuits.patching import moving_pairs
 from curerec.circuits.path import path_scores
 from curerec.config import Strict
 from curerec.groups.assign import assign, comparable, rows_of_roles
+from curerec.methods.cure.drive import drive
+from curerec.methods.forget_side import ForgetSide
 from curerec.methods.loop import outcome
 from curerec.methods.rules import Rules
 from curerec.methods.task import Task
@@ -23,7 +25,7 @@ from curerec.prompts.counterfactual import counterfactual_pairs
 from curerec.prompts.encoding import queries
 from curerec.recommender.score import device_of
 from curerec.recommender.units import Granularity, Place, Units, units_of
-from curerec.records import Circuit, Groups, Outcome
+from curerec.records import Circuit, Examples, Groups, Outcome
 
 
 class Kept(Strict):
@@ -55,6 +57,11 @@ class CureConfig(Strict):
         description="where resamples overturn the core circuit: more pairs, then whole blocks",
     )
     granularity: Granularity = Field("row", description="size of an update unit")
+    forget_score: Literal["gradient", "path"] = Field(
+        "gradient",
+        description="F: share of the forget gradient that falls on a unit, or what fine-tuning stored in it "
+        "for D_f; R is always what fine-tuning stored in it for unseen data",
+    )
     path_steps: int = Field(
         2, gt=0, description="midpoints between base and fine-tuned weights for contributions"
     )
@@ -112,37 +119,40 @@ def circuit_of(task: Task, config: CureConfig) -> Circuit:
         )
 
 
-def groups_of(task: Task, config: CureConfig, circuit: Circuit) -> tuple[Units, Groups]:
-    """The update units and their roles, by what they contribute to D_f and to D_c."""
+def groups_of(
+    task: Task, config: CureConfig, circuit: Circuit, side: ForgetSide | None = None
+) -> tuple[Units, Groups]:
+    """The update units and their roles, by what they contribute to forgetting D_f and to predicting D_c."""
     model, answers = task.original.model, task.answers
     with task.clock.stage("contributions"):
         units = units_of(model, config.granularity)
         deltas = weight_deltas(model, task.base_state, units) if task.base_state is not None else {}
-        scores = [
-            path_scores(
-                model,
-                task.encode(task.sample(part, size, salt)),
-                answers,
-                units,
-                deltas,
-                steps=config.path_steps,
-            )
-            for part, size, salt in (
-                (task.forget, config.forget_size, 72),
-                (task.control, config.control_size, 73),
-            )
-        ]
+
+        def stored(part: Examples, size: int, salt: int) -> np.ndarray:
+            prompts = task.encode(task.sample(part, size, salt))
+            return path_scores(model, prompts, answers, units, deltas, steps=config.path_steps)
+
+        resampled = None
+        census = len(task.forget) <= config.forget_size
+        if config.forget_score == "gradient":
+            side = side or ForgetSide(task, config.update)
+            share, resampled = drive(side, units, size=config.forget_size, draws=config.draws, seed=task.seed)
+            forget = share[None]
+        else:
+            forget = stored(task.forget, config.forget_size, 72)
+        retain = stored(task.control, config.control_size, 73)
     with task.clock.stage("groups"):
         groups = assign(
-            scores[0],
-            scores[1],
+            forget,
+            retain,
             units.names,
             comparable(units.types),
             tau=config.tau,
             draws=config.draws,
             certain=config.certain,
             uncertain_role="shared" if config.uncertain == "shared" else None,
-            census=len(task.forget) <= config.forget_size,
+            census=census,
+            forget_draws=resampled,
             seed=task.seed,
         )
         if config.scope == "core":

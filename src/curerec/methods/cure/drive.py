@@ -1,0 +1,60 @@
+"""What each unit can do towards forgetting: its share of the forget gradient."""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+from jaxtyping import Float
+
+from curerec.methods.forget_side import ForgetSide
+from curerec.methods.loop import free, tuned_names
+from curerec.recommender.units import Units, inner_products
+
+CHUNKS = 8  # of a sample of D_f; resamples are drawn over them
+
+
+def drive(
+    side: ForgetSide, units: Units, *, size: int, draws: int, seed: int
+) -> tuple[Float[np.ndarray, " units"], Float[np.ndarray, "draws units"] | None]:
+    """Squared length of the forget gradient at theta_o in each unit, as a share of the whole.
+
+    To first order a step of fixed length on unit i lowers the forget loss by ``|g_f,i|``: units that hold little
+    of the gradient cannot forget, whatever is stored in them, and updating them moves only what is to be kept.
+    The attribution of fine-tuning's change (``circuits/path.py``) asks what a unit stores; of units chosen by
+    it an update of equal cost gets less far (docs/method.md has the measurement).
+
+    Args:
+        side: the forget loss.
+        units: of the model.
+        size: at most so many of D_f are taken.
+        draws: bootstrap resamples.
+        seed: of sample and resamples.
+
+    Returns:
+        Shares, sum 1; and resampled shares, or None where all of D_f was taken: what is to be forgotten is
+        then known. Resamples are of eight parts of the sample, each part's gradient as one draw.
+
+    Source: this project's own; the paper states that modules are sorted by their contributions to the two
+    objectives, not how these are measured.
+    """
+    n = len(side.prompts)
+    rng = np.random.default_rng([seed, 72])
+    whole = n <= size
+    index = np.arange(n) if whole else rng.choice(n, size, replace=False)
+    parts = [index] if whole else np.array_split(index, CHUNKS)
+    model = side.task.copy_of_model()
+    names = tuned_names(model)
+    params = free(model, names)
+    grads = [dict(zip(names, side.gradient(model, params, part), strict=True)) for part in parts]
+    gram = torch.stack([torch.stack([inner_products(units, a, b) for b in grads]) for a in grads])
+    products = gram.double().cpu().numpy()  # [parts, parts, units]
+    score = _share(products.mean((0, 1))[None])[0]
+    if whole:
+        return score, None
+    weights = rng.multinomial(CHUNKS, np.full(CHUNKS, 1 / CHUNKS), size=draws) / CHUNKS
+    return score, _share(np.einsum("da,db,abu->du", weights, weights, products))
+
+
+def _share(squares: np.ndarray) -> np.ndarray:
+    squares = np.maximum(squares, 0.0)
+    return squares / np.maximum(squares.sum(-1, keepdims=True), np.finfo(np.float64).tiny)

@@ -1,0 +1,125 @@
+"""D_f as an update with two losses sees it: theta_o's answers, weights of examples, gradients of the loss."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, Protocol
+
+import numpy as np
+import torch
+
+from curerec.circuits.adapter import weight_deltas
+from curerec.circuits.path import part_of_the_way
+from curerec.methods.losses import ForgetLoss, forget_loss
+from curerec.methods.task import Task
+from curerec.recommender.score import answer_logits, by_length, device_of, score, to_batch
+from curerec.recommender.units import units_of
+
+PATH = (0.0, 0.5, 1.0)  # points between base and fine-tuned weights at which ``rewind`` takes residuals
+
+
+class ForgetConfig(Protocol):
+    """What of a configuration the forget loss depends on."""
+
+    forget_loss: ForgetLoss
+    beta: float
+    balance: bool
+
+
+class ForgetSide:
+    """The forget loss of a request.
+
+    Args:
+        task: the request.
+        config: loss and weighting.
+
+    Attributes:
+        prompts: of D_f, [n].
+        label: int64 [n].
+        original: answer logits of theta_o, [n, 2].
+        weight: of each example in the loss, [n].
+    """
+
+    def __init__(self, task: Task, config: ForgetConfig) -> None:
+        self.task, self.config = task, config
+        self.device = device_of(task.original.model)
+        self.prompts = task.forget_prompts
+        self.original = torch.from_numpy(task.forget_original).to(self.device)
+        self.label = torch.from_numpy(self.prompts.label.astype(np.int64)).to(self.device)
+        self.weight = self._weights()
+
+    def loss(self, model: Any, index: np.ndarray) -> torch.Tensor:
+        """Mean forget loss of examples.
+
+        Args:
+            model: being unlearned.
+            index: of the examples, int [batch].
+        """
+        logits = answer_logits(model, *to_batch(self.prompts, index, self.device), self.task.answers)
+        return forget_loss(
+            self.config.forget_loss,
+            logits,
+            self.label[index],
+            self.original[index],
+            beta=self.config.beta,
+            weight=self.weight[index],
+        )
+
+    def gradient(
+        self,
+        model: Any,
+        params: Sequence[torch.nn.Parameter],
+        index: np.ndarray | None = None,
+        *,
+        batch_size: int = 128,
+    ) -> list[torch.Tensor]:
+        """Gradient of the mean forget loss over many examples.
+
+        The push of single batches of D_f scatters by more than it points: with all of D_f in it the steps of an
+        update need only the retain side's batches, and what is handed back is nearer to a retrain.
+
+        Args:
+            model: being unlearned.
+            params: with ``requires_grad``.
+            index: of the examples, int [n]; None: all of D_f.
+            batch_size: prompts a pass, of like length.
+        """
+        index = np.arange(len(self.prompts)) if index is None else index
+        part = self.prompts.take(index)
+        total = [torch.zeros_like(p) for p in params]
+        for batch in by_length(part, batch_size):
+            loss = self.loss(model, index[batch]) * (len(batch) / len(index))
+            for sum_, g in zip(total, torch.autograd.grad(loss, params), strict=True):
+                sum_.add_(g)
+        return total
+
+    def _weights(self) -> torch.Tensor:
+        """Weight of each forget example, [n].
+
+        ``rewind``: its residual averaged over the base, the halfway and the fine-tuned weights; otherwise 1.
+        With ``balance`` both answers get the same total push at the start; without it forgetting moves P(yes)
+        towards the rarer answer, which is not what the users were remembered by.
+        """
+        task, label = self.task, self.label
+
+        def residual(logits: torch.Tensor) -> torch.Tensor:
+            return 1 - logits.softmax(-1).gather(1, label[:, None])[:, 0]
+
+        push = residual(self.original)  # of the other losses' first step
+        weight = torch.ones_like(push)
+        if self.config.forget_loss == "rewind":
+            model = task.original.model
+            units = units_of(model, "projection")
+            deltas = weight_deltas(model, task.base_state, units) if task.base_state is not None else {}
+            push = push + residual(torch.from_numpy(task.forget_base).to(self.original))
+            for alpha in PATH[1:-1]:
+                with part_of_the_way(model, deltas, alpha) as (halfway, _):
+                    earlier = torch.from_numpy(score(halfway, self.prompts, task.answers))
+                push = push + residual(earlier.to(self.original))
+            weight = push = push / len(PATH)
+        if self.config.balance:
+            for answer in (0, 1):
+                mine = label == answer
+                if mine.any():
+                    weight[mine] = weight[mine] * 0.5 * push.sum() / push[mine].sum()
+        return weight

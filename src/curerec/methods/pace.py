@@ -1,0 +1,47 @@
+"""How hard to push for the rest of an update, from how far it has come."""
+
+from __future__ import annotations
+
+from curerec.methods.loop import Log, LoopConfig
+from curerec.methods.stopping import Watch
+
+MOST = 3.0  # times the first push
+
+
+class Pace:
+    """Sets the weight of the forget loss at looks on the way, so that the last step closes the gap.
+
+    With a rate that falls to 0 over T steps, t of them cover ``1 - (1 - t/T)^2`` of the way. If the membership
+    AUC has fallen from ``m_0`` to ``m_t``, the steps left at the same push would take it down by
+    ``(m_0 - m_t) (1 - t/T)^2 / (1 - (1 - t/T)^2)``; the push is multiplied by what is left to the target over
+    that, between 0 and 3. An update that started by rolling back has taken its first part at once, so the pace is
+    that since the last look where there was one.
+
+    Args:
+        watch: knows the target and the first look.
+        config: number of steps.
+
+    Source: this project's own. Only D_f, D_c and the base model enter.
+    """
+
+    def __init__(self, watch: Watch, config: LoopConfig) -> None:
+        self.watch, self.total = watch, config.max_steps
+        self.weight, self.before = 1.0, {"step": 0.0, **watch.first}
+
+    def push(self, point: Log) -> float:
+        """Weight of the forget loss from here on.
+
+        Args:
+            point: what the look found, with ``step`` and ``membership_auc``.
+        """
+        left_now, left_then = (1 - at["step"] / self.total for at in (point, self.before))
+        fell = self.before["membership_auc"] - point["membership_auc"]
+        wanted = point["membership_auc"] - self.watch.target
+        ahead = fell * left_now**2 / (left_then**2 - left_now**2)
+        self.before = point
+        if wanted <= 0:
+            return 0.0
+        # Without a pace (sampling error hid it) the push goes up by as much as may be.
+        factor = wanted / ahead if ahead > 0 else MOST
+        self.weight = min(MOST, self.weight * factor)
+        return self.weight
