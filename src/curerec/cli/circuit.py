@@ -159,6 +159,12 @@ def _say(file: Any, out: Path) -> None:
                 f"test AUC {found['auc']:.3f}; without the {what} {found['auc_without']:.3f}, without a "
                 f"random set of its size {found['auc_random']:.3f}, all patched {found['auc_floor']:.3f}"
             )
+    for needed in file.necessary:
+        found = needed.matters
+        typer.echo(
+            f"without the {len(needed.members)} {needed.level} it cannot do without "
+            f"{found['auc_without']:.3f}, without as many random ones {found['auc_random']:.3f}"
+        )
     for table in file.overlaps:
         typer.echo(f"overlap over {table.over}: {table.mean:.2f} ({', '.join(table.names)})")
     cost = file.cost
