@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import io
+import itertools
 import json
 from pathlib import Path
 from typing import Any
@@ -27,7 +28,8 @@ def read_request(path: str | Path) -> ForgetRequest:
     path = Path(path)
     try:
         with path.open("rb") as file:
-            raw = file.read(MAX_BYTES + 1)
+            # In pieces: asked for all at once, Python sets that much memory aside.
+            raw = b"".join(itertools.islice(iter(lambda: file.read(1 << 20), b""), (MAX_BYTES >> 20) + 1))
         if len(raw) > MAX_BYTES:
             what = f"is larger than {MAX_BYTES >> 20} MiB"
             raise RequestError(what, where=path.name, mend="Split it into several requests")
