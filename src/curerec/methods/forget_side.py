@@ -55,7 +55,8 @@ class ForgetSide:
             model: being unlearned.
             index: of the examples, int [batch].
         """
-        logits = answer_logits(model, *to_batch(self.prompts, index, self.device), self.task.answers)
+        ids, last = to_batch(self.prompts, index, self.device)
+        logits = answer_logits(model, ids, last, self.task.answers, lean=True)
         return forget_loss(
             self.config.forget_loss,
             logits,

@@ -14,6 +14,7 @@ from pydantic import Field
 from curerec.methods.rules import Rules, uniform
 from curerec.methods.stopping import Stopping, Watch
 from curerec.methods.task import Task
+from curerec.recommender.memory import keep_freed
 from curerec.recommender.score import answer_logits, device_of, to_batch
 from curerec.recommender.tune import Averager, TuneConfig, optimise
 from curerec.recommender.units import units_of
@@ -160,7 +161,7 @@ class Descent:
 
     def logits(self, batch: Batch) -> torch.Tensor:
         """Answer logits of the changing model, [batch, 2], with gradients."""
-        return answer_logits(self.model, batch.ids, batch.last, self.task.answers)
+        return answer_logits(self.model, batch.ids, batch.last, self.task.answers, lean=True)
 
     def original(self, batch: Batch) -> torch.Tensor:
         """Answer logits of theta_o, [batch, 2]."""
@@ -178,7 +179,7 @@ class Descent:
 def frozen_logits(model: Any, batch: Batch, answers: tuple[int, int]) -> torch.Tensor:
     """Answer logits of a model that is not being changed, [batch, 2], usable in a loss."""
     with torch.no_grad():
-        return answer_logits(model, batch.ids, batch.last, answers)
+        return answer_logits(model, batch.ids, batch.last, answers, lean=True)
 
 
 Log = dict[str, float]
@@ -281,6 +282,8 @@ def walk(
 
     Source: METHOD section 8; the falling rate is this project's own.
     """
+    if params[0].device.type == "cpu":
+        keep_freed()
     average = Averager(params, config.average)
     trace: list[Log] = [{"step": 0, **watch.first}]
     log: Log = {}

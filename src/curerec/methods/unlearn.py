@@ -127,7 +127,7 @@ def run(
         g_f, loss_f = of_forget(step)
         batch, before = retain.next()
         ids, last = to_batch(batch, np.arange(len(batch)), device)
-        logits = answer_logits(model, ids, last, task.answers)
+        logits = answer_logits(model, ids, last, task.answers, lean=True)
         loss_r = kl_to(logits, before)
         if config.retain_labels:
             label = torch.from_numpy(batch.label.astype(np.int64)).to(device)
