@@ -17,7 +17,7 @@ from common import alternating, done, options, write
 from setting import setting
 
 from curerec.recommender.score import score
-from curerec.recommender.tune import TuneConfig, endless, tune
+from curerec.recommender.tune import TuneConfig, _rate, endless, tune
 
 
 def plain(model: Any, prompts: Any, answers: tuple[int, int], config: TuneConfig, steps: int) -> Any:
@@ -49,8 +49,6 @@ def plain(model: Any, prompts: Any, answers: tuple[int, int], config: TuneConfig
             max_steps=steps,
             per_device_train_batch_size=1,
             learning_rate=config.lr,
-            lr_scheduler_type="cosine",
-            warmup_steps=max(1, round(config.warmup * steps)),
             weight_decay=0.0,
             logging_strategy="no",
             save_strategy="no",
@@ -61,12 +59,19 @@ def plain(model: Any, prompts: Any, answers: tuple[int, int], config: TuneConfig
             bf16=torch.cuda.is_available(),
             dataloader_num_workers=0,
         )
+        # The Trainer's own schedule has a first step of rate 0: with it the losses could not be compared.
+        trained = [p for p in model.parameters() if p.requires_grad]
+        optimizer = torch.optim.AdamW(trained, lr=config.lr, weight_decay=0.0)
         trainer = Trainer(
             model=model,
             args=arguments,
             train_dataset=Batches(),
             data_collator=lambda rows: rows[0],
             compute_loss_func=answer_loss,
+            optimizers=(
+                optimizer,
+                torch.optim.lr_scheduler.LambdaLR(optimizer, lambda k: _rate(k, steps, config)),
+            ),
         )
         trainer.train()
     return model.eval()

@@ -27,11 +27,16 @@ lr = 1e-2 if optimizer == "sgd" else 1e-3
 prompts, encoder = made_prompts(21)
 model = made_model(len(encoder.tokenizer))
 model = with_lora(model) if lora else model.requires_grad_(True)
+finish = parallel.Team.finish
+
+def watched(team, params):
+    kinds = {type(p).__name__ for p in params}
+    sys.stdout.write(f"TYPE {type(team.wrapped).__name__} {sorted(kinds)}\\n")
+    finish(team, params)
+
+parallel.Team.finish = watched
 config = TuneConfig(epochs=2, batch_size=5, lr=lr, optimizer=optimizer, ema=0.5)
 tune(model, prompts, encoder.answers, config, seed=0)
-if parallel.count() > 1:
-    from accelerate.state import AcceleratorState
-    print("TYPE", AcceleratorState().distributed_type.value)
 state = {n: p.detach().clone() for n, p in model.named_parameters() if p.requires_grad}
 save_file(state, f"{out}-{parallel.count()}-{torch.distributed.get_rank() if parallel.count() > 1 else 0}")
 """
@@ -71,14 +76,15 @@ def launch(processes, *arguments, more=()):
 @pytest.mark.soak
 @pytest.mark.parametrize(
     ("way", "kind", "optimizer"),
-    [("MULTI_CPU", "full", "sgd"), ("MULTI_CPU", "lora", "adamw"), ("FSDP", "lora", "sgd")],
+    [("ddp", "full", "sgd"), ("ddp", "lora", "adamw"), ("fsdp2", "full", "sgd"), ("fsdp2", "lora", "sgd")],
 )
 def test_two_processes_train_what_one_trains(tmp_path, way, kind, optimizer):
     script = tmp_path / "train.py"
     script.write_text(SCRIPT)
     launch(1, script, tmp_path / "w", kind, optimizer)
-    seen = launch(2, script, tmp_path / "w", kind, optimizer, more=FSDP if way == "FSDP" else ())
-    assert seen.stdout.count(f"TYPE {way}") == 2
+    seen = launch(2, script, tmp_path / "w", kind, optimizer, more=FSDP if way == "fsdp2" else ())
+    kind_of = "FSDP_Answering ['DTensor']" if way == "fsdp2" else "DistributedDataParallel ['Parameter']"
+    assert seen.stdout.count(f"TYPE {kind_of}") == 2, seen.stdout
     one, *two = (load_file(tmp_path / name) for name in ("w-1-0", "w-2-0", "w-2-1"))
     for other in two:
         assert other.keys() == one.keys()

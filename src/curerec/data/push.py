@@ -9,7 +9,7 @@ import numpy as np
 
 from curerec.data.graph import RESTART
 from curerec.data.splits import LIKED
-from curerec.data.store import CHUNK, Store
+from curerec.data.store import CHUNK, Store, release
 
 
 @dataclass(frozen=True)
@@ -47,6 +47,7 @@ def liked_graph_on_disk(store: Store, role: np.ndarray | None = None, *, chunk: 
             if role is not None:
                 keep &= np.asarray(role[k : k + chunk]) == 1
             yield np.asarray(user[k : k + chunk])[keep], np.asarray(item[k : k + chunk])[keep] + store.n_users
+            release(user, item, rating)
 
     degree = np.zeros(n, np.int64)
     for u, i in edges():
@@ -65,6 +66,7 @@ def liked_graph_on_disk(store: Store, role: np.ndarray | None = None, *, chunk: 
             size = np.diff(np.r_[first, len(node)])
             out[filled[node] + np.arange(len(node)) - np.repeat(first, size)] = b[order]
             filled[node[first]] += size
+        release(out)
     out.flush()
     return Graph(store.array("graph_start"), store.array("graph"))
 

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import itertools
 import json
+import mmap
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from functools import cached_property
@@ -121,8 +123,9 @@ def build(source: str | Path, folder: str | Path, *, chunk: int = CHUNK, bucket:
             name: np.lib.format.open_memmap(stage / f"{name}.npy", "w+", dtype, (int(first[-1]),))
             for name, dtype in COLUMNS.items()
         }
-        _deal_out(data, ids, arrays, first, chunk)
-        _sort(arrays, first, bucket, source)
+        bounds = _ranges(first, bucket)
+        _deal_out(data, ids, arrays, first, bounds, chunk)
+        _sort(arrays, first, bounds, source)
         for array in arrays.values():
             array.flush()
         _index(stage, arrays["item"], len(ids["item"]), chunk)
@@ -180,28 +183,50 @@ def _codes(
         yield out
 
 
+def release(*arrays: np.ndarray) -> None:
+    """Let go of the pages of memory-mapped files that have been read or written; the files keep them."""
+    for array in arrays:
+        mapped = getattr(array, "_mmap", None)
+        if mapped is not None and hasattr(mmap, "MADV_DONTNEED"):
+            mapped.madvise(mmap.MADV_DONTNEED)
+
+
+def _ranges(first: np.ndarray, bucket: int) -> np.ndarray:
+    """First users of ranges that have about ``bucket`` rows each, and the number of users."""
+    bounds = [0]
+    while bounds[-1] < len(first) - 1:
+        stop = int(np.searchsorted(first, first[bounds[-1]] + bucket, side="right")) - 1
+        bounds.append(max(bounds[-1] + 1, stop))
+    return np.asarray(bounds)
+
+
 def _deal_out(
-    data: Any, ids: dict[str, pa.Array], arrays: Mapping[str, np.ndarray], first: np.ndarray, chunk: int
+    data: Any,
+    ids: dict[str, pa.Array],
+    arrays: Mapping[str, np.ndarray],
+    first: np.ndarray,
+    bounds: np.ndarray,
+    chunk: int,
 ) -> None:
-    """Every row to a free place among its user's."""
-    filled = first[:-1].copy()
+    """Every row to the next free place of its range of users: each range is written front to back."""
+    filled = first[bounds[:-1]].copy()
     for rows in _codes(data, list(COLUMNS), ids, chunk):
-        order = np.argsort(rows["user"], kind="stable")
-        user = rows["user"][order]
-        starts = np.r_[0, np.flatnonzero(np.diff(user)) + 1]
-        sizes = np.diff(np.r_[starts, len(user)])
-        place = filled[user] + np.arange(len(user)) - np.repeat(starts, sizes)
-        filled[user[starts]] += sizes
-        for name, array in arrays.items():
-            array[place] = rows[name][order]
+        group = np.searchsorted(bounds, rows["user"], side="right") - 1
+        order = np.argsort(group, kind="stable")
+        sizes = np.bincount(group, minlength=len(filled))
+        start = 0
+        for g in np.flatnonzero(sizes):
+            part = order[start : start + sizes[g]]
+            for name, array in arrays.items():
+                array[filled[g] : filled[g] + sizes[g]] = rows[name][part]
+            filled[g] += sizes[g]
+            start += sizes[g]
+        release(*arrays.values())
 
 
-def _sort(arrays: Mapping[str, np.ndarray], first: np.ndarray, bucket: int, source: Path) -> None:
-    start = 0
-    while start < len(first) - 1:
-        stop = max(start + 1, int(np.searchsorted(first, first[start] + bucket, side="right")) - 1)
-        span = slice(first[start], first[stop])
-        part = {name: np.asarray(array[span]) for name, array in arrays.items()}
+def _sort(arrays: Mapping[str, np.ndarray], first: np.ndarray, bounds: np.ndarray, source: Path) -> None:
+    for span in (slice(first[a], first[b]) for a, b in itertools.pairwise(bounds)):
+        part = {name: np.array(array[span]) for name, array in arrays.items()}
         twice = np.lexsort((part["item"], part["user"]))
         same = (np.diff(part["user"][twice]) == 0) & (np.diff(part["item"][twice]) == 0)
         if same.any():
@@ -210,7 +235,7 @@ def _sort(arrays: Mapping[str, np.ndarray], first: np.ndarray, bucket: int, sour
         order = np.lexsort((part["item"], part["time"], part["user"]))
         for name, array in arrays.items():
             array[span] = part[name][order]
-        start = stop
+        release(*arrays.values())
 
 
 def _index(stage: Path, item: np.ndarray, n_items: int, chunk: int) -> None:
@@ -231,6 +256,7 @@ def _index(stage: Path, item: np.ndarray, n_items: int, chunk: int) -> None:
         place = filled[sorted_codes] + np.arange(len(codes)) - np.repeat(starts, sizes)
         filled[sorted_codes[starts]] += sizes
         rows[place] = order + k
+        release(item, rows)
     rows.flush()
 
 

@@ -11,7 +11,7 @@ import pyarrow.compute as pc
 
 from curerec.data.forget import _refuse_unknown
 from curerec.data.splits import HISTORY, LIKED, MIN_HISTORY
-from curerec.data.store import CHUNK, Store
+from curerec.data.store import CHUNK, Store, release
 from curerec.records import Examples, ForgetRequest
 
 ROLES = ("none", "train", "control", "valid", "test")
@@ -49,6 +49,7 @@ def roles(
         is_control = rng.random(len(code)) < control_share
         role = np.select([is_test, is_valid, is_control], [4, 3, 2], 1)
         out[start : start + len(code)] = np.where(row - first >= MIN_HISTORY, role, 0)
+        release(user, out)
     out.flush()
     return np.load(path, mmap_mode="r", allow_pickle=False)
 

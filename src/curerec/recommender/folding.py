@@ -17,8 +17,9 @@ FOLDED = ("Linear", "Conv1D")
 def folded(model: Any) -> Iterator[None]:
     """Branches ``W x + s B (A x)`` are computed as ``(W + s B A) x`` inside.
 
-    Afterwards the weights are the old tensors again, bit for bit. Only what is exact up to the rounding of float32: not with weights in half precision or few bits, not
-    while an adapter is switched off, in training, or where something listens.
+    Afterwards the weights are the old tensors again, bit for bit. Only what is exact up to the rounding of
+    float32: not with weights in half precision or few bits, not while an adapter is switched off, not in
+    training, and not where something listens.
     """
     layers = [m for m in model.modules() if hasattr(m, "lora_B") and hasattr(m, "get_delta_weight")]
     usable = all(

@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from curerec.recommender.families import family_of
 from curerec.recommender.score import answer_logits, device_of
 
 
@@ -42,6 +43,17 @@ class _Answering(torch.nn.Module):
         return answer_logits(self.model, ids, last, self.answers, lean=self.lean)
 
 
+def _sharded(answering: _Answering) -> Any:
+    """FSDP2 on CPUs: layer by layer, the rest as one."""
+    from torch.distributed.device_mesh import init_device_mesh
+    from torch.distributed.fsdp import fully_shard
+
+    mesh = init_device_mesh("cpu", (count(),))
+    for layer in family_of(answering.model).layer_list(answering.model):
+        fully_shard(layer, mesh=mesh)
+    return fully_shard(answering, mesh=mesh)
+
+
 class Team:
     """One model trained by all processes, each on its share of every batch.
 
@@ -59,16 +71,20 @@ class Team:
 
         self.model = model
         self.accelerator = Accelerator()
-        self.sharded = self.accelerator.distributed_type == DistributedType.FSDP
+        wanted = os.environ.get("ACCELERATE_USE_FSDP", "false").lower() == "true"
+        # accelerate leaves FSDP out on CPUs; torch does not.
+        on_cpus = wanted and self.accelerator.distributed_type == DistributedType.MULTI_CPU
+        self.sharded = on_cpus or self.accelerator.distributed_type == DistributedType.FSDP
         self.device = device_of(model) if device_of(model).type == "cpu" else self.accelerator.device
         inner = copy.deepcopy(model) if self.sharded else model.to(self.device)
-        if self.sharded:
+        if self.sharded and not on_cpus:
             model.to("cpu")  # room for the copy; it gets the trained weights back
             plugin = self.accelerator.state.fsdp_plugin
             plugin.transformer_cls_names_to_wrap = plugin.transformer_cls_names_to_wrap or list(
                 getattr(model, "_no_split_modules", None) or []
             )
-        self.wrapped = self.accelerator.prepare_model(_Answering(inner, answers, lean=True))
+        answering = _Answering(inner, answers, lean=True)
+        self.wrapped = _sharded(answering) if on_cpus else self.accelerator.prepare_model(answering)
 
     def params(self) -> list[torch.nn.Parameter]:
         """What is trained, as the optimiser is to see it."""
