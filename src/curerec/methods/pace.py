@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from curerec.methods.loop import Log, LoopConfig
+from curerec.methods.loop import Log
 from curerec.methods.stopping import Watch
 
 MOST = 3.0  # times the first push
@@ -19,14 +19,16 @@ class Pace:
 
     Args:
         watch: knows the target and the first look.
-        config: number of steps.
+        steps: of the update.
+        push: weight of the forget loss at the start.
 
     Source: this project's own. Only D_f, D_c and the base model enter.
     """
 
-    def __init__(self, watch: Watch, config: LoopConfig) -> None:
-        self.watch, self.total = watch, config.max_steps
-        self.weight, self.before = 1.0, {"step": 0.0, **watch.first}
+    def __init__(self, watch: Watch, steps: int, push: float) -> None:
+        self.watch, self.total = watch, steps
+        self.weight, self.most = push, MOST * push
+        self.before = {"step": 0.0, **watch.first}
 
     def push(self, point: Log) -> float:
         """Weight of the forget loss from here on.
@@ -43,5 +45,5 @@ class Pace:
             return 0.0
         # Without a pace (sampling error hid it) the push goes up by as much as may be.
         factor = wanted / ahead if ahead > 0 else MOST
-        self.weight = min(MOST, self.weight * factor)
+        self.weight = min(self.most, self.weight * factor)
         return self.weight

@@ -44,6 +44,7 @@ class UnlearnConfig(LoopConfig):
         description="steps between gradients of the forget loss over all of D_f; none: a batch of D_f a step",
     )
     forget_size: int = Field(2000, gt=0, description="with forget_every: at most so many of D_f, drawn anew")
+    push: float = Field(1.0, gt=0, description="weight of the forget loss at the start")
     paced: bool = Field(
         False,
         description="a look on the way sets the push so that the steps left close the gap at the pace so far; "
@@ -106,12 +107,13 @@ def run(
     n = len(side.prompts)
     rng = np.random.default_rng([task.seed, 61])
     stream = endless(side.prompts.lengths, min(config.batch_size, n), rng)
-    pace = Pace(watch, config) if config.paced else None
-    push, whole = 1.0, None
+    pace = Pace(watch, config.max_steps, config.push) if config.paced else None
+    whole: list[torch.Tensor] | None = None
+    push = config.push
 
     def steer(point: Log) -> None:
         nonlocal push
-        push = pace.push(point) if pace else 0.0 if watch.closed(point) else 1.0
+        push = pace.push(point) if pace else 0.0 if watch.closed(point) else config.push
 
     def of_forget(step: int) -> tuple[list[torch.Tensor], float]:
         nonlocal whole
