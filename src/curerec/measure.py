@@ -3,29 +3,30 @@
 from __future__ import annotations
 
 import datetime
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
 from curerec.circuits.reading import attention_reading
-from curerec.errors import ModelError
+from curerec.errors import ConfigError, ModelError
+from curerec.evaluation import METRICS
 from curerec.evaluation.advantage import advantage
 from curerec.evaluation.answers import answers
-from curerec.evaluation.divergence import jeffreys_half, jsd, l2
+from curerec.evaluation.candidate import Candidate
 from curerec.evaluation.guard import probes_changed
-from curerec.evaluation.inputs import p_yes
 from curerec.evaluation.membership import membership
+from curerec.evaluation.metric import NO_RETRAIN, Metric, Value, evaluate
 from curerec.evaluation.residual import Reference
-from curerec.evaluation.utility import nll, utility
+from curerec.evaluation.scene import Ground, scenes
+from curerec.evaluation.utility import utility
 from curerec.evaluation.verdict import Limits, verdict
 from curerec.machine import machine, peak_memory_bytes, versions
 from curerec.methods import METHODS
-from curerec.models import logits_of
 from curerec.pipeline import Opened
 from curerec.prompts.encoding import Encoder, queries
-from curerec.records import Examples, ForgetRequest, ForgetSplit, Outcome
+from curerec.records import ForgetRequest, ForgetSplit, Outcome
 from curerec.reports.build import circuit_part, groups_part, update_part
 from curerec.reports.schema import SCHEMA
 from curerec.splitting import base_share
@@ -34,30 +35,8 @@ PROBES = 32
 READ_PROMPTS = 64  # validation prompts on which what the heads read is looked at
 UNKNOWN_BASE = "what the base model was pre-trained on is not known here"
 NO_SECOND = "no second model was retrained, and distances to it cannot be computed"
-NO_RETRAIN = "no retrained model was given: in production none exists, and distances to it cannot be computed"
-
-
-@dataclass
-class Candidate:
-    """A model to measure.
-
-    Attributes:
-        model: torch module.
-        t_core_s, t_total_s: seconds its making took; None where unknown.
-        n_trainable: parameters that could change.
-        rebuild: gives examples the histories that a method of retrieval shows; None: as they are. Membership
-            is always measured with the histories as they are: it asks what the weights remember.
-        logits: by part, with rebuilt histories.
-        memory: by part, with histories as they are.
-    """
-
-    model: Any
-    t_core_s: float | None = None
-    t_total_s: float | None = None
-    n_trainable: int | None = None
-    rebuild: Callable[[Examples], Examples] | None = None
-    logits: dict[str, np.ndarray] = field(default_factory=dict)
-    memory: dict[str, np.ndarray] = field(default_factory=dict)
+#: Metrics that are whole numbers.
+COUNTS = ("n_trainable", "peak_mem_bytes")
 
 
 def candidate(outcome: Outcome) -> Candidate:
@@ -83,7 +62,15 @@ def method_of(card: Mapping[str, Any]) -> str:
 
 @dataclass
 class Measured:
-    """Metrics of all models, distances where there are retrains, and why some are missing."""
+    """Metrics of all models, distances where there are retrains, and why some are missing.
+
+    Attributes:
+        metrics: by model, then by key: plain numbers as a record holds them.
+        floor_jsd, ceiling_jsd, rankable: of the retrained models and the original; None without them.
+        residual: of every model but the original and the retrains.
+        missing: reasons, by path.
+        values: by model, then by metric: the values with interval, n and details.
+    """
 
     metrics: dict[str, dict[str, Any]]
     floor_jsd: float | None
@@ -91,93 +78,128 @@ class Measured:
     rankable: bool | None
     residual: dict[str, float]
     missing: dict[str, str]
-    membership: dict[str, dict[str, float]]
+    values: dict[str, dict[str, Value]]
+
+
+def ground_of(opened: Opened, split: ForgetSplit, *, seed: int = 0, draws: int = 1000) -> Ground:
+    """What all models of one request have in common, for :func:`measure` and for single metrics.
+
+    Args:
+        opened: the original recommender with its data.
+        split: the request applied.
+        seed, draws: of the bootstraps and of everything random in an attack.
+    """
+    tuning = opened.recipe.model.tuning
+    return Ground(opened.data, split, opened.recommender, tuning, seed=seed, draws=draws)
 
 
 def measure(
-    opened: Opened, split: ForgetSplit, models: dict[str, Candidate], retrains: dict[str, Candidate]
+    opened: Opened,
+    split: ForgetSplit,
+    models: dict[str, Candidate],
+    retrains: dict[str, Candidate],
+    *,
+    names: Iterable[str] | None = None,
+    ground: Ground | None = None,
+    shadows: Mapping[str, Any] | None = None,
+    seeds: Mapping[str, Sequence[Candidate]] | None = None,
+    progress: Callable[[int, int], None] | None = None,
 ) -> Measured:
-    """Score all models on D_f, D_c, D_v and D_t and compute every metric that can be computed.
+    """Compute metrics of all models side by side.
 
     Args:
         opened: the original recommender with its data.
         split: the request applied.
         models: by name; must hold ``original``.
         retrains: by name (``retrain``, ``retrain_2``, ...); empty in production.
+        names: of :data:`curerec.evaluation.METRICS`; None: those that the models' answers alone give.
+        ground: where one is at hand already; None: made of ``opened`` and ``split``.
+        shadows: by model, of :mod:`curerec.shadows`.
+        seeds: by model, other runs of the same method.
+        progress: told (done, total) models.
+
+    Raises:
+        ConfigError: a name that is no metric.
 
     Source: PROTOCOL sections 2 and 5.
     """
-    everything = {**models, **retrains}
-    parts = {"forget": split.forget, "control": split.control, "valid": split.valid, "test": split.test}
-    for one in everything.values():
-        for part, examples in parts.items():
-            if part not in one.logits:
-                shown = one.rebuild(examples) if one.rebuild else examples
-                one.logits[part] = logits_of(opened.recommender, opened.data, shown, one.model)
-            if part not in one.memory:
-                plain = one.rebuild is None
-                one.memory[part] = (
-                    one.logits[part]
-                    if plain
-                    else logits_of(opened.recommender, opened.data, examples, one.model)
-                )
-    yes = {name: p_yes(one.logits["forget"]) for name, one in everything.items()}
-    reference = None
+    chosen = chosen_metrics(names)
+    ground = ground or ground_of(opened, split)
+    stages = scenes(ground, models, retrains, shadows=dict(shadows or {}), seeds=dict(seeds or {}))
+    metrics: dict[str, dict[str, Any]] = {}
+    values: dict[str, dict[str, Value]] = {}
     missing: dict[str, str] = {}
-    if len(retrains) >= 2:
-        reference = Reference(np.stack([yes[n] for n in retrains]), yes["original"])
-    elif not retrains and "retrain" in models:  # the method is one: what is missing is another
+    if not retrains and "retrain" in models:  # the method is one: what is missing is another
         missing["metrics.retrain_2"] = NO_SECOND
     elif not retrains:
         missing["metrics.retrain"] = NO_RETRAIN
-    user = opened.data.user_code
-    groups = (user[split.forget.target], user[split.control.target])
-    losses = {
-        name: [nll(one.memory[p], parts[p].label) for p in ("forget", "control")]
-        for name, one in everything.items()
+    for done, (name, scene) in enumerate(stages.items()):
+        values[name] = {key: evaluate(metric, scene) for key, metric in chosen.items()}
+        metrics[name] = row = {}
+        for key, value in values[name].items():
+            row |= cells(chosen[key], value)
+            if value.missing:
+                missing[f"metrics.{name}.{key}"] = value.missing
+        if progress:
+            progress(done + 1, len(stages))
+    if unasked := [key for key in METRICS if key not in chosen]:
+        missing["attacks"] = "not asked for: " + ", ".join(unasked)
+    reference = None
+    if len(retrains) >= 2:
+        yes = [ground.p_yes(r, "forget") for r in retrains.values()]
+        reference = Reference(np.stack(yes), ground.p_yes(models["original"], "forget"))
+    residual = {
+        name: value["residual"].value
+        for name, value in values.items()
+        if name not in retrains and name != "original" and "residual" in value
     }
-    attacks = {name: membership(*pair, groups=groups) for name, pair in losses.items()}
-    attack_retrain = np.mean([attacks[n]["auc"] for n in retrains]) if retrains else None
-    t_retrain = [one.t_total_s for one in retrains.values() if one.t_total_s]
-    metrics: dict[str, dict[str, Any]] = {}
-    residual: dict[str, float] = {}
-    for name, one in everything.items():
-        test = utility(one.logits["test"], split.test.label)
-        row: dict[str, Any] = {f"test_{k}": test[k] for k in ("auc", "acc", "log_loss", "ece")}
-        row["valid_auc"] = utility(one.logits["valid"], split.valid.label)["auc"]
-        attack = attacks[name]
-        row |= {
-            "membership_auc": attack["auc"],
-            "membership_low": attack["low"],
-            "membership_high": attack["high"],
-        }
-        row["membership_tpr_at_fpr_01"] = attack["tpr_at_fpr_01"]
-        row |= {"t_core_s": one.t_core_s, "t_total_s": one.t_total_s, "n_trainable": one.n_trainable}
-        others = [n for n in retrains if n != name]
-        if others:
-            row["jsd"] = float(np.mean([jsd(yes[name], yes[n]) for n in others]))
-            row["jeffreys_half"] = float(np.mean([jeffreys_half(yes[name], yes[n]) for n in others]))
-            row["l2"] = float(np.mean([l2(yes[name], yes[n]) for n in others]))
-            tests = [p_yes(everything[n].logits["test"]) for n in others]
-            row["jsd_test"] = float(np.mean([jsd(p_yes(one.logits["test"]), t) for t in tests]))
-        if attack_retrain is not None:
-            row["membership_gap"] = float(attack["auc"] - attack_retrain)
-        if t_retrain and one.t_total_s:
-            row["retrain_ratio"] = one.t_total_s / float(np.mean(t_retrain))
-        if reference is not None and name not in retrains:
-            row["residual"] = float(reference.residual(row["jsd"]))
-            if name != "original":
-                residual[name] = row["residual"]
-        metrics[name] = row
     return Measured(
         metrics,
         reference.floor if reference else None,
         reference.ceiling if reference else None,
         reference.rankable if reference else None,
-        residual,
+        {name: value for name, value in residual.items() if value is not None},
         missing,
-        attacks,
+        values,
     )
+
+
+def chosen_metrics(names: Iterable[str] | None) -> dict[str, Metric]:
+    """Metrics by name, in the order of the registry.
+
+    Args:
+        names: None: all that need no more than the answers on the four parts.
+
+    Raises:
+        ConfigError: a name that is no metric.
+
+    Example:
+        >>> list(chosen_metrics(["jsd", "test_auc"]))
+        ['test_auc', 'jsd']
+    """
+    if names is None:
+        return {key: metric for key, metric in METRICS.items() if metric.cost == "arrays"}
+    wanted = set(names)
+    if unknown := sorted(wanted - set(METRICS)):
+        mend = f"Choose from {', '.join(METRICS)}"
+        raise ConfigError(f"no metric {', '.join(unknown)}", where="metrics", mend=mend)
+    return {key: metric for key, metric in METRICS.items() if key in wanted}
+
+
+def cells(metric: Metric, value: Value) -> dict[str, Any]:
+    """A value as a record's row holds it: the number, and its interval where there is one.
+
+    Example:
+        >>> cells(METRICS["jsd"], Value(0.1, 0.0, 0.2))
+        {'jsd': 0.1, 'jsd_low': 0.0, 'jsd_high': 0.2}
+    """
+    number: float | int | None = value.value
+    if number is not None and metric.name in COUNTS:
+        number = int(number)
+    row = {metric.name: number}
+    if value.low is not None and value.high is not None:
+        row |= {f"{metric.interval}_low": value.low, f"{metric.interval}_high": value.high}
+    return row
 
 
 def judge(
@@ -188,6 +210,7 @@ def judge(
     base: Any,
     *,
     limits: Limits | None = None,
+    ground: Ground | None = None,
 ) -> dict[str, Any]:
     """The verdict on an unlearned model, from D_f, D_c and D_v alone.
 
@@ -196,28 +219,29 @@ def judge(
 
     Args:
         opened, split: the recommender and the request.
-        original, new: with logits of :func:`measure`.
+        original, new: scored where :func:`measure` has not done it already.
         base: the model before fine-tuning.
         limits: thresholds.
+        ground: where one is at hand already.
 
     Returns:
         ``verified`` (True, False or None) and ``checks``.
     """
-    user = opened.data.user_code
-    groups = (user[split.forget.target], user[split.control.target])
-    parts = {"forget": split.forget, "control": split.control}
-    plain = {p: logits_of(opened.recommender, opened.data, e, base) for p, e in parts.items()}
+    ground = ground or ground_of(opened, split)
+    groups = (ground.user("forget"), ground.user("control"))
 
-    def losses(logits: dict[str, np.ndarray]) -> list[np.ndarray]:
-        return [nll(logits[p], parts[p].label) for p in parts]
+    def losses(one: Candidate) -> list[np.ndarray]:
+        return [ground.losses(one, part) for part in ("forget", "control")]
 
-    now, was, before = losses(new.memory), losses(original.memory), losses(plain)
+    now, was, before = losses(new), losses(original), losses(Candidate(base))
     attack = membership(*now, groups=groups)
     told, chance = advantage(*now, groups=groups), advantage(*before, groups=groups)
-    kept = [utility(c.logits["valid"], split.valid.label) for c in (original, new)]
-    said = answers(new.logits["forget"], split.forget.label, new.logits["control"], split.control.label)
+    kept = [utility(ground.logits(c, "valid"), split.valid.label) for c in (original, new)]
+    on = {part: (ground.logits(new, part), ground.part(part).label) for part in ("forget", "control")}
+    said = answers(*on["forget"], *on["control"])
+    probes = [ground.logits(c, "forget")[:PROBES] for c in (original, new)]
     return verdict(
-        probes_changed=probes_changed(original.logits["forget"][:PROBES], new.logits["forget"][:PROBES]),
+        probes_changed=probes_changed(*probes),
         membership_auc=attack["auc"],
         membership_error=(attack["high"] - attack["low"]) / 2,
         membership_original=membership(*was, groups=groups)["auc"],

@@ -1,31 +1,47 @@
-"""Metrics and attacks, one a file: pure functions of numpy arrays that know no method.
+"""Metrics and attacks: each says what it is, what it needs and costs, and computes itself or says why not.
 
-``from curerec.evaluation.membership import membership`` and so on; :data:`METRICS` describes every number. To
-add a metric: one file that declares its :class:`~curerec.evaluation.metric.Metric`, and one line below.
+They know no method. :data:`METRICS` lists every one; :func:`curerec.evaluation.metric.evaluate` computes one
+on a :class:`curerec.evaluation.scene.Scene`. To add a metric or an attack: one file that declares its
+:class:`~curerec.evaluation.metric.Metric`, and one line below.
 """
 
 from __future__ import annotations
 
-from curerec.evaluation import advantage, answers, divergence, membership, ranking, residual, utility
+from curerec.evaluation import (
+    advantage,
+    answers,
+    cost,
+    distance,
+    loss_attack,
+    on_test,
+    ranking,
+    residual,
+)
 from curerec.evaluation.metric import Metric
 
 METRICS: dict[str, Metric] = {
-    "auc": utility.AUC,
-    "acc": utility.ACC,
-    "log_loss": utility.LOG_LOSS,
-    "ece": utility.ECE,
+    **on_test.ON_TEST,
+    **on_test.ON_OTHERS,
+    **on_test.BY_QUINTILE,
+    "valid_auc": on_test.VALID_AUC,
     "ndcg_at_10": ranking.NDCG,
     "hr_at_10": ranking.HIT_RATE,
-    "jsd": divergence.JSD,
-    "jeffreys_half": divergence.JEFFREYS_HALF,
-    "l2": divergence.L2,
-    "jsd_full": divergence.JSD_FULL,
+    **distance.ANSWERS,
+    **distance.WORDS,
     "jsd_mean": residual.JSD_MEAN,
     "residual": residual.RESIDUAL,
-    "membership_auc": membership.MEMBERSHIP_AUC,
-    "membership_tpr_at_fpr_01": membership.TPR_AT_FPR_01,
+    "membership_auc": loss_attack.MEMBERSHIP_AUC,
+    "membership_tpr_at_fpr_01": loss_attack.TPR_AT_FPR_01,
+    "membership_gap": loss_attack.MEMBERSHIP_GAP,
+    "membership_tpr_gap": loss_attack.TPR_GAP,
     "membership_advantage": advantage.MEMBERSHIP_ADVANTAGE,
-    "membership_gap": membership.MEMBERSHIP_GAP,
-    "privleak": membership.PRIVLEAK,
+    "privleak": loss_attack.PRIVLEAK,
     "answers_gap": answers.ANSWERS_GAP,
+    "t_core_s": cost.T_CORE,
+    "t_total_s": cost.T_TOTAL,
+    "retrain_ratio": cost.RETRAIN_RATIO,
+    "n_trainable": cost.N_TRAINABLE,
+    "peak_mem_bytes": cost.PEAK_MEMORY,
+    "forward_equivalents": cost.FORWARDS,
+    "forward_ratio": cost.FORWARD_RATIO,
 }

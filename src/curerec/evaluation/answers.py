@@ -6,20 +6,10 @@ from typing import Any
 
 import numpy as np
 
-from curerec.evaluation.auc import auc, auc_se
+from curerec.evaluation.auc import Z95, auc, auc_se
 from curerec.evaluation.inputs import labels, margin
-from curerec.evaluation.metric import Metric
-
-ANSWERS_GAP = Metric(
-    "answers_gap",
-    1,
-    "share",
-    "target",
-    ("labels", "control"),
-    "AUC of the answers on the deleted examples minus that on the control examples; below 0 = silenced there",
-    "this project",
-    target=0.0,
-)
+from curerec.evaluation.metric import CannotError, Metric, Value
+from curerec.evaluation.scene import Scene
 
 
 def answers(
@@ -62,3 +52,27 @@ def answers(
     (forget, forget_se), (control, control_se) = found
     se = float(np.hypot(forget_se, control_se))
     return {"forget": forget, "control": control, "gap": forget - control, "se": se, "missing": {}}
+
+
+def _compute(scene: Scene) -> Value:
+    sides = []
+    for part in ("forget", "control"):
+        sides += [scene.ground.logits(scene.subject, part), scene.ground.part(part).label]
+    said = answers(*sides)
+    if reason := said["missing"].get("gap"):
+        raise CannotError(reason)
+    gap, reach = said["gap"], Z95 * said["se"]
+    return Value(gap, gap - reach, gap + reach, n=len(sides[1]) + len(sides[3]))
+
+
+ANSWERS_GAP = Metric(
+    "answers_gap",
+    1,
+    "share",
+    "target",
+    ("labels", "control"),
+    "AUC of the answers on the deleted examples minus that on the control examples; below 0 = silenced there",
+    "this project",
+    _compute,
+    target=0.0,
+)

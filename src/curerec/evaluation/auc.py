@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import numpy as np
+from jaxtyping import Float64
 
 from curerec.errors import ConfigError
-from curerec.evaluation.bootstrap import Groups, resamples
+from curerec.evaluation.bootstrap import Groups, interval, resamples
 from curerec.evaluation.inputs import numbers
 
 Z95 = 1.959964  # two-sided 95 % point of the normal distribution
@@ -94,14 +95,32 @@ def auc_interval(
         >>> auc_interval(np.array([2.0, 3.0, 4.0]), np.array([0.0, 1.0]), draws=50)
         (1.0, 1.0)
     """
-    p, n = numbers(positive, "positive scores"), numbers(negative, "negative scores")
     if not 0 < level < 1:
         raise ConfigError("must be between 0 and 1", where="level")
+    return interval(auc_draws(positive, negative, draws=draws, seed=seed, groups=groups), level)
+
+
+def auc_draws(
+    positive: np.ndarray,
+    negative: np.ndarray,
+    *,
+    draws: int = 1000,
+    seed: int = 0,
+    groups: Groups | None = None,
+) -> Float64[np.ndarray, " draws"]:
+    """AUC of each bootstrap draw; the same seed and groups draw the same rows, so two models pair.
+
+    Args and Raises: as :func:`auc_interval`.
+
+    Example:
+        >>> auc_draws(np.array([2.0, 3.0, 4.0]), np.array([0.0, 1.0]), draws=3).tolist()
+        [1.0, 1.0, 1.0]
+    """
+    p, n = numbers(positive, "positive scores"), numbers(negative, "negative scores")
     order = np.argsort(n, kind="stable")
     left, right = (np.searchsorted(n[order], p, side) for side in ("left", "right"))
     values = []
     for weight_p, weight_n in resamples(len(p), len(n), draws=draws, seed=seed, groups=groups):
         below = np.concatenate([np.zeros((len(weight_n), 1)), weight_n[:, order].cumsum(1)], 1)
         values.append((weight_p * (below[:, left] + below[:, right])).sum(1) / 2)
-    low, high = np.quantile(np.concatenate(values), [(1 - level) / 2, (1 + level) / 2])
-    return float(low), float(high)
+    return np.concatenate(values)

@@ -1,10 +1,11 @@
-"""Bootstrap resamples of two sets, by rows or by whole users."""
+"""Bootstrap resamples of one set or of two, by rows or by whole users."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
 
 import numpy as np
+from jaxtyping import Float64
 
 from curerec.errors import ConfigError
 from curerec.evaluation.inputs import MEND
@@ -59,6 +60,66 @@ def resamples(
             yield first[kept] / totals[0][kept], second[kept] / totals[1][kept]
     if not any_kept:
         raise ConfigError("no draw held both sets", where="groups", mend="Give more draws or more users")
+
+
+def weights(
+    n: int, *, draws: int, seed: int, groups: np.ndarray | None = None
+) -> Iterator[Float64[np.ndarray, "k n"]]:
+    """Weights of the rows of one set in bootstrap draws, some draws at a time; each row sums to 1.
+
+    Args:
+        n: rows.
+        draws, seed: of the bootstrap.
+        groups: user of each row, [n]; whole users are drawn then.
+
+    Raises:
+        ConfigError: as :func:`resamples`.
+    """
+    if draws < 1:
+        raise ConfigError("must be at least 1", where="draws")
+    code = np.arange(n)
+    if groups is not None:
+        if np.shape(groups) != (n,):
+            raise ConfigError(f"shape {np.shape(groups)} for {n} rows", where="groups", mend=MEND)
+        code = np.unique(np.asarray(groups), return_inverse=True)[1]
+    size = int(code.max(initial=-1)) + 1
+    if size < 2:
+        raise ConfigError(f"{size} user(s) or row(s); drawing needs at least 2", where="groups", mend=MEND)
+    rng = np.random.default_rng(seed)
+    step = max(1, _CELLS // n)
+    for start in range(0, draws, step):
+        drawn = _counts(rng, min(step, draws - start), size)[:, code]
+        yield drawn / drawn.sum(1, keepdims=True)
+
+
+def interval(values: np.ndarray, level: float = 0.95) -> tuple[float, float]:
+    """Percentile interval of bootstrap values, (low, high).
+
+    Example:
+        >>> interval(np.arange(5.0), 0.5)
+        (1.0, 3.0)
+    """
+    low, high = np.quantile(values, [(1 - level) / 2, (1 + level) / 2])
+    return float(low), float(high)
+
+
+def mean_interval(
+    each: np.ndarray, *, draws: int = 1000, seed: int = 0, groups: np.ndarray | None = None
+) -> tuple[float, float]:
+    """Bootstrap interval of a mean over rows.
+
+    Args:
+        each: [n].
+        draws, seed: of the bootstrap.
+        groups: user of each row, [n].
+
+    Example:
+        >>> mean_interval(np.ones(4), draws=10)
+        (1.0, 1.0)
+    """
+    return interval(
+        np.concatenate([w @ each for w in weights(len(each), draws=draws, seed=seed, groups=groups)])
+    )
 
 
 def _counts(rng: np.random.Generator, draws: int, n: int) -> np.ndarray:

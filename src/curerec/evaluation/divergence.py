@@ -8,47 +8,9 @@ from scipy.special import logit, rel_entr
 
 from curerec.errors import ConfigError
 from curerec.evaluation.inputs import MEND, probabilities
-from curerec.evaluation.metric import Metric
 
 EPS = 1e-7  # about the resolution of float32; bounds half Jeffreys at 16.1 nats
 _CHUNK = 1 << 22  # probabilities of the full vocabulary worked on at once
-
-JSD = Metric(
-    "jsd",
-    1,
-    "nats",
-    "lower",
-    ("retrain",),
-    "mean of (KL(p|m) + KL(q|m)) / 2, m = (p + q) / 2, over {No, Yes} renormalised",
-    "Lin 1991",
-)
-JEFFREYS_HALF = Metric(
-    "jeffreys_half",
-    1,
-    "nats",
-    "lower",
-    ("retrain",),
-    "mean of (KL(p|q) + KL(q|p)) / 2 over {No, Yes}, p and q clipped to [1e-7, 1 - 1e-7]",
-    "E2URec, evaluate.py, printed there under the name JSD (about 4 times the JSD for small gaps)",
-)
-L2 = Metric(
-    "l2",
-    1,
-    "probability",
-    "lower",
-    ("retrain",),
-    "mean of |(1 - p, p) - (1 - q, q)|_2 = sqrt(2) |p - q|",
-    "E2URec, evaluate.py (there over the vocabulary)",
-)
-JSD_FULL = Metric(
-    "jsd_full",
-    1,
-    "nats",
-    "lower",
-    ("retrain",),
-    "jsd over the full vocabulary at the answer position",
-    "Lin 1991",
-)
 
 
 def jsd_each(p: np.ndarray, q: np.ndarray) -> Float64[np.ndarray, "*shape"]:
@@ -108,8 +70,13 @@ def jeffreys_half(p: np.ndarray, q: np.ndarray, eps: float = EPS) -> float:
         >>> round(jeffreys_half(np.array([0.75]), np.array([0.25])), 4)  # ln(3) / 2
         0.5493
     """
+    return float(jeffreys_half_each(p, q, eps).mean())
+
+
+def jeffreys_half_each(p: np.ndarray, q: np.ndarray, eps: float = EPS) -> Float64[np.ndarray, "*shape"]:
+    """Half the Jeffreys divergence of each pair, nats; see :func:`jeffreys_half`."""
     p, q = (np.clip(x, eps, 1 - eps) for x in _pair(p, q))
-    return float(((p - q) * (logit(p) - logit(q)) / 2).mean())
+    return (p - q) * (logit(p) - logit(q)) / 2
 
 
 def l2(p: np.ndarray, q: np.ndarray) -> float:
@@ -123,8 +90,13 @@ def l2(p: np.ndarray, q: np.ndarray) -> float:
         >>> round(l2(np.array([0.5]), np.array([0.25])), 4)
         0.3536
     """
+    return float(l2_each(p, q).mean())
+
+
+def l2_each(p: np.ndarray, q: np.ndarray) -> Float64[np.ndarray, "*shape"]:
+    """Euclidean distance of each pair of answer distributions; see :func:`l2`."""
     p, q = _pair(p, q)
-    return float(np.sqrt(2) * np.abs(p - q).mean())
+    return np.sqrt(2) * np.abs(p - q)
 
 
 def jsd_full(p: np.ndarray, q: np.ndarray) -> float:
@@ -144,17 +116,22 @@ def jsd_full(p: np.ndarray, q: np.ndarray) -> float:
         >>> jsd_full(np.eye(3), np.eye(3))
         0.0
     """
+    return float(jsd_full_each(p, q).mean())
+
+
+def jsd_full_each(p: np.ndarray, q: np.ndarray) -> Float64[np.ndarray, " n"]:
+    """Jensen-Shannon divergence over the vocabulary of each pair of rows, nats; see :func:`jsd_full`."""
     p, q = np.asarray(p), np.asarray(q)
     if p.ndim != 2 or p.shape != q.shape or p.size == 0:
         raise ConfigError("not two arrays of one shape [n, vocab]", where="jsd_full", mend=MEND)
     step = max(1, _CHUNK // p.shape[1])
-    total = 0.0
+    out = []
     for start in range(0, len(p), step):
         a, b = (_rows(x[start : start + step]) for x in (p, q))
         m = (a + b) / 2
         each = (rel_entr(a, m) + rel_entr(b, m)).sum(1) / 2
-        total += float(np.clip(each, 0.0, np.log(2)).sum())
-    return total / len(p)
+        out.append(np.clip(each, 0.0, np.log(2)))
+    return np.concatenate(out)
 
 
 def _pair(p: np.ndarray, q: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

@@ -6,52 +6,8 @@ import numpy as np
 
 from curerec.errors import ConfigError
 from curerec.evaluation.auc import auc, auc_interval, auc_se
-from curerec.evaluation.bootstrap import Groups
+from curerec.evaluation.bootstrap import Groups, resamples
 from curerec.evaluation.inputs import numbers
-from curerec.evaluation.metric import Metric
-
-_SOURCE = "Yeom et al. 2018, arXiv 1709.01604 (loss attack)"
-
-MEMBERSHIP_AUC = Metric(
-    "membership_auc",
-    1,
-    "share",
-    "target",
-    ("labels", "control"),
-    "chance that a deleted example has a lower loss than a control example; above 0.5 = remembered",
-    _SOURCE,
-    target=0.5,
-)
-TPR_AT_FPR_01 = Metric(
-    "membership_tpr_at_fpr_01",
-    1,
-    "share",
-    "target",
-    ("labels", "control"),
-    "share of deleted examples whose loss is below that of all but 1 % of the control examples",
-    "Carlini et al. 2022, arXiv 2112.03570",
-    target=0.01,
-)
-MEMBERSHIP_GAP = Metric(
-    "membership_gap",
-    1,
-    "share",
-    "target",
-    ("labels", "control", "retrain"),
-    "membership_auc minus that of the retrained model",
-    "this project",
-    target=0.0,
-)
-PRIVLEAK = Metric(
-    "privleak",
-    1,
-    "percent",
-    "target",
-    ("labels", "control", "retrain"),
-    "100 (AUC_r - AUC) / (1 - AUC_r), AUC = membership_auc; below 0 = remembered, above = over-forgotten",
-    "MUSE, arXiv 2407.06460, with the loss in the place of Min-K%",
-    target=0.0,
-)
 
 
 def membership(
@@ -118,6 +74,35 @@ def tpr_at_fpr(positive: np.ndarray, negative: np.ndarray, fpr: float = 0.01) ->
     if not 0 <= fpr < 1:
         raise ConfigError("must be in [0, 1)", where="fpr")
     return float((p > np.sort(n)[len(n) - 1 - allowed]).mean())
+
+
+def tpr_draws(
+    positive: np.ndarray,
+    negative: np.ndarray,
+    fpr: float = 0.01,
+    *,
+    draws: int = 1000,
+    seed: int = 0,
+    groups: Groups | None = None,
+) -> np.ndarray:
+    """:func:`tpr_at_fpr` of each bootstrap draw, [draws]; the threshold is drawn anew with the negatives.
+
+    Args:
+        positive, negative, fpr: as :func:`tpr_at_fpr`.
+        draws, seed, groups: as :func:`curerec.evaluation.auc.auc_draws`.
+
+    Example:
+        >>> tpr_draws(np.array([3.0, 4.0]), np.array([0.0, 1.0]), draws=2).tolist()
+        [1.0, 1.0]
+    """
+    p, n = numbers(positive, "positive scores"), numbers(negative, "negative scores")
+    falling = np.argsort(-n, kind="stable")
+    steps = np.searchsorted(-n[falling], -p, "right")  # negatives at or above each positive, ties included
+    values = []
+    for weight_p, weight_n in resamples(len(p), len(n), draws=draws, seed=seed, groups=groups):
+        alarms = np.concatenate([np.zeros((len(weight_n), 1)), weight_n[:, falling].cumsum(1)], 1)
+        values.append((weight_p * (alarms[:, steps] <= fpr + 1e-12)).sum(1))
+    return np.concatenate(values)
 
 
 def privleak(auc_unlearned: float, auc_retrained: float) -> float:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import contextlib
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from itertools import combinations
@@ -10,28 +11,12 @@ from itertools import combinations
 import numpy as np
 
 from curerec.errors import ConfigError
-from curerec.evaluation.divergence import jsd
+from curerec.evaluation.bootstrap import interval, weights
+from curerec.evaluation.distance import mean_of
+from curerec.evaluation.divergence import jsd, jsd_each
 from curerec.evaluation.inputs import MEND, probabilities
-from curerec.evaluation.metric import Metric
-
-RESIDUAL = Metric(
-    "residual",
-    1,
-    "1",
-    "lower",
-    ("retrain_seeds", "original"),
-    "(jsd - floor) / (ceiling - floor): 0 = as a retrain, 1 = nothing done, above 1 = worse than nothing",
-    "this project",
-)
-JSD_MEAN = Metric(
-    "jsd_mean",
-    1,
-    "nats",
-    "lower",
-    ("retrain_seeds",),
-    "jsd between predictions averaged over at least 3 seeds on either side",
-    "this project",
-)
+from curerec.evaluation.metric import CannotError, Metric, Value
+from curerec.evaluation.scene import Ground, Scene
 
 RANKABLE = 2.0  # PROTOCOL 2: below this ratio nothing measurable was there to forget
 MEAN_SEEDS = 3  # PROTOCOL 2: seed noise is not averaged out with fewer
@@ -145,3 +130,99 @@ class Reference:
                 f"shape {p.shape} does not fit {self.retrain.shape}", where="predictions", mend=MEND
             )
         return p
+
+
+NO_ROOM = "the original is no farther from the retrained models than these from each other"
+
+
+@dataclass(frozen=True)
+class Scale:
+    """Distances of each example: of the model, between the retrains, and of the original. [n] each, nats."""
+
+    mine: np.ndarray
+    floor: np.ndarray
+    ceiling: np.ndarray
+
+    @classmethod
+    def of(cls, mine: np.ndarray, retrains: Sequence[np.ndarray], original: np.ndarray) -> Scale:
+        """From P(yes) of the model, of each retrained model, and of the original, [n] each.
+
+        Example:
+            >>> half = np.full(3, 0.5)
+            >>> Scale.of(half, [half, half + 0.01], half + 0.3).residual() < 0  # nearer than they are
+            True
+        """
+        return cls(
+            np.mean([jsd_each(mine, r) for r in retrains], axis=0),
+            np.mean([jsd_each(a, b) for a, b in combinations(retrains, 2)], axis=0),
+            np.mean([jsd_each(original, r) for r in retrains], axis=0),
+        )
+
+    def residual(self) -> float:
+        """``(jsd - floor) / (ceiling - floor)``; nan unless the ceiling is above the floor."""
+        room = self.ceiling.mean() - self.floor.mean()
+        return float((self.mine.mean() - self.floor.mean()) / room) if room > 0 else float("nan")
+
+    def interval(self, *, draws: int, seed: int, groups: np.ndarray) -> tuple[float, float]:
+        """95 % interval over whole users, all three distances drawn together.
+
+        Raises:
+            CannotError: in some draws the ceiling is not above the floor: there is no interval.
+        """
+        kept = []
+        for w in weights(len(self.mine), draws=draws, seed=seed, groups=groups):
+            floor, room = w @ self.floor, w @ (self.ceiling - self.floor)
+            if not (room > 0).all():
+                raise CannotError(NO_ROOM)
+            kept.append((w @ self.mine - floor) / room)
+        return interval(np.concatenate(kept))
+
+
+def scaled(scale: Scale, user: np.ndarray, ground: Ground) -> Value:
+    """The residual as a value with its interval."""
+    value = scale.residual()
+    if not np.isfinite(value):
+        raise CannotError(NO_ROOM)
+    low, high = None, None
+    with contextlib.suppress(ConfigError):  # one user, or draws without room: no interval
+        low, high = scale.interval(draws=ground.draws, seed=ground.seed, groups=user)
+    floor, ceiling = float(scale.floor.mean()), float(scale.ceiling.mean())
+    rankable = ceiling >= RANKABLE * floor
+    details = {"floor_jsd": floor, "ceiling_jsd": ceiling, "rankable": rankable}
+    return Value(value, low, high, n=len(user), details=details)
+
+
+def _residual(scene: Scene) -> Value:
+    ground = scene.ground
+    assert scene.original is not None
+    yes = [ground.p_yes(one, "forget") for one in (scene.subject, scene.original, *scene.retrains)]
+    return scaled(Scale.of(yes[0], yes[2:], yes[1]), ground.user("forget"), ground)
+
+
+def _jsd_mean(scene: Scene) -> Value:
+    ground = scene.ground
+    mine = np.mean([ground.p_yes(one, "forget") for one in (scene.subject, *scene.seeds)], axis=0)
+    theirs = np.mean([ground.p_yes(one, "forget") for one in scene.retrains], axis=0)
+    return mean_of(jsd_each(mine, theirs), ground.user("forget"), scene)
+
+
+RESIDUAL = Metric(
+    "residual",
+    1,
+    "1",
+    "lower",
+    ("retrain_seeds", "original"),
+    "(jsd - floor) / (ceiling - floor): 0 = as a retrain, 1 = nothing done, above 1 = worse than nothing",
+    "this project",
+    _residual,
+)
+JSD_MEAN = Metric(
+    "jsd_mean",
+    1,
+    "nats",
+    "lower",
+    ("seeds",),
+    "jsd between predictions averaged over at least 3 seeds on either side",
+    "this project",
+    _jsd_mean,
+)

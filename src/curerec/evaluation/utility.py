@@ -9,24 +9,9 @@ from jaxtyping import Float64
 
 from curerec.evaluation.auc import auc, auc_interval
 from curerec.evaluation.inputs import equal_mass, labels, margin, numbers, p_yes, same_length
-from curerec.evaluation.metric import Metric
 
 BINS = 15  # of the calibration error, as in Guo et al. 2017 (there of equal width)
 
-AUC = Metric(
-    "auc", 1, "share", "higher", ("labels",), "chance that a Yes outranks a No, ties half", "textbook"
-)
-ACC = Metric("acc", 1, "share", "higher", ("labels",), "mean [(p > 0.5) = y]", "E2URec, evaluate.py")
-LOG_LOSS = Metric("log_loss", 1, "nats", "lower", ("labels",), "mean -log p(label)", "textbook")
-ECE = Metric(
-    "ece",
-    1,
-    "probability",
-    "lower",
-    ("labels",),
-    "sum over 15 equal-mass bins of P(yes): share of rows x |mean p - mean y|; ties share a bin",
-    "Guo et al. 2017, arXiv 1706.04599; equal mass as in Nguyen and O'Connor 2015",
-)
 
 ONE_CLASS = "all labels are the same"
 EMPTY = "no examples"

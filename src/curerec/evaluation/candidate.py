@@ -1,0 +1,39 @@
+"""A model to measure: itself or its stored answers, and what its making cost."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+
+from curerec.records import Examples
+
+
+@dataclass
+class Candidate:
+    """A model to measure.
+
+    Attributes:
+        model: torch module; None where only stored ``logits`` (and ``memory``) are at hand.
+        t_core_s, t_total_s: seconds its making took; None where unknown.
+        n_trainable: parameters that could change.
+        rebuild: gives examples the histories that a method of retrieval shows; None: as they are. Membership
+            is always measured with the histories as they are: it asks what the weights remember.
+        logits: by part, with rebuilt histories.
+        memory: by part, with histories as they are.
+        forward_equivalents, peak_mem_bytes: of :class:`curerec.evaluation.cost.Meter`.
+        memo: what metrics computed of this model and another scene may use again.
+    """
+
+    model: Any
+    t_core_s: float | None = None
+    t_total_s: float | None = None
+    n_trainable: int | None = None
+    rebuild: Callable[[Examples], Examples] | None = None
+    logits: dict[str, np.ndarray] = field(default_factory=dict)
+    memory: dict[str, np.ndarray] = field(default_factory=dict)
+    forward_equivalents: float | None = None
+    peak_mem_bytes: int | None = None
+    memo: dict[Any, Any] = field(default_factory=dict, repr=False)

@@ -1,0 +1,210 @@
+"""What a method costs: a meter to run it under, and the metrics that read it."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+import numpy as np
+import torch
+from torch.nn.modules.module import register_module_forward_hook
+from transformers import PreTrainedModel
+
+from curerec.evaluation.candidate import Candidate
+from curerec.evaluation.metric import CannotError, Metric, Value
+from curerec.evaluation.scene import Scene
+
+NO_METER = "it was not run under a meter (curerec.evaluation.cost.Meter)"
+_PROC = Path("/proc/self")
+
+
+class Meter:
+    """Counts passes through any decoder, and the peak memory, of what runs inside ``with``.
+
+    ``forward_equivalents = prompts forward + 2 x prompts backward``, a backward pass costing about twice a
+    forward one. A batch counts as its number of prompts, whatever their length; a pass is counted where the
+    decoder stack is entered, a backward where a gradient reaches the stack's output. A pass through parts of
+    the stack counts whole.
+
+    Peak memory is that of the GPU's allocator, or on the CPU the largest resident set of the process, whose
+    mark Linux lets a process take back (``/proc/self/clear_refs``); elsewhere it stays None. It holds all
+    that the process had loaded before, so compare methods run in the same process after the same loading.
+
+    Attributes:
+        forward_equivalents: prompts.
+        peak_mem_bytes: or None.
+
+    Example:
+        >>> with Meter() as meter:
+        ...     pass
+        >>> meter.forward_equivalents
+        0.0
+    """
+
+    def __init__(self) -> None:
+        self.forward_equivalents = 0.0
+        self.peak_mem_bytes: int | None = None
+        self._can_reset = False
+        self._hook: Any = None
+
+    def __enter__(self) -> Meter:
+        if torch.cuda.is_available():
+            torch.cuda.reset_peak_memory_stats()
+        else:
+            self._can_reset = _reset_mark()
+        self._hook = register_module_forward_hook(self._count)
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._hook.remove()
+        if torch.cuda.is_available():
+            self.peak_mem_bytes = torch.cuda.max_memory_allocated()
+        elif self._can_reset:
+            self.peak_mem_bytes = _read_mark()
+
+    def _count(self, module: Any, args: Any, output: Any) -> None:
+        # The decoder stack: a model whose output is hidden states, without a readout of its own.
+        if not isinstance(module, PreTrainedModel) or module.get_output_embeddings() is not None:
+            return
+        hidden = getattr(output, "last_hidden_state", None)
+        if hidden is None:
+            return
+        prompts = hidden.shape[0]
+        self.forward_equivalents += prompts
+        if hidden.requires_grad:
+            hidden.register_hook(lambda grad: self._backward(prompts))
+
+    def _backward(self, prompts: int) -> None:
+        self.forward_equivalents += 2 * prompts
+
+
+def metered(make: Callable[[], Candidate]) -> Candidate:
+    """Run what makes a candidate under a meter and note what it read.
+
+    Args:
+        make: runs a method, gives the candidate.
+    """
+    with Meter() as meter:
+        one = make()
+    one.forward_equivalents, one.peak_mem_bytes = meter.forward_equivalents, meter.peak_mem_bytes
+    return one
+
+
+def _reset_mark() -> bool:
+    if not sys.platform.startswith("linux"):
+        return False
+    try:
+        (_PROC / "clear_refs").write_text("5")  # 5: the peak resident set starts anew
+    except OSError:
+        return False
+    return True
+
+
+def _read_mark() -> int | None:
+    for line in (_PROC / "status").read_text().splitlines():
+        if line.startswith("VmHWM:"):
+            return int(line.split()[1]) * 1024
+    return None
+
+
+def _noted(name: str, reason: str) -> Callable[[Scene], Value]:
+    def compute(scene: Scene) -> Value:
+        value = getattr(scene.subject, name)
+        if value is None:
+            raise CannotError(reason)
+        return Value(float(value))
+
+    return compute
+
+
+def _ratio(name: str, reason: str) -> Callable[[Scene], Value]:
+    """Over the mean of all retrained models whose cost is known; the subject counts where it is one."""
+
+    def compute(scene: Scene) -> Value:
+        mine = getattr(scene.subject, name)
+        known = [v for v in (getattr(r, name) for r in scene.references) if v]
+        if mine is None or not known:
+            raise CannotError(reason if mine is None else "the cost of no retrained model is known")
+        return Value(mine / float(np.mean(known)), n=len(known))
+
+    return compute
+
+
+_SECONDS = "the seconds of its making are not known (only its weights were given)"
+_SIZE = "how many parameters could change is not known (only its weights were given)"
+
+T_CORE = Metric(
+    "t_core_s",
+    1,
+    "seconds",
+    "lower",
+    (),
+    "seconds in the update loop",
+    "this project",
+    _noted("t_core_s", _SECONDS),
+)
+T_TOTAL = Metric(
+    "t_total_s",
+    1,
+    "seconds",
+    "lower",
+    (),
+    "seconds of all that the request needed; loading and evaluation apart",
+    "this project",
+    _noted("t_total_s", _SECONDS),
+)
+RETRAIN_RATIO = Metric(
+    "retrain_ratio",
+    1,
+    "1",
+    "lower",
+    ("retrain",),
+    "t_total_s over the mean t_total_s of the retrained models",
+    "this project",
+    _ratio("t_total_s", _SECONDS),
+)
+N_TRAINABLE = Metric(
+    "n_trainable",
+    1,
+    "1",
+    "lower",
+    (),
+    "parameters that could change",
+    "this project",
+    _noted("n_trainable", _SIZE),
+)
+PEAK_MEMORY = Metric(
+    "peak_mem_bytes",
+    1,
+    "bytes",
+    "lower",
+    (),
+    "largest memory while it ran: the GPU allocator's, or the resident set of the process",
+    "this project",
+    _noted("peak_mem_bytes", NO_METER),
+)
+FORWARDS = Metric(
+    "forward_equivalents",
+    1,
+    "forwards",
+    "lower",
+    (),
+    "prompts passed forward + 2 x prompts passed backward",
+    "this project",
+    _noted("forward_equivalents", NO_METER),
+)
+FORWARD_RATIO = Metric(
+    "forward_ratio",
+    1,
+    "1",
+    "lower",
+    ("retrain",),
+    "forward_equivalents over the mean of the retrained models",
+    "this project",
+    _ratio("forward_equivalents", NO_METER),
+)
