@@ -11,11 +11,15 @@ from curerec.evaluation import (
     advantage,
     answers,
     cost,
+    depth,
     distance,
     loss_attack,
     on_test,
+    quantise,
     ranking,
+    relearn,
     residual,
+    ulira,
 )
 from curerec.evaluation.metric import Metric
 
@@ -37,6 +41,12 @@ METRICS: dict[str, Metric] = {
     "membership_advantage": advantage.MEMBERSHIP_ADVANTAGE,
     "privleak": loss_attack.PRIVLEAK,
     "answers_gap": answers.ANSWERS_GAP,
+    "ulira_auc": ulira.ULIRA_AUC,
+    "ulira_tpr_at_fpr_01": ulira.ULIRA_TPR,
+    "relearn_steps": relearn.RELEARN_STEPS,
+    "relearn_ratio": relearn.RELEARN_RATIO,
+    **quantise.QUANTISED,
+    "depth": depth.DEPTH,
     "t_core_s": cost.T_CORE,
     "t_total_s": cost.T_TOTAL,
     "retrain_ratio": cost.RETRAIN_RATIO,

@@ -13,6 +13,7 @@ from curerec.evaluation.metric import CannotError, Metric, Value
 from curerec.evaluation.scene import Scene
 from curerec.evaluation.utility import BINS, nll, utility
 
+DRAWS = 200  # of an interval of utility: 29 of them a model
 ALL_TOUCHED = "every test example is of a user of whom something was deleted"
 
 #: Given the scene: which test examples, bool [n].
@@ -64,7 +65,7 @@ def measured(kind: str, choice: Choice, part: str = "test") -> Callable[[Scene],
             raise CannotError(reason)
         low, high = None, None
         if len(np.unique(user)) >= 2:
-            low, high = _interval(kind, logits, label, user, ground.draws, ground.seed)
+            low, high = _interval(kind, logits, label, user, min(DRAWS, ground.draws), ground.seed)
         return Value(found[kind], low, high, n=int(chosen.sum()))
 
     return compute

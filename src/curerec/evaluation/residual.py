@@ -192,7 +192,8 @@ def scaled(scale: Scale, user: np.ndarray, ground: Ground) -> Value:
     return Value(value, low, high, n=len(user), details=details)
 
 
-def _residual(scene: Scene) -> Value:
+def residual_of(scene: Scene) -> Value:
+    """The residual of a scene's subject, with its interval over users."""
     ground = scene.ground
     assert scene.original is not None
     yes = [ground.p_yes(one, "forget") for one in (scene.subject, scene.original, *scene.retrains)]
@@ -214,7 +215,7 @@ RESIDUAL = Metric(
     ("retrain_seeds", "original"),
     "(jsd - floor) / (ceiling - floor): 0 = as a retrain, 1 = nothing done, above 1 = worse than nothing",
     "this project",
-    _residual,
+    residual_of,
 )
 JSD_MEAN = Metric(
     "jsd_mean",

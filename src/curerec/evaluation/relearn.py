@@ -1,0 +1,228 @@
+"""How fast does the memory come back when a few of the deleted examples are shown again?"""
+
+from __future__ import annotations
+
+import copy
+from typing import Any
+
+import numpy as np
+import torch
+
+from curerec.evaluation.bootstrap import interval
+from curerec.evaluation.candidate import Candidate
+from curerec.evaluation.metric import CannotError, Metric, Value
+from curerec.evaluation.scene import Ground, Scene
+from curerec.evaluation.utility import nll
+from curerec.prompts.encoding import Prompts
+from curerec.recommender.score import answer_logits, device_of, to_batch
+from curerec.recommender.tune import TuneConfig, optimise
+
+SHARE = 0.05  # of D_f that is shown again, PROTOCOL section 2
+LEAST = 8  # examples shown, where 5 % are fewer
+BATCH = 64
+SLOWER = 0.1  # of the fine-tuning's rate: at the full rate half of the gap is back within a step or two
+MAX_STEPS = 60
+DRAWS = 5  # sets of examples that are shown
+
+NO_GAP = (
+    "the retrained models are no worse on the examples shown than the original: nothing was to be forgotten"
+)
+NEITHER = "half of the gap came back neither here nor in a retrained model within the steps allowed"
+
+
+def shown(n: int, draw: int, *, seed: int) -> np.ndarray:
+    """Which of n deleted examples the attacker has, int, sorted: 5 %, at least 8, the same for all models.
+
+    Example:
+        >>> len(shown(400, 0, seed=0)), len(shown(40, 0, seed=0))
+        (20, 8)
+    """
+    size = min(n, max(LEAST, round(SHARE * n)))
+    return np.sort(np.random.default_rng([seed, 29, draw]).choice(n, size, replace=False))
+
+
+def steps_to(level: float, losses: np.ndarray) -> tuple[float, bool]:
+    """Steps until a loss has come down to a level, between two steps by a straight line.
+
+    Args:
+        level: nats.
+        losses: after 0, 1, 2, ... steps, [steps + 1].
+
+    Returns:
+        steps (0 where it was that low from the start), and whether they are censored: True where the level
+        was not reached, and the steps are all that were taken.
+
+    Example:
+        >>> steps_to(0.8, np.array([1.0, 0.9, 0.7])), steps_to(0.8, np.array([1.0, 0.9]))
+        ((1.5, False), (1.0, True))
+    """
+    below = np.flatnonzero(losses <= level)
+    if not len(below):
+        return float(len(losses) - 1), True
+    k = int(below[0])
+    if k == 0:
+        return 0.0, False
+    return float(k - 1 + (losses[k - 1] - level) / (losses[k - 1] - losses[k])), False
+
+
+def curve(ground: Ground, model: Any, prompts: Prompts, *, seed: int, stop_at: float) -> np.ndarray:
+    """Loss on a few prompts while a copy of the model is fine-tuned on them, nats, [steps done + 1].
+
+    AdamW at a tenth of the recipe's rate, held constant; every step takes all prompts (at most 64).
+
+    Args:
+        ground: with the recipe.
+        model: left as it is; what may change is what the original's fine-tuning changed.
+        prompts: shown.
+        seed: of dropout.
+        stop_at: no further steps once the loss is this low.
+    """
+    assert ground.tuning is not None
+    tuned = copy.deepcopy(model)
+    _free(tuned)
+    params = [p for p in tuned.parameters() if p.requires_grad]
+    answers, device = ground.recommender.answers, device_of(tuned)
+    batches = [np.arange(len(prompts))[k : k + BATCH] for k in range(0, len(prompts), BATCH)]
+    label = torch.from_numpy(prompts.label.astype(np.int64)).to(device)
+
+    def look() -> float:
+        return float(nll(ground.score(tuned, prompts), prompts.label).mean())
+
+    def gradients(step: int) -> None:
+        index = batches[step % len(batches)]
+        logits = answer_logits(tuned, *to_batch(prompts, index, device), answers)
+        torch.nn.functional.cross_entropy(logits, label[torch.from_numpy(index).to(device)]).backward()
+
+    losses = [look()]
+    if losses[0] <= stop_at:
+        return np.array(losses)
+
+    def after(step: int) -> bool:
+        losses.append(look())
+        return losses[-1] <= stop_at
+
+    config = TuneConfig(lr=SLOWER * ground.tuning.lr, schedule="constant", warmup=0)
+    with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
+        torch.manual_seed(seed)
+        optimise(params, MAX_STEPS, gradients, config, after_step=after)
+    return np.array(losses)
+
+
+def _free(model: Any) -> None:
+    """Make trainable what fine-tuning trains: the adapter's parameters, or all of a plain model."""
+    adapter = hasattr(model, "peft_config")
+    for name, p in model.named_parameters():
+        p.requires_grad_(".lora_" in name if adapter else True)
+
+
+def levels(scene: Scene) -> list[float | None]:
+    """By draw, the loss half-way back: between the original's and the mean of the retrained models'.
+
+    None where the retrained models are no worse than the original on what is shown.
+    """
+    assert scene.original is not None
+    ground, label = scene.ground, scene.split.forget.label
+    out: list[float | None] = []
+    for draw in range(DRAWS):
+        rows = shown(len(label), draw, seed=ground.seed)
+        before, *after = (
+            float(nll(ground.memory(c, "forget")[rows], label[rows]).mean())
+            for c in (scene.original, *scene.retrains)
+        )
+        out.append((before + np.mean(after)) / 2 if np.mean(after) > before else None)
+    return out
+
+
+def relearned(scene: Scene, one: Candidate, goals: list[float | None]) -> list[tuple[float, bool] | None]:
+    """Steps a model needs down to the level of each draw, and whether they are censored; computed once.
+
+    Raises:
+        CannotError: the model is not at hand, or several answer together.
+    """
+    key = ("relearn", scene.ground.seed, tuple(goals))
+    if key in one.memo:
+        return one.memo[key]
+    if one.model is None:
+        raise CannotError("the model itself is not at hand")
+    if hasattr(one.model, "answer_logits"):
+        raise CannotError("several models answer together: there is no one model to fine-tune")
+    ground = scene.ground
+    out: list[tuple[float, bool] | None] = []
+    for draw, level in enumerate(goals):
+        if level is None:
+            out.append(None)
+            continue
+        prompts = ground.prompts("forget").take(shown(len(scene.split.forget), draw, seed=ground.seed))
+        losses = curve(ground, one.model, prompts, seed=ground.seed + draw, stop_at=level)
+        out.append(steps_to(level, losses))
+    one.memo[key] = out
+    return out
+
+
+def _steps(scene: Scene) -> Value:
+    found = [f for f in relearned(scene, scene.subject, levels(scene)) if f]
+    if not found:
+        raise CannotError(NO_GAP)
+    steps = np.array([s for s, _ in found])
+    details = {"by_draw": steps.tolist(), "censored": sum(c for _, c in found)}
+    return Value(
+        float(steps.mean()), *_spread(steps, np.ones(len(steps)), scene), n=len(found), details=details
+    )
+
+
+def _ratio(scene: Scene) -> Value:
+    goals = levels(scene)
+    mine = [f for f in relearned(scene, scene.subject, goals) if f]
+    theirs = [[f for f in relearned(scene, r, goals) if f] for r in scene.retrains]
+    if not mine:
+        raise CannotError(NO_GAP)
+    own = np.array([s for s, _ in mine])
+    other = np.mean([[s for s, _ in r] for r in theirs], axis=0)
+    details = {
+        "steps": own.tolist(),
+        "steps_retrain": other.tolist(),
+        "censored": sum(c for _, c in mine),
+        "censored_retrain": sum(c for r in theirs for _, c in r),
+    }
+    if not other.sum() > 0:
+        raise CannotError(NO_GAP)
+    if details["censored"] == len(mine) and details["censored_retrain"] == len(mine) * len(theirs):
+        raise CannotError(NEITHER)
+    return Value(float(own.sum() / other.sum()), *_spread(own, other, scene), n=len(own), details=details)
+
+
+def _spread(above: np.ndarray, below: np.ndarray, scene: Scene) -> tuple[float | None, float | None]:
+    """95 % interval of a ratio of sums over the draws of what is shown."""
+    if len(above) < 2:
+        return None, None
+    rng = np.random.default_rng(scene.ground.seed)
+    drawn = rng.integers(0, len(above), (scene.ground.draws, len(above)))
+    return interval(above[drawn].sum(1) / np.maximum(below[drawn].sum(1), 1e-9))
+
+
+_SOURCE = "this project; a common level as in Tarun et al. 2021, arXiv 2111.08947 (anamnesis index)"
+RELEARN_STEPS = Metric(
+    "relearn_steps",
+    1,
+    "steps",
+    "higher",
+    ("model", "original", "tuning", "retrain"),
+    "AdamW steps at a tenth of the recipe's rate on 5 % of D_f until the loss on them is half-way between the "
+    "retrained models' and the original's; mean of 5 draws of the 5 %; 60 steps at most, then counted as 60",
+    _SOURCE,
+    _steps,
+    cost="attack",
+)
+RELEARN_RATIO = Metric(
+    "relearn_ratio",
+    1,
+    "1",
+    "target",
+    ("model", "original", "tuning", "retrain"),
+    "relearn_steps over those of the retrained models to the same level; below 1 = the memory was hidden "
+    "rather than gone; what is censored (details) counts with all its steps",
+    _SOURCE,
+    _ratio,
+    target=1.0,
+    cost="attack",
+)
