@@ -186,6 +186,33 @@ def chosen_metrics(names: Iterable[str] | None) -> dict[str, Metric]:
     return {key: metric for key, metric in METRICS.items() if key in wanted}
 
 
+def names_for(asked: Sequence[str], *, shadows: bool = False) -> list[str] | None:
+    """Metrics to compute for what a command was asked: the plain ones, and the named ones beside them.
+
+    Args:
+        asked: names of metrics; ``attacks`` stands for all that need no shadow models.
+        shadows: whether there are shadow models.
+
+    Returns:
+        Names; None where nothing was asked for.
+
+    Raises:
+        ConfigError: a name that is no metric.
+
+    Example:
+        >>> names_for([]), "depth" in names_for(["attacks"]), "ulira_auc" in names_for(["attacks"])
+        (None, True, False)
+    """
+    if not asked and not shadows:
+        return None
+    wanted = set(chosen_metrics(None)) | set(chosen_metrics(n for n in asked if n != "attacks"))
+    if "attacks" in asked:
+        wanted |= {key for key, metric in METRICS.items() if metric.cost != "shadows"}
+    if shadows:
+        wanted |= {key for key, metric in METRICS.items() if metric.cost == "shadows"}
+    return list(chosen_metrics(wanted))
+
+
 def cells(metric: Metric, value: Value) -> dict[str, Any]:
     """A value as a record's row holds it: the number, and its interval where there is one.
 

@@ -255,13 +255,29 @@ def evaluate(
     ] = None,
     out: Annotated[Path | None, typer.Option("--out", help="Folder for record.json and report.html.")] = None,
     verdict: Annotated[bool, typer.Option("--verdict", help="Exit with 1 unless verified.")] = False,
+    metric: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--metric",
+            help="Also compute this metric or attack; `attacks`: all but U-LiRA; an unknown name lists all.",
+        ),
+    ] = None,
+    shadows: Annotated[
+        Path | None,
+        typer.Option("--shadows", help="Folder of shadow models for U-LiRA; made there, 16 trainings long."),
+    ] = None,
+    budget: Annotated[
+        float | None,
+        typer.Option("--budget", min=0, help="Seconds after which no further shadow model is begun."),
+    ] = None,
     base: BaseFolder = None,
 ) -> None:
     """Measure an unlearned recommender against the original and, where given, retrains."""
     quiet()
-    from curerec.cli.say import say_base, say_verdict, table_of
+    from curerec.cli.bars import bars
+    from curerec.cli.say import say_base, say_values, say_verdict, table_of
     from curerec.data.output import check_out, replacing
-    from curerec.measure import Candidate, judge, measure, method_of, record_of
+    from curerec.measure import Candidate, ground_of, judge, measure, method_of, names_for, record_of
     from curerec.models import fresh_model
     from curerec.pipeline import check_references, open_recommender
     from curerec.reports.html import write_report
@@ -270,6 +286,7 @@ def evaluate(
 
     if out is not None:
         check_out(out, only=JUDGED, inputs=[recommender, unlearned, *(retrain or []), base])
+    names = names_for(metric or [], shadows=shadows is not None)
     asked = request_of(request)
     check_references(retrain or [], asked)
     opened = opened_with(recommender, data, base)
@@ -285,15 +302,28 @@ def evaluate(
         other = open_recommender(path, table, base=opened.base).recommender
         seconds = other.card.get("train_time_s")
         references[reference] = Candidate(other.model, seconds, seconds)
-    measured = measure(opened, split, models, references)
-    found = judge(
-        opened,
-        split,
-        models["original"],
-        models[name],
-        fresh_model(opened.base, opened.recipe.model, seed=0),
-    )
+    ground = ground_of(opened, split)
+    with bars() as reporter:
+        made = {}
+        if shadows is not None:
+            from curerec.shadows import make_shadows
+
+            advance = reporter.stage("shadow models")
+            made[name] = make_shadows(opened, split, name, shadows, budget_s=budget, progress=advance)
+        measured = measure(
+            opened,
+            split,
+            models,
+            references,
+            names=names,
+            ground=ground,
+            shadows=made,
+            progress=reporter.stage("measure"),
+        )
+    plain = fresh_model(opened.base, opened.recipe.model, seed=0)
+    found = judge(opened, split, models["original"], models[name], plain, ground=ground)
     table_of(measured)
+    say_values(measured, metric or [], shadows=shadows is not None)
     say_base(table, opened.recipe, asked)
     if out is not None:
         record = record_of(

@@ -22,6 +22,25 @@ def table_of(measured: Any) -> None:
         typer.echo("  ".join(parts))
 
 
+def say_values(measured: Any, asked: list[str], *, shadows: bool) -> None:
+    """Print what was asked for beyond the table: value, interval, size, or why there is none."""
+    from curerec.evaluation import METRICS
+    from curerec.measure import names_for
+
+    named = names_for(asked, shadows=shadows) or []
+    extra = [key for key in named if METRICS[key].cost != "arrays" or key in asked]
+    for key in extra:
+        typer.echo(f"{key} ({METRICS[key].unit})")
+        for name, values in measured.values.items():
+            found = values[key]
+            if found.missing:
+                typer.echo(f"  {name:<12} none: {found.missing}")
+                continue
+            between = "" if found.low is None else f"  [{found.low:.4g}, {found.high:.4g}]"
+            size = "" if found.n is None else f"  n {found.n}"
+            typer.echo(f"  {name:<12} {found.value:.4g}{between}{size}")
+
+
 def say_base(data: Any, recipe: Any, request: Any) -> None:
     """Print what of a request the base model was pre-trained on, if anything."""
     from curerec.data.forget import deleted_rows

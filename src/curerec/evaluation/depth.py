@@ -156,7 +156,7 @@ DEPTH = Metric(
     "higher",
     ("model", "original", "retrain"),
     "mean over layers of clip(D_u / D_r, 0, 1), D the mean fall of the answer's log-probability when the "
-    "layer's state is patched into the original; 0 = the memory is intact, 1 = gone as from a retrained model",
+    "layer's state is patched into the original; 0 = memory intact, 1 = gone as from a retrained model",
     "after the Unlearning Depth Score, arXiv 2605.24614; here all positions, layers equal",
     _compute,
     cost="attack",

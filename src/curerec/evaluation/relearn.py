@@ -24,9 +24,7 @@ SLOWER = 0.1  # of the fine-tuning's rate: at the full rate half of the gap is b
 MAX_STEPS = 60
 DRAWS = 5  # sets of examples that are shown
 
-NO_GAP = (
-    "the retrained models are no worse on the examples shown than the original: nothing was to be forgotten"
-)
+NO_GAP = "the retrained models are no worse on what is shown than the original: nothing to forget"
 NEITHER = "half of the gap came back neither here nor in a retrained model within the steps allowed"
 
 
@@ -53,7 +51,7 @@ def steps_to(level: float, losses: np.ndarray) -> tuple[float, bool]:
         was not reached, and the steps are all that were taken.
 
     Example:
-        >>> steps_to(0.8, np.array([1.0, 0.9, 0.7])), steps_to(0.8, np.array([1.0, 0.9]))
+        >>> steps_to(0.75, np.array([1.0, 1.0, 0.5])), steps_to(0.75, np.array([1.0, 0.9]))
         ((1.5, False), (1.0, True))
     """
     below = np.flatnonzero(losses <= level)
@@ -207,8 +205,8 @@ RELEARN_STEPS = Metric(
     "steps",
     "higher",
     ("model", "original", "tuning", "retrain"),
-    "AdamW steps at a tenth of the recipe's rate on 5 % of D_f until the loss on them is half-way between the "
-    "retrained models' and the original's; mean of 5 draws of the 5 %; 60 steps at most, then counted as 60",
+    "AdamW steps at a tenth of the recipe's rate on 5 % of D_f until the loss on them is half-way from "
+    "the retrained models' to the original's; mean of 5 draws; 60 steps at most, then counted as 60",
     _SOURCE,
     _steps,
     cost="attack",

@@ -71,12 +71,62 @@ def metrics(record: Record) -> Table:
         else:
             cells = [show(_value(record, n, m, key)) for n, m in models]
         rows.append([name.replace("  ", "\u2003"), *cells])
-    for key in sorted({k for _, m in models for k in m.extra}):
-        rows.append([key.replace("_", " "), *(f.significant(m.extra.get(key)) for _, m in models)])
+    keys = {k for _, m in models for k in m.extra}
+    for key in sorted(keys - _bounds(keys | set(Metrics.model_fields)), key=_place):
+        rows.append([_label(key), *(_cell(m, key) for _, m in models)])
     names = [n for n, _ in models]
     strong = names.index(record.method) + 1 if record.method in names else None
     kept = [row for row in rows if any(cell != f.NONE for cell in row[1:])]
     return Table(["", *(f.method(n) for n in names)], kept, strong, by_column=True)
+
+
+#: Names of further metrics, in the order of the table; what is not here follows by its key.
+_FURTHER = {
+    "test_auc_others": "Test AUC, users of whom nothing was deleted",
+    "ndcg_at_10": "NDCG@10 among 99 sampled items",
+    "hr_at_10": "Hit rate@10 among 99 sampled items",
+    "jsd_full": "JSD over the vocabulary on deleted data, nats",
+    "jsd_mean": "JSD of seed averages, nats",
+    "membership_advantage": "Best-threshold advantage",
+    "answers_gap": "Answers on deleted against unseen data, AUC gap",
+    "privleak": "PrivLeak, %",
+    "ulira_auc": "U-LiRA AUC",
+    "ulira_tpr_at_fpr_01": "U-LiRA TPR at 1 % FPR",
+    "relearn_steps": "Steps to relearn",
+    "relearn_ratio": "Steps to relearn / retrain's",
+    "residual_int8": "Residual after int8",
+    "residual_nf4": "Residual after nf4",
+    "membership_auc_int8": "Membership AUC after int8",
+    "membership_auc_nf4": "Membership AUC after nf4",
+    "depth": "Depth of forgetting",
+    "peak_mem_bytes": "Peak memory, bytes",
+    "forward_equivalents": "Forward-equivalents",
+    "forward_ratio": "Forward-equivalents / retraining",
+}
+
+
+def _place(key: str) -> tuple[int, str]:
+    """Known names in their order, others after them by key."""
+    return (list(_FURTHER).index(key) if key in _FURTHER else len(_FURTHER), key)
+
+
+def _label(key: str) -> str:
+    return _FURTHER.get(key, key.replace("_", " "))
+
+
+def _bounds(keys: set[str]) -> set[str]:
+    """Keys that are an end of another key's interval."""
+    ends = {f"{key}_{end}" for key in keys for end in ("low", "high")}
+    return keys & ends
+
+
+def _cell(model: Metrics, key: str) -> str:
+    """A number, and in brackets its interval where there is one."""
+    value, low, high = (model.extra.get(key + end) for end in ("", "_low", "_high"))
+    shown = f.significant(value)
+    if value is None or low is None or high is None:
+        return shown
+    return f"{shown} [{f.significant(low)}, {f.significant(high)}]"
 
 
 def utility(record: Record) -> Table:
