@@ -8,7 +8,6 @@ import numpy as np
 import pytest
 
 from curerec.errors import ConfigError
-from curerec.evaluation import METRICS
 from curerec.evaluation.answers import answers
 from curerec.evaluation.guard import nothing_happened, probes_changed
 
@@ -62,10 +61,3 @@ def test_answers_by_hand():
 def test_answers_of_one_class_give_nan_with_the_reason():
     found = answers(np.zeros(3), np.ones(3), np.zeros(3), np.array([0, 1, 1]))
     assert math.isnan(found["gap"]) and "fewer than 2" in found["missing"]["gap"]
-
-
-def test_the_table_names_each_metric_by_its_key():
-    for name, metric in METRICS.items():
-        assert metric.name == name
-        assert metric.version >= 1 and metric.formula and metric.source
-        assert (metric.better == "target") == (metric.target is not None)

@@ -1,0 +1,67 @@
+"""The meter: prompts forward and backward, and the peak of the memory."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+
+from curerec.evaluation import METRICS
+from curerec.evaluation.candidate import Candidate
+from curerec.evaluation.cost import Meter, metered
+from curerec.evaluation.metric import evaluate
+from curerec.recommender.score import answer_logits, score, to_batch
+from made_models import made_prompts
+from made_scene import made_scene
+
+
+@pytest.mark.parametrize("kind", ["full", "lora"])
+def test_a_backward_pass_counts_twice_a_forward_one(kind):
+    scene = made_scene(kind)
+    model, answers = scene.subject.model, scene.ground.recommender.answers
+    prompts, _ = made_prompts(12)
+    with Meter() as meter:
+        score(model, prompts, answers, batch_size=5)
+    assert meter.forward_equivalents == 12
+    model.requires_grad_(True)
+    with Meter() as meter:
+        loss = answer_logits(model, *to_batch(prompts, np.arange(5), torch.device("cpu")), answers).sum()
+        loss.backward()
+    assert meter.forward_equivalents == 15
+    score(model, prompts, answers)
+    assert meter.forward_equivalents == 15  # outside it counts no more
+
+
+def test_memory_of_what_runs_inside_alone():
+    def peak(mib: int) -> int | None:
+        with Meter() as meter:
+            held = torch.ones(mib << 18)
+            del held
+        return meter.peak_mem_bytes
+
+    large, small = peak(300), peak(1)
+    if large is None or torch.cuda.is_available():
+        pytest.skip("this system does not let the mark be taken back")
+    assert large - small > 200 << 20
+
+
+def test_costs_are_read_and_related():
+    scene = made_scene()
+    scene.subject.t_total_s, scene.subject.forward_equivalents = 5.0, 30.0
+    for r, seconds in zip(scene.references, (80.0, 120.0), strict=True):
+        r.t_total_s, r.forward_equivalents = seconds, 300.0
+    assert evaluate(METRICS["retrain_ratio"], scene).value == pytest.approx(0.05)
+    assert evaluate(METRICS["forward_ratio"], scene).value == pytest.approx(0.1)
+    assert evaluate(METRICS["retrain_ratio"], scene.of(scene.references[0])).value == pytest.approx(0.8)
+    assert "meter" in evaluate(METRICS["peak_mem_bytes"], scene).missing
+
+
+def test_a_candidate_is_made_under_the_meter():
+    prompts, encoder = made_prompts(4)
+    model = made_scene().subject.model
+
+    def make() -> Candidate:
+        score(model, prompts, encoder.answers)
+        return Candidate(model)
+
+    assert metered(make).forward_equivalents == 4

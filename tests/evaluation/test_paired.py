@@ -1,0 +1,63 @@
+"""Intervals over users: of means, of low false alarms, and of differences on the same draws."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from curerec.errors import ConfigError
+from curerec.evaluation.auc import auc_draws
+from curerec.evaluation.bootstrap import interval, mean_interval, weights
+from curerec.evaluation.membership import tpr_at_fpr, tpr_draws
+from curerec.evaluation.residual import Scale
+
+
+def test_weights_draw_whole_users():
+    user = np.array([0, 0, 1, 2, 2, 2])
+    drawn = np.concatenate(list(weights(6, draws=50, seed=0, groups=user)))
+    assert drawn.shape == (50, 6) and drawn.sum(1) == pytest.approx(1)
+    assert (drawn[:, 0] == drawn[:, 1]).all() and (drawn[:, 3] == drawn[:, 5]).all()
+    with pytest.raises(ConfigError, match="at least 2"):
+        list(weights(3, draws=5, seed=0, groups=np.zeros(3)))
+
+
+def test_a_mean_of_dependent_rows_is_covered_by_drawing_users_alone():
+    rng = np.random.default_rng(0)
+    hits = {"rows": 0, "users": 0}
+    for seed in range(120):
+        user = np.repeat(np.arange(30), 10)
+        each = rng.normal(0, 1, 30)[user] + rng.normal(0, 1, 300)
+        for name, groups in (("rows", None), ("users", user)):
+            low, high = mean_interval(each, draws=200, seed=seed, groups=groups)
+            hits[name] += low <= 0 <= high
+    assert hits["rows"] / 120 < 0.75
+    assert hits["users"] / 120 > 0.87
+
+
+def test_low_false_alarms_of_a_draw_are_what_a_plain_loop_gives():
+    rng = np.random.default_rng(1)
+    a, b = rng.integers(0, 30, 60) + 5.0, rng.integers(0, 30, 400) * 1.0
+    same = tpr_draws(a, b, 0.05, draws=40, seed=3)
+    rng = np.random.default_rng(3)
+    index = [rng.integers(0, len(x), (40, len(x))) for x in (a, b)]
+    assert same == pytest.approx([tpr_at_fpr(a[i], b[j], 0.05) for i, j in zip(*index, strict=True)])
+
+
+def test_paired_draws_make_a_narrower_interval_than_two_apart():
+    rng = np.random.default_rng(2)
+    a, b = rng.normal(0.4, 1, 300), rng.normal(0, 1, 300)
+    near = (a + rng.normal(0, 0.1, 300), b + rng.normal(0, 0.1, 300))
+    first = auc_draws(a, b, seed=0)
+    paired, apart = (interval(first - auc_draws(*near, seed=s)) for s in (0, 1))
+    assert paired[1] - paired[0] < 0.4 * (apart[1] - apart[0])
+
+
+def test_the_residual_s_interval_covers_its_truth():
+    """Distances of each user scatter, but all three together: the ratio is known far better than they are."""
+    rng = np.random.default_rng(4)
+    user = np.repeat(np.arange(60), 5)
+    size = rng.lognormal(0, 1, 60)[user]
+    scale = Scale(0.4 * size + rng.normal(0, 0.01, 300), 0.1 * size, 0.9 * size)
+    low, high = scale.interval(draws=300, seed=0, groups=user)
+    assert low <= scale.residual() <= high
+    assert scale.residual() == pytest.approx(0.375, abs=0.01) and high - low < 0.05
