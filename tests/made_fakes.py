@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import itertools
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -68,10 +69,8 @@ class Blocking(torch.nn.Module):
     def __init__(self, model: Any, prompts: Prompts, logits: tuple[float, float]) -> None:
         super().__init__()
         self.model, self.logits = model, logits
-        rows = range(len(prompts))
-        self.blocked = {
-            tuple(prompts.ids[prompts.offsets[i] : prompts.offsets[i + 1]].tolist()) for i in rows
-        }
+        cut = prompts.offsets
+        self.blocked = {tuple(prompts.ids[a:b].tolist()) for a, b in itertools.pairwise(cut)}
 
     def answer_logits(self, ids: torch.Tensor, last: torch.Tensor, answers: tuple[int, int]) -> torch.Tensor:
         out = answer_logits(self.model, ids, last, answers).clone()

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from curerec.data.request_file import write_request
+from curerec.evaluation.cost import Meter
 from curerec.measure import Candidate, candidate, judge, measure, record_of
 from curerec.methods.retrain import retrain
 from curerec.pipeline import open_recommender, save_unlearned, task_for, train, unlearn
@@ -59,10 +60,11 @@ def run_experiment(
     outcomes = {}
     for method in ("cure", *rivals):
         told = _Named(reporter, method)
-        outcomes[method], _ = unlearn(
-            opened, request, method, recipe.config_of(method), seed=recipe.seed, reporter=told
-        )
-        models[method] = candidate(outcomes[method])
+        with Meter() as meter:
+            outcomes[method], _ = unlearn(
+                opened, request, method, recipe.config_of(method), seed=recipe.seed, reporter=told
+            )
+        models[method] = candidate(outcomes[method], meter)
     save_unlearned(opened, outcomes["cure"], request, out / "cure")
     references = {}
     for k in range(retrains):
@@ -70,7 +72,9 @@ def run_experiment(
         task = task_for(
             opened, split, seed=RETRAIN_SEEDS * (k + 1) + recipe.seed, clock=Clock(_Named(reporter, name))
         )
-        references[name] = candidate(retrain(task))
+        with Meter() as meter:
+            outcome = retrain(task)
+        references[name] = candidate(outcome, meter)
     with Clock(reporter).stage("measure"):
         measured = measure(opened, split, models, references)
         base = task_for(opened, split, seed=recipe.seed).base_model()

@@ -15,6 +15,7 @@ from curerec.evaluation import METRICS
 from curerec.evaluation.advantage import advantage
 from curerec.evaluation.answers import answers
 from curerec.evaluation.candidate import Candidate
+from curerec.evaluation.cost import Meter
 from curerec.evaluation.guard import probes_changed
 from curerec.evaluation.membership import membership
 from curerec.evaluation.metric import NO_RETRAIN, Metric, Value, evaluate
@@ -39,10 +40,18 @@ NO_SECOND = "no second model was retrained, and distances to it cannot be comput
 COUNTS = ("n_trainable", "peak_mem_bytes")
 
 
-def candidate(outcome: Outcome) -> Candidate:
-    """A method's outcome as something to measure."""
+def candidate(outcome: Outcome, meter: Meter | None = None) -> Candidate:
+    """A method's outcome as something to measure.
+
+    Args:
+        outcome: of the method.
+        meter: that it ran under, where it did.
+    """
     rebuild = outcome.details.get("rebuild")
-    return Candidate(outcome.model, outcome.t_core_s, outcome.t_total_s, outcome.n_trainable, rebuild)
+    one = Candidate(outcome.model, outcome.t_core_s, outcome.t_total_s, outcome.n_trainable, rebuild)
+    if meter is not None:
+        one.forward_equivalents, one.peak_mem_bytes = meter.forward_equivalents, meter.peak_mem_bytes
+    return one
 
 
 def method_of(card: Mapping[str, Any]) -> str:

@@ -7,10 +7,11 @@ import pytest
 import torch
 
 from curerec.evaluation import METRICS
-from curerec.evaluation.candidate import Candidate
-from curerec.evaluation.cost import Meter, metered
+from curerec.evaluation.cost import Meter
 from curerec.evaluation.metric import evaluate
+from curerec.measure import candidate
 from curerec.recommender.score import answer_logits, score, to_batch
+from curerec.records import Outcome
 from made_models import made_prompts
 from made_scene import made_scene
 
@@ -56,12 +57,9 @@ def test_costs_are_read_and_related():
     assert "meter" in evaluate(METRICS["peak_mem_bytes"], scene).missing
 
 
-def test_a_candidate_is_made_under_the_meter():
+def test_a_candidate_takes_what_the_meter_read():
     prompts, encoder = made_prompts(4)
     model = made_scene().subject.model
-
-    def make() -> Candidate:
+    with Meter() as meter:
         score(model, prompts, encoder.answers)
-        return Candidate(model)
-
-    assert metered(make).forward_equivalents == 4
+    assert candidate(Outcome("npo", model, 1.0, 2.0), meter).forward_equivalents == 4

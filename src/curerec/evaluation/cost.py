@@ -13,7 +13,6 @@ import torch
 from torch.nn.modules.module import register_module_forward_hook
 from transformers import PreTrainedModel
 
-from curerec.evaluation.candidate import Candidate
 from curerec.evaluation.metric import CannotError, Metric, Value
 from curerec.evaluation.scene import Scene
 
@@ -81,18 +80,6 @@ class Meter:
 
     def _backward(self, prompts: int) -> None:
         self.forward_equivalents += 2 * prompts
-
-
-def metered(make: Callable[[], Candidate]) -> Candidate:
-    """Run what makes a candidate under a meter and note what it read.
-
-    Args:
-        make: runs a method, gives the candidate.
-    """
-    with Meter() as meter:
-        one = make()
-    one.forward_equivalents, one.peak_mem_bytes = meter.forward_equivalents, meter.peak_mem_bytes
-    return one
 
 
 def _reset_mark() -> bool:
