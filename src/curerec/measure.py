@@ -144,7 +144,8 @@ def measure(
         missing["metrics.retrain"] = NO_RETRAIN
     for done, (name, scene) in enumerate(stages.items()):
         values[name] = {key: evaluate(metric, scene) for key, metric in chosen.items()}
-        metrics[name] = row = {}
+        row: dict[str, Any] = {}
+        metrics[name] = row
         for key, value in values[name].items():
             row |= cells(chosen[key], value)
             if value.missing:
@@ -275,7 +276,7 @@ def judge(
     kept = [utility(ground.logits(c, "valid"), split.valid.label) for c in (original, new)]
     on = {part: (ground.logits(new, part), ground.part(part).label) for part in ("forget", "control")}
     said = answers(*on["forget"], *on["control"])
-    probes = [ground.logits(c, "forget")[:PROBES] for c in (original, new)]
+    probes = (ground.logits(original, "forget")[:PROBES], ground.logits(new, "forget")[:PROBES])
     return verdict(
         probes_changed=probes_changed(*probes),
         membership_auc=attack["auc"],

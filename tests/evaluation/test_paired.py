@@ -31,7 +31,7 @@ def test_a_mean_of_dependent_rows_is_covered_by_drawing_users_alone():
             low, high = mean_interval(each, draws=200, seed=seed, groups=groups)
             hits[name] += low <= 0 <= high
     assert hits["rows"] / 120 < 0.75
-    assert hits["users"] / 120 > 0.87
+    assert hits["users"] / 120 > 0.84
 
 
 def test_low_false_alarms_of_a_draw_are_what_a_plain_loop_gives():

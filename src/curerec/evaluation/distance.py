@@ -60,12 +60,12 @@ def _two(name: str, unit: str, formula: str, source: str, each: Each) -> dict[st
         key: Metric(
             key,
             1,
-            unit,
+            unit,  # type: ignore[arg-type]
             "lower",
             ("retrain",),
             f"{formula}; on {on}",
             source,
-            answers_apart(each, part),  # type: ignore[arg-type]
+            answers_apart(each, part),
         )
         for key, part, on in ((name, "forget", "D_f"), (f"{name}_test", "test", "D_t"))
     }

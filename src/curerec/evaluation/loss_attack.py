@@ -51,7 +51,7 @@ def _against(point: Point, spread: Draws, compare: Callable[[np.ndarray, np.ndar
     def compute(scene: Scene) -> Value:
         mine, drawn = attacked(scene, scene.subject, point, spread)
         others = [attacked(scene, r, point, spread) for r in scene.retrains]
-        theirs = np.mean([value for value, _ in others])
+        theirs = np.array(np.mean([value for value, _ in others]))
         low, high = interval(compare(drawn, np.mean([d for _, d in others], axis=0)))
         return Value(float(compare(np.array(mine), theirs)), low, high, n=sum(map(len, scene.pair)))
 

@@ -127,7 +127,8 @@ def levels(scene: Scene) -> list[float | None]:
             float(nll(ground.memory(c, "forget")[rows], label[rows]).mean())
             for c in (scene.original, *scene.retrains)
         )
-        out.append((before + np.mean(after)) / 2 if np.mean(after) > before else None)
+        reached = float(np.mean(after))
+        out.append((before + reached) / 2 if reached > before else None)
     return out
 
 

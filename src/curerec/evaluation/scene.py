@@ -8,7 +8,6 @@ from functools import cached_property
 from typing import Any
 
 import numpy as np
-import torch
 from jaxtyping import Float
 
 from curerec.evaluation.candidate import Candidate
@@ -16,11 +15,13 @@ from curerec.evaluation.inputs import p_yes
 from curerec.evaluation.metric import CannotError
 from curerec.evaluation.utility import nll
 from curerec.prompts.encoding import Encoder, Prompts, Queries, queries
-from curerec.recommender.score import answer_logits, by_length, device_of, score, to_batch
+from curerec.recommender.score import score
 from curerec.recommender.tune import TuneConfig
+from curerec.recommender.vocabulary import vocabulary_probabilities
 from curerec.records import Examples, ForgetSplit, Interactions, Recommender
 
 PARTS = ("forget", "control", "valid", "test")
+TOGETHER = "several models answer together: they have no one distribution over the vocabulary"
 FULL_SIZE = 512  # examples of which the whole vocabulary is compared: 100 MB a model at 49,152 tokens
 
 
@@ -114,7 +115,10 @@ class Ground:
         """
         key = ("vocabulary", name)
         if key not in one.memo:
-            one.memo[key] = _vocabulary(_model(one), self.prompts(name).take(self.spread(name)))
+            model = _model(one)
+            if hasattr(model, "answer_logits"):
+                raise CannotError(TOGETHER)
+            one.memo[key] = vocabulary_probabilities(model, self.prompts(name).take(self.spread(name)))
         return one.memo[key]
 
     def spread(self, name: str, size: int = FULL_SIZE) -> np.ndarray:
@@ -206,17 +210,3 @@ def _model(one: Candidate) -> Any:
     if one.model is None:
         raise CannotError("the model itself is not at hand, and these answers of it were not stored")
     return one.model
-
-
-@torch.inference_mode()
-def _vocabulary(model: Any, prompts: Prompts) -> np.ndarray:
-    if hasattr(model, "answer_logits"):
-        raise CannotError("several models answer together: they have no one distribution over the vocabulary")
-    base = model.get_base_model() if hasattr(model, "get_base_model") else model
-    tokens = tuple(range(base.get_output_embeddings().weight.shape[0]))
-    out = np.zeros((len(prompts), len(tokens)), np.float32)
-    device = device_of(model)
-    for index in by_length(prompts, 64):
-        logits = answer_logits(model, *to_batch(prompts, index, device), tokens)
-        out[index] = logits.softmax(-1).cpu().numpy()
-    return out

@@ -90,13 +90,14 @@ def ratios(target: np.ndarray, margins: np.ndarray, inside: np.ndarray) -> Float
 
     Example:
         >>> shadows = np.array([[1.9], [2.1], [-0.1], [0.1]])
-        >>> ratios(np.array([2.0]), shadows, np.array([[True], [True], [False], [False]]))[0] > 0
+        >>> inside = np.array([[True], [True], [False], [False]])
+        >>> bool(ratios(np.array([2.0]), shadows, inside)[0] > 0)
         True
     """
     t = numbers(target, "margins of the target")
     mean_in, spread_in = fits(margins, inside)
     mean_out, spread_out = fits(margins, ~inside)
-    return norm.logpdf(t, mean_in, spread_in) - norm.logpdf(t, mean_out, spread_out)
+    return np.asarray(norm.logpdf(t, mean_in, spread_in) - norm.logpdf(t, mean_out, spread_out))
 
 
 def _scores(scene: Scene) -> tuple[np.ndarray, np.ndarray, tuple[np.ndarray, np.ndarray], dict[str, int]]:
