@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from typing import Any
 
 import torch
 
@@ -14,16 +15,19 @@ from made_tasks import made_task
 
 
 def made_scene(kind: str = "full", *, family: str = "llama", draws: int = 50) -> Scene:
-    """The original is fine-tuned; the others are it with noise on the weights, each of its own seed."""
+    """The original is fine-tuned; the retrained models are it with one noise on the weights and a little more
+    of their own, the model measured is it with another noise."""
     task = made_task(kind, family=family)
     split = ForgetSplit(task.forget, task.retain, task.control, task.valid, task.valid, task.deleted)
     ground = Ground(task.data, split, task.original, task.tuning, draws=draws, rank_users=5)
 
-    def noisy(seed: int) -> Candidate:
-        return Candidate(shaken(copy.deepcopy(task.original.model), 0.05, seed=seed))
+    def noisy(start: Any, scale: float, seed: int) -> Any:
+        return shaken(copy.deepcopy(start), scale, seed=seed)
 
-    references = (noisy(3), noisy(4))
-    return Scene(ground, noisy(5), Candidate(task.original.model), references, name="new")
+    original = task.original.model
+    away = noisy(original, 0.05, 3)
+    references = tuple(Candidate(noisy(away, 0.005, seed)) for seed in (4, 5))
+    return Scene(ground, Candidate(noisy(original, 0.05, 6)), Candidate(original), references, name="new")
 
 
 def state(model) -> dict[str, torch.Tensor]:

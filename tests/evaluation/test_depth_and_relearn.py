@@ -37,18 +37,6 @@ def test_the_original_s_own_states_cost_nothing_and_the_last_layer_s_are_the_mod
     assert mine[-1] == pytest.approx(both[1] - both[0], abs=1e-4)
 
 
-def test_depth_of_the_original_is_0_and_of_a_retrained_model_1():
-    scene = made_scene()
-    scene = replace(scene, references=scene.references[:1])
-    value = evaluate(METRICS["depth"], scene.of(scene.original))
-    if value.missing:
-        assert "nothing to compare" in value.missing
-        return
-    assert value.value == pytest.approx(0, abs=1e-3)
-    twin = Candidate(copy.deepcopy(scene.references[0].model))
-    assert evaluate(METRICS["depth"], scene.of(twin)).value == pytest.approx(1)
-
-
 def test_layers_without_a_drop_do_not_count():
     rng = np.random.default_rng(0)
     theirs = np.stack([rng.normal(0, 0.1, 500), rng.normal(0.3, 0.1, 500), rng.normal(0.4, 0.1, 500)])
@@ -97,6 +85,15 @@ def forgotten(monkeypatch):
 
     references = (driven(12, 0), driven(14, 1))
     return replace(scene, references=references, subject=driven(5, 2))
+
+
+def test_depth_orders_models_by_how_much_is_gone(forgotten):
+    scene = replace(forgotten, references=forgotten.references[:1])
+    twin = Candidate(copy.deepcopy(scene.references[0].model))
+    found = [evaluate(METRICS["depth"], scene.of(c)) for c in (scene.original, scene.subject, twin)]
+    assert found[0].value == pytest.approx(0, abs=1e-3) and found[2].value == pytest.approx(1)
+    assert 0.1 < found[1].value < 0.9
+    assert all(found[1].details["kept"])
 
 
 def test_relearning_orders_models_by_how_much_is_left(forgotten):
