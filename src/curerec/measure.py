@@ -158,17 +158,19 @@ def measure(
     if len(retrains) >= 2:
         yes = [ground.p_yes(r, "forget") for r in retrains.values()]
         reference = Reference(np.stack(yes), ground.p_yes(models["original"], "forget"))
+    # Where retrains were given, each model has its entry; nan where the original is no farther than they are.
+    found = {name: value["residual"] for name, value in values.items() if "residual" in value}
     residual = {
-        name: value["residual"].value
-        for name, value in values.items()
-        if name not in retrains and name != "original" and "residual" in value
+        name: float("nan") if value.value is None else value.value
+        for name, value in found.items()
+        if len(retrains) >= 2 and name not in retrains and name != "original"
     }
     return Measured(
         metrics,
         reference.floor if reference else None,
         reference.ceiling if reference else None,
         reference.rankable if reference else None,
-        {name: value for name, value in residual.items() if value is not None},
+        residual,
         missing,
         values,
     )
