@@ -394,7 +394,8 @@ def test_unknown_methods_and_more_numbers_are_shown(full: dict[str, Any]) -> Non
     }
     words = Page(render(full)).words
     assert "e2urec" in words and "some number" in words and "3.25" in words
-    assert "Steps to relearn / retrain's" in words and "0.812 [0.5, 1.25]" in words
+    assert "Steps to relearn / retrain's" in words
+    assert "0.812 [0.500, 1.25]" in words
     assert "test auc low" not in words  # an end of an interval is no row of its own
 
 
