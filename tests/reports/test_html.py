@@ -384,9 +384,19 @@ def test_huge_and_tiny_numbers(full: dict[str, Any]) -> None:
 
 
 def test_unknown_methods_and_more_numbers_are_shown(full: dict[str, Any]) -> None:
-    full["metrics"]["e2urec"] = {"test_auc": 0.7, "relearn_ratio": 0.8123}
+    full["metrics"]["e2urec"] = {
+        "test_auc": 0.7,
+        "relearn_ratio": 0.8123,
+        "relearn_ratio_low": 0.5,
+        "relearn_ratio_high": 1.25,
+        "some_number": 3.25,
+        "test_auc_low": 0.68,
+    }
     words = Page(render(full)).words
-    assert "e2urec" in words and "relearn ratio" in words and "0.812" in words
+    assert "e2urec" in words and "some number" in words and "3.25" in words
+    assert "Steps to relearn / retrain's" in words
+    assert "0.812 [0.500, 1.25]" in words
+    assert "test auc low" not in words  # an end of an interval is no row of its own
 
 
 def test_an_unknown_role_is_refused_not_drawn_wrong(full: dict[str, Any]) -> None:

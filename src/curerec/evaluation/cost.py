@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import ctypes
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -29,7 +31,8 @@ class Meter:
     the stack counts whole.
 
     Peak memory is that of the GPU's allocator, or on the CPU the largest resident set of the process, whose
-    mark Linux lets a process take back (``/proc/self/clear_refs``); elsewhere it stays None. It holds all
+    mark Linux lets a process take back (``/proc/self/clear_refs``) after what was freed before is handed back
+    (``malloc_trim``); elsewhere it stays None. It holds all
     that the process had loaded before, so compare methods run in the same process after the same loading.
 
     Attributes:
@@ -85,6 +88,8 @@ class Meter:
 def _reset_mark() -> bool:
     if not sys.platform.startswith("linux"):
         return False
+    with contextlib.suppress(OSError, AttributeError):  # not glibc: what was freed counts on
+        ctypes.CDLL(None).malloc_trim(0)
     try:
         (_PROC / "clear_refs").write_text("5")  # 5: the peak resident set starts anew
     except OSError:

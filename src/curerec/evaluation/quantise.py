@@ -91,10 +91,12 @@ def quantised(model: Any, form: str) -> Any:
         form: key of :data:`FORMATS`.
 
     Raises:
-        CannotError: several models answer together: there is nothing to merge.
+        CannotError: several models answer together, or the base is in few bits already.
     """
     if hasattr(model, "answer_logits"):
         raise CannotError("several models answer together: there are no merged weights to round")
+    if any(not p.is_floating_point() for p in model.parameters()):
+        raise CannotError("its base is packed in 8 or 4 bits already")
     new = copy.deepcopy(model)
     if hasattr(new, "merge_and_unload"):
         new = new.merge_and_unload()
