@@ -280,9 +280,10 @@ class Groups:
     Attributes:
         modules: names at the granularity of the update.
         role: one of :data:`ROLES` for each module.
-        forget_score: float64 [modules], F_i: share of the forget gradient, or mean over D_f of the nats of loss
-            that removing the module would add; the method's configuration says which.
-        retain_score: float64 [modules], R_i, mean over unseen data, nats of loss that removing the module would add.
+        forget_score: float64 [modules], F_i: share of the forget gradient, or mean over D_f of the nats of
+            loss that removing the module would add; the method's configuration says which.
+        retain_score: float64 [modules], R_i: mean over unseen data of the nats of loss that removing the
+            module would add.
         agreement: float64 [modules], share of bootstrap draws in which the module keeps its leading group.
     """
 

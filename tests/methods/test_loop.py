@@ -73,7 +73,7 @@ def test_a_falling_rate_takes_every_step_and_only_steers_on_the_way(last):
     """Neither a closed gap nor harm on the way ends it; the last look is judged."""
     watch = Seen(SHUT, OPEN, BAD, OPEN, last)
     done, weight, told = steps_of(watch, schedule="linear")
-    assert done.steps == 10 and told == [True, False, True, False]
+    assert done.steps == 10 and [point["closed"] for point in told] == [True, False, True, False]
     assert weight == pytest.approx(0.1 * (1 + sum(1 - k / 9 for k in range(9))))
     assert weight == pytest.approx(watch.at[-1])  # what was judged is what is handed back
     word = {OPEN: "limit of 10 steps", SHUT: CLOSED, BAD: "utility guard"}[last]

@@ -169,7 +169,9 @@ def test_a_request_that_breaks_a_stage_holds_nobody_else_up(stage, root):
 
         done = run(store, Breaks, each=True)
         assert [one.committed for one in done] == [False, True]
-        assert "ValueError at test_corner_cases.py" in done[0].reasons[0] and "usr001" not in done[0].reasons[0]
+        assert (
+            "ValueError at test_corner_cases.py" in done[0].reasons[0] and "usr001" not in done[0].reasons[0]
+        )
         assert store.ledger.get(bad)["state"] == "held" and store.ledger.get(good)["state"] == "committed"
         assert not audit(root).faults
         assert run(store, stand())[0].committed

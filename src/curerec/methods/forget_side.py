@@ -21,9 +21,12 @@ PATH = (0.0, 0.5, 1.0)  # points between base and fine-tuned weights at which ``
 class ForgetConfig(Protocol):
     """What of a configuration the forget loss depends on."""
 
-    forget_loss: ForgetLoss
-    beta: float
-    balance: bool
+    @property
+    def forget_loss(self) -> ForgetLoss: ...
+    @property
+    def beta(self) -> float: ...
+    @property
+    def balance(self) -> bool: ...
 
 
 class ForgetSide:
@@ -76,8 +79,8 @@ class ForgetSide:
     ) -> list[torch.Tensor]:
         """Gradient of the mean forget loss over many examples.
 
-        The push of single batches of D_f scatters by more than it points: with all of D_f in it the steps of an
-        update need only the retain side's batches, and what is handed back is nearer to a retrain.
+        The push of single batches of D_f scatters by more than it points: with all of D_f in it the steps of
+        an update need only the retain side's batches, and what is handed back is nearer to a retrain.
 
         Args:
             model: being unlearned.

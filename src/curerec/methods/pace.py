@@ -11,11 +11,10 @@ MOST = 3.0  # times the first push
 class Pace:
     """Sets the weight of the forget loss at looks on the way, so that the last step closes the gap.
 
-    With a rate that falls to 0 over T steps, t of them cover ``1 - (1 - t/T)^2`` of the way. If the membership
-    AUC has fallen from ``m_0`` to ``m_t``, the steps left at the same push would take it down by
+    With a rate that falls to 0 over T steps, t of them cover ``1 - (1 - t/T)^2`` of the way. If the
+    membership AUC has fallen from ``m_0`` to ``m_t``, the steps left at the same push would take it down by
     ``(m_0 - m_t) (1 - t/T)^2 / (1 - (1 - t/T)^2)``; the push is multiplied by what is left to the target over
-    that, between 0 and 3. An update that started by rolling back has taken its first part at once, so the pace is
-    that since the last look where there was one.
+    that, up to three times the first. The pace is that since the look before.
 
     Args:
         watch: knows the target and the first look.

@@ -35,8 +35,8 @@ class UnlearnConfig(LoopConfig):
     retain_labels: float = Field(
         0.0,
         ge=0,
-        description="weight of the cross-entropy on D_r's answers beside the KL: what forgetting loosened of the "
-        "fit to D_r is tightened again, as it is in a retrain",
+        description="weight of the cross-entropy on D_r's answers beside the KL: what forgetting loosened "
+        "of the fit to D_r is tightened again, as it is in a retrain",
     )
     forget_every: int | None = Field(
         None,
@@ -47,8 +47,8 @@ class UnlearnConfig(LoopConfig):
     push: float = Field(1.0, gt=0, description="weight of the forget loss at the start")
     paced: bool = Field(
         False,
-        description="a look on the way sets the push so that the steps left close the gap at the pace so far; "
-        "else it rests the push while the gap is closed",
+        description="a look on the way sets the push so that the steps left close the gap at the pace so "
+        "far (``pace.py``); else it rests the push while the gap is closed",
     )
 
 
@@ -75,11 +75,11 @@ def run(
 ) -> Update:
     """Move a copy of theta_o by the rules until the membership gap closes.
 
-    Each step combines a gradient of the forget loss and one of the retain loss unit by unit, and hands the result
-    to the optimiser (so projection comes before Adam's scaling: AdamW rescales what was projected, which the
-    record says). The retain gradient is a batch's; the forget gradient a batch's, or with ``forget_every`` that
-    of all of D_f, taken anew every so many steps. What is looked at, and handed back, is the running average of
-    the weights: single iterates scatter in P(yes) by more than the forgetting that is to be measured.
+    Each step combines a gradient of the forget loss and one of the retain loss unit by unit, and hands the
+    result to the optimiser (so projection comes before Adam's scaling: AdamW rescales what was projected,
+    which the record says). The retain gradient is a batch's; the forget gradient a batch's, or with
+    ``forget_every`` that of all of D_f, taken anew every so many steps. What is looked at, and handed back, is the running
+    average of the weights: single iterates scatter in P(yes) by more than the forgetting to be measured.
 
     Args:
         task: the request.

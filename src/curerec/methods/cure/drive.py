@@ -18,8 +18,9 @@ def drive(
 ) -> tuple[Float[np.ndarray, " units"], Float[np.ndarray, "draws units"] | None]:
     """Squared length of the forget gradient at theta_o in each unit, as a share of the whole.
 
-    To first order a step of fixed length on unit i lowers the forget loss by ``|g_f,i|``: units that hold little
-    of the gradient cannot forget, whatever is stored in them, and updating them moves only what is to be kept.
+    To first order a step of fixed length on unit i lowers the forget loss by ``|g_f,i|``: units that hold
+    little of the gradient cannot forget, whatever is stored in them, and updating them moves only what is to
+    be kept.
     The attribution of fine-tuning's change (``circuits/path.py``) asks what a unit stores; of units chosen by
     it an update of equal cost gets less far (docs/method.md has the measurement).
 

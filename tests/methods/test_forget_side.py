@@ -1,0 +1,143 @@
+"""The forget loss over all of D_f, units by their share of its gradient, and the pace of the push."""
+
+from __future__ import annotations
+
+import types
+
+import numpy as np
+import pytest
+import torch
+
+from curerec.methods.cure.drive import drive
+from curerec.methods.forget_side import ForgetSide
+from curerec.methods.loop import free, tuned_names
+from curerec.methods.pace import MOST, Pace
+from curerec.methods.rules import Rules, uniform
+from curerec.methods.unlearn import UnlearnConfig, run
+from curerec.recommender.tune import TuneConfig, optimise
+from curerec.recommender.units import inner_products, units_of
+from made_tasks import made_task
+
+
+def side_of(task, loss="rewind"):
+    return ForgetSide(task, UnlearnConfig(forget_loss=loss))
+
+
+@pytest.mark.parametrize("kind", ["full", "lora"])
+@pytest.mark.parametrize("loss", ["rewind", "npo", "grad_ascent"])
+def test_gradient_by_batches_is_that_of_the_mean_loss(kind, loss):
+    task = made_task(kind)
+    side = side_of(task, loss)
+    model = task.copy_of_model()
+    params = free(model, tuned_names(model))
+    index = np.arange(len(side.prompts))
+    whole = torch.autograd.grad(side.loss(model, index), params)
+    for found, wanted in zip(side.gradient(model, params, batch_size=5), whole, strict=True):
+        torch.testing.assert_close(found, wanted, rtol=1e-4, atol=1e-6)
+    some = index[::3]
+    wanted = torch.autograd.grad(side.loss(model, some), params)
+    for found, one in zip(side.gradient(model, params, some, batch_size=4), wanted, strict=True):
+        torch.testing.assert_close(found, one, rtol=1e-4, atol=1e-6)
+
+
+@pytest.mark.parametrize("granularity", ["row", "projection", "head_mlp"])
+def test_inner_products_add_up_to_that_of_the_whole(granularity):
+    """Every parameter of full fine-tuning belongs to exactly one unit, tied embeddings once."""
+    model = made_task("full").copy_of_model()
+    units = units_of(model, granularity)
+    generator = torch.Generator().manual_seed(0)
+    a, b = (
+        {n: torch.randn(p.shape, generator=generator) for n, p in model.named_parameters()} for _ in range(2)
+    )
+    total = sum(float((a[n] * b[n]).sum()) for n in a)
+    assert float(inner_products(units, a, b).sum()) == pytest.approx(total, rel=1e-4, abs=1e-2)
+
+
+def test_shares_are_the_gradients_squared_lengths():
+    task = made_task("full")
+    side, units = side_of(task), units_of(task.original.model, "row")
+    share, resampled = drive(side, units, size=10_000, draws=5, seed=0)
+    model = task.copy_of_model()
+    names = tuned_names(model)
+    grads = dict(zip(names, side.gradient(model, free(model, names)), strict=True))
+    wanted = inner_products(units, grads, grads).numpy()
+    assert resampled is None  # all of D_f: known, not estimated
+    assert share.sum() == pytest.approx(1)
+    np.testing.assert_allclose(share, wanted / wanted.sum(), rtol=1e-3, atol=1e-9)
+
+
+def test_a_sample_of_the_deleted_data_gives_resamples_around_its_shares():
+    task = made_task("full")
+    side, units = side_of(task), units_of(task.original.model, "projection")
+    share, resampled = drive(side, units, size=len(side.prompts) - 1, draws=400, seed=0)
+    assert resampled.shape == (400, len(units.names))
+    np.testing.assert_allclose(resampled.sum(1), 1)
+    top = np.argsort(-share)[:3]
+    low, high = np.percentile(resampled[:, top], [1, 99], axis=0)
+    assert (low < high).all() and (low < share[top] * 1.2).all() and (high > share[top] * 0.8).all()
+
+
+def watching(target, first):
+    return types.SimpleNamespace(target=target, first={"membership_auc": first})
+
+
+def test_an_update_on_its_way_is_pushed_as_before_and_a_slow_one_harder():
+    def push(found):
+        return Pace(watching(0.5, 0.6), 10, 1.0).push({"step": 5, "membership_auc": found})
+
+    assert push(0.525) == pytest.approx(1)  # three quarters of the way at half of a falling rate
+    assert push(0.55) == pytest.approx(MOST)
+    assert 0 < push(0.51) < 1
+    assert push(0.5) == 0 and push(0.49) == 0
+    assert push(0.61) == MOST  # no pace to be seen
+
+
+def test_the_push_is_bounded_over_several_looks():
+    pace = Pace(watching(0.5, 0.6), 30, 1.5)
+    found = [pace.push({"step": step, "membership_auc": 0.59}) for step in (5, 10, 15, 20)]
+    assert all(0 < one <= 1.5 * MOST for one in found)
+
+
+def test_damping_holds_back_parameters_with_little_gradient():
+    def moved(damping):
+        p = torch.nn.Parameter(torch.zeros(2))
+
+        def gradients(step):
+            p.grad = torch.tensor([1.0, 1e-4])
+
+        config = TuneConfig(lr=0.1, schedule="constant", warmup=0, max_grad_norm=float("inf"))
+        optimise([p], 3, gradients, config, damping=damping)
+        return p.detach().abs()
+
+    plain, damped = moved(0.0), moved(0.1)
+    assert plain[1] == pytest.approx(float(plain[0]), rel=1e-2)  # Adam's steps know no size
+    assert damped[1] < 0.01 * damped[0] and damped[0] > 0.5 * plain[0]
+
+
+@pytest.mark.parametrize("kind", ["full", "lora"])
+def test_an_update_takes_the_whole_gradient_as_often_as_it_says(kind, monkeypatch):
+    task = made_task(kind)
+    taken = []
+    real = ForgetSide.gradient
+    monkeypatch.setattr(
+        ForgetSide, "gradient", lambda *a, **k: (taken.append(a[3] if len(a) > 3 else None), real(*a, **k))[1]
+    )
+    config = UnlearnConfig(
+        forget_loss="rewind",
+        schedule="linear",
+        batch_size=8,
+        max_steps=7,
+        check_every=3,
+        check_size=40,
+        forget_every=3,
+        retain_labels=0.1,
+        damping=0.1,
+        paced=True,
+    )
+    model = task.copy_of_model()
+    units = units_of(model, "projection")
+    done = run(task, Rules(units, uniform(units)), config)
+    assert len(taken) == 3 and done.steps == 7
+    assert all("push" in point for point in done.trace[1:])
+    before = dict(task.original.model.named_parameters())
+    assert any((p != before[n]).any() for n, p in done.model.named_parameters())
