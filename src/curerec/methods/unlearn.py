@@ -78,9 +78,9 @@ def run(
     Each step combines a gradient of the forget loss and one of the retain loss unit by unit, and hands the
     result to the optimiser (so projection comes before Adam's scaling: AdamW rescales what was projected,
     which the record says). The retain gradient is a batch's; the forget gradient a batch's, or with
-    ``forget_every`` that of all of D_f, taken anew every so many steps. What is looked at, and handed back, is
-    the running average of the weights: single iterates scatter in P(yes) by more than the forgetting to be
-    measured.
+    ``forget_every`` that of all of D_f, taken anew every so many steps. What is looked at, and handed back,
+    is the running average of the weights: single iterates scatter in P(yes) by more than the forgetting to
+    be measured.
 
     Args:
         task: the request.
