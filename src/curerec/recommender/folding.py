@@ -19,7 +19,7 @@ def folded(model: Any) -> Iterator[None]:
 
     Afterwards the weights are the old tensors again, bit for bit. Only what is exact up to the rounding of
     float32: not with weights in half precision or few bits, not while an adapter is switched off, not in
-    training, and not where something listens.
+    training, not where something listens, and not of several models that answer together.
     """
     layers = [m for m in model.modules() if hasattr(m, "lora_B") and hasattr(m, "get_delta_weight")]
     usable = all(
@@ -31,7 +31,9 @@ def folded(model: Any) -> Iterator[None]:
         and not hooked(m)
         for m in layers
     )
-    if not layers or not usable:
+    # Models that answer together share their frozen weights, and may scale branches while they answer.
+    shared = len({id(m.get_base_layer().weight) for m in layers}) < len(layers)
+    if not layers or not usable or shared or hasattr(model, "answer_logits"):
         yield
         return
     before = [(m, m.get_base_layer().weight.data) for m in layers]
