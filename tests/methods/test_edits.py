@@ -184,7 +184,7 @@ def test_the_router_sends_each_prompt_one_way_or_the_other():
     with torch.no_grad():
         mlp_output(changed, 1).weight.add_(side.delta)
     main, copied = (score(m, prompts, encoder.answers) for m in (plain, changed))
-    # Never, by default; a model with a listener computes all positions of its last layer, and rounds otherwise.
+    # Never, by default; with a listener all positions of the last layer are computed, which rounds otherwise.
     np.testing.assert_allclose(score(model, prompts, encoder.answers), main, rtol=1e-4, atol=1e-5)
     side.editing = True
     ids, last = to_batch(prompts, np.arange(10), torch.device("cpu"))
