@@ -39,6 +39,15 @@ def main() -> None:
         mine = [r for r in rows if r["model"] == model]
         cells = [interval([r[c] for r in mine if r.get(c) is not None]) for c in COLUMNS]
         print(f"| {model} | " + " | ".join(cells) + " |")
+    print()
+    of = {(r["model"], r["seed"]): r for r in rows}
+    for model in ("random_modules", "npo", "ga_kl"):
+        both = [s for s in seeds if (model, s) in of and ("cure", s) in of]
+        paired = [of[model, s]["residual"] - of["cure", s]["residual"] for s in both]
+        each = ", ".join(f"{d:.3f}" for d in paired)
+        print(f"residual of {model} minus cure's, seed by seed: {interval(paired)} ({each})")
+    verified = [of["cure", s]["verified"] for s in seeds if ("cure", s) in of]
+    print(f"cure verified on {sum(map(bool, verified))} of {len(verified)} seeds")
 
 
 def interval(values: list[float]) -> str:

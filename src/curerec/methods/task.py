@@ -56,6 +56,7 @@ class Task:
     fresh: Callable[[], Any]
     seed: int = 0
     clock: Clock = field(default_factory=Clock)
+    shared: dict[Any, Any] = field(default_factory=dict, repr=False)  # what stages of one request make once
 
     @classmethod
     def of(cls, split: ForgetSplit, **rest: Any) -> Task:

@@ -7,7 +7,7 @@ import torch
 from pydantic import Field
 
 from curerec.circuits.adapter import weight_deltas
-from curerec.methods.forget_side import ForgetSide
+from curerec.methods.forget_objective import ForgetObjective
 from curerec.methods.loop import Log, LoopConfig, Update, free, walk
 from curerec.methods.losses import ForgetLoss, kl_to
 from curerec.methods.pace import Pace
@@ -71,7 +71,6 @@ def run(
     rules: Rules,
     config: UnlearnConfig,
     kept: np.ndarray | None = None,
-    side: ForgetSide | None = None,
 ) -> Update:
     """Move a copy of theta_o by the rules until the membership gap closes.
 
@@ -87,7 +86,6 @@ def run(
         rules: roles of the units.
         config: losses, rate, stopping.
         kept: share of fine-tuning's change that each unit starts with, [n_units]; none: all of it.
-        side: the forget loss, where it is at hand.
 
     Source: METHOD sections 7 and 8.
     """
@@ -95,7 +93,7 @@ def run(
         watch = Watch(task, config)
         model = task.copy_of_model()
         device = device_of(model)
-        side = side or ForgetSide(task, config)
+        objective = ForgetObjective.of(task, config)
         retain = _Retain(task, config.retain_batch_size or config.batch_size)
         if kept is not None:
             changed = (
@@ -105,11 +103,11 @@ def run(
     parameters = dict(model.named_parameters(remove_duplicate=False))
     names = [n for n in rules.trainable() if n in parameters]
     params = free(model, names)
-    n = len(side.prompts)
+    n = len(objective.prompts)
     rng = np.random.default_rng([task.seed, 61])
-    stream = endless(side.prompts.lengths, min(config.batch_size, n), rng)
+    stream = endless(objective.prompts.lengths, min(config.batch_size, n), rng)
     pace = Pace(watch, config.max_steps, config.push) if config.paced else None
-    whole: list[torch.Tensor] | None = None
+    taken: tuple[list[torch.Tensor], float] | None = None
     push = config.push
 
     def steer(point: Log) -> None:
@@ -117,14 +115,16 @@ def run(
         push = pace.push(point) if pace else 0.0 if watch.closed(point) else config.push
 
     def of_forget(step: int) -> tuple[list[torch.Tensor], float]:
-        nonlocal whole
+        """The forget gradient, and the loss that it is of."""
+        nonlocal taken
         if config.forget_every is None:
-            loss = side.loss(model, next(stream))
+            loss = objective.loss(model, next(stream))
             return list(torch.autograd.grad(loss, params)), float(loss.detach())
-        if whole is None or step % config.forget_every == 0:
+        if taken is None or step % config.forget_every == 0:
             size = min(n, config.forget_size)
-            whole = side.gradient(model, params, None if size == n else rng.choice(n, size, replace=False))
-        return whole, float("nan")
+            index = None if size == n else rng.choice(n, size, replace=False)
+            taken = objective.gradient(model, params, index)
+        return taken
 
     def gradients(step: int) -> Log:
         g_f, loss_f = of_forget(step)

@@ -3,18 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from functools import cache
 from pathlib import Path
 from typing import Any
 
-from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
 from curerec.reports import figures as f
 from curerec.reports.bench_schema import Bench, Block, Interval, Line, as_bench
 from curerec.reports.files import replace_file
 from curerec.reports.scatter import Axis, Dot, scatter
-from curerec.reports.svg import clean
+from curerec.reports.templating import template
 
 Show = Callable[[float | None], str]
 OURS = "cure"
@@ -87,7 +85,7 @@ def render_bench(summary: Bench | Mapping[str, Any]) -> str:
     """
     bench = as_bench(summary)
     return (
-        _template().render(
+        template("bench.html.j2").render(
             bench=bench,
             f=f,
             blocks=[_view(block, bench) for block in bench.blocks if any(x.models for x in block.lines)],
@@ -95,19 +93,6 @@ def render_bench(summary: Bench | Mapping[str, Any]) -> str:
         )
         + "\n"
     )
-
-
-@cache
-def _template() -> Any:
-    environment = Environment(
-        loader=PackageLoader("curerec.reports"),
-        autoescape=True,
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-        finalize=lambda value: clean(value) if type(value) is str else value,
-    )
-    return environment.get_template("bench.html.j2")
 
 
 def in_order(block: Block) -> list[Line]:

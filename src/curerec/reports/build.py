@@ -88,9 +88,17 @@ def update_part(outcome: Outcome) -> dict[str, Any]:
         return {}
     return {
         "forget_loss": getattr(config, "forget_loss", None),  # other baselines say theirs in their cards
-        "retain_loss": "kl" if hasattr(config, "forget_loss") else None,
+        "retain_loss": _retain_loss(config),
         "optimizer": config.optimizer,
         "steps": outcome.details.get("steps"),
         "stop_reason": outcome.stop_reason,
         "trace": [{**point, "step": int(point["step"])} for point in outcome.trace],
     }
+
+
+def _retain_loss(config: Any) -> str | None:
+    """Of an update with two losses; None where the method's card says it."""
+    if not hasattr(config, "forget_loss"):
+        return None
+    labels = getattr(config, "retain_labels", 0)
+    return f"kl + {labels:g} cross-entropy" if labels else "kl"

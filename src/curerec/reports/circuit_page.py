@@ -6,12 +6,10 @@ import base64
 import hashlib
 import json
 from collections.abc import Mapping
-from functools import cache
 from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
-from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
 from curerec.errors import DataError
@@ -22,6 +20,7 @@ from curerec.reports.circuit_graph import MOST_EDGES, Link, graph, leading, link
 from curerec.reports.files import replace_file
 from curerec.reports.grid import ORDER, ROLE_NAMES
 from curerec.reports.svg import clean, finite
+from curerec.reports.templating import template
 
 MANY = 40  # rows of the table that are shown unfolded
 
@@ -43,7 +42,7 @@ def render_circuit(file: Mapping[str, Any]) -> str:
         raise DataError("is no circuit of version 2", where="circuit", mend="Read it with exchange.read")
     script = files("curerec.reports").joinpath("templates/circuit.js").read_text("utf-8")
     digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
-    return _template().render(_view(file), script=Markup(script), digest=digest) + "\n"
+    return template("circuit.html.j2").render(_view(file), script=Markup(script), digest=digest) + "\n"
 
 
 def write_circuit_page(file: Mapping[str, Any], path: str | Path) -> Path:
@@ -54,19 +53,6 @@ def write_circuit_page(file: Mapping[str, Any], path: str | Path) -> Path:
         StorageError: the file cannot be written.
     """
     return replace_file(path, render_circuit(file))
-
-
-@cache
-def _template() -> Any:
-    environment = Environment(
-        loader=PackageLoader("curerec.reports"),
-        autoescape=True,
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-        finalize=lambda value: clean(value) if type(value) is str else value,
-    )
-    return environment.get_template("circuit.html.j2")
 
 
 def _view(file: Mapping[str, Any]) -> dict[str, Any]:

@@ -4,32 +4,30 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from datetime import datetime
-from functools import cache
 from pathlib import Path
 from typing import Any
 
-from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
 from curerec.reports import figures, pictures, tables, verdicts, words
 from curerec.reports.files import replace_file
 from curerec.reports.schema import Record, as_record
-from curerec.reports.svg import clean
+from curerec.reports.templating import template
 
 _DID = {
     "forget": (
-        "The deleted data lean on it, the rest does not.",
+        "Forgetting has a hold on it, good recommendations do not lean on it.",
         "Moved to forget, and held to its old answers on the data that stay.",
     ),
     "shared": (
-        "Both lean on it, or it is not clear which.",
+        "Forgetting has a hold on it and good recommendations lean on it, or it is not clear which.",
         "Moved to forget only where that does not hurt the rest: the harmful part of each step is taken out.",
     ),
     "retain": (
-        "Good recommendations lean on it, the deleted data do not.",
+        "Good recommendations lean on it, forgetting has little hold on it.",
         "Trained on the data that stay, to make good what forgetting disturbs.",
     ),
-    "frozen": ("Neither leans on it.", "Left exactly as it was."),
+    "frozen": ("Neither holds for it.", "Left exactly as it was."),
 }
 
 
@@ -54,7 +52,7 @@ def render(record: Record | Mapping[str, Any]) -> str:
         >>> "Not judged" in page, "<script" in page
         (True, False)
     """
-    return _template().render(_view(as_record(record))) + "\n"
+    return template("report.html.j2").render(_view(as_record(record))) + "\n"
 
 
 def write_report(record: Record | Mapping[str, Any], path: str | Path) -> Path:
@@ -72,20 +70,6 @@ def write_report(record: Record | Mapping[str, Any], path: str | Path) -> Path:
         StorageError: the file cannot be written.
     """
     return replace_file(path, render(record))
-
-
-@cache
-def _template() -> Any:
-    # `clean` runs on every value that is printed, before it is escaped. Markup is text of ours: pictures.
-    environment = Environment(
-        loader=PackageLoader("curerec.reports"),
-        autoescape=True,
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-        finalize=lambda value: clean(value) if type(value) is str else value,
-    )
-    return environment.get_template("report.html.j2")
 
 
 def _view(record: Record) -> dict[str, Any]:

@@ -60,8 +60,8 @@ def changed(record: Record) -> list[str]:
     if not any((groups.cells, groups.forget, groups.retain, groups.shared, groups.frozen)):
         return [f"Which parts were changed, and why: {why(record, 'groups')}."]
     text = [
-        "Every part of the model was put to two questions: how much do its answers about the deleted data "
-        "lean on it, and how much do good answers about data it never saw lean on it? The two answers sort "
+        "Every part of the model was put to two questions: how much can a change of it do towards forgetting "
+        "the deleted data, and how much do good answers about data it never saw lean on it? The two sort "
         "the parts into four groups, and each group was changed by its own rule."
     ]
     if model.n_changed is not None and model.n_parameters:

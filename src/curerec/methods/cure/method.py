@@ -15,8 +15,8 @@ from curerec.circuits.patching import moving_pairs
 from curerec.circuits.path import path_scores
 from curerec.config import Strict
 from curerec.groups.assign import assign, comparable, rows_of_roles
-from curerec.methods.cure.drive import drive
-from curerec.methods.forget_side import ForgetSide
+from curerec.methods.cure.gradient_share import gradient_shares
+from curerec.methods.forget_objective import ForgetObjective
 from curerec.methods.loop import outcome
 from curerec.methods.rules import Rules
 from curerec.methods.task import Task
@@ -119,9 +119,7 @@ def circuit_of(task: Task, config: CureConfig) -> Circuit:
         )
 
 
-def groups_of(
-    task: Task, config: CureConfig, circuit: Circuit, side: ForgetSide | None = None
-) -> tuple[Units, Groups]:
+def groups_of(task: Task, config: CureConfig, circuit: Circuit) -> tuple[Units, Groups]:
     """The update units and their roles, by what they contribute to forgetting D_f and to predicting D_c."""
     model, answers = task.original.model, task.answers
     with task.clock.stage("contributions"):
@@ -135,8 +133,10 @@ def groups_of(
         resampled = None
         census = len(task.forget) <= config.forget_size
         if config.forget_score == "gradient":
-            side = side or ForgetSide(task, config.update)
-            share, resampled = drive(side, units, size=config.forget_size, draws=config.draws, seed=task.seed)
+            objective = ForgetObjective.of(task, config.update)
+            share, resampled = gradient_shares(
+                objective, units, size=config.forget_size, draws=config.draws, seed=task.seed
+            )
             forget = share[None]
         else:
             forget = stored(task.forget, config.forget_size, 72)

@@ -6,26 +6,25 @@ import numpy as np
 import torch
 from jaxtyping import Float
 
-from curerec.methods.forget_side import ForgetSide
+from curerec.methods.forget_objective import ForgetObjective
 from curerec.methods.loop import free, tuned_names
 from curerec.recommender.units import Units, inner_products
 
 CHUNKS = 8  # of a sample of D_f; resamples are drawn over them
 
 
-def drive(
-    side: ForgetSide, units: Units, *, size: int, draws: int, seed: int
+def gradient_shares(
+    objective: ForgetObjective, units: Units, *, size: int, draws: int, seed: int
 ) -> tuple[Float[np.ndarray, " units"], Float[np.ndarray, "draws units"] | None]:
     """Squared length of the forget gradient at theta_o in each unit, as a share of the whole.
 
     To first order a step of fixed length on unit i lowers the forget loss by ``|g_f,i|``: units that hold
     little of the gradient cannot forget, whatever is stored in them, and updating them moves only what is to
-    be kept.
-    The attribution of fine-tuning's change (``circuits/path.py``) asks what a unit stores; of units chosen by
-    it an update of equal cost gets less far (docs/method.md has the measurement).
+    be kept. The attribution of fine-tuning's change (``circuits/path.py``) asks what a unit stores; of units
+    chosen by it an update of equal cost gets less far (docs/method.md has the measurement).
 
     Args:
-        side: the forget loss.
+        objective: the forget loss.
         units: of the model.
         size: at most so many of D_f are taken.
         draws: bootstrap resamples.
@@ -38,15 +37,15 @@ def drive(
     Source: this project's own; the paper states that modules are sorted by their contributions to the two
     objectives, not how these are measured.
     """
-    n = len(side.prompts)
+    n = len(objective.prompts)
     rng = np.random.default_rng([seed, 72])
     whole = n <= size
     index = np.arange(n) if whole else rng.choice(n, size, replace=False)
     parts = [index] if whole else np.array_split(index, CHUNKS)
-    model = side.task.copy_of_model()
+    model = objective.task.copy_of_model()
     names = tuned_names(model)
     params = free(model, names)
-    grads = [dict(zip(names, side.gradient(model, params, part), strict=True)) for part in parts]
+    grads = [dict(zip(names, objective.gradient(model, params, part)[0], strict=True)) for part in parts]
     gram = torch.stack([torch.stack([inner_products(units, a, b) for b in grads]) for a in grads])
     products = gram.double().cpu().numpy()  # [parts, parts, units]
     score = _share(products.mean((0, 1))[None])[0]

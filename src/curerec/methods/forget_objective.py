@@ -29,7 +29,7 @@ class ForgetConfig(Protocol):
     def balance(self) -> bool: ...
 
 
-class ForgetSide:
+class ForgetObjective:
     """The forget loss of a request.
 
     Args:
@@ -50,6 +50,15 @@ class ForgetSide:
         self.original = torch.from_numpy(task.forget_original).to(self.device)
         self.label = torch.from_numpy(self.prompts.label.astype(np.int64)).to(self.device)
         self.weight = self._weights()
+
+    @classmethod
+    def of(cls, task: Task, config: ForgetConfig) -> ForgetObjective:
+        """The objective of a request, made once: contributions and update share it."""
+        key = ("forget objective", config.forget_loss, config.beta, config.balance)
+        if key not in task.shared:
+            task.shared[key] = cls(task, config)
+        found: ForgetObjective = task.shared[key]
+        return found
 
     def loss(self, model: Any, index: np.ndarray) -> torch.Tensor:
         """Mean forget loss of examples.
@@ -76,8 +85,8 @@ class ForgetSide:
         index: np.ndarray | None = None,
         *,
         batch_size: int = 128,
-    ) -> list[torch.Tensor]:
-        """Gradient of the mean forget loss over many examples.
+    ) -> tuple[list[torch.Tensor], float]:
+        """Gradient of the mean forget loss over many examples, and that mean.
 
         The push of single batches of D_f scatters by more than it points: with all of D_f in it the steps of
         an update need only the retain side's batches, and what is handed back is nearer to a retrain.
@@ -91,11 +100,13 @@ class ForgetSide:
         index = np.arange(len(self.prompts)) if index is None else index
         part = self.prompts.take(index)
         total = [torch.zeros_like(p) for p in params]
+        mean = torch.zeros((), device=self.device)
         for batch in by_length(part, batch_size):
             loss = self.loss(model, index[batch]) * (len(batch) / len(index))
             for sum_, g in zip(total, torch.autograd.grad(loss, params), strict=True):
                 sum_.add_(g)
-        return total
+            mean += loss.detach()
+        return total, float(mean)
 
     def _weights(self) -> torch.Tensor:
         """Weight of each forget example, [n].

@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 import torch
 
-from curerec.methods.cure.drive import drive
-from curerec.methods.forget_side import ForgetSide
+from curerec.methods.cure.gradient_share import gradient_shares
+from curerec.methods.forget_objective import ForgetObjective
 from curerec.methods.loop import free, tuned_names
 from curerec.methods.pace import MOST, Pace
 from curerec.methods.rules import Rules, uniform
@@ -19,24 +19,26 @@ from curerec.recommender.units import inner_products, units_of
 from made_tasks import made_task
 
 
-def side_of(task, loss="rewind"):
-    return ForgetSide(task, UnlearnConfig(forget_loss=loss))
+def objective_of(task, loss="rewind"):
+    return ForgetObjective(task, UnlearnConfig(forget_loss=loss))
 
 
 @pytest.mark.parametrize("kind", ["full", "lora"])
 @pytest.mark.parametrize("loss", ["rewind", "npo", "grad_ascent"])
 def test_gradient_by_batches_is_that_of_the_mean_loss(kind, loss):
     task = made_task(kind)
-    side = side_of(task, loss)
+    objective = objective_of(task, loss)
     model = task.copy_of_model()
     params = free(model, tuned_names(model))
-    index = np.arange(len(side.prompts))
-    whole = torch.autograd.grad(side.loss(model, index), params)
-    for found, wanted in zip(side.gradient(model, params, batch_size=5), whole, strict=True):
+    index = np.arange(len(objective.prompts))
+    whole = torch.autograd.grad(objective.loss(model, index), params)
+    gradient, mean = objective.gradient(model, params, batch_size=5)
+    assert mean == pytest.approx(float(objective.loss(model, index).detach()), rel=1e-4, abs=1e-6)
+    for found, wanted in zip(gradient, whole, strict=True):
         torch.testing.assert_close(found, wanted, rtol=1e-4, atol=1e-6)
     some = index[::3]
-    wanted = torch.autograd.grad(side.loss(model, some), params)
-    for found, one in zip(side.gradient(model, params, some, batch_size=4), wanted, strict=True):
+    wanted = torch.autograd.grad(objective.loss(model, some), params)
+    for found, one in zip(objective.gradient(model, params, some, batch_size=4)[0], wanted, strict=True):
         torch.testing.assert_close(found, one, rtol=1e-4, atol=1e-6)
 
 
@@ -55,11 +57,11 @@ def test_inner_products_add_up_to_that_of_the_whole(granularity):
 
 def test_shares_are_the_gradients_squared_lengths():
     task = made_task("full")
-    side, units = side_of(task), units_of(task.original.model, "row")
-    share, resampled = drive(side, units, size=10_000, draws=5, seed=0)
+    objective, units = objective_of(task), units_of(task.original.model, "row")
+    share, resampled = gradient_shares(objective, units, size=10_000, draws=5, seed=0)
     model = task.copy_of_model()
     names = tuned_names(model)
-    grads = dict(zip(names, side.gradient(model, free(model, names)), strict=True))
+    grads = dict(zip(names, objective.gradient(model, free(model, names))[0], strict=True))
     wanted = inner_products(units, grads, grads).numpy()
     assert resampled is None  # all of D_f: known, not estimated
     assert share.sum() == pytest.approx(1)
@@ -68,8 +70,8 @@ def test_shares_are_the_gradients_squared_lengths():
 
 def test_a_sample_of_the_deleted_data_gives_resamples_around_its_shares():
     task = made_task("full")
-    side, units = side_of(task), units_of(task.original.model, "projection")
-    share, resampled = drive(side, units, size=len(side.prompts) - 1, draws=400, seed=0)
+    objective, units = objective_of(task), units_of(task.original.model, "projection")
+    share, resampled = gradient_shares(objective, units, size=len(objective.prompts) - 1, draws=400, seed=0)
     assert resampled.shape == (400, len(units.names))
     np.testing.assert_allclose(resampled.sum(1), 1)
     top = np.argsort(-share)[:3]
@@ -118,10 +120,13 @@ def test_damping_holds_back_parameters_with_little_gradient():
 def test_an_update_takes_the_whole_gradient_as_often_as_it_says(kind, monkeypatch):
     task = made_task(kind)
     taken = []
-    real = ForgetSide.gradient
-    monkeypatch.setattr(
-        ForgetSide, "gradient", lambda *a, **k: (taken.append(a[3] if len(a) > 3 else None), real(*a, **k))[1]
-    )
+    real = ForgetObjective.gradient
+
+    def spied(*args, **options):
+        taken.append(args)
+        return real(*args, **options)
+
+    monkeypatch.setattr(ForgetObjective, "gradient", spied)
     config = UnlearnConfig(
         forget_loss="rewind",
         schedule="linear",
@@ -138,6 +143,6 @@ def test_an_update_takes_the_whole_gradient_as_often_as_it_says(kind, monkeypatc
     units = units_of(model, "projection")
     done = run(task, Rules(units, uniform(units)), config)
     assert len(taken) == 3 and done.steps == 7
-    assert all("push" in point for point in done.trace[1:])
+    assert all("push" in point and np.isfinite(point["forget_loss"]) for point in done.trace[1:])
     before = dict(task.original.model.named_parameters())
     assert any((p != before[n]).any() for n, p in done.model.named_parameters())
