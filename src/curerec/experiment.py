@@ -7,12 +7,13 @@ from typing import Any
 
 from curerec.data.request_file import write_request
 from curerec.evaluation.cost import Meter
-from curerec.measure import Candidate, candidate, judge, measure, record_of
+from curerec.measure import Candidate, candidate, judge, measure
 from curerec.methods.retrain import retrain
 from curerec.pipeline import open_recommender, save_unlearned, task_for, train, unlearn
 from curerec.progress import Clock, Reporter, Silent
 from curerec.recipe import Recipe
 from curerec.recommender.storage import read_card
+from curerec.recording import record_of
 from curerec.records import ForgetRequest, Interactions
 from curerec.reports.html import write_report
 from curerec.reports.schema import write_record

@@ -16,8 +16,8 @@ from typing import Any
 
 import numpy as np
 
-from curerec.cli.app import quiet, ratings
 from curerec.cli.bars import bars
+from curerec.cli.inputs import quiet, ratings
 from curerec.data.forget import draw_request
 from curerec.experiment import RETRAIN_SEEDS
 from curerec.machine import machine, versions

@@ -7,8 +7,8 @@ import json
 import tempfile
 from pathlib import Path
 
-from curerec.cli.app import quiet, ratings
 from curerec.cli.bars import bars
+from curerec.cli.inputs import quiet, ratings
 from curerec.experiment import run_experiment
 from curerec.recipes import load_recipe
 

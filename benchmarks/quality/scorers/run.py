@@ -20,7 +20,7 @@ from curerec.circuits.necessary import necessary
 from curerec.circuits.patching import moving_pairs
 from curerec.circuits.selection import halves
 from curerec.circuits.stability import agreement
-from curerec.cli.app import quiet
+from curerec.cli.inputs import quiet
 from curerec.data.fetch import load
 from curerec.inspection import aligned
 from curerec.machine import machine, versions

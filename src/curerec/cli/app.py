@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
 
 from curerec.cli import bench, circuit
+from curerec.cli.inputs import opened_with, quiet, ratings, recipe_for, request_of
 from curerec.cli.requests import attach
 
 app = typer.Typer(
@@ -173,11 +174,12 @@ def unlearn(
     from curerec.cli.bars import bars
     from curerec.cli.say import say_base, say_verdict
     from curerec.data.output import check_out, replacing
-    from curerec.measure import Candidate, candidate, judge, measure, record_of
+    from curerec.measure import Candidate, candidate, judge, measure
     from curerec.models import fresh_model
     from curerec.pipeline import check_method, save_unlearned
     from curerec.pipeline import unlearn as run
     from curerec.recommender.storage import read_card
+    from curerec.recording import record_of
     from curerec.reports.html import write_report
     from curerec.reports.schema import write_record
 
@@ -277,9 +279,10 @@ def evaluate(
     from curerec.cli.bars import bars
     from curerec.cli.say import say_base, say_values, say_verdict, table_of
     from curerec.data.output import check_out, replacing
-    from curerec.measure import Candidate, ground_of, judge, measure, method_of, names_for, record_of
+    from curerec.measure import Candidate, ground_of, judge, measure, method_of, names_for
     from curerec.models import fresh_model
     from curerec.pipeline import check_references, open_recommender
+    from curerec.recording import record_of
     from curerec.reports.html import write_report
     from curerec.reports.schema import write_record
     from curerec.splitting import granted
@@ -383,66 +386,6 @@ def demo(
         typer.echo(f"note: {record['request']['note']}")
     typer.echo(f"floor {record['floor_jsd']:.4f}  ceiling {record['ceiling_jsd']:.4f} nats")
     typer.echo(f"report: {out / 'report.html'}")
-
-
-def quiet() -> None:
-    """Keep the libraries' own bars and notices off the terminal."""
-    import warnings
-
-    from transformers.utils import logging
-
-    # Of transformers to peft: nothing that a user of this command could mend.
-    warnings.filterwarnings("ignore", category=FutureWarning, module=r"transformers|peft")
-
-    logging.set_verbosity_error()
-    logging.disable_progress_bar()
-
-
-def ratings(name: str | None, recipe: Any) -> tuple[Any, Any]:
-    """Interactions by name or path, else the recipe's; and the recipe with their name in it."""
-    from curerec.data.fetch import DATASETS, load
-
-    def tell(text: str, done: int, total: int | None) -> None:
-        if done == 0:
-            typer.echo(text, err=True)
-
-    name = name or recipe.data
-    form = None if name in DATASETS else recipe.format
-    table = load(name, progress=tell, format=form)
-    return table, recipe.model_copy(update={"data": table.name})
-
-
-def opened_with(recommender: Path, data: str | None, base: Path | None) -> Any:
-    """A recommender opened with its ratings: the card says how it was trained, ``--data`` where they are."""
-    from curerec.pipeline import open_recommender
-    from curerec.recipe import recipe_of_card
-    from curerec.recommender.storage import read_card
-
-    recipe, _ = recipe_of_card(read_card(recommender), where=f"recommender {recommender.name}, its recipe")
-    opened = open_recommender(recommender, ratings(data, recipe)[0], base=base)
-    if opened.note:
-        typer.echo(f"note: {opened.note}")
-    return opened
-
-
-def request_of(path: Path) -> Any:
-    """A request from its file."""
-    from curerec.data.request_file import read_request
-
-    return read_request(path)
-
-
-def recipe_for(name: str | None, model: str | None, seed: int | None) -> Any:
-    """The recipe in force: a named one or the model's default, with the options put in."""
-    from curerec.recipes import load_recipe
-
-    found = load_recipe(name or ("demo" if model in (None, "nano") else "lora"))
-    update: dict[str, Any] = {}
-    if model is not None:
-        update["model"] = found.model.model_copy(update={"base": model})
-    if seed is not None:
-        update["seed"] = seed
-    return found.model_copy(update=update)
 
 
 circuit.attach(app)

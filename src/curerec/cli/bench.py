@@ -53,7 +53,7 @@ def bench(
     Writes OUT/rows.jsonl, OUT/trials.jsonl, OUT/summary.json and OUT/bench.html. The same command goes on
     after a kill. Exit code 1 if something that cells wait for could not be made.
     """
-    from curerec.cli.app import quiet
+    from curerec.cli.inputs import quiet
     from curerec.errors import ConfigError
 
     if (table is None) == (recipe is None):

@@ -64,8 +64,8 @@ def circuit(
     Writes OUT/circuit.json, OUT/circuit.eap-ig.json (the form of EAP-IG and MIB) and OUT/circuit.html, a page
     to explore. With --import an existing circuit is drawn instead, and judged where a recommender is given.
     """
-    from curerec.cli.app import opened_with, quiet
     from curerec.cli.bars import bars
+    from curerec.cli.inputs import opened_with, quiet
     from curerec.config import parse
     from curerec.data.output import check_out, replacing
     from curerec.errors import ConfigError

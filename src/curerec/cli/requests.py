@@ -44,7 +44,7 @@ def init(
     ] = None,
 ) -> None:
     """Make a store: a recommender, its training table, and an empty ledger."""
-    from curerec.cli.app import quiet, ratings
+    from curerec.cli.inputs import quiet, ratings
     from curerec.config import read_yaml
     from curerec.data.output import check_out
     from curerec.recipe import recipe_of_card
@@ -164,8 +164,8 @@ def run(
     ] = False,
 ) -> None:
     """Carry out what is open; after a kill, go on where it was. Exit code 1 if anything is not verified."""
-    from curerec.cli.app import quiet
     from curerec.cli.bars import bars
+    from curerec.cli.inputs import quiet
     from curerec.requests.engine import CureEngine, check_method
     from curerec.requests.runner import run as carry_out
 

@@ -25,7 +25,7 @@ from curerec.evaluation.divergence import jsd_each
 from curerec.evaluation.inputs import p_yes
 from curerec.evaluation.utility import utility
 from curerec.machine import machine, versions
-from curerec.measure import Candidate, judge, measure, record_of
+from curerec.measure import Candidate, judge, measure
 from curerec.methods import METHODS
 from curerec.methods.cure.method import circuit_of, groups_of, update_by_groups
 from curerec.models import check_finite, device, fresh_model, logits_of
@@ -34,6 +34,7 @@ from curerec.progress import Clock
 from curerec.recipe import recipe_of_card
 from curerec.recommender import bases, storage
 from curerec.recommender.units import units_of
+from curerec.recording import record_of
 from curerec.records import Circuit, Examples, ForgetRequest, ForgetSplit, Groups, Interactions, Outcome
 from curerec.requests import store as stores
 from curerec.requests.policy import Policy
