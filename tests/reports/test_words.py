@@ -6,6 +6,8 @@ import pytest
 from made_records import full_record
 
 from curerec.reports.html import render
+from curerec.reports.schema import as_record
+from curerec.reports.verdicts import verdict
 
 
 @pytest.mark.parametrize("method", ["cure", "npo"])
@@ -37,3 +39,18 @@ def test_what_the_heads_of_the_circuit_read() -> None:
     assert "1 head reads the candidate (most of all layers.0.head.3: 40 % of its attention" in page
     assert "95 % interval 30 % to 50 %" in page and "in 90 % of the prompts" in page
     assert "1 head looks at no part more" in page
+
+
+def test_what_was_not_judged_names_the_checks_that_could_not_be_decided():
+    """Also where models were retrained: the checks need none, so the lack of one is never the reason."""
+    record = full_record()
+    record["verdict"] = {
+        "verified": None,
+        "checks": [
+            {"name": "utility", "passed": True, "value": 0.0, "limit": 0.1, "text": "As good."},
+            {"name": "deleted_answers", "passed": None, "value": 0.0, "limit": 0.1, "text": "Too little."},
+        ],
+    }
+    state, _, sentence = verdict(as_record(record))
+    assert state == "open" and "check could not be decided (deleted answers)" in sentence
+    assert "retrained" not in sentence

@@ -84,7 +84,12 @@ def verdict(record: Record) -> tuple[str, str, str]:
         )
         return "no", "Not verified", f"{_capital(done)}, but {which}. Do not treat the request as fulfilled."
     reason = record.missing.get("verdict.verified") or record.missing.get("verdict")
-    because = reason or "there was no model retrained without that data to compare it with"
+    undecided = [c.name.replace("_", " ") for c in checks if c.passed is None]
+    what = f.plural(len(undecided), "check")
+    open_checks = (
+        f"{what} could not be decided ({', '.join(undecided)})" if undecided else "no check was made"
+    )
+    because = reason or open_checks
     return "open", "Not judged", f"{_capital(done)}; how completely it forgot was not judged: {because}."
 
 
