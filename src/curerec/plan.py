@@ -22,7 +22,7 @@ from curerec.splitting import granted
 PLANNED = ("cure", "random_modules", "retrain")
 SHORT_S = 2.0  # a first calibration under this is followed by one at half of the real sizes
 STEPS = (2, 6)  # of the two calibrations of the update
-AHEAD = 20  # batches of D_r that the update scores at a time
+AHEAD = 20  # batches of D_r that the update prepares at a time
 PROBE = 256  # prompts whose forward pass is the unit
 
 
@@ -173,8 +173,8 @@ def _ahead(task: Any, config: CureConfig) -> float:
     size = AHEAD * (config.update.retain_batch_size or config.update.batch_size)
 
     def fill() -> None:
-        prompts = task.encode(task.sample(task.retain, size, 77))
-        score(task.original.model, prompts, task.answers)
+        part = task.sample(task.retain, size, 77)
+        task.original_logits(part, task.encode(part))
 
     return _timed(fill)
 

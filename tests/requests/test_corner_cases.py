@@ -9,18 +9,21 @@ import sqlite3
 
 import numpy as np
 import pytest
-from made_store import bytes_under, made_data, made_store, stand, states, users
+from made_store import bytes_under, fill, made_data, made_store, made_table, stand, states, users
 
 from curerec.data import durable, request_file
 from curerec.errors import DataError, RefusedError, RequestError
+from curerec.recommender import original
 from curerec.requests import ledger as ledgers
 from curerec.requests import maintain, runner
+from curerec.requests import store as stores
 from curerec.requests import table as tables
 from curerec.requests.audit import audit
 from curerec.requests.database import forget_pages
 from curerec.requests.desk import Desk
 from curerec.requests.ledger import Asked
 from curerec.requests.lock import held
+from curerec.requests.policy import Policy
 from curerec.requests.runner import run
 from curerec.requests.store import Store
 
@@ -359,3 +362,26 @@ def test_an_edit_of_the_ledger_shows(edit, root, capsys):
     db.commit()
     db.close()
     assert audit(root).faults
+
+
+@pytest.mark.parametrize("old", ["destroy", "quarantine"])
+def test_stored_answers_go_with_their_version_and_are_listed(old, tmp_path):
+    def filled(folder):
+        (folder / original.FILE).write_bytes(b"of everybody")
+        return fill(folder)
+
+    root = tmp_path / "s"
+    stores.create(root, made_table(), filled, policy=Policy(old=old))
+    with Store(root) as store:
+        first = store.version
+        store.ledger.add(users(1))
+        assert run(store, stand())[0].committed
+        listed = predicates(store, "deletion")[0]["artefacts"]
+    kind, done = (
+        "stored answers to the training examples",
+        {"destroy": "destroyed", "quarantine": "quarantined"}[old],
+    )
+    assert {"kind": kind, "adapter": first, "done": done} in listed
+    assert not list(root.glob(f"versions/*/{original.FILE}"))
+    assert (b"of everybody" in bytes_under(root)) == (old == "quarantine")
+    assert not audit(root).faults

@@ -14,9 +14,12 @@ import torch
 from made_store import bytes_under
 from transformers import AutoModelForCausalLM
 
+from curerec.recommender.original import FILE
 from curerec.requests import gate, runner
 from curerec.requests.audit import audit
+from curerec.requests.engine import CureEngine
 from curerec.requests.gate import Decision
+from curerec.requests.stages import Job
 from curerec.requests.store import Store
 from made_commands import PRIVATE, curerec, killed, refused, tree, untouched
 
@@ -68,6 +71,20 @@ def test_the_stored_split_is_the_one_it_was_trained_on(store, made_path):
         ours, theirs = getattr(table.split, role), getattr(opened.split, role)
         for name in ("target", "history", "label"):
             assert np.array_equal(getattr(ours, name), getattr(theirs, name)), (role, name)
+
+
+def test_the_first_version_has_its_stored_answers_and_the_next_has_none(mine, monkeypatch):
+    def answered():
+        with Store(mine) as kept:
+            table = kept.table()
+            job = Job(kept.version_folder(), table, np.zeros(len(table.data), bool), "cure", 0)
+            return CureEngine(job).opened.answered, table.split.train
+
+    found, train = answered()
+    assert found.find(train)[1].all()
+    monkeypatch.setattr(runner, "decide", promote_all)
+    assert curerec("request", "run", "--store", mine).code == 0
+    assert answered()[0] is None and not list(mine.rglob(FILE))
 
 
 def test_what_the_commands_say(store, mine):

@@ -16,6 +16,7 @@ import torch
 
 from curerec.progress import Clock
 from curerec.prompts.encoding import Encoder, Prompts, queries
+from curerec.recommender.original import Original
 from curerec.recommender.score import score
 from curerec.recommender.tune import TuneConfig
 from curerec.records import Examples, ForgetSplit, Interactions, Outcome, Recommender
@@ -41,6 +42,7 @@ class Task:
         fresh: makes a model as it was before fine-tuning (for a retrain).
         seed: of everything random in the request.
         clock: stages and their seconds.
+        answered: what theta_o answered its training examples, where that is stored.
     """
 
     original: Recommender
@@ -56,6 +58,7 @@ class Task:
     fresh: Callable[[], Any]
     seed: int = 0
     clock: Clock = field(default_factory=Clock)
+    answered: Original | None = field(default=None, repr=False)
     shared: dict[Any, Any] = field(default_factory=dict, repr=False)  # what stages of one request make once
 
     @classmethod
@@ -96,10 +99,24 @@ class Task:
         """Prompts of D_f."""
         return self.encode(self.forget)
 
+    def original_logits(self, examples: Examples, prompts: Prompts) -> np.ndarray:
+        """Answer logits of theta_o, float32 [n, 2]; scored are only those that were not stored in training.
+
+        Args:
+            examples: [n].
+            prompts: of them.
+        """
+        if self.answered is None:
+            return score(self.original.model, prompts, self.answers)
+        logits, found = self.answered.find(examples)
+        if not found.all():
+            logits[~found] = score(self.original.model, prompts.take(~found), self.answers)
+        return logits
+
     @cached_property
     def forget_original(self) -> np.ndarray:
-        """Answer logits of theta_o on D_f, float32 [n, 2]; scored once a request."""
-        return score(self.original.model, self.forget_prompts, self.answers)
+        """Answer logits of theta_o on D_f, float32 [n, 2]."""
+        return self.original_logits(self.forget, self.forget_prompts)
 
     @cached_property
     def forget_base(self) -> np.ndarray:

@@ -16,7 +16,7 @@ from curerec.methods.rules import Rules
 from curerec.methods.stopping import Watch
 from curerec.methods.task import Task
 from curerec.prompts.encoding import Prompts
-from curerec.recommender.score import answer_logits, device_of, score, to_batch
+from curerec.recommender.score import answer_logits, device_of, to_batch
 from curerec.recommender.tune import batches, endless
 
 
@@ -151,8 +151,8 @@ def run(
 class _Retain:
     """Batches of D_r with theta_o's logits: a request must not pay for all the training data.
 
-    Some batches are drawn at a time, encoded and scored together, and cut into batches of like length: little
-    is padded, as in training.
+    Some batches are drawn at a time, encoded and, where their answers are not stored, scored together, and
+    cut into batches of like length: little is padded, as in training.
     """
 
     def __init__(self, task: Task, size: int, *, ahead: int = 20) -> None:
@@ -168,9 +168,10 @@ class _Retain:
                 self.order, self.at = self.rng.permutation(len(self.task.retain)), 0
             index = self.order[self.at : self.at + self.ahead * self.size]
             self.at += len(index)
-            prompts = self.task.encode(self.task.retain.take(index))
-            model = self.task.original.model
-            logits = torch.from_numpy(score(model, prompts, self.task.answers)).to(device_of(model))
+            part = self.task.retain.take(index)
+            prompts = self.task.encode(part)
+            logits = torch.from_numpy(self.task.original_logits(part, prompts))
+            logits = logits.to(device_of(self.task.original.model))
             self.ready = [(prompts.take(b), logits[b]) for b in batches(prompts.lengths, self.size, self.rng)]
         return self.ready.pop()
 

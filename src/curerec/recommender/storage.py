@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import re
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -17,7 +18,7 @@ from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 from curerec.data.output import replacing
 from curerec.errors import ModelError
 from curerec.prompts.encoding import answer_tokens
-from curerec.recommender import manifest
+from curerec.recommender import manifest, original
 from curerec.recommender.families import family_named, family_of
 from curerec.recommender.families.structure import check_structure
 from curerec.recommender.quantise import quantise
@@ -171,7 +172,7 @@ def write_card(recommender: Recommender, folder: Path) -> None:
     (folder / CARD).write_text(json.dumps(card, indent=2, sort_keys=True) + "\n", encoding="utf-8")
 
 
-def save(recommender: Recommender, folder: Path) -> Path:
+def save(recommender: Recommender, folder: Path, *, answered: original.Original | None = None) -> Path:
     """Write a recommender whole or not at all.
 
     With LoRA the folder is a plain PEFT adapter, with full fine-tuning a plain transformers model; both load
@@ -180,6 +181,7 @@ def save(recommender: Recommender, folder: Path) -> Path:
     Args:
         recommender: model, tokenizer and card.
         folder: replaced if it holds an earlier recommender.
+        answered: what it answered its training examples, to be kept beside it.
 
     Returns:
         The folder.
@@ -190,7 +192,10 @@ def save(recommender: Recommender, folder: Path) -> Path:
     folder = Path(folder)
     with replacing(folder, marker=CARD) as stage:
         write_model(recommender.model, recommender.tokenizer, stage)
-        write_card(recommender, stage)
+        card = {k: v for k, v in recommender.card.items() if k != original.DIGEST}  # of other weights
+        if answered is not None:
+            card[original.DIGEST] = original.write(stage, recommender, answered)
+        write_card(replace(recommender, card=card), stage)
     return folder
 
 

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any, TypedDict
 
 from curerec.data import durable
-from curerec.recommender import manifest
+from curerec.recommender import manifest, original
 from curerec.reports.html import write_report
 from curerec.reports.schema import write_record
 from curerec.requests import chain, keys
@@ -279,11 +279,12 @@ def _artefacts(store: Store, plan: Plan, version: str, data: str) -> list[dict[s
     found: list[dict[str, Any]] = []
     if plan.answers and plan.counts["training_rows"]:
         rows = store.db.execute("SELECT id FROM version WHERE state IN ('lawful', 'quarantined') ORDER BY id")
-        found += [
-            {"kind": "adapter", "sha256": row["id"], "done": done[store.policy.old]}
-            for row in rows
-            if row["id"] != version
-        ]
+        for name in (row["id"] for row in rows if row["id"] != version):
+            found.append({"kind": "adapter", "sha256": name, "done": done[store.policy.old]})
+            folders = [store.root / place / name for place in ("versions", "quarantine")]
+            if any((folder / original.FILE).exists() for folder in folders):  # and goes with the folder
+                kind = "stored answers to the training examples"
+                found.append({"kind": kind, "adapter": name, "done": done[store.policy.old]})
     if plan.answers:
         found.append({"kind": "circuit, groups, update and verdict of the run", "done": "destroyed"})
     if data != store.ledger.meta("data"):

@@ -32,7 +32,7 @@ from curerec.models import check_finite, device, fresh_model, logits_of
 from curerec.pipeline import Opened, check_method, open_recommender, task_for
 from curerec.progress import Clock
 from curerec.recipe import recipe_of_card
-from curerec.recommender import bases, storage
+from curerec.recommender import bases, original, storage
 from curerec.recommender.units import units_of
 from curerec.recording import record_of
 from curerec.records import Circuit, Examples, ForgetRequest, ForgetSplit, Groups, Interactions, Outcome
@@ -110,7 +110,9 @@ class CureEngine:
         recipe = recipe_of_card(card, where="recommender, its recipe")[0]
         base = Path(job.base) if job.base else bases.resolve(card["base"]["name"])
         recommender = storage.load(job.folder, base, device=device())
-        return Opened(recommender, recipe, job.table.data, job.table.split, base)
+        data, split = job.table.data, job.table.split
+        answered = original.read(recommender, data, split.train)
+        return Opened(recommender, recipe, data, split, base, answered=answered)
 
     @cached_property
     def split(self) -> ForgetSplit:
@@ -181,7 +183,8 @@ class CureEngine:
                 outcome = METHODS[self.job.method][0](self.task, self.config)
         check_finite(outcome.model)
         card = copy.deepcopy(self.opened.recommender.card)
-        card = {k: v for k, v in card.items() if k not in ("format", "weights_sha256", "train_time_s")}
+        of_the_old = ("format", "weights_sha256", "train_time_s", original.DIGEST)
+        card = {k: v for k, v in card.items() if k not in of_the_old}
         steps = [] if self.job.method == RETRAIN else card.get("unlearned", [])
         card["unlearned"] = [*steps, {"method": outcome.method}]
         card["data"] = {**card["data"], "fingerprint": self._after}

@@ -1,0 +1,191 @@
+"""What theta_o answered in training is not asked again, and nothing else passes for it."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+from peft import PeftModel
+from transformers import AutoModelForCausalLM
+
+from curerec import pipeline
+from curerec.config import parse
+from curerec.methods import task as tasks
+from curerec.methods.unlearn import _Retain
+from curerec.models import logits_of
+from curerec.recipe import Recipe
+from curerec.recommender import original
+from curerec.recommender.nano import nano_tokenizer
+from curerec.recommender.storage import CARD, write_model
+from curerec.records import ForgetRequest
+from curerec.splitting import granted
+from made_catalogue import made_catalogue
+from made_families import made_family_model
+
+DATA = made_catalogue(24)
+LOOK = {"max_steps": 4, "check_every": 2, "check_size": 30, "batch_size": 16, "max_auc_drop": 1}
+CURE = {"pairs": 8, "pair_pool": 16, "forget_size": 20, "control_size": 20, "draws": 8, "path_steps": 1}
+USERS = ForgetRequest("users", tuple(DATA.users[:3]))
+
+
+def trained(folder, kind="full", seed=0, without=None):
+    base = folder / "base"
+    if not base.exists():
+        tokenizer = nano_tokenizer(DATA.titles["title"].to_pylist())
+        write_model(made_family_model("mistral", len(tokenizer), scale=0.1), tokenizer, base)
+    model = {"base": str(base), "kind": kind, "tuning": {"epochs": 1, "batch_size": 32, "lr": 3e-3}}
+    recipe = {
+        "split": {"train": 150, "other": 60},
+        "model": model | ({"lora": {"r": 3, "alpha": 6}} if kind == "lora" else {}),
+        "cure": {**CURE, "granularity": "row" if kind == "full" else "head_mlp", "update": LOOK},
+        "seed": seed,
+    }
+    out = folder / f"{kind}-{seed}-{without is not None}"
+    pipeline.train(DATA, parse(Recipe, recipe, where="test"), out, base=base, without=without)
+    return out
+
+
+def opened(folder):
+    return pipeline.open_recommender(folder, DATA, base=folder.parent / "base")
+
+
+@pytest.fixture(scope="module", params=["full", "lora"])
+def recommender(request, tmp_path_factory):
+    return trained(tmp_path_factory.mktemp(request.param), request.param)
+
+
+@pytest.fixture
+def scored(monkeypatch):
+    """Prompts that requests score with theta_o."""
+    seen, real = [], tasks.score
+
+    def count(model, prompts, answers, **more):
+        seen.append(prompts)
+        return real(model, prompts, answers, **more)
+
+    monkeypatch.setattr(tasks, "score", count)
+    return seen
+
+
+def test_training_keeps_them_and_plain_libraries_load_the_folder(recommender):
+    at = opened(recommender)
+    logits, found = at.answered.find(at.split.train)
+    assert found.all() and len(logits) == 150
+    np.testing.assert_allclose(logits, logits_of(at.recommender, DATA, at.split.train), atol=1e-5)
+    assert not at.answered.find(at.split.control)[1].any()
+    plain = AutoModelForCausalLM.from_pretrained(
+        recommender if "lora" not in recommender.name else recommender.parent / "base"
+    )
+    if "lora" in recommender.name:
+        plain = PeftModel.from_pretrained(plain, recommender)
+    ids = torch.arange(3, 11)[None]
+    with torch.no_grad():
+        ours, theirs = (m(input_ids=ids).logits for m in (at.recommender.model, plain.eval()))
+    torch.testing.assert_close(ours, theirs)
+
+
+def test_a_request_does_the_same_with_them_and_scores_less(recommender, scored):
+    at = opened(recommender)
+    with_them, split = pipeline.unlearn(at, USERS, "cure")
+    n_with = sum(map(len, scored))
+    scored.clear()
+    without, _ = pipeline.unlearn(replace(at, answered=None), USERS, "cure")
+    n_without = sum(map(len, scored))
+    drawn = 4 * 16  # what _Retain scores a batch at a time, up to all of D_r
+    assert n_without - n_with >= len(split.forget) + min(drawn, len(split.retain))
+    assert with_them.groups.role.tolist() == without.groups.role.tolist()
+    logits = [logits_of(at.recommender, DATA, split.valid, o.model) for o in (with_them, without)]
+    np.testing.assert_allclose(*logits, atol=1e-4)
+    for a, b in zip(with_them.trace, without.trace, strict=True):
+        assert a.get("retain_loss", 0) == pytest.approx(b.get("retain_loss", 0), abs=1e-5)
+
+
+@pytest.mark.parametrize("kind", ["items", "interactions"])
+def test_prompts_that_a_deletion_changes_are_scored_again_and_no_others(recommender, scored, kind):
+    at = opened(recommender)
+    ids = tuple(DATA.items[[3, 4, 5, 6]])
+    if kind == "interactions":
+        rows = at.split.train.history[at.split.train.history >= 0][::40]
+        rows = np.r_[rows, at.split.train.target[:2]]
+        ids = tuple((DATA.users[DATA.user_code[r]], DATA.items[DATA.item_code[r]]) for r in rows)
+    split = granted(DATA, at.recipe, at.split, ForgetRequest(kind, ids))
+    task = pipeline.task_for(at, split, seed=0)
+    before = {t: h.tobytes() for t, h in zip(at.split.train.target, at.split.train.history, strict=True)}
+    changed = np.asarray(
+        [before[t] != h.tobytes() for t, h in zip(split.retain.target, split.retain.history, strict=True)]
+    )
+    assert 0 < changed.sum() < len(changed)
+    prompts = task.encode(split.retain)
+    logits = task.original_logits(split.retain, prompts)
+    (again,) = scored
+    assert again.ids.tolist() == prompts.take(changed).ids.tolist()
+    np.testing.assert_allclose(logits, logits_of(at.recommender, DATA, split.retain), atol=1e-5)
+    scored.clear()
+    assert len(task.forget_original) == len(split.forget) and not scored
+
+
+def test_batches_of_the_retain_set_do_not_depend_on_them(recommender):
+    at = opened(recommender)
+    split = granted(DATA, at.recipe, at.split, USERS)
+    streams = [
+        _Retain(pipeline.task_for(one, split, seed=0), 16, ahead=2)
+        for one in (at, replace(at, answered=None))
+    ]
+    for _ in range(12):
+        (p, a), (q, b) = (stream.next() for stream in streams)
+        assert p.ids.tolist() == q.ids.tolist()
+        torch.testing.assert_close(a, b, atol=1e-5, rtol=0)
+
+
+def test_nothing_else_passes_for_them(recommender, tmp_path):
+    """A planted file of other weights, also with its digest in the card; a damaged one; other ratings."""
+    kind = recommender.name.split("-")[0]
+    shutil.copytree(recommender.parent / "base", tmp_path / "base")
+    other = trained(tmp_path, kind, seed=1)
+    assert opened(other).answered is not None
+    mine = shutil.copytree(recommender, tmp_path / "mine")
+    whole = (mine / original.FILE).read_bytes()
+    (mine / original.FILE).write_bytes((other / original.FILE).read_bytes())
+    assert opened(mine).answered is None
+    card = json.loads((mine / CARD).read_text())
+    theirs = json.loads((other / CARD).read_text())[original.DIGEST]
+    (mine / CARD).write_text(json.dumps({**card, original.DIGEST: theirs}))
+    assert opened(mine).answered is None
+    (mine / CARD).write_text(json.dumps(card))
+    for damaged in (whole[:-4], b"", whole[:-4] + b"\0\0\0\1", whole + b"\0" * 8):
+        (mine / original.FILE).write_bytes(damaged)
+        assert opened(mine).answered is None
+    (mine / original.FILE).unlink()
+    assert opened(mine).answered is None
+    (mine / original.FILE).write_bytes(whole)
+    at = opened(mine)
+    assert at.answered is not None
+    titles = DATA.titles.set_column(1, "title", [DATA.titles["title"].to_pylist()[::-1]])
+    assert original.read(at.recommender, replace(DATA, titles=titles), at.split.train) is None
+    assert original.read(at.recommender, DATA, at.split.control) is None
+
+
+def test_another_model_in_its_place_is_scored(recommender):
+    at = opened(recommender)
+    split = granted(DATA, at.recipe, at.split, USERS)
+    assert pipeline.task_for(at, split, seed=0).answered is at.answered
+    other = opened(recommender).recommender.model
+    swapped = replace(at, recommender=replace(at.recommender, model=other))
+    assert pipeline.task_for(swapped, split, seed=0).answered is None
+    assert pipeline.task_for(replace(at, data=replace(DATA)), split, seed=0).answered is None
+
+
+def test_neither_an_unlearned_recommender_nor_a_retrain_has_any(recommender, tmp_path):
+    at = opened(recommender)
+    outcome, _ = pipeline.unlearn(at, USERS, "cure")
+    new = recommender.parent / "new"
+    pipeline.save_unlearned(at, outcome, USERS, new)
+    again = trained(recommender.parent, recommender.name.split("-")[0], without=USERS)
+    for folder in (new, again):
+        assert not (folder / original.FILE).exists()
+        assert original.DIGEST not in json.loads((folder / CARD).read_text())
+        assert opened(folder).answered is None
