@@ -13,6 +13,7 @@ from scipy.special import expit
 
 from curerec.prompts.encoding import Prompts
 from curerec.recommender.folding import folded
+from curerec.recommender.fused import fused_activations
 from curerec.recommender.lean import answer_only, can_be_lean
 from curerec.recommender.memory import keep_freed
 from curerec.recommender.shared import can_share, last_states, packed, runs
@@ -134,7 +135,7 @@ def score(
         keep_freed()
     order, found = [np.zeros(0, np.int64)], [torch.zeros(0, 2)]
     try:
-        with folded(model):
+        with folded(model), fused_activations(model):
             alone = np.ones(len(prompts), bool)
             for batch in packed(runs(prompts) if can_share(model) else [], batch_size):
                 index = np.concatenate([np.arange(run.start, run.end) for run in batch])
