@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from typing import Any
 
 import numpy as np
@@ -28,14 +29,17 @@ def plain(model: Any, prompts: Any, answers: tuple[int, int], batch: int) -> np.
 
 
 def main() -> None:
-    """One row a batch size of the plain loop; ours takes its default."""
+    """One row a batch size of the plain loop and kind of prompts; ours takes its default."""
     parser = options(__doc__ or "")
     parser.add_argument("--model", default="nano")
     parser.add_argument("--examples", type=int, default=2000)
     parser.add_argument("--kinds", nargs="*", default=["full", "lora"])
+    parser.add_argument(
+        "--prompts", nargs="*", default=["test", "lists"], help="of examples, of lists to rank"
+    )
     args = parser.parse_args()
-    n, repeats = (40, 1) if args.tiny else (args.examples, args.repeats)
-    for kind in args.kinds:
+    n, repeats = (100, 1) if args.tiny else (args.examples, args.repeats)
+    for kind, what in itertools.product(args.kinds, args.prompts):
         for batch in (16, 64):
             key = {
                 "question": "scoring",
@@ -44,21 +48,26 @@ def main() -> None:
                 "examples": n,
                 "plain_batch": batch,
             }
+            if what == "lists":
+                key["prompts"] = "lists of 100"
             if done(args.results, key):
                 continue
-            made = setting(args.model, kind, 64, n)
+            made = setting(args.model, kind, 64, n, n // 100)
+            prompts = getattr(made, what)
             found: dict[str, Any] = {}
 
-            def ours(made: Any = made, found: Any = found) -> None:
-                found["ours"] = score(made.model, made.test, made.answers)
+            def ours(made: Any = made, prompts: Any = prompts, found: Any = found) -> None:
+                found["ours"] = score(made.model, prompts, made.answers)
 
-            def theirs(made: Any = made, found: Any = found, batch: int = batch) -> None:
-                found["plain"] = plain(made.model, made.test, made.answers, batch)
+            def theirs(
+                made: Any = made, prompts: Any = prompts, found: Any = found, batch: int = batch
+            ) -> None:
+                found["plain"] = plain(made.model, prompts, made.answers, batch)
 
             seconds = alternating({"ours": ours, "plain": theirs}, repeats)
             values = {
                 "seconds": seconds,
-                "examples_per_s": {name: n / s["median"] for name, s in seconds.items()},
+                "examples_per_s": {name: len(prompts) / s["median"] for name, s in seconds.items()},
                 "ratio": seconds["plain"]["median"] / seconds["ours"]["median"],
                 "largest_difference": float(np.abs(found["ours"] - found["plain"]).max()),
             }

@@ -10,7 +10,7 @@ from peft import LoraConfig, get_peft_model
 
 from curerec.data.fetch import load
 from curerec.models import device
-from curerec.prompts.encoding import Encoder, Prompts, queries
+from curerec.prompts.encoding import Encoder, Prompts, Queries, queries
 from curerec.recipes import load_recipe
 from curerec.recommender import bases, storage
 from curerec.recommender.families import family_of
@@ -20,15 +20,16 @@ from curerec.splitting import split_of
 
 @dataclass(frozen=True)
 class Setting:
-    """A model to train or score, and prompts."""
+    """A model to train or score, and prompts; ``lists`` are of 100 candidates for one history each."""
 
     model: Any
     answers: tuple[int, int]
     train: Prompts
     test: Prompts
+    lists: Prompts
 
 
-def setting(name: str, kind: str, train: int, test: int = 0) -> Setting:
+def setting(name: str, kind: str, train: int, test: int = 0, lists: int = 0) -> Setting:
     """``nano`` untrained, or a base; with ``lora`` an adapter of rank 16 on all projections."""
     data, recipe = load("ml-100k"), load_recipe("demo")
     split, titles = split_of(data, recipe.split), data.titles["title"].to_pylist()
@@ -55,6 +56,12 @@ def setting(name: str, kind: str, train: int, test: int = 0) -> Setting:
         index = np.resize(np.arange(len(part)), n)
         return encoder.encode(queries(data, part.take(index)))
 
+    asked = queries(data, split.test.take(np.repeat(np.arange(lists), 100)))
+    items = np.random.default_rng(0).integers(0, len(titles), 100 * lists).astype(np.int32)
     return Setting(
-        model.to(device()).eval(), encoder.answers, some(split.train, train), some(split.test, test)
+        model.to(device()).eval(),
+        encoder.answers,
+        some(split.train, train),
+        some(split.test, test),
+        encoder.encode(Queries(asked.history, asked.rating, items, asked.label)),
     )

@@ -51,6 +51,32 @@ def test_the_contract_of_a_scorer(name):
     assert all(p.grad is None for p in LORA.parameters())
 
 
+@pytest.mark.parametrize("model_type", ["llama", "gpt2", "gemma2", "phi"])
+@pytest.mark.parametrize("name", ["atp", "atp_ig", "relp", "exact"])
+def test_the_last_layer_at_the_answer_alone_scores_as_the_whole_one(name, model_type, monkeypatch):
+    model, widths = made_family_model(model_type, WORDS), []
+    site = sites_of(model).mlp["layers.1.mlp"]
+
+    def scored():
+        return SCORERS[name](model, CLEAN, CORRUPT, ANSWERS)
+
+    monkeypatch.setattr(
+        "curerec.circuits.activations.Sites.per_head",
+        lambda self, x: widths.append(x.shape[1]) or x.unflatten(-1, (self.n_heads, -1)),
+    )
+    cut = scored()
+    assert 1 in widths
+    widths.clear()
+    handle = site.register_forward_hook(lambda m, args, out: None)  # somebody listens: nothing is cut
+    whole = scored()
+    handle.remove()
+    assert 1 not in widths
+    np.testing.assert_allclose(cut.values, whole.values, atol=1e-6, rtol=1e-5)
+    if cut.embedding is not None:
+        np.testing.assert_allclose(cut.embedding, whole.embedding, atol=1e-6, rtol=1e-5)
+    assert cut.cost == whole.cost
+
+
 @pytest.mark.parametrize("name", PAIRED)
 def test_a_prompt_patched_with_itself_scores_nothing(name):
     got = SCORERS[name](LORA, CLEAN, CLEAN, ANSWERS)

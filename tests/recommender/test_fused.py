@@ -1,0 +1,44 @@
+"""Activation functions in one kernel: the same answers, and the model's own modules afterwards."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from transformers.activations import NewGELUActivation
+
+from curerec.recommender.fused import fused_activations
+from made_families import made_family_model
+
+
+def written_out(model):
+    return [m for m in model.modules() if type(m) is NewGELUActivation]
+
+
+@pytest.mark.parametrize("model_type", ["gpt2", "phi"])
+def test_the_same_values_and_gradients_and_everything_put_back(model_type):
+    model = made_family_model(model_type, 50)
+    before, ids = written_out(model), torch.arange(20)[None]
+    assert before
+    embeds = model.get_input_embeddings()(ids).detach().requires_grad_()
+
+    def run():
+        out = model(inputs_embeds=embeds).logits
+        return out.detach(), torch.autograd.grad(out.square().sum(), embeds)[0]
+
+    want = run()
+    with pytest.raises(ZeroDivisionError), fused_activations(model):
+        assert not written_out(model)
+        torch.testing.assert_close(run(), want, atol=1e-5, rtol=1e-5)
+        _ = 1 / 0
+    assert all(a is b for a, b in zip(written_out(model), before, strict=True))
+
+
+def test_not_in_half_precision_nor_where_something_listens():
+    model = made_family_model("gpt2", 50)
+    layers = len(written_out(model))
+    handle = written_out(model)[0].register_forward_hook(lambda m, args, out: None)
+    with fused_activations(model):
+        assert len(written_out(model)) == 1
+    handle.remove()
+    with fused_activations(model.bfloat16()):
+        assert len(written_out(model)) == layers
