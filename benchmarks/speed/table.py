@@ -19,7 +19,7 @@ def lines(row: dict[str, Any]) -> list[str]:
             for peer, s in value.items():
                 s = s if isinstance(s, dict) else {"median": s, "low": s, "high": s}
                 seen.append(f"{peer} {s['median']:.3g} s ({s['low']:.3g} to {s['high']:.3g})")
-        elif isinstance(value, dict):
+        elif isinstance(value, dict) and not any(isinstance(v, dict) for v in value.values()):
             seen.append(f"{name}: " + ", ".join(f"{k} {v:.4g}" for k, v in value.items()))
         elif name.endswith("_bytes"):
             seen.append(f"{name.removesuffix('_bytes')} {value / 2**20:.0f} MiB")
