@@ -4,16 +4,21 @@ from __future__ import annotations
 
 import types
 
+import numpy as np
 import pytest
+import torch
 
+from curerec.calibration import Calibration, Line, sizes_of
 from curerec.data.fetch import load
 from curerec.data.request_file import read_request
 from curerec.errors import RequestError
 from curerec.methods import METHODS, CureConfig
 from curerec.pipeline import open_recommender, unlearn
-from curerec.plan import _cure, plan
-from curerec.progress import Clock
+from curerec.plan import plan
+from curerec.progress import Clock, Silent
+from curerec.workload import Work, of_cure
 from made_commands import curerec, refused, untouched
+from made_tasks import made_task
 
 
 @pytest.fixture
@@ -61,33 +66,78 @@ def test_stages_are_those_of_the_run_and_the_model_stays(asked):
     assert made.time_s == sum(s.time_s for s in made.stages)
 
 
-def test_known_costs_are_found_again(monkeypatch):
-    """A method whose stages cost what a formula says: the plan must say it of the real sizes."""
-    config = CureConfig()
-    update = config.update.model_copy(update={"max_steps": 40, "check_every": 10})
-    config = config.model_copy(update={"pairs": 64, "pair_pool": 128, "update": update})
-
-    def costs(config):
-        looks = -(-config.update.max_steps // config.update.check_every)
-        return {
-            "counterfactuals": 0.5 + 0.01 * config.pair_pool,
-            "circuit": 2 + 0.1 * config.pairs,
-            "prepare": 3.0,
-            "update": 0.2 * config.update.max_steps + 1.5 * looks,
+@pytest.mark.parametrize("every", [None, 3])
+@pytest.mark.parametrize("forget_loss", ["rewind", "npo"])
+@pytest.mark.parametrize("forget_score", ["gradient", "path"])
+def test_passes_are_counted_as_they_are_taken(every, forget_loss, forget_score):
+    """Forward passes of a prompt by stage: of the configuration, and of the run."""
+    task = made_task()
+    config = CureConfig().model_validate(
+        {
+            "pairs": 12,
+            "pair_pool": 20,
+            "control_size": 30,
+            "forget_size": 24,  # D_f is larger: the gradient is taken in parts
+            "draws": 4,
+            "path_steps": 2,
+            "forget_score": forget_score,
+            "update": {
+                "forget_loss": forget_loss,
+                "schedule": "linear",  # all steps are taken
+                "max_steps": 7,
+                "check_every": 3,
+                "check_size": 25,
+                "batch_size": 500,  # all of D_f
+                "retain_batch_size": 10,
+                "forget_every": every,
+                "forget_size": 20,
+            },
         }
+    )
+    assert len(task.forget) > config.forget_size
+    work = of_cure(config, sizes_of(task))
+    stage, seen = None, {}
 
-    def fake(task, config):
-        task.clock.seconds.update(costs(config))
+    class Noted(Silent):
+        def stage(self, name):
+            nonlocal stage
+            stage = name
+            return super().stage(name)
 
-    monkeypatch.setitem(METHODS, "cure", (fake, METHODS["cure"][1]))
-    monkeypatch.setattr("curerec.plan._ahead", lambda task, config: 0.0)
+    decoder = type(task.original.model.get_decoder())
 
-    def task():
-        return types.SimpleNamespace(clock=Clock(), valid=range(1000), forget=range(90), control=range(90))
+    def passed(module, args, output):
+        if type(module) is decoder:
+            seen[stage] = seen.get(stage, 0) + len(output.last_hidden_state)
 
-    found = _cure(task, "cure", config)
-    for name, seconds in costs(config).items():
-        assert found[name] == pytest.approx(seconds, rel=1e-6), name
+    task.clock = Clock(Noted())
+    handle = torch.nn.modules.module.register_module_forward_hook(passed)
+    try:
+        outcome = METHODS["cure"][0](task, config)
+    finally:
+        handle.remove()
+    assert list(outcome.details["stages"]) == list(work)
+    counted = {name: sum(w.forwards for w in part) for name, part in work.items()}
+    for name in ("contributions", "groups", "prepare", "update"):
+        assert counted[name] == seen.get(name, 0), name
+    # Which prompts give a pair that moves is known when they have been run.
+    kept = outcome.circuit.pairs
+    circuit = of_cure(config.model_copy(update={"pairs": kept["kept"]}), sizes_of(task))["circuit"]
+    assert sum(w.forwards for w in circuit) == seen["circuit"]
+    assert 3 * kept["made"] == seen["counterfactuals"] <= counted["counterfactuals"]
+
+
+def test_a_line_through_two_measurements_gives_the_seconds_of_any_size():
+    found = Calibration(
+        lines={"score": Line.through((10, 1.5), (40, 3.0)), "assign": Line(1.0, 0.5), "step": Line(0.25)},
+        lengths={"retain": np.array([5, 5]), "valid": np.array([2, 8])},
+        unit=1.0,
+    )
+    assert found.seconds(Work("score", 6, batch=2)) == pytest.approx(3 * 1.0 + 0.05 * 30)
+    assert found.seconds(Work("score", 4, "valid", times=2, batch=4)) == pytest.approx(2 * (1.0 + 0.05 * 32))
+    assert found.seconds(Work("assign", 8)) == 5.0
+    assert found.seconds(Work("step", times=4)) == 1.0
+    assert Line.through((10, 2.0), (40, 1.0)) == Line(1.0, 0.0)  # noise
 
 
 def test_an_unknown_method_is_refused(asked):

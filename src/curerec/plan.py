@@ -8,22 +8,19 @@ from typing import Any
 
 import torch
 
+from curerec.calibration import PROBE, calibrate, sizes_of, timed
 from curerec.errors import RequestError
 from curerec.machine import peak_memory_bytes
-from curerec.methods import METHODS
-from curerec.methods.cure.method import CureConfig
 from curerec.pipeline import Opened, check_method, task_for
 from curerec.progress import Clock
 from curerec.recommender.score import device_of, score
 from curerec.recommender.tune import tune
 from curerec.records import ForgetRequest
 from curerec.splitting import granted
+from curerec.workload import of_cure
 
 PLANNED = ("cure", "random_modules", "retrain")
-SHORT_S = 2.0  # a first calibration under this is followed by one at half of the real sizes
-STEPS = (2, 6)  # of the two calibrations of the update
-AHEAD = 20  # batches of D_r that the update prepares at a time
-PROBE = 256  # prompts whose forward pass is the unit
+TRIED = (2, 12)  # steps of a retrain that are taken, to warm up and to measure
 
 
 @dataclass(frozen=True)
@@ -70,8 +67,8 @@ class Plan:
 def plan(opened: Opened, request: ForgetRequest, method: str, config: Any = None, *, seed: int = 0) -> Plan:
     """Estimate stages, seconds and bytes of a request; nothing is written and no model is changed.
 
-    ``cure`` runs twice on small shares of its sizes, and each stage is taken on the line through the two
-    points to its real size. ``retrain`` takes some steps.
+    For ``cure`` the passes of every stage are counted from the configuration (:mod:`curerec.workload`) and
+    a few batches say what each kind takes here (:mod:`curerec.calibration`). ``retrain`` takes some steps.
 
     Args:
         opened, request, method, config, seed: as for :func:`curerec.pipeline.unlearn`.
@@ -88,18 +85,17 @@ def plan(opened: Opened, request: ForgetRequest, method: str, config: Any = None
     device = device_of(opened.recommender.model)
     with torch.random.fork_rng():
         torch.manual_seed(seed)
-
-        def task() -> Any:
-            return task_for(opened, split, seed=seed, clock=Clock())
-
-        first = task()
-        probe = first.encode(first.sample(first.retain, PROBE, 75))
-        score(opened.recommender.model, probe, first.answers)  # warm
-        unit = _timed(lambda: score(opened.recommender.model, probe, first.answers)) / len(probe)
+        task = task_for(opened, split, seed=seed, clock=Clock())
         if method == "retrain":
-            seconds = _retrain(first)
+            probe = task.encode(task.sample(task.retain, PROBE, 75))
+            score(opened.recommender.model, probe, task.answers)  # warm
+            unit = timed(lambda: score(opened.recommender.model, probe, task.answers)) / len(probe)
+            seconds = _retrain(task)
         else:
-            seconds = _cure(task, method, config or opened.recipe.config_of(method))
+            config = config or opened.recipe.config_of(method)
+            found = calibrate(task, config)
+            work = of_cure(config, sizes_of(task))
+            unit, seconds = found.unit, {name: sum(map(found.seconds, part)) for name, part in work.items()}
     folder = opened.recommender.path
     return Plan(
         stages=tuple(Stage(name, s, s / unit) for name, s in seconds.items()),
@@ -111,84 +107,21 @@ def plan(opened: Opened, request: ForgetRequest, method: str, config: Any = None
     )
 
 
-def _timed(run: Any) -> float:
-    start = time.perf_counter()
-    run()
-    return time.perf_counter() - start
-
-
 def _retrain(task: Any) -> dict[str, float]:
     """Seconds of fine-tuning anew, from as many steps as take a few seconds."""
     config = task.tuning
-    encode = _timed(lambda: task.encode(task.sample(task.retain, 512, 76))) / min(512, len(task.retain))
+    sample = task.sample(task.retain, 512, 76)
+    encode = timed(lambda: task.encode(sample), 1) / len(sample)
     steps = max(1, round(config.epochs * -(-len(task.retain) // config.batch_size)))
 
     def some(n: int) -> float:
         prompts = task.encode(task.sample(task.retain, n * config.batch_size, 76))
         model, short = task.fresh(), config.model_copy(update={"epochs": 1.0})
-        return _timed(lambda: tune(model, prompts, task.answers, short, seed=0)) / max(
-            1, -(-len(prompts) // config.batch_size)
-        )
+        taken = -(-len(prompts) // config.batch_size)
+        return timed(lambda: tune(model, prompts, task.answers, short, seed=0), 1) / taken
 
-    some(2)  # warm
-    return {"encode": encode * len(task.retain), "update": some(16) * steps}
-
-
-def _cure(task: Any, method: str, config: CureConfig) -> dict[str, float]:
-    """Seconds by stage from two small runs."""
-
-    def run(part: float, steps: int) -> tuple[CureConfig, Any]:
-        update = config.update.model_copy(update={"max_steps": min(steps, config.update.max_steps)})
-        small = config.model_copy(
-            update={
-                **{k: max(4, round(part * getattr(config, k))) for k in ("pairs", "pair_pool")},
-                **{k: max(32, round(part * getattr(config, k))) for k in ("forget_size", "control_size")},
-                "update": update,
-            }
-        )
-        mine = task()
-        METHODS[method][0](mine, small)
-        return small, mine
-
-    one = run(1 / 8, STEPS[0])
-    share = 1 / 2 if one[1].clock.total_s < SHORT_S else 1 / 4
-    two = run(share, STEPS[1])
-    whole = (config, two[1])
-    seconds = {}
-    for name in two[1].clock.seconds:
-        x, y, goal = (_driver(name, *point) for point in (one, two, whole))
-        low, high = one[1].clock.seconds.get(name, 0.0), two[1].clock.seconds[name]
-        slope = max(0.0, high - low) / (y - x) if y > x else 0.0
-        seconds[name] = high + slope * (goal - y)
-        if name == "update":
-            looks = -(-config.update.max_steps // config.update.check_every)
-            fixed = max(0.0, low - slope * x)  # a look, and the first batches of D_r
-            ahead = _ahead(two[1], config)
-            fills = -(-config.update.max_steps // AHEAD) - 1
-            seconds[name] = slope * goal + fixed + (looks - 1) * max(0.0, fixed - ahead) + fills * ahead
-    return seconds
-
-
-def _ahead(task: Any, config: CureConfig) -> float:
-    size = AHEAD * (config.update.retain_batch_size or config.update.batch_size)
-
-    def fill() -> None:
-        part = task.sample(task.retain, size, 77)
-        task.original_logits(part, task.encode(part))
-
-    return _timed(fill)
-
-
-def _driver(stage: str, config: CureConfig, task: Any) -> float:
-    """The size that a stage's cost is linear in; 1 where it does not depend on the shares."""
-    if stage == "counterfactuals":
-        return float(min(max(config.pairs, config.pair_pool), len(task.valid)))
-    if stage == "circuit":
-        return float(min(config.pairs, config.pair_pool, len(task.valid)))
-    if stage == "contributions":
-        scored = min(config.forget_size, len(task.forget)) + min(config.control_size, len(task.control))
-        return float(scored)
-    return float(config.update.max_steps) if stage == "update" else 1.0
+    some(TRIED[0])
+    return {"encode": encode * len(task.retain), "update": some(TRIED[1]) * steps}
 
 
 __all__ = ["PLANNED", "Plan", "Stage", "plan"]

@@ -105,6 +105,11 @@ class Recipe(Strict):
             raise ValueError(f"no method {', '.join(unknown)}")
         return value
 
+    def seeded(self, seed: int) -> Recipe:
+        """The recipe with everything drawn anew: split, base model, request, order of training."""
+        split = self.split.model_copy(update={"seed": seed})
+        return self.model_copy(update={"seed": seed, "split": split})
+
     def config_of(self, method: str) -> Any:
         """The configuration of a method; None for one that takes none.
 

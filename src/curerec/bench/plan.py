@@ -133,7 +133,7 @@ def plan(recipe: BenchRecipe) -> list[Job]:
         return job.key
 
     def original(dataset: str, model: str, seed: int) -> str:
-        base = add(Job("base", dataset, model))
+        base = add(Job("base", dataset, model, seed))
         return add(Job("original", dataset, model, seed, needs=(base,)))
 
     for ask in recipe.requests:

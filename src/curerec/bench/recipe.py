@@ -156,13 +156,17 @@ class BenchRecipe(Strict):
     def setting(self, dataset: str, model: str, *, ask: Ask | None = None, seed: int = 0) -> Recipe:
         """The recipe of a data set and a model, with a request and a seed in it.
 
+        A seed draws everything: the split, with it the users that the base model is pre-trained on, the
+        request, the order of training. Seeds that share a base or a test set would scatter less than what
+        they are to show.
+
         Raises:
             ConfigError: a changed key is none of the recipe's, or a value does not fit.
         """
         key = f"{dataset}|{model}|{ask.key if ask else ''}"
         if key not in self._settings:
             self._settings[key] = self._setting(dataset, model, ask)
-        return self._settings[key].model_copy(update={"seed": seed})
+        return self._settings[key].seeded(seed)
 
     def _setting(self, dataset: str, model: str, ask: Ask | None) -> Recipe:
         entry = self.models[model]

@@ -111,7 +111,7 @@ class Workshop:
             titles = self.data(job.dataset).titles["title"].to_pylist()
             return made_shape(shape, titles, self.out / kept.BASES / f"{shape}-{job.dataset}")
         if make:
-            recipe = self.recipe.setting(job.dataset, job.model)
+            recipe = self.recipe.setting(job.dataset, job.model, seed=job.seed)
             base_folder(self.data(job.dataset), recipe, cache=self.cache, clock=Clock(self.reporter))
         return None
 

@@ -10,8 +10,18 @@ import numpy as np
 import torch
 
 from curerec.circuits.activations import Activations, Sites, recording, sites_of
-from curerec.circuits.passes import Cost, PairBatch, Scores, each_batch, frozen, margin, numpy_type
+from curerec.circuits.passes import (
+    Cost,
+    PairBatch,
+    Scores,
+    at_answer,
+    each_batch,
+    frozen,
+    margin,
+    numpy_type,
+)
 from curerec.prompts.encoding import Prompts
+from curerec.recommender.lean import can_be_lean
 from curerec.recommender.score import answer_logits, wide
 
 Context = Callable[[Any], AbstractContextManager[None]]
@@ -32,7 +42,7 @@ def attribute(
 
     The gradient is taken at the embeddings ``e(x') + alpha (e(x) - e(x'))``. Each product is formed the
     moment its gradient exists, so beside the forward pass only the differences are held: L x B x T x
-    (H d_head + d_model) values.
+    (H d_head + d_model) values. The last layer's are of the answer position alone, where it can be cut.
 
     Args:
         model: decoder of a known family.
@@ -55,14 +65,15 @@ def attribute(
     values = np.zeros((len(clean), len(sites.names)), kind)
     embedding = np.zeros(len(clean), kind)
     cost = Cost()
+    lean = sites.n_layers > 1 and can_be_lean(model)
 
     def work(batch: PairBatch) -> None:
         once = tuple(alphas) == (1.0,)  # the pass whose gradient is taken is the clean one itself
         if once:
-            with torch.no_grad(), recording(sites) as deltas:
+            with torch.no_grad(), at_answer(model, batch.last, lean), recording(sites) as deltas:
                 answer_logits(model, batch.corrupt, batch.last, answers)
         else:
-            deltas = differences(model, sites, batch, answers)
+            deltas = differences(model, sites, batch, answers, lean=lean)
         column = {name: k for k, name in enumerate(sites.names)}
         total = torch.zeros(
             len(batch.index),
@@ -93,7 +104,7 @@ def attribute(
                     deltas[name] = deltas[name] - a.detach()
                 handles.append(a.register_hook(take(name)))  # the tensor itself is not held
 
-            with context(model), recording(sites, into=tap):
+            with context(model), at_answer(model, batch.last, lean), recording(sites, into=tap):
                 m = margin(
                     answer_logits(model, batch.clean, batch.last, answers, inputs_embeds=x), batch.label
                 )
@@ -121,11 +132,17 @@ def between(model: Any, batch: PairBatch, alpha: float) -> torch.Tensor:
 
 
 @torch.no_grad()
-def differences(model: Any, sites: Sites, batch: PairBatch, answers: tuple[int, int]) -> Activations:
-    """a(x') - a(x) at every site, by two forward passes."""
-    with recording(sites) as bad:
+def differences(
+    model: Any, sites: Sites, batch: PairBatch, answers: tuple[int, int], *, lean: bool = False
+) -> Activations:
+    """a(x') - a(x) at every site, by two forward passes; ``lean`` as for :func:`at_answer`."""
+    with at_answer(model, batch.last, lean), recording(sites) as bad:
         answer_logits(model, batch.corrupt, batch.last, answers)
     deltas = dict(bad)
-    with recording(sites, into=lambda name, a: deltas.__setitem__(name, deltas[name] - a)):
+
+    def subtract(name: str, a: torch.Tensor) -> None:
+        deltas[name] = deltas[name] - a
+
+    with at_answer(model, batch.last, lean), recording(sites, into=subtract):
         answer_logits(model, batch.clean, batch.last, answers)
     return deltas

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -12,6 +12,8 @@ import torch
 
 from curerec.errors import ModelError, PromptError
 from curerec.prompts.encoding import Prompts
+from curerec.recommender.fused import fused_activations
+from curerec.recommender.lean import answer_only
 from curerec.recommender.score import by_length, device_of, to_batch
 
 
@@ -31,7 +33,7 @@ class Cost:
     """What a scoring took.
 
     A backward pass counts as one forward pass: the weights are frozen, so it is one matrix product a layer
-    where training needs two.
+    where training needs two. A pass whose last layer is computed at the answer alone counts as a whole one.
 
     Attributes:
         examples: pairs scored.
@@ -171,7 +173,7 @@ def each_batch(
 
 @contextmanager
 def frozen(model: Any) -> Iterator[None]:
-    """All parameters frozen and dropout off inside, everything as it was afterwards.
+    """All parameters frozen, dropout off and activation functions fused inside; afterwards all as it was.
 
     The embedding output is then the only gradient leaf, and no pass computes a weight gradient.
     """
@@ -181,9 +183,25 @@ def frozen(model: Any) -> Iterator[None]:
     for p, _ in flags:
         p.requires_grad_(False)
     try:
-        yield
+        with fused_activations(model):
+            yield
     finally:
         for p, flag in flags:
             p.requires_grad_(flag)
         for m, mode in modes:
             m.training = mode
+
+
+def at_answer(model: Any, last: torch.Tensor, lean: bool) -> AbstractContextManager[None]:
+    """Passes inside compute of the last layer what the answer position needs.
+
+    What is recorded of that layer is then [batch, 1, ...]: at other positions its heads and its MLP have no
+    gradient, and a patch there changes nothing that is read.
+
+    Args:
+        model: decoder.
+        last: int64 [batch], answer positions.
+        lean: whether it may be, by :func:`curerec.recommender.lean.can_be_lean` before anything listens; a
+            model of one layer is recorded where that layer is cut, so it may not.
+    """
+    return answer_only(model, last) if lean else nullcontext()

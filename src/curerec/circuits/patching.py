@@ -10,10 +10,11 @@ import numpy as np
 import torch
 
 from curerec.circuits.activations import patching, recording, sites_of
-from curerec.circuits.passes import Cost, PairBatch, each_batch, frozen, margin, numpy_type
+from curerec.circuits.passes import Cost, PairBatch, at_answer, each_batch, frozen, margin, numpy_type
 from curerec.circuits.scorers import atp as atp_scorer
 from curerec.errors import PromptError
 from curerec.prompts.encoding import Prompts
+from curerec.recommender.lean import can_be_lean
 from curerec.recommender.score import answer_logits
 
 
@@ -53,7 +54,7 @@ def patched_margins(
     sites = sites_of(model)
     return margins_with(
         lambda corrupt, modules: patching(sites, corrupt, modules),
-        model, clean, corrupt, answers, patch_sets, batch_size=batch_size, cost=cost,
+        model, clean, corrupt, answers, patch_sets, batch_size=batch_size, cost=cost, lean=True,
     )  # fmt: skip
 
 
@@ -68,6 +69,7 @@ def margins_with(
     *,
     batch_size: int,
     cost: Cost | None = None,
+    lean: bool = False,
 ) -> np.ndarray:
     """Margins of the clean prompts, one forward pass for each way of patching in what the corrupt run wrote.
 
@@ -77,19 +79,22 @@ def margins_with(
         patch_sets: whatever ``changed`` understands, [sets].
         batch_size: pairs a pass.
         cost: to be filled.
+        lean: ``changed`` touches of the last layer only what its heads and MLP write; it is then computed at
+            the answer alone, where it can be.
 
     Returns:
         float32 [sets, n].
     """
     sites = sites_of(model)
+    lean = lean and sites.n_layers > 1 and can_be_lean(model)
     out = np.zeros((len(patch_sets), len(clean)), numpy_type(model))
     spent = cost or Cost()
 
     def work(batch: PairBatch) -> None:
-        with recording(sites) as corrupt_acts:
+        with at_answer(model, batch.last, lean), recording(sites) as corrupt_acts:
             answer_logits(model, batch.corrupt, batch.last, answers)
         for k, patch_set in enumerate(patch_sets):
-            with changed(corrupt_acts, patch_set):
+            with at_answer(model, batch.last, lean), changed(corrupt_acts, patch_set):
                 logits = answer_logits(model, batch.clean, batch.last, answers)
             out[k, batch.index] = margin(logits, batch.label).cpu().numpy()
         spent.forwards += (1 + len(patch_sets)) * len(batch.index)

@@ -20,6 +20,7 @@ from curerec.methods.grad_ascent import GradAscentConfig, ga_kl, grad_ascent
 from curerec.methods.grad_diff import GradDiffConfig, grad_diff
 from curerec.methods.gru import GruConfig, gru
 from curerec.methods.label_flip import LabelFlipConfig, label_flip
+from curerec.methods.loop import LoopConfig
 from curerec.methods.ngdiff import NgdiffConfig, ngdiff
 from curerec.methods.npo import npo_uniform
 from curerec.methods.pcgrad import PcgradConfig, pcgrad
@@ -69,9 +70,17 @@ METHODS: dict[str, tuple[Run, type[Strict] | None]] = {
 
 
 def search_of(name: str) -> dict[str, list[Any]]:
-    """A method's search grid: values by (dotted) key of its configuration; empty where none is declared."""
-    module = sys.modules[METHODS[name][0].__module__]
-    return getattr(module, f"SEARCH_{name.upper()}", None) or getattr(module, "SEARCH", {})
+    """A method's search grid: values by (dotted) key of its configuration; empty where none is declared.
+
+    All that take steps may also let the rate fall to 0 over all their steps, as ``cure`` does, instead of
+    stopping at the first look that finds the gap closed.
+    """
+    function, config = METHODS[name]
+    module = sys.modules[function.__module__]
+    own = getattr(module, f"SEARCH_{name.upper()}", None) or getattr(module, "SEARCH", {})
+    if own and config is not None and issubclass(config, LoopConfig):
+        return {**own, "schedule": ["constant", "linear"]}
+    return own
 
 
 def card_of(name: str) -> str:

@@ -78,7 +78,7 @@ def can_be_lean(model: Any) -> bool:
     except (ModelError, AttributeError):
         return False
     free = not hooked(layer) and not hooked(norm)
-    return free and not drops_out(model) and _cache_name(type(layer)) is not None
+    return free and not drops_out(model) and cache_name_of(type(layer)) is not None
 
 
 def _ends(model: Any) -> tuple[Any, Any]:
@@ -91,7 +91,8 @@ def _names(kind: Any) -> tuple[str, ...]:
     return tuple(inspect.signature(kind.forward).parameters)[1:]
 
 
-def _cache_name(kind: type) -> str | None:
+def cache_name_of(kind: type) -> str | None:
+    """What a module's forward calls its cache of keys and values; None where it takes none."""
     return next((n for n in ("cache", "past_key_values") if n in _names(kind)), None)
 
 
@@ -110,7 +111,7 @@ def answer_only(
     layer, norm = _ends(model)
     kind = type(layer)
     length = 0  # of the rows that the decoder was given
-    names, cache_name = _names(kind), _cache_name(kind)  # type: ignore[arg-type]
+    names, cache_name = _names(kind), cache_name_of(kind)  # type: ignore[arg-type]
     assert cache_name is not None
     rows = torch.arange(len(last), device=last.device)
     spread = spread or (lambda x: x)

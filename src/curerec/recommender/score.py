@@ -13,8 +13,10 @@ from scipy.special import expit
 
 from curerec.prompts.encoding import Prompts
 from curerec.recommender.folding import folded
+from curerec.recommender.fused import fused_activations
 from curerec.recommender.lean import answer_only, can_be_lean
 from curerec.recommender.memory import keep_freed
+from curerec.recommender.shared import can_share, last_states, packed, runs
 
 
 def answer_logits(
@@ -120,6 +122,9 @@ def score(
 ) -> Float32[np.ndarray, "n 2"]:
     """Answer logits of all prompts, in their order.
 
+    Neighbouring prompts that begin alike, such as the candidates of one list, share the passes over their
+    common part (:mod:`curerec.recommender.shared`).
+
     Returns:
         float32 [n, 2], columns (no, yes).
     """
@@ -130,10 +135,19 @@ def score(
         keep_freed()
     order, found = [np.zeros(0, np.int64)], [torch.zeros(0, 2)]
     try:
-        with folded(model):
-            for index in by_length(prompts, batch_size):
-                ids, last = to_batch(prompts, index, device)
+        with folded(model), fused_activations(model):
+            alone = np.ones(len(prompts), bool)
+            for batch in packed(runs(prompts) if can_share(model) else [], batch_size):
+                index = np.concatenate([np.arange(run.start, run.end) for run in batch])
+                alone[index] = False
                 order.append(index)
+                base = model.get_base_model() if hasattr(model, "get_base_model") else model
+                found.append(read_out(base, last_states(base, prompts, batch, device), answers))
+            left = np.flatnonzero(alone)
+            rest = prompts if alone.all() else prompts.take(left)
+            for index in by_length(rest, batch_size):
+                ids, last = to_batch(rest, index, device)
+                order.append(left[index])
                 found.append(answer_logits(model, ids, last, answers, lean=True))
         out = np.zeros((len(prompts), 2), np.float32)
         # Read once at the end: a GPU is not made to wait for every batch.

@@ -1,0 +1,246 @@
+"""Seconds of each kind of work on this machine, from a few batches of a request's own prompts."""
+
+from __future__ import annotations
+
+import statistics
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+import torch
+
+from curerec.circuits.activations import sites_of
+from curerec.circuits.adapter import weight_deltas
+from curerec.circuits.patching import patched_margins
+from curerec.circuits.path import path_scores
+from curerec.circuits.scorers import atp
+from curerec.groups.assign import assign, comparable
+from curerec.methods.cure.method import CureConfig
+from curerec.methods.forget_objective import ForgetObjective
+from curerec.methods.loop import free
+from curerec.methods.rules import Rules, uniform
+from curerec.methods.task import Task
+from curerec.progress import Clock
+from curerec.prompts.counterfactual import counterfactual_pairs
+from curerec.prompts.encoding import queries
+from curerec.recommender.score import device_of, score
+from curerec.recommender.tune import Averager, TuneConfig, optimise
+from curerec.recommender.units import inner_products, units_of
+from curerec.workload import BATCH, Kind, Part, Sizes, Work
+
+PROBE = 256  # prompts of D_r that everything is measured on
+SMALL = 16  # prompts of the smaller of two batches
+REPEATS = 3  # of each measurement; the median counts
+SAMPLE = 512  # prompts a part whose lengths stand for all
+TITLES = 512  # titles that are encoded for a rate
+DRAWS = (2, 8)  # resamples of the groups
+
+
+@dataclass(frozen=True)
+class Line:
+    """Seconds as a straight line: ``fixed`` a batch and ``rate`` a padded token (or prompt, or resample)."""
+
+    fixed: float
+    rate: float = 0.0
+
+    @classmethod
+    def through(cls, small: tuple[float, float], large: tuple[float, float]) -> Line:
+        """The line through two points (amount, seconds); neither part below 0.
+
+        >>> Line.through((10, 3.0), (20, 4.0))
+        Line(fixed=2.0, rate=0.1)
+        """
+        (x, s), (y, t) = small, large
+        rate = max(0.0, t - s) / (y - x) if y > x else 0.0
+        fixed = max(0.0, t - rate * y)
+        return cls(fixed, (t - fixed) / y)
+
+
+@dataclass(frozen=True)
+class Calibration:
+    """What one unit of each kind of work costs, and how long the prompts are.
+
+    Attributes:
+        lines: seconds; by padded tokens for work that runs the model.
+        lengths: tokens of a sample of each part's prompts.
+        unit: seconds of scoring one prompt.
+    """
+
+    lines: dict[Kind, Line]
+    lengths: dict[Part, np.ndarray]
+    unit: float
+
+    def seconds(self, work: Work) -> float:
+        """Seconds of some work."""
+        line = self.lines[work.kind]
+        if work.kind in ("encode", "pairs", "assign"):
+            once = line.fixed + line.rate * work.n
+        elif work.kind in BATCH:
+            batch = work.batch or BATCH[work.kind]
+            tokens = padded_tokens(self.lengths[work.part], work.n, batch)
+            once = line.fixed * -(-work.n // batch) + line.rate * tokens
+        else:
+            once = line.fixed
+        return work.times * once
+
+
+def padded_tokens(lengths: np.ndarray, n: int, batch: int) -> float:
+    """Tokens, padding included, of n prompts in batches of like length.
+
+    Args:
+        lengths: of a sample of such prompts.
+        n: prompts.
+        batch: prompts a batch.
+
+    >>> padded_tokens(np.array([4, 6]), 4, 2)
+    20.0
+    """
+    if n < 1:
+        return 0.0
+    drawn = np.quantile(lengths, (np.arange(n) + 0.5) / n, method="inverted_cdf")[::-1]
+    return float(sum(drawn[k] * len(drawn[k : k + batch]) for k in range(0, n, batch)))
+
+
+def sizes_of(task: Task) -> Sizes:
+    """Sizes of a request and its model."""
+    modules = len(sites_of(task.original.model).names)
+    return Sizes(len(task.forget), len(task.retain), len(task.control), len(task.valid), modules)
+
+
+def timed(run: Callable[[], Any], repeats: int = REPEATS) -> float:
+    """Median seconds of a callable."""
+    seen = []
+    for _ in range(repeats):
+        start = time.perf_counter()
+        run()
+        if torch.cuda.is_available():
+            torch.cuda.synchronize()
+        seen.append(time.perf_counter() - start)
+    return statistics.median(seen)
+
+
+def calibrate(task: Task, config: CureConfig) -> Calibration:
+    """Measure every kind of work of :func:`curerec.workload.of_cure`.
+
+    Each that runs the model is measured on a batch of the size in use and on one of :data:`SMALL` prompts,
+    by the function that does it in earnest. The model and the task are left as they were.
+
+    Args:
+        task: the request; some of D_r's prompts stand in for all others, lengths apart.
+        config: of the method.
+    """
+    model, answers = task.original.model, task.answers
+    sample = task.sample(task.retain, PROBE, 75)
+    whole, task = task, replace(task, forget=sample, clock=Clock(), shared={})  # a small request of its kind
+    lines: dict[Kind, Line] = {}
+    n_items = len(task.data.items)
+    titles = timed(lambda: [task.encoder.title(k) for k in range(min(n_items, TITLES))], 1)
+    lines["titles"] = Line(titles * n_items / min(n_items, TITLES))
+    prompts = task.encode(sample)  # the titles in them are encoded here
+    lines["encode"] = Line(0.0, timed(lambda: task.encode(sample)) / len(prompts))
+    lines["pairs"] = _pairs(task, config)
+    units = units_of(model, config.granularity)
+    lines["copy"] = Line(timed(lambda: (task.copy_of_model(), _deltas(task, units)), 1))
+    lines["base"] = Line(timed(task.base_model, 2))
+    deltas = _deltas(task, units)
+    half = set(sites_of(model).names[::2])
+    change = task.copy_of_model()
+    objective = ForgetObjective(task, config.update.model_copy(update={"forget_loss": "npo"}))
+    rules = Rules(units, uniform(units, device_of(model)))
+    names = [n for n in rules.trainable() if n in dict(change.named_parameters(remove_duplicate=False))]
+    params = free(change, names)
+    step_batch = config.update.retain_batch_size or config.update.batch_size
+
+    def twice(k: np.ndarray) -> tuple[Any, Any]:
+        return prompts.take(k), prompts.take(k)
+
+    def path(k: np.ndarray) -> Any:
+        return path_scores(model, prompts.take(k), answers, units, deltas, steps=1)
+
+    runs: dict[Kind, tuple[int, Callable[[np.ndarray], Any]]] = {
+        "score": (BATCH["score"], lambda k: score(model, prompts.take(k), answers)),
+        "patched": (BATCH["patched"], lambda k: patched_margins(model, *twice(k), answers, [half])),
+        "atp": (BATCH["atp"], lambda k: atp.score(model, *twice(k), answers)),
+        "path": (BATCH["path"], path),
+        "gradient": (min(step_batch, BATCH["gradient"]), lambda k: objective.gradient(change, params, k)),
+    }
+    times: dict[Kind, float] = {}
+    for kind, (batch, run) in runs.items():
+        points = []
+        run(np.arange(min(SMALL, len(prompts))))  # kernels are chosen and memory is taken
+        for n in (SMALL, batch):
+            index = np.arange(min(n, len(prompts)))
+            times[kind] = timed(lambda run=run, index=index: run(index))  # type: ignore[misc]
+            points.append((padded_tokens(prompts.lengths[index], len(index), batch), times[kind]))
+        line = Line.through(*points)
+        lines[kind] = Line(line.fixed / 2, line.rate / 2) if kind == "patched" else line  # two runs
+    unit = times["score"] / min(BATCH["score"], len(prompts))
+    values, _ = objective.gradient(change, params, np.arange(2))
+    grads = dict(zip(names, values, strict=True))
+    lines["products"] = Line(timed(lambda: inner_products(units, grads, grads)))
+    lines["step"] = Line(_step(rules, params, grads))
+    scores = path(np.arange(SMALL))
+    lines["assign"] = _assign(whole, config, scores, units)
+    parts: tuple[Part, ...] = ("forget", "retain", "control", "valid")
+    lengths = {p: task.encode(whole.sample(getattr(whole, p), SAMPLE, 75)).lengths for p in parts}
+    return Calibration(lines, lengths, unit)
+
+
+def _deltas(task: Task, units: Any) -> Any:
+    if task.base_state is None:
+        return {}
+    return weight_deltas(task.original.model, task.base_state, units)
+
+
+def _pairs(task: Task, config: CureConfig) -> Line:
+    """Counterfactuals, by prompts: a graph, a walk from each candidate, a search for each item."""
+    whole = min(max(config.pairs, config.pair_pool), len(task.valid))
+    points = []
+    for n in (min(SMALL, whole), min(4 * SMALL, whole)):
+        wanted = queries(task.data, task.sample(task.valid, n, 71))
+        points.append(
+            (n, timed(lambda q=wanted: counterfactual_pairs(task.data, q, task.encoder, task.train_rows), 1))  # type: ignore[misc]
+        )
+    return Line.through(*points)
+
+
+def _step(rules: Rules, params: list[torch.nn.Parameter], grads: dict[str, torch.Tensor]) -> float:
+    """What a step costs beside its gradients: the rules, the optimiser, the running average."""
+    average = Averager(params, 0.9)
+    at: list[float] = []
+
+    def gradients(step: int) -> None:
+        direction, _ = rules.combine(grads, grads)
+        for p, g in zip(params, direction.values(), strict=True):
+            p.grad = g
+
+    def after(done: int) -> None:
+        average.update()
+        at.append(time.perf_counter())
+
+    optimise(params, REPEATS + 1, gradients, TuneConfig(lr=1e-9), after_step=after)
+    return statistics.median(np.diff(at))
+
+
+def _assign(task: Task, config: CureConfig, scores: np.ndarray, units: Any) -> Line:
+    """Roles and their resamples, on scores of the real shape."""
+    retain = np.resize(scores, (min(config.control_size, len(task.control)), scores.shape[1]))
+    types = comparable(units.types)
+    census = len(task.forget) <= config.forget_size
+
+    def once(draws: int) -> float:
+        drawn = None if census else np.resize(scores, (draws, scores.shape[1]))
+        return timed(
+            lambda: assign(
+                scores.mean(0)[None], retain, units.names, types,
+                draws=draws, census=census, forget_draws=drawn, tau=config.tau,
+            ),
+            1,
+        )  # fmt: skip
+
+    return Line.through(*((draws, once(draws)) for draws in DRAWS))
+
+
+__all__ = ["Calibration", "Line", "calibrate", "padded_tokens", "sizes_of", "timed"]

@@ -1,0 +1,140 @@
+"""What a request by groups will do, stage by stage, counted from its configuration alone."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+from curerec.circuits.core import TOP_EXACT
+from curerec.circuits.selection import sizes_to_judge
+from curerec.methods.cure.gradient_share import CHUNKS
+from curerec.methods.cure.method import CureConfig
+from curerec.methods.unlearn import UnlearnConfig
+
+Part = Literal["forget", "retain", "control", "valid"]
+Kind = Literal[
+    "titles", "pairs", "encode", "score", "patched", "atp", "path", "gradient", "products", "base", "copy",
+    "assign", "step",
+]  # fmt: skip
+
+#: Forward passes of a prompt in each kind of work that runs the model; the others run none.
+FORWARDS: dict[Kind, int] = {"score": 1, "patched": 1, "atp": 2, "path": 1, "gradient": 1}
+#: Prompts a pass, where no configuration says so: the defaults of the functions that do the work.
+BATCH: dict[Kind, int] = {"score": 256, "patched": 64, "atp": 64, "path": 128, "gradient": 128}
+
+AHEAD = 20  # batches of D_r that the update encodes and scores at a time
+
+
+@dataclass(frozen=True)
+class Sizes:
+    """Numbers of examples and of scored modules."""
+
+    forget: int
+    retain: int
+    control: int
+    valid: int
+    modules: int
+
+
+@dataclass(frozen=True)
+class Work:
+    """One kind of work on some prompts, so many times.
+
+    Attributes:
+        kind: what is done; see :mod:`curerec.calibration` for what each is measured on.
+        n: prompts (resamples of ``assign``).
+        part: whose prompts.
+        times: how often.
+        batch: prompts a pass; None: as :data:`BATCH` has it.
+    """
+
+    kind: Kind
+    n: int = 1
+    part: Part = "retain"
+    times: float = 1
+    batch: int | None = None
+
+    @property
+    def forwards(self) -> float:
+        """Forward passes of a prompt."""
+        return FORWARDS.get(self.kind, 0) * self.n * self.times
+
+
+def of_cure(config: CureConfig, sizes: Sizes) -> dict[str, list[Work]]:
+    """Work of ``cure`` (and of its twin on random groups) by stage, in their order.
+
+    Every pool prompt is taken to give a pair. An update that stops early does less than is counted here, one
+    with ``stable`` may score its circuit more than once.
+
+    Args:
+        config: of the method.
+        sizes: of the request and the model.
+    """
+    update = config.update
+    rewind = update.forget_loss == "rewind"
+    pool = min(max(config.pairs, config.pair_pool), sizes.valid)
+    kept = min(config.pairs, pool)
+    ranks, judges = kept // 2, kept - kept // 2
+    top, everything = min(TOP_EXACT, sizes.modules), sizes.modules
+    exact = min(everything, round(top + top * (1 - top / everything)))  # the top and as many at random
+    # Twice the clean run with nothing and with everything patched, the sizes, and all but the circuit.
+    judged = 1 + 2 + 1 + len(sizes_to_judge(everything)) + 1 + 1
+
+    objective = [Work("encode", sizes.forget, "forget"), Work("score", sizes.forget, "forget")]
+    if rewind:  # answers of the base and of the weights halfway to it
+        objective += [Work("base"), Work("copy"), Work("score", sizes.forget, "forget", times=2)]
+    scored = min(sizes.forget, config.forget_size)
+    retained = min(sizes.control, config.control_size)
+    gradient = config.forget_score == "gradient"
+    contributions = [Work("encode", retained, "control")]
+    contributions += [Work("path", retained, "control", times=config.path_steps)]
+    if gradient:
+        parts = 1 if sizes.forget <= config.forget_size else CHUNKS
+        contributions += [*objective, Work("copy"), Work("products", times=parts**2)]
+        contributions += [Work("gradient", scored // parts, "forget", times=parts)]
+    else:
+        contributions += [Work("encode", scored, "forget")]
+        contributions += [Work("path", scored, "forget", times=config.path_steps)]
+
+    look = [Work("score", min(update.check_size, getattr(sizes, p)), p) for p in ("valid", "control")]
+    watch = [Work("encode", w.n, w.part) for w in look] + look  # theta_o's answers on D_f are known
+    if update.target == "base":
+        watch += [Work("base"), look[1]]
+        watch += [] if rewind else [Work("base"), Work("score", sizes.forget, "forget")]
+    return {
+        "counterfactuals": [
+            Work("titles"),
+            Work("pairs", pool, "valid"),
+            Work("encode", pool, "valid", times=2),
+            Work("patched", pool, "valid", times=3),
+        ],
+        "circuit": [
+            Work("atp", kept, "valid"),
+            Work("patched", ranks, "valid", times=1 + 1 + exact),
+            Work("patched", judges, "valid", times=judged),
+        ],
+        "contributions": contributions,
+        "groups": [Work("assign", config.draws)],
+        "prepare": [*watch, Work("copy"), *([] if gradient else objective)],
+        "update": _steps(update, sizes, look),
+    }
+
+
+def _steps(update: UnlearnConfig, sizes: Sizes, look: list[Work]) -> list[Work]:
+    """Work of the update loop, if all of its steps are taken."""
+    steps, size = update.max_steps, min(update.retain_batch_size or update.batch_size, sizes.retain)
+    retained = Work("gradient", steps * size, "retain", batch=size)
+    ready = min(AHEAD * size, sizes.retain) * -(-steps // AHEAD)
+    work = [Work("encode", ready), Work("score", ready), retained, Work("step", times=steps)]
+    if update.forget_every is None:
+        batch = min(update.batch_size, sizes.forget)
+        work.append(Work("gradient", steps * batch, "forget", batch=batch))
+    else:
+        taken = -(-steps // update.forget_every)
+        work.append(Work("gradient", min(update.forget_size, sizes.forget), "forget", times=taken))
+    looks = -(-steps // update.check_every)
+    seen = Work("score", min(update.check_size, sizes.forget), "forget", times=looks)
+    return [*work, seen, *(Work("score", w.n, w.part, times=looks) for w in look)]
+
+
+__all__ = ["BATCH", "FORWARDS", "Kind", "Part", "Sizes", "Work", "of_cure"]
