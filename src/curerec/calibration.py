@@ -106,7 +106,17 @@ def padded_tokens(lengths: np.ndarray, n: int, batch: int) -> float:
 def sizes_of(task: Task) -> Sizes:
     """Sizes of a request and its model."""
     modules = len(sites_of(task.original.model).names)
-    return Sizes(len(task.forget), len(task.retain), len(task.control), len(task.valid), modules)
+    parts = (task.forget, task.retain)
+    unknown = [float(1 - task.answered.find(part)[1].mean()) if task.answered else 1.0 for part in parts]
+    return Sizes(
+        len(task.forget),
+        len(task.retain),
+        len(task.control),
+        len(task.valid),
+        modules,
+        unknown[0],
+        unknown[1],
+    )
 
 
 def timed(run: Callable[[], Any], repeats: int = REPEATS) -> float:

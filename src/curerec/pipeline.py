@@ -167,8 +167,18 @@ def check_references(folders: list[Path], request: ForgetRequest) -> None:
         seen.add(card["weights_sha256"])
 
 
-def task_for(opened: Opened, split: ForgetSplit, *, seed: int, clock: Clock | None = None) -> Task:
+def task_for(
+    opened: Opened, split: ForgetSplit, *, seed: int, clock: Clock | None = None, kept: Path | None = None
+) -> Task:
     """The request as a method sees it.
+
+    Args:
+        opened: the recommender.
+        split: the request applied.
+        seed: of the method.
+        clock: stages and their seconds.
+        kept: from :func:`curerec.data.cache.kept_at`, if the request may take what earlier ones left, and
+            leave its own; the model must be the one that the recommender's card names.
 
     Raises:
         ModelError: the fine-tuning changed nothing, so there is nothing to forget.
@@ -193,6 +203,7 @@ def task_for(opened: Opened, split: ForgetSplit, *, seed: int, clock: Clock | No
         seed=seed,
         clock=clock or Clock(),
         answered=answered,
+        kept=kept,
     )
 
 
@@ -214,6 +225,7 @@ def unlearn(
     *,
     seed: int = 0,
     reporter: Reporter | None = None,
+    kept: Path | None = None,
 ) -> tuple[Outcome, ForgetSplit]:
     """Run one method on one request.
 
@@ -224,13 +236,15 @@ def unlearn(
         config: the method's configuration; None takes the recipe's or its default.
         seed: of the method.
         reporter: told of stages.
+        kept: from :func:`curerec.data.cache.kept_at`: take what earlier requests left there, and leave this
+            one's. None, as in experiments: what it costs is the cost of a first request.
 
     Raises:
         RequestError: unknown method, or a request that cannot be granted.
     """
     check_method(method)
     split = granted(opened.data, opened.recipe, opened.split, request)
-    task = task_for(opened, split, seed=seed, clock=Clock(reporter or Silent()))
+    task = task_for(opened, split, seed=seed, clock=Clock(reporter or Silent()), kept=kept)
     return carry_out(task, method, config or opened.recipe.config_of(method)), split
 
 

@@ -114,6 +114,7 @@ def record_of(
         "update": update_part(outcome) if outcome else {},
         "cost": {
             "stages": [{"name": k, "time_s": v} for k, v in stages.items()],
+            "kept": outcome.details.get("kept", []) if outcome else [],
             "peak_mem_bytes": peak_memory_bytes(),
         },
         "verdict": verdict_part or {},

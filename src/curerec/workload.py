@@ -22,18 +22,20 @@ FORWARDS: dict[Kind, int] = {"score": 1, "patched": 1, "atp": 2, "path": 1, "gra
 #: Prompts a pass, where no configuration says so: the defaults of the functions that do the work.
 BATCH: dict[Kind, int] = {"score": 256, "patched": 64, "atp": 64, "path": 128, "gradient": 128}
 
-AHEAD = 20  # batches of D_r that the update encodes and scores at a time
+AHEAD = 20  # batches of D_r that the update prepares at a time
 
 
 @dataclass(frozen=True)
 class Sizes:
-    """Numbers of examples and of scored modules."""
+    """Numbers of examples and of scored modules; of D_f and D_r the share whose answers are not stored."""
 
     forget: int
     retain: int
     control: int
     valid: int
     modules: int
+    unknown_forget: float = 1.0
+    unknown_retain: float = 1.0
 
 
 @dataclass(frozen=True)
@@ -80,7 +82,8 @@ def of_cure(config: CureConfig, sizes: Sizes) -> dict[str, list[Work]]:
     # Twice the clean run with nothing and with everything patched, the sizes, and all but the circuit.
     judged = 1 + 2 + 1 + len(sizes_to_judge(everything)) + 1 + 1
 
-    objective = [Work("encode", sizes.forget, "forget"), Work("score", sizes.forget, "forget")]
+    objective = [Work("encode", sizes.forget, "forget")]
+    objective += [Work("score", round(sizes.forget * sizes.unknown_forget), "forget")]
     if rewind:  # answers of the base and of the weights halfway to it
         objective += [Work("base"), Work("copy"), Work("score", sizes.forget, "forget", times=2)]
     scored = min(sizes.forget, config.forget_size)
@@ -125,7 +128,12 @@ def _steps(update: UnlearnConfig, sizes: Sizes, look: list[Work]) -> list[Work]:
     steps, size = update.max_steps, min(update.retain_batch_size or update.batch_size, sizes.retain)
     retained = Work("gradient", steps * size, "retain", batch=size)
     ready = min(AHEAD * size, sizes.retain) * -(-steps // AHEAD)
-    work = [Work("encode", ready), Work("score", ready), retained, Work("step", times=steps)]
+    work = [
+        Work("encode", ready),
+        Work("score", round(ready * sizes.unknown_retain)),
+        retained,
+        Work("step", times=steps),
+    ]
     if update.forget_every is None:
         batch = min(update.batch_size, sizes.forget)
         work.append(Work("gradient", steps * batch, "forget", batch=batch))

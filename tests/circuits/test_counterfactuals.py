@@ -50,6 +50,6 @@ def test_replacements_of_other_popularity_and_length_are_seen():
         )
         history[n, k] = longer[0]
     bad = Queries(history, QUERIES.rating, QUERIES.candidate, QUERIES.label)
-    pairs = Pairs(QUERIES, bad, 0, (history != QUERIES.history).sum(1))
+    pairs = Pairs(QUERIES, bad, 0, (history != QUERIES.history).sum(1), np.arange(len(QUERIES)))
     report = counterfactual_report(MODEL, pairs, ENCODER, DATA, ROWS, deciles=2)
     assert report.same_decile == 0.0 and report.aligned == len(QUERIES) // 2 < report.made

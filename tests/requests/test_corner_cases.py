@@ -12,6 +12,7 @@ import pytest
 from made_store import bytes_under, fill, made_data, made_store, made_table, stand, states, users
 
 from curerec.data import durable, request_file
+from curerec.data.cache import kept_at
 from curerec.errors import DataError, RefusedError, RequestError
 from curerec.recommender import original
 from curerec.requests import ledger as ledgers
@@ -21,6 +22,7 @@ from curerec.requests import table as tables
 from curerec.requests.audit import audit
 from curerec.requests.database import forget_pages
 from curerec.requests.desk import Desk
+from curerec.requests.kept import KIND
 from curerec.requests.ledger import Asked
 from curerec.requests.lock import held
 from curerec.requests.policy import Policy
@@ -384,4 +386,30 @@ def test_stored_answers_go_with_their_version_and_are_listed(old, tmp_path):
     assert {"kind": kind, "adapter": first, "done": done} in listed
     assert not list(root.glob(f"versions/*/{original.FILE}"))
     assert (b"of everybody" in bytes_under(root)) == (old == "quarantine")
+    assert not audit(root).faults
+
+
+def test_what_was_kept_for_the_next_request_goes_at_the_commit(tmp_path, monkeypatch):
+    """Whoever left it there, also where the cache is another one by the time of the commit."""
+
+    def filled(folder):
+        about = fill(folder)
+        (folder / "curerec.json").write_text(json.dumps({"weights_sha256": "ab" * 32}))
+        return about
+
+    root, cache = tmp_path / "s", tmp_path / "cache"
+    monkeypatch.setenv("CUREREC_CACHE", str(cache))
+    stores.create(root, made_table(), filled)
+    for name in ("ab", "cd"):
+        kept_at(name * 32).mkdir(parents=True)
+        (kept_at(name * 32) / "circuit.safetensors").write_bytes(b"of everybody")
+    with Store(root) as store:
+        store.ledger.add(users(1))
+        assert not run(store, stand(verified=False))[0].committed
+        assert kept_at("ab" * 32).exists()
+        monkeypatch.setenv("CUREREC_CACHE", str(tmp_path / "another"))
+        assert run(store, stand(), seed=1)[0].committed
+        listed = predicates(store)[0]["artefacts"]
+    assert {"kind": f"{KIND} outside of the store", "done": "destroyed"} in listed
+    assert [p.name for p in (cache / "retain").iterdir()] == ["cd" * 32]
     assert not audit(root).faults

@@ -14,6 +14,7 @@ import torch
 from made_store import bytes_under
 from transformers import AutoModelForCausalLM
 
+from curerec.data.cache import kept_at
 from curerec.recommender.original import FILE
 from curerec.requests import gate, runner
 from curerec.requests.audit import audit
@@ -123,6 +124,9 @@ def test_not_verified_keeps_everything_and_verified_replaces_it(store, mine, mon
     # Four users of a model this small cannot be judged, and that is no pass.
     assert first.code == 1 and "held" in first.out, first
     assert tree(mine / "versions") == before and curerec("verify", mine).code == 0
+    (card,) = (mine / "versions").glob("*/curerec.json")
+    left_for_the_next = kept_at(json.loads(card.read_text())["weights_sha256"])
+    assert {p.stem for p in left_for_the_next.iterdir()} == {"circuit", "contributions"}
     monkeypatch.setattr(runner, "decide", promote_all)
     again = curerec("request", "run", "--store", mine)
     assert again.code == 0 and "committed" in again.out, again
@@ -131,6 +135,7 @@ def test_not_verified_keeps_everything_and_verified_replaces_it(store, mine, mon
     assert tree(mine / "versions").keys().isdisjoint(before.keys() - {"curerec.json"})
     checked = curerec("verify", mine)
     assert checked.code == 0 and "no proof of erasure" in checked.out
+    assert not left_for_the_next.exists()
     left = bytes_under(mine)
     assert not any(name.encode() in left for name in names)
     record = json.loads(sorted((mine / "records").glob("000002-*"))[0].read_bytes())["predicate"]

@@ -45,6 +45,18 @@ def root(cache: str | Path | None = None) -> Path:
     return Path(base).expanduser() / "curerec"
 
 
+def kept_at(weights: str, cache: str | Path | None = None) -> Path:
+    """Folder of what requests of a recommender leave for the next: its circuit and contributions on D_c.
+
+    It holds influence of the recommender's users: who destroys the recommender has it to destroy as well.
+
+    Args:
+        weights: ``weights_sha256`` of the recommender's card.
+        cache: as for :func:`root`.
+    """
+    return root(cache) / "retain" / weights
+
+
 def sha256(path: Path) -> str:
     """Hex digest of a file."""
     with path.open("rb") as file:

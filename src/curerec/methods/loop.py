@@ -380,5 +380,11 @@ def outcome(
         n_trainable=done.n_trainable,
         circuit=circuit,
         groups=groups,
-        details={"steps": done.steps, "update": done.config, "stages": dict(task.clock.seconds), **details},
+        details={
+            "steps": done.steps,
+            "update": done.config,
+            "stages": dict(task.clock.seconds),
+            "kept": task.shared.get("kept", []),
+            **details,
+        },
     )

@@ -9,6 +9,7 @@ import copy
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import cached_property
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -43,6 +44,8 @@ class Task:
         seed: of everything random in the request.
         clock: stages and their seconds.
         answered: what theta_o answered its training examples, where that is stored.
+        kept: folder of what earlier requests of the same recommender left for the next; None: nothing is
+            taken from there and nothing left.
     """
 
     original: Recommender
@@ -59,6 +62,7 @@ class Task:
     seed: int = 0
     clock: Clock = field(default_factory=Clock)
     answered: Original | None = field(default=None, repr=False)
+    kept: Path | None = None
     shared: dict[Any, Any] = field(default_factory=dict, repr=False)  # what stages of one request make once
 
     @classmethod

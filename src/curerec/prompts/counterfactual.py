@@ -22,15 +22,22 @@ class Pairs:
         corrupt: the same with some history items replaced, [n].
         unaligned: how many queries had no replacement of the same length and popularity, and were left out.
         replaced: how many history items were replaced, int [n].
+        index: which of the queries asked for each pair is of, int [n].
     """
 
     clean: Queries
     corrupt: Queries
     unaligned: int
     replaced: np.ndarray
+    index: np.ndarray
 
     def __len__(self) -> int:
         return len(self.clean)
+
+    @property
+    def put_in(self) -> np.ndarray:
+        """Item codes that took the place of others, int32 [n, K]; -1 where nothing was replaced."""
+        return np.where(self.corrupt.history != self.clean.history, self.corrupt.history, -1)
 
 
 def counterfactual_pairs(
@@ -109,4 +116,4 @@ def counterfactual_pairs(
             mend="Use a larger catalogue, fewer popularity classes or more prompts",
         )
     bad = Queries(corrupt[keep], q.rating[keep], q.candidate[keep], q.label[keep])
-    return Pairs(q.take(keep), bad, int((~keep).sum()), replaced[keep])
+    return Pairs(q.take(keep), bad, int((~keep).sum()), replaced[keep], np.flatnonzero(keep))

@@ -59,11 +59,22 @@ class Original:
         Returns:
             float32 [m, 2], and which of them were found, bool [m]; rows not found are 0.
         """
-        known = self.examples.target
-        at = np.minimum(np.searchsorted(known, examples.target), len(known) - 1)
-        found = known[at] == examples.target
-        found &= (self.examples.history[at] == examples.history).all(1)
+        at, found = _places(examples, self.examples)
         return np.where(found[:, None], self.logits[at], np.float32(0)), found
+
+
+def found_in(examples: Examples, known: Examples) -> np.ndarray:
+    """Which examples are among the known ones with the same target and history, bool [n]."""
+    return _places(examples, known.take(np.argsort(known.target, kind="stable")))[1]
+
+
+def _places(examples: Examples, known: Examples) -> tuple[np.ndarray, np.ndarray]:
+    """Where each example would stand in ``known``, whose targets ascend, and whether it does."""
+    if not len(known):
+        return np.zeros(len(examples), np.int64), np.zeros(len(examples), bool)
+    at = np.minimum(np.searchsorted(known.target, examples.target), len(known) - 1)
+    found = known.target[at] == examples.target
+    return at, found & (known.history[at] == examples.history).all(1)
 
 
 def write(folder: Path, recommender: Recommender, original: Original) -> str:
@@ -114,16 +125,26 @@ def _key(weights: str, recommender: Recommender, data: Interactions, examples: E
     titles = data.titles["title"].to_pylist()
     encoder = Encoder(recommender.tokenizer, recommender.template, titles)
     sampled = encoder.encode(queries(data, examples.take(np.arange(min(SAMPLED, len(examples))))))
-    about = {
+    digest = hashlib.sha256(json.dumps(about(weights, recommender, data), sort_keys=True).encode())
+    for part in (examples.target, examples.history, sampled.ids):
+        digest.update(np.ascontiguousarray(part, "<i8").tobytes())
+    return digest.hexdigest()
+
+
+def about(weights: str, recommender: Recommender, data: Interactions) -> dict[str, Any]:
+    """What a recommender's answers depend on, the choice of the examples apart: plain values.
+
+    Args:
+        weights: digest of its weights.
+        recommender: the model, its base and its template.
+        data: interactions that its prompts are made of.
+    """
+    return {
         "weights": weights,
         "base": recommender.base.get("sha256"),
         "type": str(recommender.model.get_input_embeddings().weight.dtype),
         "template": recommender.template,
         "answers": list(recommender.answers),
         "data": data.fingerprint,
-        "titles": titles,
+        "titles": data.titles["title"].to_pylist(),
     }
-    digest = hashlib.sha256(json.dumps(about, sort_keys=True).encode())
-    for part in (examples.target, examples.history, sampled.ids):
-        digest.update(np.ascontiguousarray(part, "<i8").tobytes())
-    return digest.hexdigest()

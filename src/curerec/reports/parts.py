@@ -220,9 +220,10 @@ class Stage(Part):
 
 
 class Cost(Part):
-    """What the request cost."""
+    """What the request cost; ``kept`` are the parts that an earlier request of the recommender had made."""
 
     stages: list[Stage] | None = None
+    kept: list[str] | None = None
     peak_mem_bytes: Count = None
 
 

@@ -17,6 +17,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from curerec.data.cache import kept_at
 from curerec.data.forget import without_rows
 from curerec.data.splits import examples
 from curerec.errors import RequestError
@@ -132,7 +133,8 @@ class CureEngine:
     @cached_property
     def task(self) -> Any:
         """The request as a method sees it."""
-        return task_for(self.opened, self.split, seed=self.job.seed, clock=self.clock)
+        kept = kept_at(self.opened.recommender.card["weights_sha256"])
+        return task_for(self.opened, self.split, seed=self.job.seed, clock=self.clock, kept=kept)
 
     def circuit(self) -> dict[str, Any]:
         """The core circuit; nothing where the method has none or finds it by itself."""
@@ -151,6 +153,7 @@ class CureEngine:
             "jaccard": found.jaccard,
             "scorer": found.scorer,
             "pairs": found.pairs,
+            "kept": "circuit" in self.task.shared.get("kept", ()),
             "stages": dict(self.clock.seconds),
         }
 
@@ -167,6 +170,7 @@ class CureEngine:
             "forget_score": found.forget_score,
             "retain_score": found.retain_score,
             "agreement": found.agreement,
+            "kept": "contributions" in self.task.shared.get("kept", ()),
             "stages": {k: v for k, v in self.clock.seconds.items() if k not in before},
         }
 
@@ -236,6 +240,8 @@ class CureEngine:
             verdict = judge(opened, split, old, new, fresh)
         advance(1, 1)
         metrics = measured.metrics[job.method]
+        parts = {"circuit": "circuit", "groups": "contributions"}
+        kept = [part for stage, part in parts.items() if before[stage].get("kept")]
         circuit = _circuit(before["circuit"]) if before["circuit"] else None
         units = units_of(opened.recommender.model, self.config.granularity) if before["groups"] else None
         outcome = Outcome(
@@ -248,7 +254,7 @@ class CureEngine:
             update["n_trainable"],
             circuit,
             _groups(before["groups"]) if before["groups"] else None,
-            {"steps": update["steps"], "units": units, "stages": seconds},
+            {"steps": update["steps"], "units": units, "stages": seconds, "kept": kept},
         )
         asked = ForgetRequest(job.kind, ("withheld",) * max(1, job.n_ids))  # type: ignore[arg-type]
         report = record_of(

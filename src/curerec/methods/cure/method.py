@@ -16,6 +16,7 @@ from curerec.circuits.path import path_scores
 from curerec.config import Strict
 from curerec.groups.assign import assign, comparable, rows_of_roles
 from curerec.methods.cure.gradient_share import gradient_shares
+from curerec.methods.cure.retain_side import RetainSide
 from curerec.methods.forget_objective import ForgetObjective
 from curerec.methods.loop import outcome
 from curerec.methods.rules import Rules
@@ -96,14 +97,18 @@ def explain(task: Task, config: CureConfig) -> tuple[Circuit, Units, Groups]:
 def circuit_of(task: Task, config: CureConfig) -> Circuit:
     """The core circuit of the recommendation, from counterfactual pairs of D_v."""
     model, answers = task.original.model, task.answers
+    side = RetainSide(task, config) if task.kept else None
     with task.clock.stage("counterfactuals"):
-        wanted = queries(task.data, task.sample(task.valid, max(config.pairs, config.pair_pool), 71))
+        if side and (found := side.circuit()):
+            return found
+        part = task.sample(task.valid, max(config.pairs, config.pair_pool), 71)
+        wanted = queries(task.data, part)
         pairs = counterfactual_pairs(task.data, wanted, task.encoder, task.train_rows, seed=task.seed)
         clean, corrupt = task.encoder.encode(pairs.clean), task.encoder.encode(pairs.corrupt)
         moved = moving_pairs(model, clean, corrupt, answers, config.pairs)
         clean, corrupt = clean.take(moved), corrupt.take(moved)
     with task.clock.stage("circuit"):
-        return (stable_core if config.stable else find_core)(
+        circuit = (stable_core if config.stable else find_core)(
             model,
             clean,
             corrupt,
@@ -117,6 +122,9 @@ def circuit_of(task: Task, config: CureConfig) -> Circuit:
             },
             seed=task.seed,
         )
+        if side:
+            side.keep_circuit(circuit, part.take(pairs.index[moved]), pairs.put_in[moved])
+        return circuit
 
 
 def groups_of(task: Task, config: CureConfig, circuit: Circuit) -> tuple[Units, Groups]:
@@ -140,7 +148,12 @@ def groups_of(task: Task, config: CureConfig, circuit: Circuit) -> tuple[Units, 
             forget = share[None]
         else:
             forget = stored(task.forget, config.forget_size, 72)
-        retain = stored(task.control, config.control_size, 73)
+        side = RetainSide(task, config) if task.kept else None
+        kept = side.contributions(len(units.names)) if side else None
+        control = side.control if side else task.control
+        retain = stored(control, config.control_size, 73) if kept is None else kept
+        if side and kept is None:
+            side.keep_contributions(retain, task.sample(control, config.control_size, 73))
     with task.clock.stage("groups"):
         groups = assign(
             forget,

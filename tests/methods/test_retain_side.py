@@ -1,0 +1,174 @@
+"""The retain side of an earlier request serves the next as far as that leaves its examples as they are."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from safetensors.numpy import load_file
+from test_answered import DATA, opened, trained
+
+from curerec import pipeline
+from curerec.data.cache import kept_at
+from curerec.methods.cure import method
+from curerec.methods.cure.retain_side import LEAST
+from curerec.records import ForgetRequest
+from curerec.splitting import granted
+
+
+@pytest.fixture(scope="module")
+def recommender(tmp_path_factory):
+    return opened(trained(tmp_path_factory.mktemp("kept")))
+
+
+@pytest.fixture
+def at(recommender, tmp_path):
+    return kept_at(recommender.recommender.card["weights_sha256"], tmp_path)
+
+
+@pytest.fixture
+def ran(monkeypatch):
+    """Prompts whose contributions were scored, and pairs that a circuit was sought on."""
+    seen = {"contributions": [], "circuit": []}
+    paths, core = method.path_scores, method.find_core
+
+    def path_scores(model, prompts, *rest, **more):
+        seen["contributions"].append(prompts)
+        return paths(model, prompts, *rest, **more)
+
+    def find_core(model, clean, *rest, **more):
+        seen["circuit"].append(clean)
+        return core(model, clean, *rest, **more)
+
+    monkeypatch.setattr(method, "path_scores", path_scores)
+    monkeypatch.setattr(method, "find_core", find_core)
+    return seen
+
+
+def users(*numbers):
+    return ForgetRequest("users", tuple(DATA.users[list(numbers)].tolist()))
+
+
+def explained(opened, request, kept, seed=0, **change):
+    split = granted(DATA, opened.recipe, opened.split, request)
+    task = pipeline.task_for(opened, split, seed=seed, kept=kept)
+    config = opened.recipe.cure.model_copy(update=change)
+    circuit, _, groups = method.explain(task, config)
+    return task, circuit, groups
+
+
+def test_the_same_request_again_runs_nothing_of_it_and_is_the_same(recommender, at, ran):
+    first = explained(recommender, users(0, 1), at)
+    assert "kept" not in first[0].shared and len(ran["circuit"]) == len(ran["contributions"]) == 1
+    assert {p.name for p in at.iterdir()} == {"circuit.safetensors", "contributions.safetensors"}
+    assert all(p.stat().st_mode & 0o077 == 0 for p in at.iterdir())
+    again = explained(recommender, users(0, 1), at)
+    assert again[0].shared["kept"] == ["circuit", "contributions"]
+    assert len(ran["circuit"]) == len(ran["contributions"]) == 1
+    for name in (
+        "modules",
+        "core",
+        "curve",
+        "faithfulness",
+        "jaccard",
+        "pairs",
+        "notes",
+        "order",
+        "agreement",
+    ):
+        assert getattr(again[1], name) == getattr(first[1], name), name
+    for name in ("scores", "exact", "low", "high"):
+        np.testing.assert_array_equal(getattr(again[1], name), getattr(first[1], name))
+    np.testing.assert_array_equal(again[2].retain_score, first[2].retain_score)
+    assert again[2].role.tolist() == first[2].role.tolist()
+
+
+def test_examples_of_who_is_deleted_now_are_dropped(recommender, at, ran):
+    first, *_ = explained(recommender, users(0, 1), at)
+    sample = first.sample(first.control, 20, 73)
+    (scored,) = ran["contributions"]
+    asked, times = np.unique(DATA.user_code[sample.target[~first.deleted[sample.target]]], return_counts=True)
+    gone = int(asked[times.argmin()])
+    second, _, groups = explained(recommender, users(gone), at)
+    assert len(ran["contributions"]) == 1 and "contributions" in second.shared["kept"]
+    side = method.RetainSide(second, recommender.recipe.cure)
+    mine = side.contributions(len(groups.modules))
+    assert 0 < len(mine) < len(scored)
+    assert not second.deleted[side.control.target].any()
+
+
+def test_a_pair_of_who_is_deleted_now_makes_the_circuit_anew(recommender, at, ran):
+    explained(recommender, users(0), at)
+    (pairs,) = ran["circuit"]
+    target = load_file(at / "circuit.safetensors")["target"]
+    assert len(target) == len(pairs)
+    task, *_ = explained(recommender, users(0, int(DATA.user_code[target[0]])), at)
+    assert "circuit" not in task.shared.get("kept", []) and len(ran["circuit"]) == 2
+    now = load_file(at / "circuit.safetensors")["target"]
+    assert not task.deleted[now].any()
+
+
+def test_another_request_takes_the_circuit_that_it_does_not_touch(recommender, at, ran):
+    _, circuit, _ = explained(recommender, users(0), at)
+    its = DATA.user_code[load_file(at / "circuit.safetensors")["target"]]
+    trained_on = np.unique(DATA.user_code[recommender.split.train.target])
+    task, again, _ = explained(recommender, users(int(np.setdiff1d(trained_on, its)[-1])), at)
+    assert "circuit" in task.shared["kept"] and len(ran["circuit"]) == 1
+    assert again.core == circuit.core
+
+
+def test_an_item_that_a_kept_prompt_shows_makes_the_circuit_anew(recommender, at, ran):
+    explained(recommender, users(0), at)
+    items = load_file(at / "circuit.safetensors")["items"]
+    task, *_ = explained(recommender, ForgetRequest("items", (DATA.items[items[items >= 0][0]],)), at)
+    assert "circuit" not in task.shared.get("kept", []) and len(ran["circuit"]) == 2
+
+
+def test_too_few_left_are_scored_anew(recommender, at, ran):
+    explained(recommender, users(0), at)
+    many = users(*range(1, 2 + round((1 - LEAST) * len(DATA.users)) + 4))
+    task, *_ = explained(recommender, many, at)
+    assert "contributions" not in task.shared.get("kept", []) and len(ran["contributions"]) == 2
+
+
+@pytest.mark.parametrize("change", [{"pairs": 6}, {"path_steps": 2}, {"control_size": 15}, {"seed": 1}])
+def test_another_configuration_or_seed_takes_nothing_else(recommender, at, ran, change):
+    explained(recommender, users(0), at)
+    task, *_ = explained(recommender, users(0), at, **change)
+    kept = set(task.shared.get("kept", []))
+    if "seed" in change:
+        assert not kept
+    else:
+        assert kept == ({"contributions"} if "pairs" in change else {"circuit"})
+
+
+def test_other_weights_other_folders_and_damaged_files_are_not_taken(recommender, at, ran, tmp_path):
+    explained(recommender, users(0), at)
+    other = opened(trained(recommender.base.parent, seed=1))
+    assert kept_at(other.recommender.card["weights_sha256"], tmp_path) != at
+    planted, *_ = explained(other, users(0), at)  # the first one's, in the second one's place
+    assert not planted.shared.get("kept")
+    for path in at.iterdir():
+        path.write_bytes(path.read_bytes()[:-3])
+    damaged, *_ = explained(recommender, users(0), at)
+    assert not damaged.shared.get("kept")
+    whole, *_ = explained(recommender, users(0), at)  # written anew
+    assert whole.shared["kept"] == ["circuit", "contributions"]
+
+
+def test_without_a_folder_nothing_is_written_or_taken(recommender, at, ran):
+    explained(recommender, users(0), None)
+    outcome, _ = pipeline.unlearn(recommender, users(0), "cure")
+    assert not at.parent.exists() and outcome.details["kept"] == []
+    kept, _ = pipeline.unlearn(recommender, users(0), "cure", kept=at)
+    assert kept.details["kept"] == []
+    again, _ = pipeline.unlearn(recommender, users(0), "cure", kept=at)
+    assert again.details["kept"] == ["circuit", "contributions"]
+    stages = again.details["stages"]
+    assert "circuit" not in stages and again.t_total_s == sum(stages.values())
+    assert again.trace[-1]["valid_auc"] == kept.trace[-1]["valid_auc"]
+
+
+def test_a_folder_that_cannot_be_written_stops_nothing(recommender, tmp_path, ran):
+    (tmp_path / "file").write_text("")
+    _, circuit, _ = explained(recommender, users(0), tmp_path / "file" / "kept")
+    assert circuit.core
