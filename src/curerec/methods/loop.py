@@ -14,6 +14,7 @@ from pydantic import Field
 from curerec.methods.rules import Rules, uniform
 from curerec.methods.stopping import Stopping, Watch
 from curerec.methods.task import Task
+from curerec.prompts.encoding import Prompts
 from curerec.recommender.memory import keep_freed
 from curerec.recommender.score import answer_logits, device_of, to_batch
 from curerec.recommender.tune import Averager, TuneConfig, optimise
@@ -92,12 +93,15 @@ class Batch:
         last: int64 [batch], answer positions.
         label: int64 [batch].
         index: int64 [batch], which of the examples.
+        examples, prompts: those, [batch].
     """
 
     ids: torch.Tensor
     last: torch.Tensor
     label: torch.Tensor
     index: np.ndarray
+    examples: Examples
+    prompts: Prompts
 
 
 class Batches:
@@ -136,9 +140,11 @@ class Batches:
     def at(self, index: np.ndarray) -> Batch:
         """The batch of given examples."""
         device = device_of(self.task.original.model)
-        prompts = self.task.encode(self.examples.take(index))
+        examples = self.examples.take(index)
+        prompts = self.task.encode(examples)
         ids, last = to_batch(prompts, np.arange(len(prompts)), device)
-        return Batch(ids, last, torch.from_numpy(prompts.label.astype(np.int64)).to(device), index)
+        label = torch.from_numpy(prompts.label.astype(np.int64)).to(device)
+        return Batch(ids, last, label, index, examples, prompts)
 
 
 @dataclass
@@ -164,8 +170,9 @@ class Descent:
         return answer_logits(self.model, batch.ids, batch.last, self.task.answers, lean=True)
 
     def original(self, batch: Batch) -> torch.Tensor:
-        """Answer logits of theta_o, [batch, 2]."""
-        return frozen_logits(self.task.original.model, batch, self.task.answers)
+        """Answer logits of theta_o, [batch, 2]; from where training stored them, if it did."""
+        logits = self.task.original_logits(batch.examples, batch.prompts)
+        return torch.from_numpy(logits).to(batch.ids.device)
 
     def loss(self, batch: Batch) -> torch.Tensor:
         """Cross-entropy of the changing model, mean, nats."""
