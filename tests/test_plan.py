@@ -66,10 +66,10 @@ def test_stages_are_those_of_the_run_and_the_model_stays(asked):
     assert made.time_s == sum(s.time_s for s in made.stages)
 
 
-@pytest.mark.parametrize(("every", "members"), [(None, 1), (3, 1), (3, 2)])
+@pytest.mark.parametrize("every", [None, 3])
 @pytest.mark.parametrize("forget_loss", ["rewind", "npo"])
 @pytest.mark.parametrize("forget_score", ["gradient", "path"])
-def test_passes_are_counted_as_they_are_taken(every, members, forget_loss, forget_score, monkeypatch):
+def test_passes_are_counted_as_they_are_taken(every, forget_loss, forget_score, monkeypatch):
     """Forward passes of a prompt by stage: of the configuration, and of the run."""
     # Half of these short prompts is the template's: what they share would be computed in passes of its own.
     monkeypatch.setattr("curerec.recommender.score.can_share", lambda model: False)
@@ -92,7 +92,6 @@ def test_passes_are_counted_as_they_are_taken(every, members, forget_loss, forge
                 "batch_size": 500,  # all of D_f
                 "retain_batch_size": 10,
                 "forget_every": every,
-                "members": members,
                 "forget_size": 20,
             },
         }

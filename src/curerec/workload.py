@@ -125,8 +125,7 @@ def of_cure(config: CureConfig, sizes: Sizes) -> dict[str, list[Work]]:
 
 def _steps(update: UnlearnConfig, sizes: Sizes, look: list[Work]) -> list[Work]:
     """Work of the update loop, if all of its steps are taken."""
-    members = update.members
-    steps, size = update.max_steps * members, min(update.retain_batch_size or update.batch_size, sizes.retain)
+    steps, size = update.max_steps, min(update.retain_batch_size or update.batch_size, sizes.retain)
     retained = Work("gradient", steps * size, "retain", batch=size)
     ready = min(AHEAD * size, sizes.retain) * -(-steps // AHEAD)
     work = [
@@ -139,11 +138,9 @@ def _steps(update: UnlearnConfig, sizes: Sizes, look: list[Work]) -> list[Work]:
         batch = min(update.batch_size, sizes.forget)
         work.append(Work("gradient", steps * batch, "forget", batch=batch))
     else:
-        taken = members * -(-update.max_steps // update.forget_every)
-        if sizes.forget <= update.forget_size:
-            taken -= members - 1  # all of D_f at the start that they share
+        taken = -(-steps // update.forget_every)
         work.append(Work("gradient", min(update.forget_size, sizes.forget), "forget", times=taken))
-    looks = members * -(-update.max_steps // update.check_every) + (members > 1)
+    looks = -(-steps // update.check_every)
     seen = Work("score", min(update.check_size, sizes.forget), "forget", times=looks)
     return [*work, seen, *(Work("score", w.n, w.part, times=looks) for w in look)]
 

@@ -2,17 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from dataclasses import replace
-from typing import Any
-
 import numpy as np
 import torch
 from pydantic import Field
 
 from curerec.circuits.adapter import weight_deltas
 from curerec.methods.forget_objective import ForgetObjective
-from curerec.methods.loop import CLOSED, Log, LoopConfig, Update, free, store, walk
+from curerec.methods.loop import Log, LoopConfig, Update, free, walk
 from curerec.methods.losses import ForgetLoss, kl_to
 from curerec.methods.pace import Pace
 from curerec.methods.rollback import roll_back
@@ -54,12 +50,6 @@ class UnlearnConfig(LoopConfig):
         description="a look on the way sets the push so that the steps left close the gap at the pace so "
         "far (``pace.py``); else it rests the push while the gap is closed",
     )
-    members: int = Field(
-        1,
-        gt=0,
-        description="updates from the same start on other batches of D_r, each of max_steps, whose weights "
-        "are averaged: much of what a single one leaves is the scatter of its batches",
-    )
 
 
 def retain_weight(task: Task, config: UnlearnConfig) -> float:
@@ -89,7 +79,7 @@ def run(
     which the record says). The retain gradient is a batch's; the forget gradient a batch's, or with
     ``forget_every`` that of all of D_f, taken anew every so many steps. What is looked at, and handed back,
     is the running average of the weights: single iterates scatter in P(yes) by more than the forgetting to
-    be measured. With ``members`` several updates are averaged once more.
+    be measured.
 
     Args:
         task: the request.
@@ -102,6 +92,7 @@ def run(
     with task.clock.stage("prepare"):
         watch = Watch(task, config)
         model = task.copy_of_model()
+        device = device_of(model)
         objective = ForgetObjective.of(task, config)
         retain = _Retain(task, config.retain_batch_size or config.batch_size)
         if kept is not None:
@@ -112,117 +103,49 @@ def run(
     parameters = dict(model.named_parameters(remove_duplicate=False))
     names = [n for n in rules.trainable() if n in parameters]
     params = free(model, names)
-    start = [p.detach().clone() for p in params]
-    first: tuple[list[torch.Tensor], float] | None = None
-    ends: list[list[torch.Tensor]] = []
-    done: list[Update] = []
-    for member in range(config.members):
-        store(params, start)
-        pushing = _Pushing(task, config, objective, params, watch, member, first)
-        gradients = pushing.with_retain(model, names, rules, retain)
-        done.append(walk(watch, config, model, params, gradients, config.max_steps, steer=pushing.steer))
-        first = pushing.first
-        ends.append([p.detach().clone() for p in params])
-    model.requires_grad_(True)
-    if config.members == 1:
-        return done[0]
-    with task.clock.stage("update"):
-        store(params, [torch.stack(each).mean(0) for each in zip(*ends, strict=True)])
-        seen = watch.look(model)
-    return averaged(done, watch, seen)
+    n = len(objective.prompts)
+    rng = np.random.default_rng([task.seed, 61])
+    stream = endless(objective.prompts.lengths, min(config.batch_size, n), rng)
+    pace = Pace(watch, config.max_steps, config.push) if config.paced else None
+    taken: tuple[list[torch.Tensor], float] | None = None
+    push = config.push
 
+    def steer(point: Log) -> None:
+        nonlocal push
+        push = pace.push(point) if pace else 0.0 if watch.closed(point) else config.push
 
-def averaged(done: Sequence[Update], watch: Watch, seen: Log) -> Update:
-    """What several updates did whose weights were averaged: the first one's looks, and that at the average.
-
-    Source: Wortsman et al. 2022, arXiv 2203.05482 (model soups), with members that share their start.
-    """
-    steps = sum(one.steps for one in done)
-    stop = f"after {len(done)} updates of {done[0].steps} steps the gap of their average had not closed"
-    if watch.harmed(seen):
-        stop = f"the utility guard: validation AUC fell by more than {watch.config.max_auc_drop:g}"
-    elif watch.closed(seen):
-        stop = CLOSED
-    trace = (*done[0].trace, {**done[0].trace[-1], **seen, "step": steps})
-    return replace(done[0], trace=trace, stop_reason=stop, steps=steps)
-
-
-class _Pushing:
-    """The forget side of one update: its gradients, and how hard they push.
-
-    Args:
-        task: the request.
-        config: losses.
-        objective: of D_f.
-        params: that may change.
-        watch: at the membership gap.
-        member: of the updates that are averaged; each has its own batches.
-        first: the gradient at the start over all of D_f, if another member has taken it.
-    """
-
-    def __init__(
-        self,
-        task: Task,
-        config: UnlearnConfig,
-        objective: ForgetObjective,
-        params: list[torch.nn.Parameter],
-        watch: Watch,
-        member: int,
-        first: tuple[list[torch.Tensor], float] | None,
-    ) -> None:
-        self.config, self.objective, self.params, self.watch = config, objective, params, watch
-        self.n = len(objective.prompts)
-        self.rng = np.random.default_rng([task.seed, 61] if not member else [task.seed, 61, member])
-        self.stream = endless(objective.prompts.lengths, min(config.batch_size, self.n), self.rng)
-        self.pace = Pace(watch, config.max_steps, config.push) if config.paced else None
-        self.push = config.push
-        self.first = first
-        self.taken = first
-
-    def steer(self, point: Log) -> None:
-        """Set the push by what a look on the way found."""
-        if self.pace:
-            self.push = self.pace.push(point)
-        else:
-            self.push = 0.0 if self.watch.closed(point) else self.config.push
-
-    def gradient(self, model: Any, step: int) -> tuple[list[torch.Tensor], float]:
+    def of_forget(step: int) -> tuple[list[torch.Tensor], float]:
         """The forget gradient, and the loss that it is of."""
-        every = self.config.forget_every
-        if every is None:
-            loss = self.objective.loss(model, next(self.stream))
-            return list(torch.autograd.grad(loss, self.params)), float(loss.detach())
-        if self.taken is None or (step and step % every == 0):
-            size = min(self.n, self.config.forget_size)
-            index = None if size == self.n else self.rng.choice(self.n, size, replace=False)
-            self.taken = self.objective.gradient(model, self.params, index)
-            self.first = self.first or (self.taken if index is None else None)
-        return self.taken
+        nonlocal taken
+        if config.forget_every is None:
+            loss = objective.loss(model, next(stream))
+            return list(torch.autograd.grad(loss, params)), float(loss.detach())
+        if taken is None or step % config.forget_every == 0:
+            size = min(n, config.forget_size)
+            index = None if size == n else rng.choice(n, size, replace=False)
+            taken = objective.gradient(model, params, index)
+        return taken
 
-    def with_retain(
-        self, model: Any, names: list[str], rules: Rules, retain: _Retain
-    ) -> Callable[[int], Log]:
-        """What fills ``.grad`` in each step: both gradients, combined by the rules."""
-        config, answers = self.config, retain.task.answers
-        device = device_of(model)
+    def gradients(step: int) -> Log:
+        g_f, loss_f = of_forget(step)
+        batch, before = retain.next()
+        ids, last = to_batch(batch, np.arange(len(batch)), device)
+        logits = answer_logits(model, ids, last, task.answers, lean=True)
+        loss_r = kl_to(logits, before)
+        if config.retain_labels:
+            label = torch.from_numpy(batch.label.astype(np.int64)).to(device)
+            loss_r = loss_r + config.retain_labels * torch.nn.functional.cross_entropy(logits, label)
+        g_r = torch.autograd.grad(loss_r, params)
+        direction, seen = rules.combine(
+            {name: push * g for name, g in zip(names, g_f, strict=True)}, dict(zip(names, g_r, strict=True))
+        )
+        for name, p in zip(names, params, strict=True):
+            p.grad = direction[name].to(p.dtype)
+        return {**_summary(loss_f, loss_r, seen), "push": push}
 
-        def gradients(step: int) -> Log:
-            g_f, loss_f = self.gradient(model, step)
-            batch, before = retain.next()
-            ids, last = to_batch(batch, np.arange(len(batch)), device)
-            logits = answer_logits(model, ids, last, answers, lean=True)
-            loss_r = kl_to(logits, before)
-            if config.retain_labels:
-                label = torch.from_numpy(batch.label.astype(np.int64)).to(device)
-                loss_r = loss_r + config.retain_labels * torch.nn.functional.cross_entropy(logits, label)
-            g_r = torch.autograd.grad(loss_r, self.params)
-            pushed = {name: self.push * g for name, g in zip(names, g_f, strict=True)}
-            direction, seen = rules.combine(pushed, dict(zip(names, g_r, strict=True)))
-            for name, p in zip(names, self.params, strict=True):
-                p.grad = direction[name].to(p.dtype)
-            return {**_summary(loss_f, loss_r, seen), "push": self.push}
-
-        return gradients
+    done = walk(watch, config, model, params, gradients, config.max_steps, steer=steer)
+    model.requires_grad_(True)
+    return done
 
 
 class _Retain:
