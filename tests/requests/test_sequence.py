@@ -87,6 +87,7 @@ def test_a_hundred_users_one_by_one(number, tmp_path, capsys, monkeypatch):
             memory.append(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)
             sizes.append(size_of(tmp_path / "s"))
             spent.append(store.drift()[0])
+            tries.append(store.db.execute("SELECT count(*) FROM batch").fetchone()[0])
         counts = store.ledger.counts()
         assert sum(counts.values()) == number and counts["running"] == 0
         for row in store.ledger.all(["held"]):
