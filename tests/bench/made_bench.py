@@ -89,7 +89,9 @@ def made_rows(out: Path, recipe: BenchRecipe, *, worth: dict[str, float] | None 
             answers = dict(zip(names, (truth + shift, *retrains), strict=True))
             arrays = {f"{k}/forget": logits(z) for k, z in answers.items()}
             artefacts.write_arrays(out / artefacts.YARDSTICKS / yard, arrays, {"of": "test"})
-            told += [(k, {"test_auc": 0.7, "residual": 1.0 if k == "original" else None}) for k in names]
+            for k in names:
+                ours = {"residual": 1.0, "jsd": scale.ceiling} if k == "original" else {"residual": None}
+                told.append((k, {"test_auc": 0.7, **ours}))
         else:
             share = (worth or {}).get(job.method, 0.5)
             row: dict[str, Any] = {"failure": "out of memory"}

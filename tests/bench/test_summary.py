@@ -38,6 +38,24 @@ def test_mean_and_interval_over_seeds(tmp_path):
     assert found["n"] == 3
 
 
+def test_the_residual_is_that_of_the_means(tmp_path):
+    made_rows(tmp_path, recipe(), worth=WORTH)
+    path = tmp_path / "rows.jsonl"
+    found = read_lines(path)
+    for row in found:  # a seed whose floor comes near its ceiling: its own ratio says nothing
+        if row["seed"] == 22 and row["jsd"] is not None:
+            row["floor"] = row["ceiling"] * 0.99
+            row["residual"] = (row["jsd"] - row["floor"]) / (row["ceiling"] - row["floor"])
+    path.write_text("".join(json.dumps(row) + "\n" for row in found), encoding="utf-8")
+    values = line(summarise(tmp_path), "npo")["values"]
+    mine = [r for r in found if r["method"] == "npo"]
+    jsd, floor, ceiling = (np.mean([r[k] for r in mine]) for k in ("jsd", "floor", "ceiling"))
+    assert values["residual"]["mean"] == pytest.approx((jsd - floor) / (ceiling - floor))
+    assert values["residual"]["n"] == 3 and np.isfinite(values["residual"]["half"])
+    assert values["residual_of_seeds"]["mean"] == pytest.approx(np.mean([r["residual"] for r in mine]))
+    assert values["residual_of_seeds"]["mean"] < -10 < -1 < values["residual"]["mean"] < 0.2
+
+
 def test_retrains_of_a_seed_count_as_one(tmp_path):
     made_rows(tmp_path, recipe())
     mine = line(summarise(tmp_path), "retrain")

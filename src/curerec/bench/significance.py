@@ -45,7 +45,7 @@ class Compared:
     """A method's residual less another's.
 
     Attributes:
-        difference: mean over seeds; below 0 the first is nearer to the retrains.
+        difference: over all seeds; below 0 the first is nearer to the retrains.
         low, high: 95 % interval of the resamples.
         p: two-sided.
         seeds: that both have.
@@ -71,7 +71,8 @@ def compared(
     A draw takes seeds with replacement and, within each, examples with replacement; both methods, the floor
     and the ceiling are taken of the same examples, so what is hard for both cancels.
 
-    ``residual = (mean d - mean floor) / (mean ceiling - mean floor)`` in each seed's resample.
+    ``residual = (mean d - mean floor) / (mean ceiling - mean floor)``, means over all drawn seeds: the floor
+    of a single seed is one pair of retrains, and its ratio alone may say nothing.
 
     Args:
         yards, ours, theirs: by seed; P(yes) on D_f, [n] in the yard's order.
@@ -95,16 +96,16 @@ def compared(
         )  # [4, n]
         n = columns.shape[1]
         weights = np.stack([np.bincount(rng.integers(0, n, n), minlength=n) for _ in range(draws)])
-        point.append(_gap(columns.mean(1)))
-        resampled.append(_gap((weights @ columns.T / n).T))
+        point.append(columns.mean(1))
+        resampled.append(weights @ columns.T / n)  # [draws, 4]
     chosen = rng.integers(0, len(common), (draws, len(common)))
-    drawn = np.stack(resampled)[chosen, np.arange(draws)[:, None]].mean(1)
+    drawn = _gap(np.stack(resampled)[chosen, np.arange(draws)[:, None]].mean(1).T)
     if not np.isfinite(drawn).all():
         return None
     low, high = np.quantile(drawn, [0.025, 0.975])
     tail = min((drawn >= 0).sum(), (drawn <= 0).sum())
     p = min(1.0, 2 * (tail + 1) / (draws + 1))
-    return Compared(float(np.mean(point)), float(low), float(high), float(p), len(common))
+    return Compared(float(_gap(np.mean(point, 0))), float(low), float(high), float(p), len(common))
 
 
 def _gap(means: np.ndarray) -> np.ndarray:

@@ -37,6 +37,7 @@ def _megabytes(value: float | None) -> str:
 #: Columns of the table: key, head, how a number is written.
 COLUMNS: tuple[tuple[str, str, Show], ...] = (
     ("residual", "Residual", _two),
+    ("residual_of_seeds", "mean of the seeds' residuals", _two),
     ("jsd", "JSD on D_f, nats", _nats),
     ("jeffreys_half", "Half Jeffreys, nats", _nats),
     ("membership_auc", "Membership AUC", f.fixed),
@@ -108,7 +109,7 @@ def cells(line: Line, block: Block, columns: tuple[tuple[str, str, Show], ...]) 
     """The numbers of a line as text: mean and half-width of the interval."""
     out = []
     for key, _, show in columns:
-        hidden = key.endswith("residual") and not block.rankable
+        hidden = key.endswith(("residual", "residual_of_seeds")) and not block.rankable
         shown = f.NONE if hidden else with_half(line.values.get(key), show)
         if key == "residual" and line.against is not None and line.against.significant:
             shown += MARK
