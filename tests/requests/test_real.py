@@ -162,6 +162,9 @@ MOMENTS = ["circuit: ", "groups: ", "update: ", "measure: "]
 def test_kill_of_the_real_pipeline(moment, mine, tmp_path, monkeypatch):
     monkeypatch.setattr(runner, "decide", promote_all)
     undisturbed = Path(shutil.copytree(mine, tmp_path / "undisturbed", symlinks=True))
+    # Both begin without a retain side that an earlier request left: it is of other examples of D_c.
+    (card,) = (mine / "versions").glob("*/curerec.json")
+    shutil.rmtree(kept_at(json.loads(card.read_text())["weights_sha256"]), ignore_errors=True)
     assert curerec("request", "run", "--store", undisturbed).code == 0
     log = tmp_path / "log"
     result = killed(log, ["request", "run", "--store", mine], lambda text: moment in text, signal.SIGKILL)
