@@ -18,7 +18,7 @@ from curerec.models import base_folder, check_finite, check_fits, check_template
 from curerec.progress import Clock, Reporter, Silent
 from curerec.prompts.encoding import Encoder, answer_tokens, queries
 from curerec.recipe import Recipe, recipe_of_card
-from curerec.recommender import bases, original, parallel, storage
+from curerec.recommender import bases, parallel, storage, stored_answers
 from curerec.recommender.score import score
 from curerec.recommender.tune import tune
 from curerec.records import ForgetRequest, ForgetSplit, Interactions, Outcome, Recommender, Split
@@ -84,7 +84,7 @@ def train(
     if without is None and parallel.is_main():
         with clock.stage("score the training examples"):
             logits = score(model, prompts, encoder.answers)
-        answered = original.Original.of(model, data, examples, logits)
+        answered = stored_answers.StoredAnswers.of(model, data, examples, logits)
     recommender = Recommender(
         model=model,
         tokenizer=tokenizer,
@@ -118,7 +118,9 @@ class Opened:
     split: Split
     base: Path
     note: str | None = None  # what a user should know of how it was opened
-    answered: original.Original | None = None  # what it answered its training examples, where that is stored
+    answered: stored_answers.StoredAnswers | None = (
+        None  # what it answered its training examples, where that is stored
+    )
 
 
 def open_recommender(
@@ -141,7 +143,9 @@ def open_recommender(
     base = base or bases.resolve(card["base"]["name"], cache=cache)
     recommender = storage.load(folder, base, device=device())
     split = split_of(data, recipe.split)
-    return Opened(recommender, recipe, data, split, base, note, original.read(recommender, data, split.train))
+    return Opened(
+        recommender, recipe, data, split, base, note, stored_answers.read(recommender, data, split.train)
+    )
 
 
 def check_references(folders: list[Path], request: ForgetRequest) -> None:
@@ -168,7 +172,12 @@ def check_references(folders: list[Path], request: ForgetRequest) -> None:
 
 
 def task_for(
-    opened: Opened, split: ForgetSplit, *, seed: int, clock: Clock | None = None, kept: Path | None = None
+    opened: Opened,
+    split: ForgetSplit,
+    *,
+    seed: int,
+    clock: Clock | None = None,
+    retain_side: Path | None = None,
 ) -> Task:
     """The request as a method sees it.
 
@@ -177,8 +186,8 @@ def task_for(
         split: the request applied.
         seed: of the method.
         clock: stages and their seconds.
-        kept: from :func:`curerec.data.cache.kept_at`, if the request may take what earlier ones left, and
-            leave its own; the model must be the one that the recommender's card names.
+        retain_side: from :func:`curerec.data.cache.retain_side_at`, if the request may take what earlier
+            ones left, and leave its own; the model must be the one that the recommender's card names.
 
     Raises:
         ModelError: the fine-tuning changed nothing, so there is nothing to forget.
@@ -203,7 +212,7 @@ def task_for(
         seed=seed,
         clock=clock or Clock(),
         answered=answered,
-        kept=kept,
+        retain_side=retain_side,
     )
 
 
@@ -225,7 +234,7 @@ def unlearn(
     *,
     seed: int = 0,
     reporter: Reporter | None = None,
-    kept: Path | None = None,
+    retain_side: Path | None = None,
 ) -> tuple[Outcome, ForgetSplit]:
     """Run one method on one request.
 
@@ -236,15 +245,15 @@ def unlearn(
         config: the method's configuration; None takes the recipe's or its default.
         seed: of the method.
         reporter: told of stages.
-        kept: from :func:`curerec.data.cache.kept_at`: take what earlier requests left there, and leave this
-            one's. None, as in experiments: what it costs is the cost of a first request.
+        retain_side: from :func:`curerec.data.cache.retain_side_at`: take what earlier requests left, and
+            leave this one's. None, as in experiments: what it costs is the cost of a first request.
 
     Raises:
         RequestError: unknown method, or a request that cannot be granted.
     """
     check_method(method)
     split = granted(opened.data, opened.recipe, opened.split, request)
-    task = task_for(opened, split, seed=seed, clock=Clock(reporter or Silent()), kept=kept)
+    task = task_for(opened, split, seed=seed, clock=Clock(reporter or Silent()), retain_side=retain_side)
     return carry_out(task, method, config or opened.recipe.config_of(method)), split
 
 

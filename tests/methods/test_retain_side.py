@@ -5,14 +5,14 @@ from __future__ import annotations
 import numpy as np
 import pytest
 from safetensors.numpy import load_file
-from test_answered import DATA, opened, trained
 
 from curerec import pipeline
-from curerec.data.cache import kept_at
+from curerec.data.cache import retain_side_at
 from curerec.methods.cure import method
 from curerec.methods.cure.retain_side import LEAST
 from curerec.records import ForgetRequest
 from curerec.splitting import granted
+from made_recommender import DATA, opened, trained
 
 
 @pytest.fixture(scope="module")
@@ -22,7 +22,7 @@ def recommender(tmp_path_factory):
 
 @pytest.fixture
 def at(recommender, tmp_path):
-    return kept_at(recommender.recommender.card["weights_sha256"], tmp_path)
+    return retain_side_at(recommender.recommender.card["weights_sha256"], tmp_path)
 
 
 @pytest.fixture
@@ -50,7 +50,7 @@ def users(*numbers):
 
 def explained(opened, request, kept, seed=0, **change):
     split = granted(DATA, opened.recipe, opened.split, request)
-    task = pipeline.task_for(opened, split, seed=seed, kept=kept)
+    task = pipeline.task_for(opened, split, seed=seed, retain_side=kept)
     config = opened.recipe.cure.model_copy(update=change)
     circuit, _, groups = method.explain(task, config)
     return task, circuit, groups
@@ -144,7 +144,7 @@ def test_another_configuration_or_seed_takes_nothing_else(recommender, at, ran, 
 def test_other_weights_other_folders_and_damaged_files_are_not_taken(recommender, at, ran, tmp_path):
     explained(recommender, users(0), at)
     other = opened(trained(recommender.base.parent, seed=1))
-    assert kept_at(other.recommender.card["weights_sha256"], tmp_path) != at
+    assert retain_side_at(other.recommender.card["weights_sha256"], tmp_path) != at
     planted, *_ = explained(other, users(0), at)  # the first one's, in the second one's place
     assert not planted.shared.get("kept")
     for path in at.iterdir():
@@ -159,9 +159,9 @@ def test_without_a_folder_nothing_is_written_or_taken(recommender, at, ran):
     explained(recommender, users(0), None)
     outcome, _ = pipeline.unlearn(recommender, users(0), "cure")
     assert not at.parent.exists() and outcome.details["kept"] == []
-    kept, _ = pipeline.unlearn(recommender, users(0), "cure", kept=at)
+    kept, _ = pipeline.unlearn(recommender, users(0), "cure", retain_side=at)
     assert kept.details["kept"] == []
-    again, _ = pipeline.unlearn(recommender, users(0), "cure", kept=at)
+    again, _ = pipeline.unlearn(recommender, users(0), "cure", retain_side=at)
     assert again.details["kept"] == ["circuit", "contributions"]
     stages = again.details["stages"]
     assert "circuit" not in stages and again.t_total_s == sum(stages.values())

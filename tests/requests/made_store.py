@@ -166,3 +166,8 @@ def states(root: Path) -> dict[str, int]:
     """Requests by state."""
     with Store(root) as store:
         return store.ledger.counts()
+
+
+def predicates(store, action="deletion"):
+    """What the chain says of actions of a kind."""
+    return [json.loads(one.body)["predicate"] for one in store.links() if one.action == action]

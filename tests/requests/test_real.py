@@ -14,8 +14,8 @@ import torch
 from made_store import bytes_under
 from transformers import AutoModelForCausalLM
 
-from curerec.data.cache import kept_at
-from curerec.recommender.original import FILE
+from curerec.data.cache import retain_side_at
+from curerec.recommender.stored_answers import FILE
 from curerec.requests import gate, runner
 from curerec.requests.audit import audit
 from curerec.requests.engine import CureEngine
@@ -125,7 +125,7 @@ def test_not_verified_keeps_everything_and_verified_replaces_it(store, mine, mon
     assert first.code == 1 and "held" in first.out, first
     assert tree(mine / "versions") == before and curerec("verify", mine).code == 0
     (card,) = (mine / "versions").glob("*/curerec.json")
-    left_for_the_next = kept_at(json.loads(card.read_text())["weights_sha256"])
+    left_for_the_next = retain_side_at(json.loads(card.read_text())["weights_sha256"])
     assert {p.stem for p in left_for_the_next.iterdir()} == {"circuit", "contributions"}
     monkeypatch.setattr(runner, "decide", promote_all)
     again = curerec("request", "run", "--store", mine)
@@ -164,7 +164,7 @@ def test_kill_of_the_real_pipeline(moment, mine, tmp_path, monkeypatch):
     undisturbed = Path(shutil.copytree(mine, tmp_path / "undisturbed", symlinks=True))
     # Both begin without a retain side that an earlier request left: it is of other examples of D_c.
     (card,) = (mine / "versions").glob("*/curerec.json")
-    shutil.rmtree(kept_at(json.loads(card.read_text())["weights_sha256"]), ignore_errors=True)
+    shutil.rmtree(retain_side_at(json.loads(card.read_text())["weights_sha256"]), ignore_errors=True)
     assert curerec("request", "run", "--store", undisturbed).code == 0
     log = tmp_path / "log"
     result = killed(log, ["request", "run", "--store", mine], lambda text: moment in text, signal.SIGKILL)

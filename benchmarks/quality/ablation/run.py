@@ -18,7 +18,6 @@ import numpy as np
 
 from curerec.cli.bars import bars
 from curerec.cli.inputs import quiet, ratings
-from curerec.data.forget import draw_request
 from curerec.experiment import RETRAIN_SEEDS
 from curerec.machine import machine, versions
 from curerec.measure import Candidate, candidate, measure
@@ -28,7 +27,7 @@ from curerec.progress import Clock
 from curerec.recipe import Recipe
 from curerec.recipes import load_recipe
 from curerec.recommender.score import p_yes
-from curerec.splitting import granted
+from curerec.splitting import drawn_request, granted
 
 HERE = Path(__file__).parent
 
@@ -40,18 +39,27 @@ def variants(recipe: Recipe) -> dict[str, tuple[str, Any]]:
     def changed(**parts: Any) -> Any:
         return cure.model_copy(update=parts)
 
-    whole = {"forget": 1.0, "retain": 1.0, "shared": 1.0}
-    gentle = cure.kept.model_copy(update={"forget": 0.6, "retain": 0.6, "shared": 0.6})
-    everywhere = {"tau": 1e-9, "scope": "all", "kept": gentle}  # every unit is high in both: task-shared
+    def stepping(steps: int, **parts: Any) -> Any:
+        looks = {"max_steps": steps, "forget_every": steps, "check_every": steps // 3}
+        return changed(update=cure.update.model_copy(update={**looks, **parts}))
+
+    def kept(share: float, others: float = 1.0) -> Any:
+        return cure.kept.model_copy(update={"forget": share, "shared": share, "retain": others})
+
+    steps = cure.update.max_steps
+    fewer = {"tau": 0.7, "kept": kept(0.65)}
+    everywhere = {"tau": 1e-9, "scope": "all"}  # every unit is high in both: task-shared
     return {
         "cure": ("cure", cure),
         "cure, groups drawn at random": ("random_modules", cure),
         "cure, no groups (all task-shared)": ("cure", changed(**everywhere)),
-        "cure, nothing rolled back": ("cure", changed(kept=cure.kept.model_copy(update=whole))),
-        "random groups, nothing rolled back": (
-            "random_modules",
-            changed(kept=cure.kept.model_copy(update=whole)),
-        ),
+        "cure, nothing rolled back": ("cure", changed(kept=kept(1.0))),
+        "random groups, nothing rolled back": ("random_modules", changed(kept=kept(1.0))),
+        "cure, fewer rows (tau .7, kept .65)": ("cure", changed(**fewer)),
+        "random groups, fewer rows": ("random_modules", changed(**fewer)),
+        "cure, 30 steps": ("cure", stepping(30)),
+        "cure, 90 steps": ("cure", stepping(90)),
+        "cure, no labels of D_r": ("cure", stepping(steps, retain_labels=0.0)),
         "cure, overturned units task-shared": ("cure", changed(uncertain="shared")),
         "cure, NPO loss": ("cure", changed(update=cure.update.model_copy(update={"forget_loss": "npo"}))),
         "npo": ("npo", recipe.npo),
@@ -62,7 +70,7 @@ def main() -> None:
     """Train, run every variant, append a row each."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--data", default=None, help="name or path; default: the recipe's")
-    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1])
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2, 3])
     parser.add_argument("--retrains", type=int, default=2)
     parser.add_argument("--results", type=Path, default=HERE / "results.jsonl")
     options = parser.parse_args()
@@ -70,14 +78,11 @@ def main() -> None:
     data, recipe = ratings(options.data, load_recipe("demo"))
     for seed in options.seeds:
         with tempfile.TemporaryDirectory() as folder, bars() as reporter, options.results.open("a") as file:
-            chosen = recipe.model_copy(update={"seed": seed})
+            chosen = recipe.seeded(seed)
             clock = Clock(reporter)
             train(data, chosen, Path(folder) / "original", clock=clock)
             opened = open_recommender(Path(folder) / "original", data)
-            ask = chosen.request
-            request = draw_request(
-                data, opened.split, kind=ask.kind, share=ask.share, choice=ask.choice, seed=seed
-            )
+            request = drawn_request(data, chosen, opened.split)
             split = granted(data, chosen, opened.split, request)
             references = {
                 f"retrain_{k}": candidate(
@@ -105,7 +110,7 @@ def main() -> None:
                     **row,
                     "stop_reason": outcome.stop_reason,
                     "roles": outcome.groups and dict(Counter(outcome.groups.role.tolist())),
-                    "config_hash": recipe.model_copy(update={"seed": 0}).digest,
+                    "config_hash": recipe.seeded(0).digest,
                     "versions": versions(),
                     "machine": machine(),
                 }

@@ -173,7 +173,7 @@ def unlearn(
         raise typer.BadParameter("Missing option '--out'")
     from curerec.cli.bars import bars
     from curerec.cli.say import say_base, say_verdict
-    from curerec.data.cache import kept_at
+    from curerec.data.cache import retain_side_at
     from curerec.data.output import check_out, replacing
     from curerec.measure import Candidate, candidate, judge, measure
     from curerec.models import fresh_model
@@ -190,8 +190,10 @@ def unlearn(
     opened = opened_with(recommender, data, base)
     config = opened.recipe.config_of(method)
     with bars() as reporter:
-        kept = kept_at(opened.recommender.card["weights_sha256"])
-        outcome, split = run(opened, asked, method, config, seed=seed or 0, reporter=reporter, kept=kept)
+        side = retain_side_at(opened.recommender.card["weights_sha256"])
+        outcome, split = run(
+            opened, asked, method, config, seed=seed or 0, reporter=reporter, retain_side=side
+        )
         advance = reporter.stage("measure")
         models = {"original": Candidate(opened.recommender.model), method: candidate(outcome)}
         measured = measure(opened, split, models, {})

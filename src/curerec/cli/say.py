@@ -56,7 +56,12 @@ def say_verdict(found: dict[str, Any], *, strict: bool = True) -> None:
     word = {True: "verified", False: "not verified", None: "not judged"}[found["verified"]]
     typer.echo(word)
     for check in found["checks"]:
-        if check["passed"] is not True:
+        if check["passed"] is None:  # the text says why
             typer.echo(f"  {check['name']}: {check['text']}")
+        elif not check["passed"]:
+            typer.echo(
+                f"  {check['name']}: failed, {check['value']:.3g} (limit {check['limit']:.3g}). "
+                f"It asks that this holds: {check['text']}"
+            )
     if found["verified"] is False or (strict and found["verified"] is None):
         raise typer.Exit(1)

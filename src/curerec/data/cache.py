@@ -45,7 +45,7 @@ def root(cache: str | Path | None = None) -> Path:
     return Path(base).expanduser() / "curerec"
 
 
-def kept_at(weights: str, cache: str | Path | None = None) -> Path:
+def retain_side_at(weights: str, cache: str | Path | None = None) -> Path:
     """Folder of what requests of a recommender leave for the next: its circuit and contributions on D_c.
 
     It holds influence of the recommender's users: who destroys the recommender has it to destroy as well.

@@ -17,8 +17,8 @@ import torch
 
 from curerec.progress import Clock
 from curerec.prompts.encoding import Encoder, Prompts, queries
-from curerec.recommender.original import Original
 from curerec.recommender.score import score
+from curerec.recommender.stored_answers import StoredAnswers
 from curerec.recommender.tune import TuneConfig
 from curerec.records import Examples, ForgetSplit, Interactions, Outcome, Recommender
 
@@ -44,8 +44,8 @@ class Task:
         seed: of everything random in the request.
         clock: stages and their seconds.
         answered: what theta_o answered its training examples, where that is stored.
-        kept: folder of what earlier requests of the same recommender left for the next; None: nothing is
-            taken from there and nothing left.
+        retain_side: folder of what earlier requests of the same recommender left for the next; None: nothing
+            is taken from there and nothing left.
     """
 
     original: Recommender
@@ -61,8 +61,8 @@ class Task:
     fresh: Callable[[], Any]
     seed: int = 0
     clock: Clock = field(default_factory=Clock)
-    answered: Original | None = field(default=None, repr=False)
-    kept: Path | None = None
+    answered: StoredAnswers | None = field(default=None, repr=False)
+    retain_side: Path | None = None
     shared: dict[Any, Any] = field(default_factory=dict, repr=False)  # what stages of one request make once
 
     @classmethod

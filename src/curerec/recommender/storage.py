@@ -18,12 +18,13 @@ from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 from curerec.data.output import replacing
 from curerec.errors import ModelError
 from curerec.prompts.encoding import answer_tokens
-from curerec.recommender import manifest, original
+from curerec.recommender import manifest, stored_answers
 from curerec.recommender.families import family_named, family_of
 from curerec.recommender.families.structure import check_structure
 from curerec.recommender.quantise import quantise
 from curerec.recommender.safety import check_folder, weights_digest
 from curerec.recommender.score import answer_logits
+from curerec.recommender.stored_answers import StoredAnswers
 from curerec.records import Recommender
 
 CARD = "curerec.json"
@@ -172,7 +173,7 @@ def write_card(recommender: Recommender, folder: Path) -> None:
     (folder / CARD).write_text(json.dumps(card, indent=2, sort_keys=True) + "\n", encoding="utf-8")
 
 
-def save(recommender: Recommender, folder: Path, *, answered: original.Original | None = None) -> Path:
+def save(recommender: Recommender, folder: Path, *, answered: StoredAnswers | None = None) -> Path:
     """Write a recommender whole or not at all.
 
     With LoRA the folder is a plain PEFT adapter, with full fine-tuning a plain transformers model; both load
@@ -192,9 +193,9 @@ def save(recommender: Recommender, folder: Path, *, answered: original.Original 
     folder = Path(folder)
     with replacing(folder, marker=CARD) as stage:
         write_model(recommender.model, recommender.tokenizer, stage)
-        card = {k: v for k, v in recommender.card.items() if k != original.DIGEST}  # of other weights
+        card = {k: v for k, v in recommender.card.items() if k != stored_answers.DIGEST}  # of other weights
         if answered is not None:
-            card[original.DIGEST] = original.write(stage, recommender, answered)
+            card[stored_answers.DIGEST] = stored_answers.write(stage, recommender, answered)
         write_card(replace(recommender, card=card), stage)
     return folder
 

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any, TypedDict
 
 from curerec.data import durable
-from curerec.recommender import manifest, original
+from curerec.recommender import manifest, stored_answers
 from curerec.reports.html import write_report
 from curerec.reports.schema import write_record
 from curerec.requests import chain, keys
@@ -282,7 +282,7 @@ def _artefacts(store: Store, plan: Plan, version: str, data: str) -> list[dict[s
         for name in (row["id"] for row in rows if row["id"] != version):
             found.append({"kind": "adapter", "sha256": name, "done": done[store.policy.old]})
             folders = [store.root / place / name for place in ("versions", "quarantine")]
-            if any((folder / original.FILE).exists() for folder in folders):  # and goes with the folder
+            if any((folder / stored_answers.FILE).exists() for folder in folders):  # and goes with the folder
                 kind = "stored answers to the training examples"
                 found.append({"kind": kind, "adapter": name, "done": done[store.policy.old]})
     if plan.answers:

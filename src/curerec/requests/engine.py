@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from curerec.data.cache import kept_at
+from curerec.data.cache import retain_side_at
 from curerec.data.forget import without_rows
 from curerec.data.splits import examples
 from curerec.errors import RequestError
@@ -33,7 +33,7 @@ from curerec.models import check_finite, device, fresh_model, logits_of
 from curerec.pipeline import Opened, check_method, open_recommender, task_for
 from curerec.progress import Clock
 from curerec.recipe import recipe_of_card
-from curerec.recommender import bases, original, storage
+from curerec.recommender import bases, storage, stored_answers
 from curerec.recommender.units import units_of
 from curerec.recording import record_of
 from curerec.records import Circuit, Examples, ForgetRequest, ForgetSplit, Groups, Interactions, Outcome
@@ -112,7 +112,7 @@ class CureEngine:
         base = Path(job.base) if job.base else bases.resolve(card["base"]["name"])
         recommender = storage.load(job.folder, base, device=device())
         data, split = job.table.data, job.table.split
-        answered = original.read(recommender, data, split.train)
+        answered = stored_answers.read(recommender, data, split.train)
         return Opened(recommender, recipe, data, split, base, answered=answered)
 
     @cached_property
@@ -133,8 +133,8 @@ class CureEngine:
     @cached_property
     def task(self) -> Any:
         """The request as a method sees it."""
-        kept = kept_at(self.opened.recommender.card["weights_sha256"])
-        return task_for(self.opened, self.split, seed=self.job.seed, clock=self.clock, kept=kept)
+        side = retain_side_at(self.opened.recommender.card["weights_sha256"])
+        return task_for(self.opened, self.split, seed=self.job.seed, clock=self.clock, retain_side=side)
 
     def circuit(self) -> dict[str, Any]:
         """The core circuit; nothing where the method has none or finds it by itself."""
@@ -187,7 +187,7 @@ class CureEngine:
                 outcome = METHODS[self.job.method][0](self.task, self.config)
         check_finite(outcome.model)
         card = copy.deepcopy(self.opened.recommender.card)
-        of_the_old = ("format", "weights_sha256", "train_time_s", original.DIGEST)
+        of_the_old = ("format", "weights_sha256", "train_time_s", stored_answers.DIGEST)
         card = {k: v for k, v in card.items() if k not in of_the_old}
         steps = [] if self.job.method == RETRAIN else card.get("unlearned", [])
         card["unlearned"] = [*steps, {"method": outcome.method}]

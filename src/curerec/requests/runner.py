@@ -17,9 +17,9 @@ from curerec.requests import keys
 from curerec.requests.commit import Counts, Plan, finish, prepare, recover
 from curerec.requests.database import transaction
 from curerec.requests.gate import Decision, decide, used_up
-from curerec.requests.kept import list_kept
 from curerec.requests.ledger import now
 from curerec.requests.lock import runner
+from curerec.requests.retain_sides import list_retain_sides
 from curerec.requests.stages import EngineFor, Job, run_stages
 from curerec.requests.store import Store
 from curerec.requests.table import Entry, Table
@@ -256,7 +256,7 @@ def _try(
             _Told(store, batch, reporter),
         )
         answers = run_stages(store, batch, engine(job))
-        list_kept(store)
+        list_retain_sides(store)
         decision = decide(store.policy, answers["verdict"], store.drift(), retrained=method == RETRAIN)
         if not decision.promoted:
             return decision.reasons

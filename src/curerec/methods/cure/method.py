@@ -97,7 +97,7 @@ def explain(task: Task, config: CureConfig) -> tuple[Circuit, Units, Groups]:
 def circuit_of(task: Task, config: CureConfig) -> Circuit:
     """The core circuit of the recommendation, from counterfactual pairs of D_v."""
     model, answers = task.original.model, task.answers
-    side = RetainSide(task, config) if task.kept else None
+    side = RetainSide(task, config) if task.retain_side else None
     with task.clock.stage("counterfactuals"):
         if side and (found := side.circuit()):
             return found
@@ -148,7 +148,7 @@ def groups_of(task: Task, config: CureConfig, circuit: Circuit) -> tuple[Units, 
             forget = share[None]
         else:
             forget = stored(task.forget, config.forget_size, 72)
-        side = RetainSide(task, config) if task.kept else None
+        side = RetainSide(task, config) if task.retain_side else None
         kept = side.contributions(len(units.names)) if side else None
         control = side.control if side else task.control
         retain = stored(control, config.control_size, 73) if kept is None else kept

@@ -27,8 +27,8 @@ from safetensors.numpy import save
 from curerec.data import durable
 from curerec.errors import ModelError, StorageError
 from curerec.methods.task import Task
-from curerec.recommender.original import about, found_in
 from curerec.recommender.safety import check_safetensors
+from curerec.recommender.stored_answers import about, found_in
 from curerec.records import Circuit, Examples
 
 if TYPE_CHECKING:
@@ -43,7 +43,7 @@ class RetainSide:
     """What of a recommender's retain side one request can take from an earlier one.
 
     Args:
-        task: the request; ``task.kept`` is the folder.
+        task: the request; ``task.retain_side`` is the folder.
         config: of CURE.
     """
 
@@ -118,8 +118,8 @@ class RetainSide:
         return hashlib.sha256(json.dumps(depends, sort_keys=True).encode()).hexdigest()
 
     def _path(self, part: str) -> Path:
-        assert self.task.kept is not None
-        return self.task.kept / f"{part}.safetensors"
+        assert self.task.retain_side is not None
+        return self.task.retain_side / f"{part}.safetensors"
 
     def _read(self, part: str, config: dict[str, Any]) -> tuple[Arrays, str] | None:
         path = self._path(part)

@@ -14,48 +14,15 @@ from transformers import AutoModelForCausalLM
 
 from curerec import pipeline
 from curerec.calibration import sizes_of
-from curerec.config import parse
 from curerec.methods import task as tasks
 from curerec.methods.unlearn import _Retain
 from curerec.models import logits_of
-from curerec.recipe import Recipe
-from curerec.recommender import original
-from curerec.recommender.nano import nano_tokenizer
-from curerec.recommender.storage import CARD, write_model
+from curerec.recommender import stored_answers
+from curerec.recommender.storage import CARD
 from curerec.records import ForgetRequest
 from curerec.splitting import granted
 from curerec.workload import of_cure
-from made_catalogue import made_catalogue
-from made_families import made_family_model
-
-DATA = made_catalogue(24)
-# Plain descent: Adam makes a step of the rate's size of a gradient that is nothing but rounding.
-LOOK = {"max_steps": 4, "check_every": 2, "check_size": 30, "batch_size": 16, "max_auc_drop": 1}
-# Labels of D_r: without them the first retain gradient is rounding, too, and its direction is projected on.
-LOOK |= {"optimizer": "sgd", "lr": 0.03, "retain_labels": 0.1}
-CURE = {"pairs": 8, "pair_pool": 16, "forget_size": 20, "control_size": 20, "draws": 8, "path_steps": 1}
-USERS = ForgetRequest("users", tuple(DATA.users[:3]))
-
-
-def trained(folder, kind="full", seed=0, without=None):
-    base = folder / "base"
-    if not base.exists():
-        tokenizer = nano_tokenizer(DATA.titles["title"].to_pylist())
-        write_model(made_family_model("mistral", len(tokenizer), scale=0.1), tokenizer, base)
-    model = {"base": str(base), "kind": kind, "tuning": {"epochs": 1, "batch_size": 32, "lr": 3e-3}}
-    recipe = {
-        "split": {"train": 150, "other": 60},
-        "model": model | ({"lora": {"r": 3, "alpha": 6}} if kind == "lora" else {}),
-        "cure": {**CURE, "granularity": "row" if kind == "full" else "head_mlp", "update": LOOK},
-        "seed": seed,
-    }
-    out = folder / f"{kind}-{seed}-{without is not None}"
-    pipeline.train(DATA, parse(Recipe, recipe, where="test"), out, base=base, without=without)
-    return out
-
-
-def opened(folder):
-    return pipeline.open_recommender(folder, DATA, base=folder.parent / "base")
+from made_recommender import DATA, USERS, opened, trained
 
 
 @pytest.fixture(scope="module", params=["full", "lora"])
@@ -154,25 +121,25 @@ def test_nothing_else_passes_for_them(recommender, tmp_path):
     other = trained(tmp_path, kind, seed=1)
     assert opened(other).answered is not None
     mine = shutil.copytree(recommender, tmp_path / "mine")
-    whole = (mine / original.FILE).read_bytes()
-    (mine / original.FILE).write_bytes((other / original.FILE).read_bytes())
+    whole = (mine / stored_answers.FILE).read_bytes()
+    (mine / stored_answers.FILE).write_bytes((other / stored_answers.FILE).read_bytes())
     assert opened(mine).answered is None
     card = json.loads((mine / CARD).read_text())
-    theirs = json.loads((other / CARD).read_text())[original.DIGEST]
-    (mine / CARD).write_text(json.dumps({**card, original.DIGEST: theirs}))
+    theirs = json.loads((other / CARD).read_text())[stored_answers.DIGEST]
+    (mine / CARD).write_text(json.dumps({**card, stored_answers.DIGEST: theirs}))
     assert opened(mine).answered is None
     (mine / CARD).write_text(json.dumps(card))
     for damaged in (whole[:-4], b"", whole[:-4] + b"\0\0\0\1", whole + b"\0" * 8):
-        (mine / original.FILE).write_bytes(damaged)
+        (mine / stored_answers.FILE).write_bytes(damaged)
         assert opened(mine).answered is None
-    (mine / original.FILE).unlink()
+    (mine / stored_answers.FILE).unlink()
     assert opened(mine).answered is None
-    (mine / original.FILE).write_bytes(whole)
+    (mine / stored_answers.FILE).write_bytes(whole)
     at = opened(mine)
     assert at.answered is not None
     titles = DATA.titles.set_column(1, "title", [DATA.titles["title"].to_pylist()[::-1]])
-    assert original.read(at.recommender, replace(DATA, titles=titles), at.split.train) is None
-    assert original.read(at.recommender, DATA, at.split.control) is None
+    assert stored_answers.read(at.recommender, replace(DATA, titles=titles), at.split.train) is None
+    assert stored_answers.read(at.recommender, DATA, at.split.control) is None
 
 
 def test_another_model_in_its_place_is_scored(recommender):
@@ -192,8 +159,8 @@ def test_neither_an_unlearned_recommender_nor_a_retrain_has_any(recommender, tmp
     pipeline.save_unlearned(at, outcome, USERS, new)
     again = trained(recommender.parent, recommender.name.split("-")[0], without=USERS)
     for folder in (new, again):
-        assert not (folder / original.FILE).exists()
-        assert original.DIGEST not in json.loads((folder / CARD).read_text())
+        assert not (folder / stored_answers.FILE).exists()
+        assert stored_answers.DIGEST not in json.loads((folder / CARD).read_text())
         assert opened(folder).answered is None
 
 

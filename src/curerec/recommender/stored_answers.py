@@ -29,7 +29,7 @@ SAMPLED = 8  # prompts whose tokens are in the key: another tokenizer or templat
 
 
 @dataclass(frozen=True)
-class Original:
+class StoredAnswers:
     """Answer logits of theta_o on the examples that it was trained on.
 
     Attributes:
@@ -45,7 +45,7 @@ class Original:
     logits: np.ndarray
 
     @classmethod
-    def of(cls, model: Any, data: Interactions, examples: Examples, logits: np.ndarray) -> Original:
+    def of(cls, model: Any, data: Interactions, examples: Examples, logits: np.ndarray) -> StoredAnswers:
         """From examples in any order."""
         order = np.argsort(examples.target, kind="stable")
         return cls(model, data, examples.take(order), np.ascontiguousarray(logits[order], np.float32))
@@ -77,7 +77,7 @@ def _places(examples: Examples, known: Examples) -> tuple[np.ndarray, np.ndarray
     return at, found & (known.history[at] == examples.history).all(1)
 
 
-def write(folder: Path, recommender: Recommender, original: Original) -> str:
+def write(folder: Path, recommender: Recommender, original: StoredAnswers) -> str:
     """Put the logits beside weights that are there already; returns the file's sha256, for the card."""
     key = _key(weights_digest(folder), recommender, original.data, original.examples)
     content = save({"logits": original.logits}, {"key": key})
@@ -85,7 +85,7 @@ def write(folder: Path, recommender: Recommender, original: Original) -> str:
     return hashlib.sha256(content).hexdigest()
 
 
-def read(recommender: Recommender, data: Interactions, examples: Examples) -> Original | None:
+def read(recommender: Recommender, data: Interactions, examples: Examples) -> StoredAnswers | None:
     """The stored logits of a loaded recommender, if it has them.
 
     Args:
@@ -112,12 +112,12 @@ def read(recommender: Recommender, data: Interactions, examples: Examples) -> Or
         logits = load(content).get("logits")
     except (OSError, ValueError, ModelError, SafetensorError):
         return None
-    made = Original.of(recommender.model, data, examples, np.zeros((len(examples), 2)))
+    made = StoredAnswers.of(recommender.model, data, examples, np.zeros((len(examples), 2)))
     if logits is None or logits.dtype != np.float32 or logits.shape != made.logits.shape:
         return None
     if said.get("key") != _key(card["weights_sha256"], recommender, data, made.examples):
         return None
-    return Original(recommender.model, data, made.examples, logits)
+    return StoredAnswers(recommender.model, data, made.examples, logits)
 
 
 def _key(weights: str, recommender: Recommender, data: Interactions, examples: Examples) -> str:

@@ -6,14 +6,14 @@ import json
 import os
 import re
 
-from curerec.data.cache import kept_at
+from curerec.data.cache import retain_side_at
 from curerec.requests.database import transaction
 from curerec.requests.store import Store
 
 KIND = "retain side of the circuit"
 
 
-def list_kept(store: Store) -> None:
+def list_retain_sides(store: Store) -> None:
     """Enter the folders of all versions that may be served as artefacts to be destroyed.
 
     Also of versions that no run of this store scored: ``curerec unlearn`` on the recommender that the store
@@ -23,7 +23,7 @@ def list_kept(store: Store) -> None:
     for row in store.db.execute("SELECT id FROM version WHERE state = 'lawful'").fetchall():
         try:
             card = json.loads((store.root / "versions" / row["id"] / "curerec.json").read_bytes())
-            folder = kept_at(card["weights_sha256"]).resolve()
+            folder = retain_side_at(card["weights_sha256"]).resolve()
         except (OSError, ValueError, LookupError, TypeError):
             continue
         if not re.fullmatch(r"[0-9a-f]{64}", folder.name) or not folder.is_dir():

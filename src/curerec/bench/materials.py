@@ -1,0 +1,179 @@
+"""What the jobs of a benchmark share: data, originals, requests and yardsticks, each opened or made once."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from curerec.bench import artefacts as kept
+from curerec.bench.plan import Job
+from curerec.bench.recipe import BenchRecipe
+from curerec.bench.shapes import made_shape
+from curerec.data.fetch import DATASETS, load
+from curerec.evaluation.candidate import Candidate
+from curerec.evaluation.inputs import p_yes
+from curerec.evaluation.residual import Reference
+from curerec.evaluation.scene import PARTS, Ground
+from curerec.measure import ground_of
+from curerec.models import base_folder
+from curerec.pipeline import Opened
+from curerec.progress import Clock, Reporter, Silent
+from curerec.recommender.storage import read_card
+from curerec.records import ForgetRequest, ForgetSplit, Interactions
+from curerec.splitting import drawn_request, granted
+
+
+@dataclass
+class Materials:
+    """The recipe, where to write, and what was opened last.
+
+    Attributes:
+        recipe: of the run.
+        out: folder of the run.
+        places: where data sets are that their names do not find.
+        shared: whether others work on the same machine.
+        cache: of the user.
+        reporter: told of stages.
+    """
+
+    recipe: BenchRecipe
+    out: Path
+    places: Mapping[str, str] = field(default_factory=dict)
+    shared: bool = False
+    cache: Path | None = None
+    reporter: Reporter = field(default_factory=Silent)
+    _data: dict[str, Interactions] = field(default_factory=dict)
+    _last: dict[str, tuple[Any, Any]] = field(default_factory=dict)
+
+    def data(self, name: str) -> Interactions:
+        """The interactions of a data set."""
+        if name not in self._data:
+            place = self.places.get(name) or self.recipe.datasets[name].get("data", name)
+            form = None if place in DATASETS else self.recipe.datasets[name].get("format")
+            self._data = {name: load(place, cache=self.cache, format=form)}  # one at a time: they are large
+        return self._data[name]
+
+    def _base(self, job: Job, *, make: bool = False) -> Path | None:
+        shape = self.recipe.models[job.model].shape
+        if shape is not None:
+            titles = self.data(job.dataset).titles["title"].to_pylist()
+            return made_shape(shape, titles, self.out / kept.BASES / f"{shape}-{job.dataset}")
+        if make:
+            recipe = self.recipe.setting(job.dataset, job.model, seed=job.seed)
+            base_folder(self.data(job.dataset), recipe, cache=self.cache, clock=Clock(self.reporter))
+        return None
+
+    def _once(self, what: str, key: Any, make: Any) -> Any:
+        """The last thing made of a kind, if it is of the same key."""
+        held = self._last.get(what)
+        if held is None or held[0] != key:
+            self._last.pop(what, None)  # first gone, then made: two do not fit where one just does
+            self._last[what] = (key, make())
+        return self._last[what][1]
+
+    def _opened(self, job: Job) -> Opened:
+        def make() -> Opened:
+            recipe = self.recipe.setting(job.dataset, job.model, ask=job.ask, seed=job.seed)
+            data, base = self.data(job.dataset), self._base(job)
+            folder = kept.trained(data, recipe, self.out, base=base, cache=self.cache, reporter=self.reporter)
+            return kept.opened_with(folder, data, recipe, base, cache=self.cache)
+
+        opened = self._once("opened", (job.dataset, job.model, job.seed, job.request), make)
+        assert isinstance(opened, Opened)
+        return opened
+
+    def _asked(self, job: Job) -> tuple[ForgetRequest, ForgetSplit]:
+        def make() -> tuple[ForgetRequest, ForgetSplit]:
+            opened = self._opened(job)
+            request = drawn_request(opened.data, opened.recipe, opened.split)
+            return request, granted(opened.data, opened.recipe, opened.split, request)
+
+        found: tuple[ForgetRequest, ForgetSplit] = self._once(
+            "asked", (job.dataset, job.model, job.seed, job.request), make
+        )
+        return found
+
+    def _reference(self, job: Job, number: int) -> Path:
+        opened = self._opened(job)
+        return kept.trained(
+            opened.data,
+            opened.recipe,
+            self.out,
+            without=self._asked(job)[0],
+            number=number,
+            base=self._base(job),
+            cache=self.cache,
+            reporter=self.reporter,
+        )
+
+    def _ground(self, job: Job) -> Ground:
+        """What metrics have in common for a request: each part is encoded once for all its cells."""
+        place = (job.dataset, job.model, job.seed, job.request)
+        found: Ground = self._once(
+            "ground", place, lambda: ground_of(self._opened(job), self._asked(job)[1], seed=job.seed)
+        )
+        return found
+
+    # The yardstick: what every cell of a request is measured with.
+
+    def _yardstick(self, job: Job) -> tuple[Candidate, dict[str, Candidate], str]:
+        def make() -> tuple[Candidate, dict[str, Candidate], str]:
+            opened, request = self._opened(job), self._asked(job)[0]
+            assert opened.recommender.path is not None
+            folders = {"original": opened.recommender.path}
+            for k in range(self.recipe.retrains):
+                folders["retrain" if k == 0 else f"retrain_{k + 1}"] = self._reference(job, k)
+            cards = {name: read_card(folder) for name, folder in folders.items()}
+            about = {name: card["weights_sha256"] for name, card in cards.items()}
+            about["request"] = request.digest
+            name = f"{kept.digest(about)[:16]}.safetensors"
+            path = self.out / kept.YARDSTICKS / name
+            arrays = kept.read_arrays(path, about)
+            models = {
+                n: Candidate(None, card["train_time_s"], card["train_time_s"], _trainable(opened))
+                for n, card in cards.items()
+            }
+            if arrays is None or self.recipe.columns:  # attacks fine-tune or round the references, too
+                for n, one in models.items():
+                    one.model = (
+                        opened.recommender.model
+                        if n == "original"
+                        else kept.opened_with(
+                            folders[n], opened.data, opened.recipe, self._base(job), cache=self.cache
+                        ).recommender.model
+                    )
+            if arrays is None:
+                ground = self._ground(job)
+                arrays = {f"{n}/{p}": ground.logits(one, p) for n, one in models.items() for p in PARTS}
+                kept.write_arrays(path, arrays, about)
+            for n, one in models.items():
+                if not self.recipe.columns:
+                    one.model = None
+                one.logits = {p: arrays[f"{n}/{p}"] for p in PARTS}
+                one.memory = dict(one.logits)
+            return models.pop("original"), models, name
+
+        found: tuple[Candidate, dict[str, Candidate], str] = self._once(
+            "yardstick", (job.dataset, job.model, job.seed, job.request), make
+        )
+        return found
+
+    def _scale(self, job: Job) -> dict[str, Any]:
+        """Floor and ceiling on D_f, and whether methods may be ranked by them."""
+        original, references, _ = self._yardstick(job)
+        if len(references) < 2:
+            return {"floor": None, "ceiling": None, "rankable": None}
+        yes = [p_yes(one.logits["forget"]) for one in references.values()]
+        scale = Reference(np.stack(yes), p_yes(original.logits["forget"]))
+        return {"floor": scale.floor, "ceiling": scale.ceiling, "rankable": scale.rankable}
+
+
+def _trainable(opened: Opened) -> int:
+    """Parameters that fine-tuning changed: the adapter's, or all."""
+    model = opened.recommender.model
+    lora = sum(p.numel() for n, p in model.named_parameters() if ".lora_" in n)
+    return lora or sum(p.numel() for p in model.parameters())
