@@ -11,7 +11,7 @@ import pytest
 import torch
 from made_bench import made_place, made_recipe
 
-from curerec.bench import search, work
+from curerec.bench import materials, search, work
 from curerec.bench.blind import blind_task, blinded
 from curerec.bench.plan import plan
 from curerec.bench.work import Workshop
@@ -97,8 +97,8 @@ def test_a_spy_reads_no_test_rating(shop, monkeypatch):
     real = METHODS["grad_diff"][0]
     monkeypatch.setitem(METHODS, "grad_diff", (spy, METHODS["grad_diff"][1]))
     job = replace(shop.trial, method="grad_diff")
-    for name in ("evaluate", "scenes", "ground_of"):
-        monkeypatch.setattr(work, name, lambda *a, **k: pytest.fail("a trial was measured like a cell"))
+    for module, name in ((work, "evaluate"), (work, "scenes"), (materials, "ground_of")):
+        monkeypatch.setattr(module, name, lambda *a, **k: pytest.fail("a trial was measured like a cell"))
     ((_, row),) = shop.shop.do(job, {})
     assert np.isnan(seen["rating"]).all() and not seen["attributes"]
     assert row["failure"] is None and np.isfinite(row["kl_valid"])

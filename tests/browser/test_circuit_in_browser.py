@@ -46,8 +46,7 @@ def test_the_page_is_quiet_fits_and_can_be_read(
         assert page.evaluate(checks.COLLISIONS) == []
         assert page.evaluate(checks.FAINT) == []
         shot = tmp_path / f"circuit-{width}-{scheme}.png"
-        page.screenshot(path=shot, full_page=True)
-        assert shot.stat().st_size > 20_000 and noise == []
+        assert checks.picture(page, shot) > 20_000 and noise == []
     finally:
         page.close()
 

@@ -73,7 +73,11 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2, 3])
     parser.add_argument("--retrains", type=int, default=2)
     parser.add_argument("--results", type=Path, default=HERE / "results.jsonl")
+    parser.add_argument("--table", action="store_true", help="only print the means of the newest rows")
     options = parser.parse_args()
+    if options.table:
+        print(table([json.loads(line) for line in options.results.read_text(encoding="utf-8").splitlines()]))
+        return
     quiet()
     data, recipe = ratings(options.data, load_recipe("demo"))
     for seed in options.seeds:
@@ -122,6 +126,34 @@ def main() -> None:
                     f"KL on D_v {line['kl_valid']:.4f}  {line['retrain_ratio']:.2f} of a retrain",
                     flush=True,
                 )
+
+
+def table(rows: list[dict[str, Any]]) -> str:
+    """Means over seeds by variant, of the last row's configuration; the residual is that of the means."""
+    rows = [row for row in rows if row["config_hash"] == rows[-1]["config_hash"]]
+    seeds = sorted({row["seed"] for row in rows})
+    lines = [
+        f"seeds {seeds}\n",
+        "| variant | residual | of single seeds | gap to retrain | test AUC above | of a retrain |",
+        "|---" * 6 + "|",
+    ]
+    for name in dict.fromkeys(row["variant"] for row in rows):
+        mine = sorted((row for row in rows if row["variant"] == name), key=lambda row: int(row["seed"]))
+        jsd, floor, ceiling, gap, auc, share = (
+            np.mean([row[key] for row in mine])
+            for key in (
+                "jsd",
+                "floor_jsd",
+                "ceiling_jsd",
+                "membership_gap",
+                "auc_to_retrain",
+                "retrain_ratio",
+            )
+        )
+        single = ", ".join(f"{row['residual']:.2f}" for row in mine)
+        residual = (jsd - floor) / (ceiling - floor)
+        lines.append(f"| {name} | {residual:.3f} | {single} | {gap:+.3f} | {auc:+.4f} | {share:.2f} |")
+    return "\n".join(lines)
 
 
 def divergence(p: np.ndarray, q: np.ndarray) -> float:
