@@ -16,7 +16,7 @@ def written_out(model):
 
 @pytest.mark.parametrize("model_type", ["gpt2", "phi"])
 def test_the_same_values_and_gradients_and_everything_put_back(model_type):
-    model = made_family_model(model_type, 50)
+    model = made_family_model(model_type, 50).double()  # in single precision rounding differs by machine
     before, ids = written_out(model), torch.arange(20)[None]
     assert before
     embeds = model.get_input_embeddings()(ids).detach().requires_grad_()
@@ -28,7 +28,7 @@ def test_the_same_values_and_gradients_and_everything_put_back(model_type):
     want = run()
     with pytest.raises(ZeroDivisionError), fused_activations(model):
         assert not written_out(model)
-        torch.testing.assert_close(run(), want, atol=1e-5, rtol=1e-5)
+        torch.testing.assert_close(run(), want, atol=1e-10, rtol=1e-10)
         _ = 1 / 0
     assert all(a is b for a, b in zip(written_out(model), before, strict=True))
 
