@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 from made_bench import CHANGE, SHORT, made_recipe
 
@@ -84,6 +86,10 @@ def test_the_hash_is_of_what_a_row_depends_on():
     plain = changed(**CHANGE)
     other = changed(**{**CHANGE, "npo": {**SHORT, "lr": 0.5}})
     assert other[0] != plain[0] and other[1] == plain[1]  # another method's settings change nothing
+    more = made_recipe(retrains=3)
+    assert config_hash(more, cells(more)[0]) != first  # its floor is another
+    trial = replace(cells(more)[0], kind="trial")
+    assert config_hash(more, trial) == config_hash(two, trial)  # judged without references
     tuned = changed(**{**CHANGE, "model": {**CHANGE["model"], "tuning": {"epochs": 2}}})
     assert tuned[0] != plain[0] and tuned[1] != plain[1]
 

@@ -110,10 +110,10 @@ def config_hash(recipe: BenchRecipe, job: Job, method: str | None = None) -> str
             "on": recipe.searched_on(job.dataset),
             "grid": grid_of(recipe, owner),
         },
-        "retrains": recipe.retrains,
         "costs_only": recipe.costs_only,
-        "columns": sorted(recipe.columns),
     }
+    if job.kind != "trial":  # a trial is judged without references, and by no column
+        about |= {"retrains": recipe.retrains, "columns": sorted(recipe.columns)}
     return hashlib.sha256(json.dumps(about, sort_keys=True).encode()).hexdigest()
 
 
