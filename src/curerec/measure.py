@@ -11,7 +11,7 @@ import numpy as np
 from curerec.errors import ConfigError
 from curerec.evaluation import METRICS
 from curerec.evaluation.advantage import advantage
-from curerec.evaluation.answers import answers
+from curerec.evaluation.answers import answers, gap_draws
 from curerec.evaluation.candidate import Candidate
 from curerec.evaluation.cost import Meter
 from curerec.evaluation.guard import probes_changed
@@ -244,8 +244,8 @@ def judge(
 ) -> dict[str, Any]:
     """The verdict on an unlearned model, from D_f, D_c and D_v alone.
 
-    Membership is judged against the base model, which was fine-tuned on neither D_f nor D_c: its own AUC and
-    distance carry what tells the two sets apart by chance.
+    Membership and answers are judged against the base model, which was fine-tuned on neither D_f nor D_c:
+    its own numbers carry what tells the two sets, and their users, apart by chance.
 
     Args:
         opened, split: the recommender and the request.
@@ -263,12 +263,14 @@ def judge(
     def losses(one: Candidate) -> list[np.ndarray]:
         return [ground.losses(one, part) for part in ("forget", "control")]
 
-    now, was, before = losses(new), losses(original), losses(Candidate(base))
+    plain = Candidate(base)
+    now, was, before = losses(new), losses(original), losses(plain)
     attack = membership(*now, groups=groups)
     told, chance = advantage(*now, groups=groups), advantage(*before, groups=groups)
     kept = [utility(ground.logits(c, "valid"), split.valid.label) for c in (original, new)]
-    on = {part: (ground.logits(new, part), ground.part(part).label) for part in ("forget", "control")}
-    said = answers(*on["forget"], *on["control"])
+    said, unsaid = (_sides(ground, one) for one in (new, plain))
+    apart = gap_draws(*said, groups=groups) - gap_draws(*unsaid, groups=groups)
+    apart = apart[np.isfinite(apart)]
     probes = (ground.logits(original, "forget")[:PROBES], ground.logits(new, "forget")[:PROBES])
     return verdict(
         probes_changed=probes_changed(*probes),
@@ -281,8 +283,15 @@ def judge(
         advantage_target=chance["value"],
         auc_drop=kept[0]["auc"] - kept[1]["auc"],
         ece_rise=kept[1]["ece"] - kept[0]["ece"],
-        answers_gap=said["gap"],
-        answers_se=said["se"],
-        answers_control=said["control"],
+        answers_gap=answers(*said)["gap"],
+        answers_se=float(apart.std(ddof=1)) if len(apart) > 1 else None,
+        answers_control=answers(*said)["control"],
+        answers_target=answers(*unsaid)["gap"],
         limits=limits,
     )
+
+
+def _sides(ground: Ground, one: Candidate) -> tuple[np.ndarray, ...]:
+    """Logits and labels on D_f, then on D_c."""
+    parts = ("forget", "control")
+    return tuple(x for part in parts for x in (ground.logits(one, part), ground.part(part).label))

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import time
-
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -91,19 +89,6 @@ def test_interval_of_a_resample_is_what_a_plain_loop_gives(a, b, seed):
     plain = [auc(a[i], b[j]) for i, j in zip(*index, strict=True)]
     expected = tuple(np.quantile(plain, [0.025, 0.975]))
     assert auc_interval(a, b, draws=draws, seed=seed) == pytest.approx(expected, abs=1e-12)
-
-
-def test_a_thousand_draws_of_700_and_700_are_quick():
-    rng = np.random.default_rng(6)
-    a, b = rng.normal(size=700), rng.normal(size=700)
-    best = min(_timed(a, b) for _ in range(3))
-    assert best < 1
-
-
-def _timed(a, b):
-    start = time.perf_counter()
-    auc_interval(a, b)
-    return time.perf_counter() - start
 
 
 @pytest.mark.parametrize(

@@ -5,8 +5,10 @@ from __future__ import annotations
 from typing import Any
 
 import numpy as np
+from jaxtyping import Float64
 
-from curerec.evaluation.auc import Z95, auc, auc_se
+from curerec.evaluation.auc import auc, auc_se
+from curerec.evaluation.bootstrap import Groups, interval, resamples
 from curerec.evaluation.inputs import labels, margin
 from curerec.evaluation.metric import CannotError, Metric, Value
 from curerec.evaluation.scene import Scene
@@ -54,6 +56,68 @@ def answers(
     return {"forget": forget, "control": control, "gap": forget - control, "se": se, "missing": {}}
 
 
+def gap_draws(
+    forget_logits: np.ndarray,
+    forget_label: np.ndarray,
+    control_logits: np.ndarray,
+    control_label: np.ndarray,
+    *,
+    draws: int = 1000,
+    seed: int = 0,
+    groups: Groups | None = None,
+) -> Float64[np.ndarray, " draws"]:
+    """``gap`` of :func:`answers` in each bootstrap draw; the same seed and groups pair two models.
+
+    Whether a user's likes can be told from the dislikes is a matter of the user too, so the gap between two
+    sets of users is not 0 for a model that saw neither; what a model without either set shows is its
+    measure, and the paired difference of the draws the error of comparing with it.
+
+    Args:
+        forget_logits, forget_label, control_logits, control_label: as :func:`answers`.
+        draws, seed: of the bootstrap.
+        groups: user of each deleted example, [m], and of each control example, [n]; draws whole users.
+
+    Returns:
+        Gaps; nan in a draw in which a set held one class only.
+
+    Example:
+        >>> y, z = np.array([0, 1, 0, 1]), np.arange(4.0)
+        >>> paired = [gap_draws(z, y, -z, y, draws=5), gap_draws(z, y, -z, y, draws=5)]
+        >>> bool(np.array_equal(*paired, equal_nan=True))
+        True
+    """
+    sides = [
+        _Ranked(margin(logits), labels(label, len(logits)))
+        for logits, label in ((forget_logits, forget_label), (control_logits, control_label))
+    ]
+    m, n = len(forget_label), len(control_label)
+    return np.concatenate(
+        [
+            sides[0].auc(of_forget) - sides[1].auc(of_control)
+            for of_forget, of_control in resamples(m, n, draws=draws, seed=seed, groups=groups)
+        ]
+    )
+
+
+class _Ranked:
+    """AUC of one set under many weightings of its rows."""
+
+    def __init__(self, z: np.ndarray, y: np.ndarray) -> None:
+        self.likes, dislikes = np.flatnonzero(y), np.flatnonzero(~y)
+        self.dislikes = dislikes[np.argsort(z[dislikes], kind="stable")]
+        self.left, self.right = (
+            np.searchsorted(z[self.dislikes], z[self.likes], side) for side in ("left", "right")
+        )
+
+    def auc(self, weight: np.ndarray) -> np.ndarray:
+        """Weighted AUC, [k], nan where a class has no weight; ``weight`` is [k, rows]."""
+        likes, dislikes = weight[:, self.likes], weight[:, self.dislikes]
+        below = np.concatenate([np.zeros((len(weight), 1)), dislikes.cumsum(1)], 1)
+        won = (likes * (below[:, self.left] + below[:, self.right])).sum(1) / 2
+        pairs = likes.sum(1) * dislikes.sum(1)
+        return np.divide(won, pairs, out=np.full(len(weight), np.nan), where=pairs > 0)
+
+
 def _compute(scene: Scene) -> Value:
     sides = []
     for part in ("forget", "control"):
@@ -61,13 +125,14 @@ def _compute(scene: Scene) -> Value:
     said = answers(*sides)
     if reason := said["missing"].get("gap"):
         raise CannotError(reason)
-    gap, reach = said["gap"], Z95 * said["se"]
-    return Value(gap, gap - reach, gap + reach, n=len(sides[1]) + len(sides[3]))
+    drawn = gap_draws(*sides, draws=scene.ground.draws, seed=scene.ground.seed, groups=scene.pair)
+    low, high = interval(drawn[np.isfinite(drawn)])
+    return Value(said["gap"], low, high, n=len(sides[1]) + len(sides[3]))
 
 
 ANSWERS_GAP = Metric(
     "answers_gap",
-    1,
+    2,  # 1 had DeLong's interval, of rows
     "share",
     "target",
     ("labels", "control"),

@@ -42,6 +42,7 @@ def verdict(
     answers_control: float | None,
     membership_target: float = 0.5,
     advantage_target: float = 0.0,
+    answers_target: float = 0.0,
     limits: Limits | None = None,
 ) -> dict[str, Any]:
     """The six checks and what follows from them.
@@ -57,8 +58,9 @@ def verdict(
     utility           AUC drop on D_v <= limit       destroys the model
     calibration       ECE rise on D_v <= limit       only changes the temperature (seen where the original
                                                      was calibrated), destroys the model
-    deleted_answers   AUC on D_f >= AUC on D_c, less blocks forgotten users at the prompt: constant, random or
-                      their sampling error           foreign answers hold less than those on unseen data
+    deleted_answers   AUC on D_f - AUC on D_c >=     blocks forgotten users at the prompt: constant, random or
+                      target, less its sampling      foreign answers hold less than those on unseen data
+                      error
     ================= ============================== =====================================================
 
     The membership check is two-sided: answers that are conspicuously bad mark the deleted data as well. A
@@ -73,9 +75,10 @@ def verdict(
         advantage, advantage_error: ``value`` and ``error`` of :func:`curerec.evaluation.advantage.advantage`.
         auc_drop: AUC on D_v of the original minus that of the unlearned model.
         ece_rise: calibration error on D_v of the unlearned model minus that of the original.
-        answers_gap, answers_se, answers_control: ``gap``, ``se`` and ``control`` of
-            :func:`curerec.evaluation.answers.answers`.
-        membership_target, advantage_target: 0.5 and 0, or the retrained model's where there is one.
+        answers_gap, answers_control: ``gap`` and ``control`` of :func:`curerec.evaluation.answers.answers`.
+        answers_se: standard error of ``answers_gap - answers_target``.
+        membership_target, advantage_target, answers_target: 0.5, 0 and 0, or those of a model that saw
+            neither set.
         limits: what is allowed.
 
     Returns:
@@ -97,7 +100,7 @@ def verdict(
     gap = _minus(membership_auc, membership_target)
     before = _minus(membership_original, membership_target)
     told_by = None if membership_error is None else allowed.power * membership_error
-    shortfall = _minus(0.0, answers_gap)
+    shortfall = _minus(answers_target, answers_gap)
     answers_error = None if answers_se is None else allowed.z * answers_se
     known = _minus(answers_control, 0.5)
     checks = [
