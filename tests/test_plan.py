@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 import types
 
 import numpy as np
@@ -9,6 +10,7 @@ import pytest
 import torch
 
 from curerec.calibration import Calibration, Line, sizes_of
+from curerec.data.cache import retain_side_at
 from curerec.data.fetch import load
 from curerec.data.request_file import read_request
 from curerec.errors import RequestError
@@ -16,6 +18,7 @@ from curerec.methods import METHODS, CureConfig
 from curerec.pipeline import open_recommender, unlearn
 from curerec.plan import plan
 from curerec.progress import Clock, Silent
+from curerec.recommender.storage import read_card
 from curerec.workload import Work, of_cure
 from made_commands import curerec, refused, untouched
 from made_tasks import made_task
@@ -40,6 +43,8 @@ def arguments(made_path):
 
 
 def test_the_command_says_what_it_would_cost_and_writes_nothing(made_path):
+    weights = read_card(made_path.full)["weights_sha256"]
+    shutil.rmtree(retain_side_at(weights), ignore_errors=True)  # nobody's request came before
     with untouched(made_path.folder):
         done = curerec(*arguments(made_path), "--plan")
         retrain = curerec(*arguments(made_path), "--plan", "--method", "retrain")
@@ -64,6 +69,25 @@ def test_stages_are_those_of_the_run_and_the_model_stays(asked):
     assert all(s.time_s >= 0 and s.forward_equivalents >= 0 for s in made.stages)
     assert made.mem_bytes > 0 and made.disk_bytes > 0
     assert made.time_s == sum(s.time_s for s in made.stages)
+
+
+def test_what_an_earlier_request_left_is_not_counted(asked, tmp_path):
+    assert plan(asked.opened, asked.request, "cure", retain_side=tmp_path).kept == ()
+    assert not list(tmp_path.iterdir())
+    unlearn(asked.opened, asked.request, "cure", retain_side=tmp_path)
+    left = {f: f.read_bytes() for f in tmp_path.iterdir()}
+    made = plan(asked.opened, asked.request, "cure", retain_side=tmp_path)
+    outcome, _ = unlearn(asked.opened, asked.request, "cure", retain_side=tmp_path)
+    assert made.kept == ("circuit", "contributions") == tuple(outcome.details["kept"])
+    assert [s.name for s in made.stages] == list(outcome.details["stages"])
+    assert made.stages[0].time_s == 0 and "circuit" not in [s.name for s in made.stages]
+    assert {f: f.read_bytes() for f in tmp_path.iterdir()} == left
+    config = asked.opened.recipe.cure
+    sizes = sizes_of(made_task())
+    first, later = of_cure(config, sizes), of_cure(config, sizes, made.kept)
+    assert first["update"] == later["update"] and first["prepare"] == later["prepare"]
+    assert not [w for w in later["contributions"] if w.part == "control"]
+    assert set(later["contributions"]) < set(first["contributions"])
 
 
 @pytest.mark.parametrize("every", [None, 3])

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -11,6 +12,7 @@ import torch
 from curerec.calibration import PROBE, calibrate, sizes_of, timed
 from curerec.errors import RequestError
 from curerec.machine import peak_memory_bytes
+from curerec.methods.cure.retain_side import kept_of
 from curerec.pipeline import Opened, check_method, task_for
 from curerec.progress import Clock
 from curerec.recommender.score import device_of, score
@@ -49,6 +51,7 @@ class Plan:
         disk_bytes: of the new recommender.
         calibration_s: seconds that the estimate took.
         n_forget, n_retain: sizes of D_f and D_r.
+        kept: what an earlier request left for this one, and is not counted.
     """
 
     stages: tuple[Stage, ...]
@@ -57,6 +60,7 @@ class Plan:
     calibration_s: float
     n_forget: int
     n_retain: int
+    kept: tuple[str, ...] = ()
 
     @property
     def time_s(self) -> float:
@@ -64,14 +68,22 @@ class Plan:
         return sum(stage.time_s for stage in self.stages)
 
 
-def plan(opened: Opened, request: ForgetRequest, method: str, config: Any = None, *, seed: int = 0) -> Plan:
+def plan(
+    opened: Opened,
+    request: ForgetRequest,
+    method: str,
+    config: Any = None,
+    *,
+    seed: int = 0,
+    retain_side: Path | None = None,
+) -> Plan:
     """Estimate stages, seconds and bytes of a request; nothing is written and no model is changed.
 
     For ``cure`` the passes of every stage are counted from the configuration (:mod:`curerec.workload`) and
     a few batches say what each kind takes here (:mod:`curerec.calibration`). ``retrain`` takes some steps.
 
     Args:
-        opened, request, method, config, seed: as for :func:`curerec.pipeline.unlearn`.
+        opened, request, method, config, seed, retain_side: as for :func:`curerec.pipeline.unlearn`.
 
     Raises:
         RequestError: unknown method, one that is not planned, or a request that cannot be granted.
@@ -83,9 +95,10 @@ def plan(opened: Opened, request: ForgetRequest, method: str, config: Any = None
     began = time.perf_counter()
     split = granted(opened.data, opened.recipe, opened.split, request)
     device = device_of(opened.recommender.model)
+    kept: tuple[str, ...] = ()
     with torch.random.fork_rng():
         torch.manual_seed(seed)
-        task = task_for(opened, split, seed=seed, clock=Clock())
+        task = task_for(opened, split, seed=seed, clock=Clock(), retain_side=retain_side)
         if method == "retrain":
             probe = task.encode(task.sample(task.retain, PROBE, 75))
             score(opened.recommender.model, probe, task.answers)  # warm
@@ -94,7 +107,8 @@ def plan(opened: Opened, request: ForgetRequest, method: str, config: Any = None
         else:
             config = config or opened.recipe.config_of(method)
             found = calibrate(task, config)
-            work = of_cure(config, sizes_of(task))
+            kept = kept_of(task, config)
+            work = of_cure(config, sizes_of(task), kept)
             unit, seconds = found.unit, {name: sum(map(found.seconds, part)) for name, part in work.items()}
     folder = opened.recommender.path
     return Plan(
@@ -104,6 +118,7 @@ def plan(opened: Opened, request: ForgetRequest, method: str, config: Any = None
         calibration_s=time.perf_counter() - began,
         n_forget=len(split.forget),
         n_retain=len(split.retain),
+        kept=kept,
     )
 
 

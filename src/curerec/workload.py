@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from dataclasses import dataclass
 from typing import Literal
 
@@ -62,7 +63,7 @@ class Work:
         return FORWARDS.get(self.kind, 0) * self.n * self.times
 
 
-def of_cure(config: CureConfig, sizes: Sizes) -> dict[str, list[Work]]:
+def of_cure(config: CureConfig, sizes: Sizes, kept: Collection[str] = ()) -> dict[str, list[Work]]:
     """Work of ``cure`` (and of its twin on random groups) by stage, in their order.
 
     Every pool prompt is taken to give a pair. An update that stops early does less than is counted here, one
@@ -71,12 +72,13 @@ def of_cure(config: CureConfig, sizes: Sizes) -> dict[str, list[Work]]:
     Args:
         config: of the method.
         sizes: of the request and the model.
+        kept: what an earlier request left for this one: ``circuit``, ``contributions`` (those on D_c).
     """
     update = config.update
     rewind = update.forget_loss == "rewind"
     pool = min(max(config.pairs, config.pair_pool), sizes.valid)
-    kept = min(config.pairs, pool)
-    ranks, judges = kept // 2, kept - kept // 2
+    pairs = min(config.pairs, pool)
+    ranks, judges = pairs // 2, pairs - pairs // 2
     top, everything = min(TOP_EXACT, sizes.modules), sizes.modules
     exact = min(everything, round(top + top * (1 - top / everything)))  # the top and as many at random
     # Twice the clean run with nothing and with everything patched, the sizes, and all but the circuit.
@@ -91,6 +93,8 @@ def of_cure(config: CureConfig, sizes: Sizes) -> dict[str, list[Work]]:
     gradient = config.forget_score == "gradient"
     contributions = [Work("encode", retained, "control")]
     contributions += [Work("path", retained, "control", times=config.path_steps)]
+    if "contributions" in kept:
+        contributions = []
     if gradient:
         parts = 1 if sizes.forget <= config.forget_size else CHUNKS
         contributions += [*objective, Work("copy"), Work("products", times=parts**2)]
@@ -104,18 +108,20 @@ def of_cure(config: CureConfig, sizes: Sizes) -> dict[str, list[Work]]:
     if update.target == "base":
         watch += [Work("base"), look[1]]
         watch += [] if rewind else [Work("base"), Work("score", sizes.forget, "forget")]
+    counterfactuals = [
+        Work("titles"),
+        Work("pairs", pool, "valid"),
+        Work("encode", pool, "valid", times=2),
+        Work("patched", pool, "valid", times=3),
+    ]
+    circuit = [
+        Work("atp", pairs, "valid"),
+        Work("patched", ranks, "valid", times=1 + 1 + exact),
+        Work("patched", judges, "valid", times=judged),
+    ]
     return {
-        "counterfactuals": [
-            Work("titles"),
-            Work("pairs", pool, "valid"),
-            Work("encode", pool, "valid", times=2),
-            Work("patched", pool, "valid", times=3),
-        ],
-        "circuit": [
-            Work("atp", kept, "valid"),
-            Work("patched", ranks, "valid", times=1 + 1 + exact),
-            Work("patched", judges, "valid", times=judged),
-        ],
+        "counterfactuals": [] if "circuit" in kept else counterfactuals,
+        **({} if "circuit" in kept else {"circuit": circuit}),
         "contributions": contributions,
         "groups": [Work("assign", config.draws)],
         "prepare": [*watch, Work("copy"), *([] if gradient else objective)],

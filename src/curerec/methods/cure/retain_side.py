@@ -29,6 +29,7 @@ from curerec.errors import ModelError, StorageError
 from curerec.methods.task import Task
 from curerec.recommender.safety import check_safetensors
 from curerec.recommender.stored_answers import about, found_in
+from curerec.recommender.units import units_of
 from curerec.records import Circuit, Examples
 
 if TYPE_CHECKING:
@@ -143,6 +144,24 @@ class RetainSide:
         with contextlib.suppress(OSError, StorageError):  # the request does without
             path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
             durable.write(path, content)
+
+
+def kept_of(task: Task, config: CureConfig) -> tuple[str, ...]:
+    """What of the retain side the request can take from an earlier one, without taking it.
+
+    Args:
+        task: the request.
+        config: of CURE.
+
+    Returns:
+        Of ``circuit`` and ``contributions`` those that are there.
+    """
+    if task.retain_side is None:
+        return ()
+    side = RetainSide(replace(task, shared={}), config)  # what is noted there is no part of the request
+    units = len(units_of(task.original.model, config.granularity).names)
+    found = {"circuit": side.circuit(), "contributions": side.contributions(units)}
+    return tuple(name for name, one in found.items() if one is not None)
 
 
 def _rows(examples: Examples) -> Arrays:
