@@ -99,9 +99,7 @@ def main() -> None:
             request = drawn_request(data, chosen, opened.split)
             split = granted(data, chosen, opened.split, request)
             references = {
-                f"retrain_{k}": retrained(
-                    opened, split, work / f"retrain_{k}.safetensors", k, Clock(reporter)
-                )
+                f"retrain_{k}": retrained(opened, split, work, k, Clock(reporter))
                 for k in range(1, options.retrains + 1)
             }
             original = Candidate(opened.recommender.model)
