@@ -23,7 +23,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--recipe", default="demo")
     parser.add_argument("--data", default=None, help="name or path; default: the recipe's")
-    parser.add_argument("--seeds", type=int, nargs="+", default=[50, 51, 52])
+    parser.add_argument("--seeds", type=int, nargs="+", default=[51, 52, 53])
     parser.add_argument("--retrains", type=int, default=3)
     parser.add_argument("--methods", nargs="+", default=["random_modules", "npo", "ga_kl"])
     parser.add_argument("--results", type=Path, default=HERE / "results.jsonl")
