@@ -268,8 +268,10 @@ def judge(
     attack = membership(*now, groups=groups)
     told, chance = advantage(*now, groups=groups), advantage(*before, groups=groups)
     kept = [utility(ground.logits(c, "valid"), split.valid.label) for c in (original, new)]
-    said, unsaid = (_sides(ground, one) for one in (new, plain))
-    apart = gap_draws(*said, groups=groups) - gap_draws(*unsaid, groups=groups)
+    sides = [_sides(ground, one) for one in (new, plain)]
+    said, unsaid = (answers(*side) for side in sides)
+    drawn = [gap_draws(*side, groups=groups) for side in sides]
+    apart = drawn[0] - drawn[1]
     apart = apart[np.isfinite(apart)]
     probes = (ground.logits(original, "forget")[:PROBES], ground.logits(new, "forget")[:PROBES])
     return verdict(
@@ -283,10 +285,10 @@ def judge(
         advantage_target=chance["value"],
         auc_drop=kept[0]["auc"] - kept[1]["auc"],
         ece_rise=kept[1]["ece"] - kept[0]["ece"],
-        answers_gap=answers(*said)["gap"],
+        answers_gap=said["gap"],
         answers_se=float(apart.std(ddof=1)) if len(apart) > 1 else None,
-        answers_control=answers(*said)["control"],
-        answers_target=answers(*unsaid)["gap"],
+        answers_control=said["control"],
+        answers_target=unsaid["gap"],
         limits=limits,
     )
 

@@ -230,6 +230,7 @@ def planned(
     recommender: Path, request: Path, data: str | None, method: str, base: Path | None, seed: int
 ) -> None:
     """Print the estimated cost of a request."""
+    from curerec.cli.say import say_plan
     from curerec.data.cache import retain_side_at
     from curerec.pipeline import check_method
     from curerec.plan import plan
@@ -239,16 +240,7 @@ def planned(
     opened = opened_with(recommender, data, base)
     side = retain_side_at(opened.recommender.card["weights_sha256"])
     made = plan(opened, asked, method, seed=seed, retain_side=side)
-    typer.echo(f"forget {made.n_forget} training examples, keep {made.n_retain}")
-    if made.kept:
-        typer.echo(f"taken from an earlier request: {', '.join(made.kept)}")
-    for stage in made.stages:
-        typer.echo(
-            f"{stage.name:<16} {stage.time_s:8.1f} s  {stage.forward_equivalents:10.0f} forward passes"
-        )
-    typer.echo(f"{'total':<16} {made.time_s:8.1f} s")
-    typer.echo(f"memory {made.mem_bytes / 2**20:.0f} MiB, disk {made.disk_bytes / 2**20:.1f} MiB")
-    typer.echo(f"calibrated in {made.calibration_s:.1f} s; measuring the result comes on top")
+    say_plan(made)
 
 
 @app.command(

@@ -22,6 +22,20 @@ def table_of(measured: Any) -> None:
         typer.echo("  ".join(parts))
 
 
+def say_plan(made: Any) -> None:
+    """Print what a request is estimated to cost, stage by stage."""
+    typer.echo(f"forget {made.n_forget} training examples, keep {made.n_retain}")
+    if made.kept:
+        typer.echo(f"taken from an earlier request: {', '.join(made.kept)}")
+    for stage in made.stages:
+        typer.echo(
+            f"{stage.name:<16} {stage.time_s:8.1f} s  {stage.forward_equivalents:10.0f} forward passes"
+        )
+    typer.echo(f"{'total':<16} {made.time_s:8.1f} s")
+    typer.echo(f"memory {made.mem_bytes / 2**20:.0f} MiB, disk {made.disk_bytes / 2**20:.1f} MiB")
+    typer.echo(f"calibrated in {made.calibration_s:.1f} s; measuring the result comes on top")
+
+
 def say_values(measured: Any, asked: list[str], *, shadows: bool) -> None:
     """Print what was asked for beyond the table: value, interval, size, or why there is none."""
     from curerec.evaluation import METRICS

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 from jaxtyping import Float64
 
-from curerec.evaluation.auc import auc, auc_se
+from curerec.evaluation.auc import Ranked, auc, auc_se
 from curerec.evaluation.bootstrap import Groups, interval, resamples
 from curerec.evaluation.inputs import labels, margin
 from curerec.evaluation.metric import CannotError, Metric, Value
@@ -70,7 +70,8 @@ def gap_draws(
 
     Whether a user's likes can be told from the dislikes is a matter of the user too, so the gap between two
     sets of users is not 0 for a model that saw neither; what a model without either set shows is its
-    measure, and the paired difference of the draws the error of comparing with it.
+    measure, and the paired difference of the draws the error of comparing with it. A model that answers worse
+    all over shows such a gap smaller than a better one does: a weak base takes out a part of it only.
 
     Args:
         forget_logits, forget_label, control_logits, control_label: as :func:`answers`.
@@ -87,35 +88,20 @@ def gap_draws(
         True
     """
     sides = [
-        _Ranked(margin(logits), labels(label, len(logits)))
-        for logits, label in ((forget_logits, forget_label), (control_logits, control_label))
-    ]
-    m, n = len(forget_label), len(control_label)
-    return np.concatenate(
-        [
-            sides[0].auc(of_forget) - sides[1].auc(of_control)
-            for of_forget, of_control in resamples(m, n, draws=draws, seed=seed, groups=groups)
-        ]
-    )
-
-
-class _Ranked:
-    """AUC of one set under many weightings of its rows."""
-
-    def __init__(self, z: np.ndarray, y: np.ndarray) -> None:
-        self.likes, dislikes = np.flatnonzero(y), np.flatnonzero(~y)
-        self.dislikes = dislikes[np.argsort(z[dislikes], kind="stable")]
-        self.left, self.right = (
-            np.searchsorted(z[self.dislikes], z[self.likes], side) for side in ("left", "right")
+        (Ranked(z[y], z[~y]), y)
+        for z, y in (
+            (margin(logits), labels(label, len(logits)))
+            for logits, label in ((forget_logits, forget_label), (control_logits, control_label))
         )
-
-    def auc(self, weight: np.ndarray) -> np.ndarray:
-        """Weighted AUC, [k], nan where a class has no weight; ``weight`` is [k, rows]."""
-        likes, dislikes = weight[:, self.likes], weight[:, self.dislikes]
-        below = np.concatenate([np.zeros((len(weight), 1)), dislikes.cumsum(1)], 1)
-        won = (likes * (below[:, self.left] + below[:, self.right])).sum(1) / 2
-        pairs = likes.sum(1) * dislikes.sum(1)
-        return np.divide(won, pairs, out=np.full(len(weight), np.nan), where=pairs > 0)
+    ]
+    sizes = (len(y) for _, y in sides)
+    gaps = []
+    for weights in resamples(*sizes, draws=draws, seed=seed, groups=groups):
+        forget, control = (
+            ranked.auc(w[:, y], w[:, ~y]) for (ranked, y), w in zip(sides, weights, strict=True)
+        )
+        gaps.append(forget - control)
+    return np.concatenate(gaps)
 
 
 def _compute(scene: Scene) -> Value:

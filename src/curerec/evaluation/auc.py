@@ -117,10 +117,37 @@ def auc_draws(
         [1.0, 1.0, 1.0]
     """
     p, n = numbers(positive, "positive scores"), numbers(negative, "negative scores")
-    order = np.argsort(n, kind="stable")
-    left, right = (np.searchsorted(n[order], p, side) for side in ("left", "right"))
-    values = []
-    for weight_p, weight_n in resamples(len(p), len(n), draws=draws, seed=seed, groups=groups):
-        below = np.concatenate([np.zeros((len(weight_n), 1)), weight_n[:, order].cumsum(1)], 1)
-        values.append((weight_p * (below[:, left] + below[:, right])).sum(1) / 2)
-    return np.concatenate(values)
+    ranked = Ranked(p, n)
+    drawn = resamples(len(p), len(n), draws=draws, seed=seed, groups=groups)
+    return np.concatenate([ranked.auc(*weights) for weights in drawn])
+
+
+class Ranked:
+    """Two sets of scores ranked once, for their AUC under many weightings of the rows.
+
+    Args:
+        positive: scores, [m].
+        negative: scores, [n].
+
+    Example:
+        >>> ones = np.ones((1, 2))
+        >>> Ranked(np.array([2.0, 3.0]), np.array([1.0, 2.0])).auc(ones, ones).tolist()
+        [0.875]
+    """
+
+    def __init__(self, positive: np.ndarray, negative: np.ndarray) -> None:
+        self.order = np.argsort(negative, kind="stable")
+        ordered = negative[self.order]
+        self.left, self.right = (np.searchsorted(ordered, positive, side) for side in ("left", "right"))
+
+    def auc(self, of_positive: np.ndarray, of_negative: np.ndarray) -> Float64[np.ndarray, " k"]:
+        """AUC by weighting, nan where a set has no weight.
+
+        Args:
+            of_positive, of_negative: weights of the rows, [k, m] and [k, n]; need not sum to 1.
+        """
+        k = len(of_negative)
+        below = np.concatenate([np.zeros((k, 1)), of_negative[:, self.order].cumsum(1)], 1)
+        won = (of_positive * (below[:, self.left] + below[:, self.right])).sum(1) / 2
+        pairs = of_positive.sum(1) * of_negative.sum(1)
+        return np.divide(won, pairs, out=np.full(k, np.nan), where=pairs > 0)
