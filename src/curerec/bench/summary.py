@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +25,7 @@ from curerec.reports.schema import plain
 
 OURS = next(iter(TWINS))
 #: Columns that are averaged, beyond those of the protocol.
-FURTHER = ("auc_drop", "test_ece", "jsd_test", "valid_auc", "latency_ratio")
+FURTHER = ("auc_drop", "test_ece", "jsd_test", "excess_jsd", "valid_auc", "latency_ratio")
 
 
 def summarise(out: Path) -> dict[str, Any]:
@@ -155,7 +155,9 @@ def _block(
     ):
         line = _line(name, mine, base, wanted, most, len(_references(recipe)))
         line["values"]["residual_of_seeds"] = line["values"]["residual"]
-        line["values"]["residual"] = _pooled([r for r in mine if not r["failure"]])
+        good = [r for r in mine if not r["failure"]]
+        line["values"]["residual"] = _pooled_residual(good)
+        line["values"]["excess_residual"] = _pooled_excess(good, yard, retrains) if name != "retrain" else None
         lines.append(line)
     scale = {name: [r[name] for r in yard if r.get(name) is not None] for name in ("floor", "ceiling")}
     means = {k: float(np.mean(v)) if v else None for k, v in scale.items()}
@@ -228,38 +230,66 @@ def _interval(values: Sequence[float]) -> dict[str, Any] | None:
     return {"mean": float(np.mean(kept)), "half": half, "n": len(kept)}
 
 
-def _pooled(mine: Sequence[dict[str, Any]]) -> dict[str, Any] | None:
+def _pooled_residual(mine: Sequence[dict[str, Any]]) -> dict[str, Any] | None:
     """Residual of all seeds together: ``(mean jsd - mean floor) / (mean ceiling - mean floor)``.
 
     With two retrains a seed's floor is one pair's distance, and where it comes out near the ceiling that
-    seed's own residual says nothing and outweighs all others in a mean. The interval is the jackknife's over
-    seeds.
+    seed's own residual says nothing and outweighs all others in a mean.
 
     Args:
         mine: rows of one line, each with ``jsd``, ``floor`` and ``ceiling``, nats.
+    """
+    mine = [r for r in mine if None not in (r.get("residual"), r["jsd"], r["floor"], r["ceiling"])]
+    by_seed = _by_seed(mine, lambda r: (r["jsd"], r["floor"], r["ceiling"]))
+    return _ratio_of_means(list(by_seed.values()))
+
+
+def _pooled_excess(
+    mine: Sequence[dict[str, Any]], yard: Sequence[dict[str, Any]], retrains: Sequence[dict[str, Any]]
+) -> dict[str, Any] | None:
+    """The same of the excess, (jsd on D_f - jsd on D_c): that of the retrains among themselves is 0, the original's 1.
+
+    Args:
+        mine: rows of one line.
+        yard, retrains: rows of the originals and of the retrains, for the two ends.
+    """
+    at = [_by_seed(rows_, lambda r: (r.get("excess_jsd"),)) for rows_ in (mine, retrains, yard)]
+    common = sorted(set(at[0]) & set(at[1]) & set(at[2]))
+    return _ratio_of_means([np.concatenate([one[s] for one in at]) for s in common])
+
+
+def _by_seed(
+    found: Sequence[dict[str, Any]], values: Callable[[dict[str, Any]], tuple[float | None, ...]]
+) -> dict[int, np.ndarray]:
+    """Means of some values of the rows of each seed; rows that lack one are left out."""
+    out: dict[int, list[tuple[float | None, ...]]] = {}
+    for row in found:
+        if None not in (one := values(row)):
+            out.setdefault(row["seed"], []).append(one)
+    return {s: np.mean(np.array(rows_, float), axis=0) for s, rows_ in sorted(out.items())}
+
+
+def _ratio_of_means(parts: Sequence[np.ndarray]) -> dict[str, Any] | None:
+    """``(mean x - mean zero) / (mean one - mean zero)`` over seeds, with the jackknife's interval.
+
+    Args:
+        parts: [x, zero, one] of each seed.
 
     Source: Cochran 1977, chapter 6 (ratio estimates); Tukey 1958 (jackknife).
     """
-    mine = [r for r in mine if None not in (r.get("residual"), r["jsd"], r["floor"], r["ceiling"])]
-    seeds = sorted({r["seed"] for r in mine})
-    parts = np.array(
-        [
-            np.mean([[r["jsd"], r["floor"], r["ceiling"]] for r in mine if r["seed"] == s], axis=0)
-            for s in seeds
-        ]
-    )
     if not len(parts):
         return None
 
-    def ratio(rows_: np.ndarray) -> float:
-        jsd, floor, ceiling = rows_.sum(0)
-        return float((jsd - floor) / (ceiling - floor)) if ceiling > floor else float("nan")
+    def ratio(chosen: np.ndarray) -> float:
+        x, zero, one = chosen.sum(0)
+        return float((x - zero) / (one - zero)) if one > zero else float("nan")
 
-    whole, n, half = ratio(parts), len(parts), None
+    values = np.array(parts)
+    whole, n, half = ratio(values), len(values), None
     if not np.isfinite(whole):
         return None
     if n > 1:
-        pseudo = [n * whole - (n - 1) * ratio(np.delete(parts, k, 0)) for k in range(n)]
+        pseudo = [n * whole - (n - 1) * ratio(np.delete(values, k, 0)) for k in range(n)]
         if np.isfinite(pseudo).all():
             half = float(student.ppf(0.975, n - 1) * np.std(pseudo, ddof=1) / np.sqrt(n))
     return {"mean": whole, "half": half, "n": n}

@@ -35,7 +35,7 @@ Done = list[tuple[str, rows.Row]]  # (file, row)
 ROWS, TRIALS = "rows.jsonl", "trials.jsonl"
 #: Metrics of every row: those of the answers that a row names.
 ANSWERS = [*(rows.metric_of(c) for c in rows.COLUMNS if c not in rows.ATTACKS), *rows.FURTHER]
-PREDICTED = ("forget", "test")  # parts whose P(yes) is kept of each cell
+PREDICTED = ("forget", "control", "test")  # parts whose P(yes) is kept of each cell
 
 
 class Workshop(Materials):

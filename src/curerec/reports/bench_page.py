@@ -39,6 +39,8 @@ COLUMNS: tuple[tuple[str, str, Show], ...] = (
     ("residual", "Residual", _two),
     ("residual_of_seeds", "mean of the seeds' residuals", _two),
     ("jsd", "JSD on D_f, nats", _nats),
+    ("jsd_test", "on D_t", _nats),
+    ("excess_residual", "Excess residual", _two),
     ("jeffreys_half", "Half Jeffreys, nats", _nats),
     ("membership_auc", "Membership AUC", f.fixed),
     ("membership_gap", "its gap", f.signed),

@@ -93,6 +93,8 @@ class Metrics(Numbers):
         test_auc, test_acc, test_log_loss, test_ece, valid_auc: utility (log-loss in nats).
         jsd, jeffreys_half, l2, jsd_test: distance to the retrained model, nats (l2: a probability).
         residual: (jsd - floor) / (ceiling - floor).
+        excess_jsd: distance on deleted data minus that on unseen data, nats; ``excess_residual`` on the
+            residual's scale.
         membership_auc, membership_low, membership_high: loss attack and its 95 % interval.
         membership_tpr_at_fpr_01: share of deleted examples caught at 1 % false alarms.
         membership_gap: difference of membership_auc to the retrained model.
@@ -110,6 +112,8 @@ class Metrics(Numbers):
     l2: Number = None
     jsd_test: Number = None
     residual: Number = None
+    excess_jsd: Number = None
+    excess_residual: Number = None
     membership_auc: Number = None
     membership_low: Number = None
     membership_high: Number = None

@@ -50,6 +50,8 @@ _METRICS: tuple[tuple[str, str, Show], ...] = (
     ("l2", "L2 distance of P(yes)", _nats),
     ("jsd_test", "JSD to retrain on test data, nats", _nats),
     ("residual", "Residual", lambda v: f.fixed(v, 2)),
+    ("excess_jsd", "JSD on deleted minus on unseen data, nats", lambda v: f.signed(v, 4)),
+    ("excess_residual", "  as a residual", lambda v: f.fixed(v, 2)),
     ("membership_auc", "Membership AUC", f.fixed),
     ("membership_interval", "  95 % interval", f.fixed),
     ("membership_tpr_at_fpr_01", "  TPR at 1 % FPR", f.fixed),

@@ -16,6 +16,8 @@ _AGAINST_RETRAIN = {
     "residual",
     "jsd",
     "jsd_test",
+    "excess_jsd",
+    "excess_residual",
     "jeffreys_half",
     "l2",
     "floor_jsd",
