@@ -16,7 +16,7 @@ from curerec.progress import Clock
 from curerec.prompts.encoding import Encoder, Prompts, queries
 from curerec.prompts.templates import TEMPLATES
 from curerec.recipe import ModelConfig, Recipe
-from curerec.recommender import bases, storage
+from curerec.recommender import bases, parallel, storage
 from curerec.recommender.families import family_of
 from curerec.recommender.score import score
 from curerec.recommender.tune import tune
@@ -25,8 +25,8 @@ from curerec.splitting import public_split
 
 
 def device() -> torch.device:
-    """A CUDA device where there is one, else the CPU."""
-    return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    """A CUDA device where there is one, else the CPU; of several processes each has its own."""
+    return parallel.place()
 
 
 def base_folder(

@@ -260,12 +260,16 @@ def unlearn(
 def carry_out(task: Task, method: str, config: Any = None) -> Outcome:
     """Run one method on a task that is made already, the same way every time.
 
+    Where ``accelerate launch`` started several processes, all must come here: they take the same steps, and
+    share out the passes over many prompts (:func:`curerec.recommender.parallel.together`). A method that
+    trains by itself does all of it in each of them.
+
     Args:
         task: from :func:`task_for`.
         method: key of :data:`curerec.methods.METHODS`.
         config: the method's configuration; None takes its default.
     """
-    with _deterministic(task.seed):
+    with _deterministic(task.seed), parallel.together():
         return METHODS[method][0](task, config)
 
 

@@ -58,7 +58,8 @@ def made_rows(out: Path, recipe: BenchRecipe, *, worth: dict[str, float] | None 
     """A folder as a run would leave it, with planted answers in place of models.
 
     Retrains answer alike but for noise, the original is off by a shift; a method keeps the share ``worth`` of
-    that shift (default: half), so its residual should come out near the share squared.
+    that shift (default: half), so its residual should come out near the share squared. On D_c original and
+    methods keep a fifth of the shift: what the deleted data had changed about everyone.
 
     Args:
         out: folder.
@@ -72,9 +73,10 @@ def made_rows(out: Path, recipe: BenchRecipe, *, worth: dict[str, float] | None 
         if job.ask is None or job.kind not in ("cell", "yardstick"):
             continue
         rng = np.random.default_rng([job.seed, 1])
-        truth = rng.normal(size=n)
+        truth, unseen = rng.normal(size=(2, n))
         retrains = [truth + 0.05 * rng.normal(size=n) for _ in range(recipe.retrains)]
         shift = rng.normal(size=n)
+        elsewhere = [unseen + 0.05 * rng.normal(size=n) for _ in range(recipe.retrains)]
         yard = f"{job.seed}-{job.request}.safetensors"
 
         def logits(z: np.ndarray) -> np.ndarray:
@@ -83,14 +85,22 @@ def made_rows(out: Path, recipe: BenchRecipe, *, worth: dict[str, float] | None 
         names = ["original", *(f"retrain_{k + 1}" if k else "retrain" for k in range(recipe.retrains))]
         yes = [p_yes(logits(z)) for z in (truth + shift, *retrains)]
         scale = Reference(np.stack(yes[1:]), yes[0])
+        control = Reference(
+            np.stack([p_yes(logits(z)) for z in elsewhere]), p_yes(logits(unseen + 0.2 * shift))
+        )
         about = {"n_forget": n, "floor": scale.floor, "ceiling": scale.ceiling, "rankable": scale.rankable}
         told: list[tuple[str, dict[str, Any]]] = []
         if job.kind == "yardstick":
             answers = dict(zip(names, (truth + shift, *retrains), strict=True))
             arrays = {f"{k}/forget": logits(z) for k, z in answers.items()}
+            for k, z in zip(names, (unseen + 0.2 * shift, *elsewhere), strict=True):
+                arrays[f"{k}/control"] = logits(z)
             artefacts.write_arrays(out / artefacts.YARDSTICKS / yard, arrays, {"of": "test"})
             for k in names:
-                ours = {"residual": 1.0, "jsd": scale.ceiling} if k == "original" else {"residual": None}
+                ours = {"residual": None, "excess_jsd": scale.floor - control.floor}
+                if k == "original":
+                    excess = scale.ceiling - control.ceiling
+                    ours = {"residual": 1.0, "jsd": scale.ceiling, "excess_jsd": excess}
                 told.append((k, {"test_auc": 0.7, **ours}))
         else:
             share = (worth or {}).get(job.method, 0.5)
@@ -99,12 +109,16 @@ def made_rows(out: Path, recipe: BenchRecipe, *, worth: dict[str, float] | None 
                 noise = np.random.default_rng([job.seed, *job.method.encode()]).normal(size=n)
                 p = p_yes(logits(truth + share * shift + 0.05 * noise))
                 name = f"{job.seed}-{job.ask.key}-{job.method}.safetensors"
-                artefacts.write_arrays(out / artefacts.PREDICTIONS / name, {"forget": p}, {"of": "test"})
+                p_c = p_yes(logits(unseen + 0.2 * shift + 0.05 * noise))
+                artefacts.write_arrays(
+                    out / artefacts.PREDICTIONS / name, {"forget": p, "control": p_c}, {"of": "test"}
+                )
                 distance = scale.distance(p)
                 row = {
                     "predictions": name,
                     "jsd": distance,
                     "residual": scale.residual(distance),
+                    "excess_jsd": distance - control.distance(p_c),
                     "test_auc": 0.7 + 0.01 * share - 0.002,
                     "membership_auc": 0.5 + 0.1 * share,
                     "membership_gap": 0.1 * share,

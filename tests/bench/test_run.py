@@ -181,7 +181,7 @@ def test_predictions_give_the_row_back(made):
     )
     assert scale.distance(said["forget"].astype(float)) == pytest.approx(row["jsd"], rel=1e-4)
     assert (scale.floor, scale.ceiling) == pytest.approx((row["floor"], row["ceiling"]))
-    assert set(said) == {"forget", "test"} and len(said["forget"]) == row["n_forget"]
+    assert set(said) == {"forget", "control", "test"} and len(said["forget"]) == row["n_forget"]
 
 
 def test_progress_says_how_much_is_left(made):

@@ -41,6 +41,27 @@ def test_the_difference_is_that_of_the_residuals():
     assert found.p < 0.01
 
 
+def test_damage_everywhere_is_no_excess():
+    shares = {"a": 0.3, "b": 0.6}
+    yards, said = planted(shares, salt=1)
+    everywhere = planted(shares, salt=2)  # on D_c as on D_f
+    both = compared(
+        yards, said["a"], said["b"], less=(everywhere[0], everywhere[1]["a"], everywhere[1]["b"]), draws=400
+    )
+    assert both is None  # the original itself lies no farther on D_f: nothing to tell by
+    yards_c, said_c = planted({"a": 0.0, "b": 0.4}, salt=2)
+    quiet = {s: Yard(y.floor, y.floor, y.retrain) for s, y in yards_c.items()}
+    plain = compared(yards, said["a"], said["b"], draws=400)
+    less = compared(yards, said["a"], said["b"], less=(quiet, said_c["a"], said_c["b"]), draws=400)
+    means = [
+        np.mean([y.distance(p[s]).mean() for s, y in ys.items()])
+        for ys, p in [(yards, said["a"]), (yards, said["b"]), (quiet, said_c["a"]), (quiet, said_c["b"])]
+    ]
+    scale = np.mean([y.ceiling.mean() - y.floor.mean() for y in yards.values()])
+    assert less.difference == pytest.approx((means[0] - means[1] - means[2] + means[3]) / scale)
+    assert plain.difference < less.difference < 0
+
+
 def test_equals_are_not_told_apart():
     hits = 0
     for salt in range(20):

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 from made_bench import made_recipe, made_rows
 
+from curerec.bench import artefacts
 from curerec.bench.lines import read_lines
 from curerec.bench.summary import summarise, write_summary
 from curerec.bench.table import text_table
@@ -56,6 +57,36 @@ def test_the_residual_is_that_of_the_means(tmp_path):
     assert values["residual_of_seeds"]["mean"] < -10 < -1 < values["residual"]["mean"] < 0.2
 
 
+def test_the_excess_is_that_of_the_means(tmp_path):
+    made_rows(tmp_path, recipe(), worth=WORTH)
+    found = read_lines(tmp_path / "rows.jsonl")
+
+    def mean(*names):
+        return np.mean([r["excess_jsd"] for r in found if r["method"] in names])
+
+    none, full = mean("retrain", "retrain_2"), mean("original")
+    lines = {name: line(summarise(tmp_path), name)["values"]["excess_residual"] for name in WORTH}
+    for name, value in lines.items():
+        assert value["mean"] == pytest.approx((mean(name) - none) / (full - none))
+        assert value["n"] == 3 and np.isfinite(value["half"])
+    assert lines["random_modules"]["mean"] > 0.2 > abs(lines["cure"]["mean"])
+    whole = line(summarise(tmp_path), "original")["values"]["excess_residual"]
+    assert whole["mean"] == pytest.approx(1)
+
+
+def test_rows_without_the_excess_leave_it_out(tmp_path):
+    made_rows(tmp_path, recipe(), worth=WORTH)
+    path = tmp_path / "rows.jsonl"
+    found = [{k: v for k, v in r.items() if k != "excess_jsd"} for r in read_lines(path)]
+    path.write_text("".join(json.dumps(row) + "\n" for row in found), encoding="utf-8")
+    for kept in (tmp_path / "predictions").glob("*"):
+        arrays = artefacts.read_arrays(kept)
+        artefacts.write_arrays(kept, {"forget": arrays["forget"]}, {"of": "test"})
+    summary = summarise(tmp_path)
+    assert line(summary, "npo")["values"]["excess_residual"] is None
+    assert line(summary, "npo")["against_excess"] is None and line(summary, "npo")["against"] is not None
+
+
 def test_retrains_of_a_seed_count_as_one(tmp_path):
     made_rows(tmp_path, recipe())
     mine = line(summarise(tmp_path), "retrain")
@@ -69,12 +100,16 @@ def test_marks_of_significance(tmp_path):
     assert far["significant"] and far["difference"] < -0.2 and far["high"] < 0
     assert not near["significant"]
     assert line(summary, "cure")["against"] is None
+    far_excess = line(summary, "random_modules")["against_excess"]
+    assert far_excess["significant"] and far_excess["difference"] < -0.2
+    assert not line(summary, "npo")["against_excess"]["significant"]
     text = text_table(summary)
     twin = next(x for x in text.splitlines() if x.startswith("| random_modules"))
     assert "*" in twin.split("|")[2]
     # Where only rows and summary were kept, the marks stay.
     shutil.rmtree(tmp_path / "predictions")
     assert line(summarise(tmp_path), "random_modules")["against"] == far
+    assert line(summarise(tmp_path), "random_modules")["against_excess"] == far_excess
 
 
 def test_a_failed_cell_is_in_the_failures_and_its_line_marked(tmp_path):

@@ -2,18 +2,13 @@
 
 from __future__ import annotations
 
-import os
-import socket
-import subprocess
-import sys
-from pathlib import Path
-
 import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file
 
 from curerec.recommender.parallel import Team
+from made_processes import FSDP, launch
 
 SCRIPT = """
 import sys, torch
@@ -40,37 +35,6 @@ tune(model, prompts, encoder.answers, config, seed=0)
 state = {n: p.detach().clone() for n, p in model.named_parameters() if p.requires_grad}
 save_file(state, f"{out}-{parallel.count()}-{torch.distributed.get_rank() if parallel.count() > 1 else 0}")
 """
-TESTS = Path(__file__).parents[1]
-FSDP = ["--use_fsdp", "--fsdp_version", "2", "--fsdp_auto_wrap_policy", "TRANSFORMER_BASED_WRAP"]
-FSDP += ["--fsdp_transformer_layer_cls_to_wrap", "LlamaDecoderLayer"]
-
-
-def free_port():
-    with socket.socket() as s:
-        s.bind(("127.0.0.1", 0))
-        return s.getsockname()[1]
-
-
-def launch(processes, *arguments, more=()):
-    source = str(Path(sys.modules["curerec"].__file__).parents[1])
-    env = os.environ | {"PYTHONPATH": os.pathsep.join([source, str(TESTS)]), "OMP_NUM_THREADS": "1"}
-    start = [sys.executable]
-    if processes > 1:  # several processes on CPUs by torchrun: `--cpu` would ask for MPI
-        env["ACCELERATE_USE_CPU"] = "true"
-        start += [
-            "-m",
-            "accelerate.commands.launch",
-            "--num_processes",
-            str(processes),
-            *(more or ["--multi_gpu"]),
-        ]
-        start += ["--num_machines", "1", "--mixed_precision", "no", "--main_process_port", str(free_port())]
-        start += ["--dynamo_backend", "no"]
-    done = subprocess.run(
-        [*start, *map(str, arguments)], env=env, capture_output=True, text=True, timeout=300
-    )
-    assert done.returncode == 0, done.stderr[-3000:]
-    return done
 
 
 @pytest.mark.soak

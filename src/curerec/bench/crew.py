@@ -135,7 +135,8 @@ class Processes:
         free = [h for h in self.hands if h.job is None]
         known = [h for h in free if h.last == (job.dataset, job.model, job.seed)]
         if not known and len(self.hands) < self.number:
-            free = [_Hand(self.orders)]
+            seat = min(set(range(self.number)) - {h.seat for h in self.hands})
+            free = [_Hand(self.orders, seat)]
             self.hands += free
         (known or free)[0].give(job, settings)
 
@@ -161,12 +162,13 @@ class Processes:
 class _Hand:
     """One process, as its employer sees it."""
 
-    def __init__(self, orders: Orders) -> None:
+    def __init__(self, orders: Orders, seat: int) -> None:
         context = multiprocessing.get_context("spawn")  # a fork would copy threads' locks and the GPU's state
         self.pipe, theirs = context.Pipe()
-        self.process = context.Process(target=serve, args=(theirs, orders), daemon=True)
+        self.process = context.Process(target=serve, args=(theirs, orders, seat), daemon=True)
         self.process.start()
         theirs.close()
+        self.seat = seat
         self.job: Job | None = None
         self.last: tuple[str, str, int] | None = None
 
@@ -208,8 +210,14 @@ class _Told:
         return lambda done, total: None
 
 
-def serve(pipe: Connection, orders: Orders) -> None:
-    """Do jobs until there are no more, or whoever gives them is gone."""
+def serve(pipe: Connection, orders: Orders, seat: int = 0) -> None:
+    """Do jobs until there are no more, or whoever gives them is gone.
+
+    Args:
+        pipe: jobs come from, and what becomes of them goes to.
+        orders: what all processes are told.
+        seat: which of them this is; they take the GPUs in turn.
+    """
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C goes to all; the employer stops us
     threading.Thread(target=_end_with, args=(multiprocessing.parent_process(),), daemon=True).start()
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
@@ -223,6 +231,8 @@ def serve(pipe: Connection, orders: Orders) -> None:
     logging.disable_progress_bar()
     if orders.threads:
         torch.set_num_threads(orders.threads)
+    if torch.cuda.device_count() > 1:
+        torch.cuda.set_device(seat % torch.cuda.device_count())
     shop = Workshop(
         orders.recipe, orders.out, orders.places, orders.shared, orders.cache, reporter=_Told(pipe)
     )

@@ -53,7 +53,15 @@ MEASURED = {
     "nf4_residual": "residual_nf4",
 }
 #: Measured values that a row holds beyond section 5.
-FURTHER = ("test_ece", "valid_auc", "l2", "jsd_test", "excess_jsd", "membership_tpr_at_fpr_01", "forward_equivalents")
+FURTHER = (
+    "test_ece",
+    "valid_auc",
+    "l2",
+    "jsd_test",
+    "excess_jsd",
+    "membership_tpr_at_fpr_01",
+    "forward_equivalents",
+)
 #: What section 5 names that costs more than the answers on the four parts; a recipe asks for it.
 ATTACKS = ("relearn_ratio", "int8_residual", "nf4_residual")
 #: What stays of a row where only costs mean anything.

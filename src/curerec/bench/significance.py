@@ -1,4 +1,7 @@
-"""Is one method nearer to the retrains than another? A paired bootstrap over seeds and examples."""
+"""Is one method nearer to the retrains than another? A paired bootstrap over seeds and examples.
+
+The same of the excess: how much nearer on the deleted data than on data that nobody was trained on.
+"""
 
 from __future__ import annotations
 
@@ -17,7 +20,7 @@ LEVEL = 0.05
 
 @dataclass(frozen=True)
 class Yard:
-    """What residuals of one seed are measured with, by example of D_f.
+    """What residuals of one seed are measured with, by example of D_f or of D_c.
 
     Attributes:
         floor: divergence between retrains, mean over their pairs, nats [n].
@@ -42,7 +45,7 @@ class Yard:
 
 @dataclass(frozen=True)
 class Compared:
-    """A method's residual less another's.
+    """A method's residual, or its excess, less another's.
 
     Attributes:
         difference: over all seeds; below 0 the first is nearer to the retrains.
@@ -58,24 +61,30 @@ class Compared:
     seeds: int
 
 
+Answers = Mapping[int, np.ndarray]
+
+
 def compared(
     yards: Mapping[int, Yard],
-    ours: Mapping[int, np.ndarray],
-    theirs: Mapping[int, np.ndarray],
+    ours: Answers,
+    theirs: Answers,
     *,
+    less: tuple[Mapping[int, Yard], Answers, Answers] | None = None,
     draws: int = 2000,
     seed: int = 0,
 ) -> Compared | None:
-    """The difference of two methods' residuals with its interval.
+    """The difference of two methods' residuals, or of their excess residuals, with its interval.
 
     A draw takes seeds with replacement and, within each, examples with replacement; both methods, the floor
     and the ceiling are taken of the same examples, so what is hard for both cancels.
 
     ``residual = (mean d - mean floor) / (mean ceiling - mean floor)``, means over all drawn seeds: the floor
-    of a single seed is one pair of retrains, and its ratio alone may say nothing.
+    of a single seed is one pair of retrains, and its ratio alone may say nothing. Of the excess, each of the
+    three is that on D_f less that on D_c.
 
     Args:
         yards, ours, theirs: by seed; P(yes) on D_f, [n] in the yard's order.
+        less: the same three on D_c: compares the excess.
         draws: resamples.
         seed: of the draws.
 
@@ -84,32 +93,35 @@ def compared(
 
     Source: PROTOCOL section 3; Efron and Tibshirani 1993, chapter 16 (two-stage resampling).
     """
-    common = sorted(set(yards) & set(ours) & set(theirs))
+    sides = [(yards, ours, theirs, 1), *([(*less, -1)] if less else [])]
+    common = sorted(set.intersection(*(set(one) for *parts, _ in sides for one in parts)))
     if len(common) < LEAST_SEEDS:
         return None
     rng = np.random.default_rng(seed)
     point, resampled = [], []
     for s in common:
-        yard = yards[s]
-        columns = np.stack(
-            [yard.distance(ours[s]), yard.distance(theirs[s]), yard.floor, yard.ceiling]
-        )  # [4, n]
-        n = columns.shape[1]
-        weights = np.stack([np.bincount(rng.integers(0, n, n), minlength=n) for _ in range(draws)])
-        point.append(columns.mean(1))
-        resampled.append(weights @ columns.T / n)  # [draws, 4]
+        means, drawn = np.zeros(4), np.zeros((draws, 4))
+        for yard_of, a, b, sign in sides:
+            yard = yard_of[s]
+            columns = np.stack([yard.distance(a[s]), yard.distance(b[s]), yard.floor, yard.ceiling])  # [4, n]
+            n = columns.shape[1]
+            weights = np.stack([np.bincount(rng.integers(0, n, n), minlength=n) for _ in range(draws)])
+            means += sign * columns.mean(1)
+            drawn += sign * (weights @ columns.T / n)
+        point.append(means)
+        resampled.append(drawn)
     chosen = rng.integers(0, len(common), (draws, len(common)))
-    drawn = _gap(np.stack(resampled)[chosen, np.arange(draws)[:, None]].mean(1).T)
-    if not np.isfinite(drawn).all():
+    gaps = _gap(np.stack(resampled)[chosen, np.arange(draws)[:, None]].mean(1).T)
+    if not np.isfinite(gaps).all():
         return None
-    low, high = np.quantile(drawn, [0.025, 0.975])
-    tail = min((drawn >= 0).sum(), (drawn <= 0).sum())
+    low, high = np.quantile(gaps, [0.025, 0.975])
+    tail = min((gaps >= 0).sum(), (gaps <= 0).sum())
     p = min(1.0, 2 * (tail + 1) / (draws + 1))
     return Compared(float(_gap(np.mean(point, 0))), float(low), float(high), float(p), len(common))
 
 
 def _gap(means: np.ndarray) -> np.ndarray:
-    """Difference of the residuals, from means of [ours, theirs, floor, ceiling]."""
+    """Difference on the scale from floor to ceiling, from means of [ours, theirs, floor, ceiling]."""
     ours, theirs, floor, ceiling = means
     with np.errstate(divide="ignore", invalid="ignore"):
         scale = np.where(ceiling > floor, ceiling - floor, np.nan)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -157,7 +158,9 @@ def _block(
         line["values"]["residual_of_seeds"] = line["values"]["residual"]
         good = [r for r in mine if not r["failure"]]
         line["values"]["residual"] = _pooled_residual(good)
-        line["values"]["excess_residual"] = _pooled_excess(good, yard, retrains) if name != "retrain" else None
+        line["values"]["excess_residual"] = (
+            _pooled_excess(good, yard, retrains) if name != "retrain" else None
+        )
         lines.append(line)
     scale = {name: [r[name] for r in yard if r.get(name) is not None] for name in ("floor", "ceiling")}
     means = {k: float(np.mean(v)) if v else None for k, v in scale.items()}
@@ -216,6 +219,7 @@ def _line(
         "failures": failures,
         "missing": gaps,
         "against": None,
+        "against_excess": None,
     }
 
 
@@ -247,7 +251,7 @@ def _pooled_residual(mine: Sequence[dict[str, Any]]) -> dict[str, Any] | None:
 def _pooled_excess(
     mine: Sequence[dict[str, Any]], yard: Sequence[dict[str, Any]], retrains: Sequence[dict[str, Any]]
 ) -> dict[str, Any] | None:
-    """The same of the excess, (jsd on D_f - jsd on D_c): that of the retrains among themselves is 0, the original's 1.
+    """The same of the excess, jsd on D_f - jsd on D_c: 0 as the retrains among themselves, 1 as the original.
 
     Args:
         mine: rows of one line.
@@ -303,43 +307,52 @@ def _mark(
     draws: int,
 ) -> None:
     """Compare our method with each other one of a block; p-values are corrected for how many there are."""
-    yards = {r["seed"]: y for r in yard if (y := _yard(out, r)) is not None}
+    on: dict[str, _Side] = {part: _side(part, cells, yard, out) for part in ("forget", "control")}
+    residual, excess = {}, {}
+    (yards, said), (unseen, elsewhere) = on["forget"], on["control"]
+    if OURS not in said:
+        return
+    for name in (line["name"] for line in lines):
+        if name not in said or name == OURS:
+            continue
+        pair = said[OURS], said[name]
+        if (one := compared(yards, *pair, draws=draws)) is not None:
+            residual[name] = one
+        if OURS in elsewhere and name in elsewhere:
+            less = unseen, elsewhere[OURS], elsewhere[name]
+            if (one := compared(yards, *pair, less=less, draws=draws)) is not None:
+                excess[name] = one
+    for key, found in (("against", residual), ("against_excess", excess)):
+        adjusted = dict(zip(found, holm([one.p for one in found.values()]), strict=True))
+        for line in lines:
+            one = found.get(line["name"])
+            if one is not None:
+                p = adjusted[line["name"]]
+                line[key] = {**asdict(one), "p_holm": p, "significant": p < LEVEL}
+
+
+_Side = tuple[dict[int, Yard], dict[str, dict[int, np.ndarray]]]
+
+
+def _side(part: str, cells: list[dict[str, Any]], yard: list[dict[str, Any]], out: Path) -> _Side:
+    """Yards by seed, and P(yes) by method and seed, on D_f or D_c; without cells that kept none."""
+    yards = {r["seed"]: y for r in yard if (y := _yard(out, r, part)) is not None}
     said: dict[str, dict[int, np.ndarray]] = {}
     for row in cells:
         arrays = None if row["failure"] else _predictions(out, row)
-        if arrays is not None:
-            said.setdefault(row["method"], {})[row["seed"]] = arrays["forget"].astype(np.float64)
-    if OURS not in said:
-        return
-    found = {}
-    for line in lines:
-        if line["name"] in said and line["name"] != OURS:
-            one = compared(yards, said[OURS], said[line["name"]], draws=draws)
-            if one is not None:
-                found[line["name"]] = one
-    adjusted = dict(zip(found, holm([one.p for one in found.values()]), strict=True))
-    for line in lines:
-        one = found.get(line["name"])
-        if one is not None:
-            line["against"] = {
-                "difference": one.difference,
-                "low": one.low,
-                "high": one.high,
-                "p": one.p,
-                "p_holm": adjusted[line["name"]],
-                "seeds": one.seeds,
-                "significant": adjusted[line["name"]] < LEVEL,
-            }
+        if arrays is not None and part in arrays:
+            said.setdefault(row["method"], {})[row["seed"]] = arrays[part].astype(np.float64)
+    return yards, said
 
 
-def _yard(out: Path, row: dict[str, Any]) -> Yard | None:
+def _yard(out: Path, row: dict[str, Any], part: str) -> Yard | None:
     arrays = artefacts.read_arrays(out / artefacts.YARDSTICKS / row["yardstick"])
-    if arrays is None:
+    if arrays is None or f"original/{part}" not in arrays:
         return None
     names = sorted({name.split("/")[0] for name in arrays if name.startswith("retrain")})
     if len(names) < 2:
         return None
-    return Yard.of(p_yes(arrays["original/forget"]), np.stack([p_yes(arrays[f"{n}/forget"]) for n in names]))
+    return Yard.of(p_yes(arrays[f"original/{part}"]), np.stack([p_yes(arrays[f"{n}/{part}"]) for n in names]))
 
 
 def _predictions(out: Path, row: dict[str, Any]) -> artefacts.Arrays | None:
@@ -356,8 +369,11 @@ def _recall(blocks: list[dict[str, Any]], old: dict[str, Any]) -> None:
     for block in blocks:
         for line in block["lines"]:
             was = before.get((block["dataset"], block["model"], block["request"], line["name"]))
-            if was and line["against"] is None and block["rankable"] and was["seeds"] == line["seeds"]:
-                line["against"] = was["against"]
+            if not was or not block["rankable"] or was["seeds"] != line["seeds"]:
+                continue
+            for key in ("against", "against_excess"):
+                if line[key] is None:
+                    line[key] = was.get(key)
 
 
 def _search(recipe: BenchRecipe, out: Path) -> dict[str, Any] | None:

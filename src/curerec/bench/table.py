@@ -32,7 +32,8 @@ def text_table(summary: Mapping[str, Any]) -> str:
         out.append("")
     if bench.shared_machine:
         out.append("Seconds are those of a shared machine: cells ran beside each other.")
-    if any(x.against and x.against.significant for b in bench.blocks for x in b.lines):
+    marks = [a for b in bench.blocks for x in b.lines for a in (x.against, x.against_excess) if a]
+    if any(a.significant for a in marks):
         out.append("*: differs from cure (paired bootstrap over seeds and examples, p < .05 after Holm).")
     if bench.left_out:
         out.append(f"{bench.left_out} rows of other configurations were left out.")

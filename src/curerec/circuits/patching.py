@@ -14,6 +14,7 @@ from curerec.circuits.passes import Cost, PairBatch, at_answer, each_batch, froz
 from curerec.circuits.scorers import atp as atp_scorer
 from curerec.errors import PromptError
 from curerec.prompts.encoding import Prompts
+from curerec.recommender import parallel
 from curerec.recommender.lean import can_be_lean
 from curerec.recommender.score import answer_logits
 
@@ -85,10 +86,22 @@ def margins_with(
     Returns:
         float32 [sets, n].
     """
+    spent = cost or Cost()
+    if parallel.sharing() and len(clean):
+
+        def some(mine: np.ndarray) -> np.ndarray:
+            pairs = clean.take(mine), corrupt.take(mine)
+            return margins_with(
+                changed, model, *pairs, answers, patch_sets, batch_size=batch_size, cost=spent, lean=lean
+            ).T
+
+        before = spent.forwards
+        rows = parallel.by_rows(len(clean), some)
+        spent.forwards = before + (1 + len(patch_sets)) * len(clean)  # of all processes
+        return rows.T
     sites = sites_of(model)
     lean = lean and sites.n_layers > 1 and can_be_lean(model)
     out = np.zeros((len(patch_sets), len(clean)), numpy_type(model))
-    spent = cost or Cost()
 
     def work(batch: PairBatch) -> None:
         with at_answer(model, batch.last, lean), recording(sites) as corrupt_acts:

@@ -13,6 +13,7 @@ from jaxtyping import Float
 
 from curerec.circuits.adapter import Deltas, adapter_scores, unmerged
 from curerec.prompts.encoding import Prompts
+from curerec.recommender import parallel
 from curerec.recommender.units import Units
 
 
@@ -43,6 +44,13 @@ def path_scores(
 
     Source: Sundararajan et al. 2017 (integrated gradients) on weights; this project's own extension.
     """
+    if parallel.sharing() and len(prompts):
+
+        def some(mine: np.ndarray) -> np.ndarray:
+            part = prompts.take(mine)
+            return path_scores(model, part, answers, units, deltas, steps=steps, batch_size=batch_size)
+
+        return parallel.by_rows(len(prompts), some)
     total = np.zeros((len(prompts), len(units.names)), np.float32)
     with unmerged(model):  # a merged adapter's scaling is in the weights already
         for k in range(steps):

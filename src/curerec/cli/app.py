@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from curerec.cli import bench, circuit
+from curerec.cli import bench, circuit, together
 from curerec.cli.inputs import opened_with, quiet, ratings, recipe_for, request_of
 from curerec.cli.requests import attach
 
@@ -71,11 +71,14 @@ def version(show: bool) -> None:
 
 @app.callback()
 def options(
+    context: typer.Context,
     show: Annotated[
         bool, typer.Option("--version", callback=version, is_eager=True, help="Print the version.")
     ] = False,
 ) -> None:
     """Options of every command."""
+    if context.invoked_subcommand not in together.ABLE:
+        together.refuse(f"curerec {context.invoked_subcommand}")
 
 
 @app.command(epilog="Example: curerec fetch ml-100k")
@@ -167,6 +170,7 @@ def unlearn(
     """
     quiet()
     if plan:
+        together.refuse("curerec unlearn --plan")
         planned(recommender, request, data, method, base, seed or 0)
         return
     if out is None:
@@ -179,17 +183,20 @@ def unlearn(
     from curerec.models import fresh_model
     from curerec.pipeline import check_method, save_unlearned
     from curerec.pipeline import unlearn as run
+    from curerec.recommender import parallel
     from curerec.recommender.storage import read_card
     from curerec.recording import record_of
     from curerec.reports.html import write_report
     from curerec.reports.schema import write_record
 
     check_method(method)
+    if method != "retrain":  # which is a training
+        together.refuse_shards("curerec unlearn")
     check_out(out, only=RESULT, inputs=[recommender, base])
     asked = request_of(request)
     opened = opened_with(recommender, data, base)
     config = opened.recipe.config_of(method)
-    with bars() as reporter:
+    with bars() as reporter, parallel.together():
         side = retain_side_at(opened.recommender.card["weights_sha256"])
         outcome, split = run(
             opened, asked, method, config, seed=seed or 0, reporter=reporter, retain_side=side
@@ -205,6 +212,9 @@ def unlearn(
             fresh_model(opened.base, opened.recipe.model, seed=seed or 0),
         )
         advance(1, 1)
+    parallel.wait()  # all have looked at what is there before one writes
+    if not parallel.is_main():  # of the processes that `accelerate launch` started
+        return
     with replacing(out, only=RESULT) as stage:
         save_unlearned(opened, outcome, asked, stage / "recommender")
         record = record_of(

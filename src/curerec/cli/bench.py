@@ -7,6 +7,8 @@ from typing import Annotated
 
 import typer
 
+from curerec.cli import together
+
 Recipe = Annotated[
     str | None, typer.Option("--recipe", help="Bench recipe that ships (nano, paper, scale) or a YAML file.")
 ]
@@ -51,11 +53,14 @@ def bench(
     """Compare methods over data sets, models, requests and seeds.
 
     Writes OUT/rows.jsonl, OUT/trials.jsonl, OUT/summary.json and OUT/bench.html. The same command goes on
-    after a kill. Exit code 1 if something that cells wait for could not be made.
+    after a kill. Started by `accelerate launch`, it does as many cells at a time as there are processes.
+    Exit code 1 if something that cells wait for could not be made.
     """
     from curerec.cli.inputs import quiet
     from curerec.errors import ConfigError
 
+    if table is not None:
+        together.refuse("curerec bench --table")
     if (table is None) == (recipe is None):
         raise ConfigError("give one of --recipe and --table", where="bench", mend="See curerec bench --help")
     quiet()
@@ -68,6 +73,11 @@ def bench(
         typer.echo(text_table(found), nl=False)
         write_bench(found, table / "bench.html")
         return
+    started = together.processes()
+    if started > 1:  # by `accelerate launch`: cells depend on nothing of each other, each process has its own
+        if not together.one_writer():
+            return
+        jobs = max(jobs, started)
     from curerec.bench.recipe import load_bench
     from curerec.bench.run import run
 

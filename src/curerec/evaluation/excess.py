@@ -20,7 +20,9 @@ from curerec.evaluation.divergence import jsd_each
 from curerec.evaluation.metric import CannotError, Metric, Value
 from curerec.evaluation.scene import Ground, Scene
 
-NO_ROOM = "the original lies no farther from the retrained models on D_f, against D_c, than they do themselves"
+NO_ROOM = (
+    "the original lies no farther from the retrained models on D_f, against D_c, than they do themselves"
+)
 
 
 @dataclass(frozen=True)
@@ -123,9 +125,9 @@ EXCESS_RESIDUAL = Metric(
     "1",
     "target",
     ("retrain_seeds", "original", "control"),
-    "(excess - excess of the retrains among themselves) / (excess of the original - the same), excess = jsd on "
-    "D_f - jsd on D_c: 0 = no memory of the deleted data shows, 1 = nothing done; read beside jsd_test, since "
-    "damage everywhere hides memory",
+    "(excess - excess of the retrains among themselves) / (excess of the original - the same), where excess "
+    "= jsd on D_f - jsd on D_c: 0 = no memory of the deleted data shows, 1 = nothing done; read beside "
+    "jsd_test, since damage everywhere hides memory",
     "this project",
     excess_residual,
     target=0.0,

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 from typing import Any
 
 import numpy as np
@@ -14,6 +13,7 @@ from curerec.evaluation.metric import CannotError, Metric, Value
 from curerec.evaluation.scene import Ground, Scene
 from curerec.evaluation.utility import nll
 from curerec.prompts.encoding import Prompts
+from curerec.recommender.copies import copied, free_tuned
 from curerec.recommender.score import answer_logits, device_of, to_batch
 from curerec.recommender.tune import TuneConfig, optimise
 
@@ -76,8 +76,8 @@ def curve(ground: Ground, model: Any, prompts: Prompts, *, seed: int, stop_at: f
         stop_at: no further steps once the loss is this low.
     """
     assert ground.tuning is not None
-    tuned = copy.deepcopy(model)
-    _free(tuned)
+    tuned = copied(model)
+    free_tuned(tuned)
     params = [p for p in tuned.parameters() if p.requires_grad]
     answers, device = ground.recommender.answers, device_of(tuned)
     batches = [np.arange(len(prompts))[k : k + BATCH] for k in range(0, len(prompts), BATCH)]
@@ -104,13 +104,6 @@ def curve(ground: Ground, model: Any, prompts: Prompts, *, seed: int, stop_at: f
         torch.manual_seed(seed)
         optimise(params, MAX_STEPS, gradients, config, after_step=after)
     return np.array(losses)
-
-
-def _free(model: Any) -> None:
-    """Make trainable what fine-tuning trains: the adapter's parameters, or all of a plain model."""
-    adapter = hasattr(model, "peft_config")
-    for name, p in model.named_parameters():
-        p.requires_grad_(".lora_" in name if adapter else True)
 
 
 def levels(scene: Scene) -> list[float | None]:

@@ -12,6 +12,7 @@ from curerec.circuits.adapter import weight_deltas
 from curerec.circuits.path import part_of_the_way
 from curerec.methods.losses import ForgetLoss, forget_loss
 from curerec.methods.task import Task
+from curerec.recommender import parallel
 from curerec.recommender.score import answer_logits, by_length, device_of, score, to_batch
 from curerec.recommender.units import units_of
 
@@ -102,10 +103,14 @@ class ForgetObjective:
         total = [torch.zeros_like(p) for p in params]
         mean = torch.zeros((), device=self.device)
         for batch in by_length(part, batch_size):
-            loss = self.loss(model, index[batch]) * (len(batch) / len(index))
+            mine = batch[parallel.share(len(batch))]
+            if not len(mine):
+                continue
+            loss = self.loss(model, index[mine]) * (len(mine) / len(index))
             for sum_, g in zip(total, torch.autograd.grad(loss, params), strict=True):
                 sum_.add_(g)
             mean += loss.detach()
+        parallel.summed([*total, mean])
         return total, float(mean)
 
     def _weights(self) -> torch.Tensor:

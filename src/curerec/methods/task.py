@@ -5,7 +5,6 @@ The test examples and any retrained model are not in here, so no method can be c
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -17,6 +16,7 @@ import torch
 
 from curerec.progress import Clock
 from curerec.prompts.encoding import Encoder, Prompts, queries
+from curerec.recommender.copies import base_of, copied
 from curerec.recommender.score import score
 from curerec.recommender.stored_answers import StoredAnswers
 from curerec.recommender.tune import TuneConfig
@@ -133,13 +133,14 @@ class Task:
             return np.arange(n)
         return np.sort(np.random.default_rng([self.seed, salt]).choice(n, size, replace=False))
 
-    def copy_of_model(self) -> Any:
-        """A copy of theta_o to change."""
-        return copy.deepcopy(self.original.model)
+    def copy_of_model(self, *, whole: bool = False) -> Any:
+        """A copy of theta_o to change; see :func:`curerec.recommender.copies.copied`."""
+        return copied(self.original.model, whole=whole)
 
     def base_model(self) -> Any:
-        """The model before fine-tuning."""
-        return self.fresh()
+        """The model before fine-tuning, to be asked; ``fresh`` makes one to be trained."""
+        base = base_of(self.original.model)
+        return self.fresh() if base is None else base
 
 
 Method = Callable[[Task, Any], Outcome]

@@ -16,6 +16,8 @@ from curerec.methods.rules import Rules
 from curerec.methods.stopping import Watch
 from curerec.methods.task import Task
 from curerec.prompts.encoding import Prompts
+from curerec.recommender import parallel
+from curerec.recommender.copies import free_tuned
 from curerec.recommender.score import answer_logits, device_of, to_batch
 from curerec.recommender.tune import batches, endless
 
@@ -118,8 +120,9 @@ def run(
         """The forget gradient, and the loss that it is of."""
         nonlocal taken
         if config.forget_every is None:
-            loss = objective.loss(model, next(stream))
-            return list(torch.autograd.grad(loss, params)), float(loss.detach())
+            drawn = next(stream)
+            grads, loss = parallel.gradient(lambda k: objective.loss(model, drawn[k]), len(drawn), params)
+            return grads, float(loss)
         if taken is None or step % config.forget_every == 0:
             size = min(n, config.forget_size)
             index = None if size == n else rng.choice(n, size, replace=False)
@@ -129,13 +132,17 @@ def run(
     def gradients(step: int) -> Log:
         g_f, loss_f = of_forget(step)
         batch, before = retain.next()
-        ids, last = to_batch(batch, np.arange(len(batch)), device)
-        logits = answer_logits(model, ids, last, task.answers, lean=True)
-        loss_r = kl_to(logits, before)
-        if config.retain_labels:
-            label = torch.from_numpy(batch.label.astype(np.int64)).to(device)
-            loss_r = loss_r + config.retain_labels * torch.nn.functional.cross_entropy(logits, label)
-        g_r = torch.autograd.grad(loss_r, params)
+
+        def loss_of(k: np.ndarray) -> torch.Tensor:
+            ids, last = to_batch(batch, k, device)
+            logits = answer_logits(model, ids, last, task.answers, lean=True)
+            loss = kl_to(logits, before[k])
+            if config.retain_labels:
+                label = torch.from_numpy(batch.label[k].astype(np.int64)).to(device)
+                loss = loss + config.retain_labels * torch.nn.functional.cross_entropy(logits, label)
+            return loss
+
+        g_r, loss_r = parallel.gradient(loss_of, len(batch), params)
         direction, seen = rules.combine(
             {name: push * g for name, g in zip(names, g_f, strict=True)}, dict(zip(names, g_r, strict=True))
         )
@@ -144,7 +151,7 @@ def run(
         return {**_summary(loss_f, loss_r, seen), "push": push}
 
     done = walk(watch, config, model, params, gradients, config.max_steps, steer=steer)
-    model.requires_grad_(True)
+    free_tuned(model)
     return done
 
 

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import copy
 from typing import Any
 
 import torch
 from peft import LoraConfig, get_peft_model
 
 from curerec.errors import ModelError
+from curerec.recommender.copies import copied
 
 PREFIX = "base_model.model."
 #: Path of a linear map in the plain model -> (A [rank, in], B [out, rank]); the branch adds B A.
@@ -61,7 +61,7 @@ def with_factors(model: Any, factors: Factors) -> Any:
         factors: of the new adapter.
     """
     old = model.peft_config[model.active_adapter]
-    plain = copy.deepcopy(model).unload()
+    plain = copied(model).unload()
     ranks = {path: a.shape[0] for path, (a, _) in factors.items()}
     most = max(ranks.values())
     others = {path: rank for path, rank in ranks.items() if rank != most}

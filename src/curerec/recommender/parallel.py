@@ -1,17 +1,21 @@
-"""Several processes train one model: started by ``accelerate launch``, which says how many and how."""
+"""Several processes work on one model: started by ``accelerate launch``, which says how many and how.
+
+Training hands its model to the library that wraps it (:class:`Team`). An unlearning request is carried out by
+all processes step by step alike, and only its passes over many prompts are shared out (:func:`together`).
+"""
 
 from __future__ import annotations
 
+import contextlib
 import copy
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import numpy as np
 import torch
 
 from curerec.recommender.families import family_of
-from curerec.recommender.score import answer_logits, device_of
 
 
 def count() -> int:
@@ -32,6 +36,114 @@ def wait() -> None:
         PartialState().wait_for_everyone()
 
 
+def place() -> torch.device:
+    """Where this process computes: its own GPU where there are any, else the CPU."""
+    if not torch.cuda.is_available() or os.environ.get("ACCELERATE_USE_CPU", "").lower() == "true":
+        return torch.device("cpu")
+    return (
+        torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0"))) if count() > 1 else torch.device("cuda")
+    )
+
+
+_together = False
+
+
+@contextlib.contextmanager
+def together() -> Iterator[None]:
+    """Inside, passes over many prompts are shared out over the processes, and their results joined.
+
+    All processes must come here, and to the same passes in the same order: each does what the others do, from
+    the same seed. With one process nothing is different.
+    """
+    global _together
+    before = _together
+    if count() > 1:
+        from accelerate import PartialState
+
+        PartialState()  # joins the processes
+        _together = True
+    try:
+        yield
+    finally:
+        _together = before
+
+
+def sharing() -> bool:
+    """Whether passes are shared out here and now."""
+    return _together
+
+
+@contextlib.contextmanager
+def alone() -> Iterator[None]:
+    """Inside, this process does its share by itself: what it calls is not shared out once more."""
+    global _together
+    before, _together = _together, False
+    try:
+        yield
+    finally:
+        _together = before
+
+
+def share(n: int) -> np.ndarray:
+    """Which of n things this process does, int [m]: a part of them in order, all where nothing is shared."""
+    index = np.arange(n)
+    return np.array_split(index, count())[int(os.environ.get("RANK", "0"))] if _together else index
+
+
+def summed(tensors: Sequence[torch.Tensor]) -> None:
+    """Add up tensors over the processes, in place; all end with the same bits."""
+    if not _together or not tensors:
+        return
+    flat = torch.cat([t.reshape(-1) for t in tensors])
+    torch.distributed.all_reduce(flat)
+    for t, part in zip(tensors, flat.split([t.numel() for t in tensors]), strict=True):
+        t.copy_(part.view_as(t))
+
+
+def by_rows(n: int, compute: Callable[[np.ndarray], np.ndarray]) -> np.ndarray:
+    """An array computed row by row, each process its share.
+
+    Args:
+        n: rows, at least 1.
+        compute: given the indices of some rows, [m]: those rows, [m, ...].
+
+    Returns:
+        All rows, in all processes.
+    """
+    if not _together:
+        return compute(np.arange(n))
+    mine = share(n)
+    with alone():  # a process without rows computes one for its shape
+        rows = compute(mine if len(mine) else np.arange(1))
+    out = torch.zeros((n, *rows.shape[1:]), dtype=torch.from_numpy(rows).dtype)
+    if len(mine):
+        out[torch.from_numpy(mine)] = torch.from_numpy(rows)
+    out = out.to(place())
+    torch.distributed.all_reduce(out)
+    return out.cpu().numpy()
+
+
+def gradient(
+    loss: Callable[[np.ndarray], torch.Tensor], n: int, params: Sequence[torch.nn.Parameter]
+) -> tuple[list[torch.Tensor], torch.Tensor]:
+    """Gradient of a mean over a batch, and that mean, each process passing its share of the batch.
+
+    Args:
+        loss: given places in the batch, int [m]: the mean over them.
+        n: size of the batch.
+        params: with ``requires_grad``.
+    """
+    mine = share(n)
+    value = loss(mine if len(mine) else np.arange(1))
+    found = list(torch.autograd.grad(value, params))
+    value = value.detach()
+    if _together:
+        parts = [t * (len(mine) / n) for t in (*found, value)]
+        summed(parts)
+        found, value = parts[:-1], parts[-1]
+    return found, value
+
+
 class _Answering(torch.nn.Module):
     """The two answer logits as a module's output: what the libraries wrap is ``forward``."""
 
@@ -40,6 +152,8 @@ class _Answering(torch.nn.Module):
         self.model, self.answers, self.lean = model, answers, lean
 
     def forward(self, ids: torch.Tensor, last: torch.Tensor) -> torch.Tensor:
+        from curerec.recommender.score import answer_logits  # which shares its passes out by this module
+
         return answer_logits(self.model, ids, last, self.answers, lean=self.lean)
 
 
@@ -75,7 +189,8 @@ class Team:
         # accelerate leaves FSDP out on CPUs; torch does not.
         on_cpus = wanted and self.accelerator.distributed_type == DistributedType.MULTI_CPU
         self.sharded = on_cpus or self.accelerator.distributed_type == DistributedType.FSDP
-        self.device = device_of(model) if device_of(model).type == "cpu" else self.accelerator.device
+        here = next(model.parameters()).device
+        self.device = here if here.type == "cpu" else self.accelerator.device
         inner = copy.deepcopy(model) if self.sharded else model.to(self.device)
         if self.sharded and not on_cpus:
             model.to("cpu")  # room for the copy; it gets the trained weights back

@@ -12,6 +12,7 @@ from jaxtyping import Bool, Float, Float32, Float64, Int
 from scipy.special import expit
 
 from curerec.prompts.encoding import Prompts
+from curerec.recommender import parallel
 from curerec.recommender.folding import folded
 from curerec.recommender.fused import fused_activations
 from curerec.recommender.lean import answer_only, can_be_lean
@@ -123,11 +124,16 @@ def score(
     """Answer logits of all prompts, in their order.
 
     Neighbouring prompts that begin alike, such as the candidates of one list, share the passes over their
-    common part (:mod:`curerec.recommender.shared`).
+    common part (:mod:`curerec.recommender.shared`). Several processes share the prompts out
+    (:func:`curerec.recommender.parallel.together`).
 
     Returns:
         float32 [n, 2], columns (no, yes).
     """
+    if parallel.sharing() and len(prompts):
+        return parallel.by_rows(
+            len(prompts), lambda mine: score(model, prompts.take(mine), answers, batch_size=batch_size)
+        )
     training = model.training
     model.eval()
     device = device_of(model)

@@ -9,7 +9,7 @@ from typing import Any
 from markupsafe import Markup
 
 from curerec.reports import figures as f
-from curerec.reports.bench_schema import Bench, Block, Interval, Line, as_bench
+from curerec.reports.bench_schema import Against, Bench, Block, Interval, Line, as_bench
 from curerec.reports.files import replace_file
 from curerec.reports.scatter import Axis, Dot, scatter
 from curerec.reports.templating import template
@@ -113,7 +113,8 @@ def cells(line: Line, block: Block, columns: tuple[tuple[str, str, Show], ...]) 
     for key, _, show in columns:
         hidden = key.endswith(("residual", "residual_of_seeds")) and not block.rankable
         shown = f.NONE if hidden else with_half(line.values.get(key), show)
-        if key == "residual" and line.against is not None and line.against.significant:
+        against = {"residual": line.against, "excess_residual": line.against_excess}.get(key)
+        if against is not None and against.significant:
             shown += MARK
         out.append(shown)
     return out
@@ -194,17 +195,24 @@ def _view(block: Block, bench: Bench) -> dict[str, Any]:
         ],
         "gone": gone,
         "against": [
-            (
-                f.method(x.name),
-                f.signed(a.difference, 2),
-                f"{_two(a.low)} to {_two(a.high)}",
-                f.fixed(a.p_holm),
+            (what, rows)
+            for what, rows in (
+                ("Residual", _against({x.name: x.against for x in lines})),
+                ("Excess residual", _against({x.name: x.against_excess for x in lines})),
             )
-            for x in lines
-            if (a := x.against) is not None
+            if rows
         ],
         "pictures": {n: Markup(p) for n, p in pictures(block).items()} if block.rankable else {},
     }
+
+
+def _against(found: Mapping[str, Against | None]) -> list[tuple[str, str, str, str]]:
+    """Rows of the table that holds our method against the others."""
+    return [
+        (f.method(name), f.signed(a.difference, 2), f"{_two(a.low)} to {_two(a.high)}", f.fixed(a.p_holm))
+        for name, a in found.items()
+        if a is not None
+    ]
 
 
 def pictures(block: Block) -> dict[str, str]:

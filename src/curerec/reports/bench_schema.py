@@ -29,7 +29,7 @@ class Failure(Part):
 
 
 class Against(Part):
-    """Our method's residual less this one's: paired bootstrap over seeds and examples."""
+    """Our method's residual, or its excess, less this one's: paired bootstrap over seeds and examples."""
 
     difference: float
     low: float
@@ -60,6 +60,7 @@ class Line(Part):
     failures: list[Failure] = Field(default_factory=list)
     missing: dict[str, str] = Field(default_factory=dict)
     against: Against | None = None
+    against_excess: Against | None = None
 
     def mean(self, column: str) -> Number:
         """The mean of a column; None where there is none."""

@@ -27,6 +27,7 @@ from safetensors.numpy import save
 from curerec.data import durable
 from curerec.errors import ModelError, StorageError
 from curerec.methods.task import Task
+from curerec.recommender import parallel
 from curerec.recommender.safety import check_safetensors
 from curerec.recommender.stored_answers import about, found_in
 from curerec.recommender.units import units_of
@@ -123,6 +124,11 @@ class RetainSide:
         return self.task.retain_side / f"{part}.safetensors"
 
     def _read(self, part: str, config: dict[str, Any]) -> tuple[Arrays, str] | None:
+        found = self._found(part, config)
+        parallel.wait()  # all look before one writes
+        return found
+
+    def _found(self, part: str, config: dict[str, Any]) -> tuple[Arrays, str] | None:
         path = self._path(part)
         if not path.exists():
             return None
@@ -137,6 +143,8 @@ class RetainSide:
             return None
 
     def _write(self, part: str, config: dict[str, Any], arrays: Arrays, said: str) -> None:
+        if not parallel.is_main():
+            return
         path = self._path(part)
         content = save(
             {k: np.ascontiguousarray(v) for k, v in arrays.items()}, {"key": self._key(config), "part": said}

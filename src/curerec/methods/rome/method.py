@@ -25,6 +25,7 @@ from curerec.methods.rome.edit import Site, covariance, rank_one
 from curerec.methods.stopping import Stopping, Watch
 from curerec.methods.task import Task
 from curerec.prompts.encoding import Prompts
+from curerec.recommender.copies import copied
 from curerec.recommender.families import family_of
 from curerec.recommender.lora import PREFIX, factors_of, stacked, with_factors
 from curerec.recommender.score import answer_logits, to_batch
@@ -66,7 +67,7 @@ def rome(task: Task, config: RomeConfig | None = None) -> Outcome:
     base = task.base_model() if config.answer == "base" else None
     with task.clock.stage("prepare"):
         watch = Watch(task, config)
-        model = task.copy_of_model().requires_grad_(False)
+        model = task.copy_of_model(whole=True).requires_grad_(False)
         layer = site_of(model, config.layer)
         site = Site(mlp_output(model, layer))
         edits = edits_of(task, config.merge)
@@ -185,7 +186,7 @@ def edited(original: Any, path: str, factors: list[tuple[torch.Tensor, torch.Ten
         factors: (left [out], right [in]) of each edit.
     """
     if not factors:
-        return copy.deepcopy(original)
+        return copied(original)
     left, right = (torch.stack(side).to(next(original.parameters())) for side in zip(*factors, strict=True))
     if hasattr(original, "peft_config"):
         more = {path.removeprefix(PREFIX): (right, left.T)}

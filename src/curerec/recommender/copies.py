@@ -1,0 +1,59 @@
+"""Copies of a model to change: with an adapter, the frozen weights under it are held once."""
+
+from __future__ import annotations
+
+import copy
+from typing import Any
+
+LORA = "lora_"
+
+
+def copied(model: Any, *, whole: bool = False) -> Any:
+    """A copy whose trained part may be changed.
+
+    With a LoRA adapter that is the adapter: a base of billions of weights is held once, however many copies
+    a request needs. Moving a copy to another device or precision moves what is shared. Without an adapter, or
+    with one merged into the weights, everything is copied.
+
+    Args:
+        model: left as it is.
+        whole: also copy frozen weights, for who edits them.
+    """
+    return copy.deepcopy(model, None if whole else _held_once(model))
+
+
+def _held_once(model: Any) -> dict[int, Any]:
+    """What a deep copy is to take as it is: the frozen parameters under an adapter, by identity."""
+    if not hasattr(model, "peft_config") or any(getattr(m, "merged", False) for m in model.modules()):
+        return {}
+    return {
+        id(p): p
+        for name, p in model.named_parameters(remove_duplicate=False)
+        if LORA not in name and not p.requires_grad
+    }
+
+
+def base_of(model: Any) -> Any | None:
+    """What an adapter was trained on, as a model that answers: its branches write nothing.
+
+    Args:
+        model: with a LoRA adapter, the fine-tuned one; left as it is.
+
+    Returns:
+        A copy that shares the frozen weights; None where fine-tuning changed the weights themselves.
+    """
+    frozen = _held_once(model)
+    if not frozen:
+        return None
+    base = copy.deepcopy(model, frozen)
+    for name, p in base.named_parameters():
+        if "lora_B" in name or "lora_embedding_B" in name:
+            p.data.zero_()
+    return base.eval()
+
+
+def free_tuned(model: Any) -> None:
+    """Make trainable what fine-tuning trains: the adapter's parameters, or all of a plain model."""
+    adapter = hasattr(model, "peft_config")
+    for name, p in model.named_parameters():
+        p.requires_grad_(LORA in name if adapter else True)

@@ -1,0 +1,157 @@
+"""Several processes carry out a request as one does, each its share of the passes."""
+
+from __future__ import annotations
+
+import json
+
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from curerec.recommender import parallel
+from made_commands import RECIPE, curerec, refused, write_data
+from made_processes import FSDP, launch
+
+SCRIPT = """
+import sys, torch
+from safetensors.torch import save_file
+from curerec.config import parse
+from curerec.evaluation.cost import Meter
+from curerec.methods import METHODS
+from curerec.pipeline import carry_out
+from curerec.recommender import parallel
+from made_tasks import made_task
+torch.set_num_threads(1)
+out, method, kind = sys.argv[1:4]
+look = {"max_steps": 6, "check_every": 3, "check_size": 40, "batch_size": 21, "max_auc_drop": 1}
+look |= {"damping": 0.1}
+settings = {
+    "cure": {"pairs": 13, "pair_pool": 21, "control_size": 31, "draws": 8, "update": {
+        **look, "forget_loss": "rewind", "schedule": "linear", "forget_every": 6, "retain_labels": 0.1}},
+    "npo": look,
+    # Its first gradient is that of a distance to itself, rounding alone: AdamW would make whole steps of it.
+    "scrub": {**look, "damping": 0, "optimizer": "sgd", "lr": 0.05, "max_steps": 4, "check_every": 2},
+}
+config = parse(METHODS[method][1], settings[method], where="test")
+task = made_task(kind)
+with Meter() as meter:
+    done = carry_out(task, method, config)
+state = {n: p.detach().clone().contiguous() for n, p in done.model.named_parameters()}
+rank = torch.distributed.get_rank() if parallel.count() > 1 else 0
+about = {"passes": str(meter.forward_equivalents)}
+about["looks"] = str([round(x["valid_auc"], 4) for x in done.trace])
+if done.groups is not None:
+    about["roles"] = ",".join(map(str, done.groups.role))
+save_file(state, f"{out}-{parallel.count()}-{rank}", about)
+"""
+
+
+def about(path):
+    content = path.read_bytes()
+    return json.loads(content[8 : 8 + int.from_bytes(content[:8], "little")])["__metadata__"]
+
+
+@pytest.mark.soak
+@pytest.mark.parametrize(
+    ("method", "kind"), [("cure", "full"), ("cure", "lora"), ("npo", "full"), ("scrub", "full")]
+)
+def test_two_processes_forget_what_one_forgets(tmp_path, method, kind):
+    script = tmp_path / "unlearn.py"
+    script.write_text(SCRIPT)
+    for processes in (1, 2):
+        launch(processes, script, tmp_path / "w", method, kind)
+    one, *two = (tmp_path / name for name in ("w-1-0", "w-2-0", "w-2-1"))
+    want = load_file(one)
+    for path in two:
+        found = load_file(path)
+        assert found.keys() == want.keys()
+        for name, value in want.items():
+            torch.testing.assert_close(found[name], value, atol=1e-5, rtol=0)
+            assert torch.equal(found[name], load_file(two[0])[name])  # all processes end with the same bits
+        assert about(path).get("roles") == about(one).get("roles")
+        assert about(path)["looks"] == about(one)["looks"]
+    alone, shared = (float(about(path)["passes"]) for path in (one, two[0]))
+    if method != "scrub":  # which takes its steps by itself and shares only what it scores
+        assert shared < 0.7 * alone
+    assert shared < alone
+
+
+@pytest.mark.soak
+def test_the_commands_run_together(tmp_path):
+    data, command = write_data(tmp_path / "data"), tmp_path / "command.py"
+    command.write_text("from curerec.cli import main\nmain()\n")
+    # Without damping AdamW turns rounding errors of a gradient into steps of the rate's size.
+    (tmp_path / "recipe.yaml").write_text(RECIPE.replace("update: {", "update: {damping: 0.1, "))
+    (tmp_path / "request.csv").write_text("user\nusr1\nusr7\nusr12\nusr23\nusr40\n")
+    trained = ["train", "--data", data, "--recipe", tmp_path / "recipe.yaml"]
+    asked = ["unlearn", "--data", data, "--request", tmp_path / "request.csv"]
+    for processes in (1, 2):
+        launch(processes, command, *trained, "--out", tmp_path / f"r{processes}")
+        new = tmp_path / f"u{processes}"
+        launch(processes, command, *asked, "--recommender", tmp_path / "r1", "--out", new, codes=(0, 1))
+    one, two = (load_file(tmp_path / f"u{k}" / "recommender" / "model.safetensors") for k in (1, 2))
+    for name, value in one.items():
+        torch.testing.assert_close(two[name], value, atol=1e-5, rtol=0)
+    records = [json.loads((tmp_path / f"u{k}" / "record.json").read_text()) for k in (1, 2)]
+    assert records[0]["groups"]["forget"] == records[1]["groups"]["forget"]
+    assert (tmp_path / "u2" / "report.html").exists()
+    refused_one = [*asked, "--recommender", tmp_path / "r1", "--out", tmp_path / "no"]
+    sharded = launch(2, command, *refused_one, more=FSDP, codes=(1,))
+    assert "not parameters" in sharded.stderr and not (tmp_path / "no").exists()
+
+
+@pytest.mark.parametrize("processes", [2, 3])
+def test_shares_of_a_pass_make_the_whole(monkeypatch, processes):
+    rng = np.random.default_rng(0)
+    values, weight = rng.normal(size=(7, 3)), torch.nn.Parameter(torch.ones(3, dtype=torch.float64))
+    batch = torch.from_numpy(values)
+
+    def of_rank(rank, compute):
+        """What a process puts into the sum over all."""
+        seen = []
+        monkeypatch.setenv("WORLD_SIZE", str(processes))
+        monkeypatch.setenv("RANK", str(rank))
+        monkeypatch.setattr(parallel, "_together", True)
+        monkeypatch.setattr(torch.distributed, "all_reduce", lambda x: seen.append(x.clone()))
+        compute()
+        assert len(seen) == 1
+        return seen[0]
+
+    for n in (1, 2, 7):
+        parts = [of_rank(r, lambda n=n: parallel.by_rows(n, lambda k: values[k])) for r in range(processes)]
+        np.testing.assert_array_equal(sum(parts), values[:n])
+
+        def mean(k):
+            return (batch[k] @ weight).square().mean()
+
+        parts = [of_rank(r, lambda n=n: parallel.gradient(mean, n, [weight])) for r in range(processes)]
+        whole = mean(np.arange(n))
+        (want,) = torch.autograd.grad(whole, [weight])
+        torch.testing.assert_close(sum(parts), torch.cat([want, whole.detach()[None]]))
+
+
+def test_nothing_is_shared_inside_a_share(monkeypatch):
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    monkeypatch.setattr(parallel, "_together", True)
+    monkeypatch.setattr(torch.distributed, "all_reduce", lambda x: None)
+    seen = []
+    parallel.by_rows(4, lambda k: (seen.append(parallel.sharing()), np.zeros((len(k), 2)))[1])
+    assert seen == [False] and parallel.sharing()
+
+
+@pytest.mark.parametrize("command", ["request", "evaluate", "circuit", "demo", "report"])
+def test_commands_for_one_process_refuse_several(monkeypatch, command, tmp_path):
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    refused(
+        curerec(command, *(["list"] if command == "request" else []), "--out", tmp_path),
+        "one process",
+        "accelerate",
+    )
+
+
+def test_bench_goes_on_in_one_of_the_processes(monkeypatch, tmp_path):
+    for name, value in {"WORLD_SIZE": "2", "RANK": "1"}.items():
+        monkeypatch.setenv(name, value)
+    assert curerec("bench", "--recipe", "nano", "--out", tmp_path / "b").code == 0
+    assert not (tmp_path / "b").exists()  # the other one does it
