@@ -8,6 +8,8 @@ from curerec.config import parse
 from curerec.errors import ConfigError
 from curerec.methods import METHODS
 from curerec.recipe import Recipe
+from curerec.recommender.bases import make_nano
+from curerec.recommender.storage import load_base
 
 
 @pytest.mark.parametrize("name", METHODS)
@@ -27,3 +29,32 @@ def test_settings_by_name():
 def test_settings_of_a_method_that_is_none_are_refused():
     with pytest.raises(ConfigError, match="scrubb"):
         parse(Recipe, {"methods": {"scrubb": {}}}, where="test")
+
+
+def test_the_size_of_the_small_model_is_written_only_where_it_was_chosen():
+    assert "nano" not in Recipe().model_dump(mode="json")["model"]
+    sized = parse(Recipe, {"model": {"nano": {"layers": 6, "heads": 8}}}, where="test")
+    written = sized.model_dump(mode="json")
+    assert written["model"]["nano"] == {"width": 64, "layers": 6, "heads": 8, "mlp": 176}
+    assert parse(Recipe, written, where="test") == sized and sized.digest != Recipe().digest
+
+
+@pytest.mark.parametrize(
+    "model", [{"base": "smollm2-135m", "nano": {"layers": 3}}, {"nano": {"width": 60, "heads": 4}}]
+)
+def test_a_size_that_no_model_has_is_refused(model):
+    with pytest.raises(ConfigError, match=r"nano|multiple"):
+        parse(Recipe, {"model": model}, where="test")
+
+
+def test_a_base_of_another_size_has_a_folder_of_its_own(tmp_path):
+    seen = []
+
+    def made(shape):
+        return make_nano(
+            ["A Film", "Another"], {}, lambda m, *_: seen.append(m), seed=0, shape=shape, cache=tmp_path
+        )
+
+    usual, deep = made(None), made({"layers": 3, "heads": 2})
+    assert usual != deep and made({"layers": 3, "heads": 2}) == deep and len(seen) == 2
+    assert seen[1].config.num_hidden_layers == 3 and load_base(deep)[0].config.num_attention_heads == 2

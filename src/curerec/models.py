@@ -80,6 +80,7 @@ def base_folder(
             about,
             pretrain,
             seed=recipe.split.seed,
+            shape=recipe.model.nano.model_dump() if recipe.model.nano else None,
             cache=cache,
             progress=advance,
         )

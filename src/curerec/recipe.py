@@ -5,13 +5,14 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any, Literal
 
-from pydantic import Field, field_validator, model_validator
+from pydantic import Field, SerializerFunctionWrapHandler, field_validator, model_serializer, model_validator
 
 from curerec.config import Strict, parse
 from curerec.errors import ConfigError
 from curerec.methods import METHODS
 from curerec.methods.cure.method import CureConfig
 from curerec.methods.unlearn import UnlearnConfig
+from curerec.recommender.bases import NANO
 from curerec.recommender.runtime import RuntimeConfig
 from curerec.recommender.tune import TuneConfig
 
@@ -47,11 +48,27 @@ class LoraConfig(Strict):
     targets: list[str] | None = Field(None, description="short projection names; None: all of the family")
 
 
+class NanoShape(Strict):
+    """Size of the small Llama that the data set itself pre-trains."""
+
+    width: int = Field(64, gt=0, description="of the residual stream")
+    layers: int = Field(2, gt=0)
+    heads: int = Field(4, gt=0, description="of each layer")
+    mlp: int = Field(176, gt=0, description="inner width of the gated MLP")
+
+    @model_validator(mode="after")
+    def _even_heads(self) -> NanoShape:
+        if self.width % (2 * self.heads):
+            raise ValueError("width must be a multiple of twice the heads (rotary positions turn pairs)")
+        return self
+
+
 class ModelConfig(Strict):
     """Which model, and how it is fine-tuned."""
 
     base: str = Field("nano", description="nano, smollm2-135m, a folder, or a name on the Hugging Face hub")
     kind: Literal["full", "lora"] = "lora"
+    nano: NanoShape | None = Field(None, description="size of base nano; None: 2 layers of 4 heads, width 64")
     template: str = "likes"
     lora: LoraConfig = LoraConfig()
     base_bits: Literal[4, 8, 16] = Field(
@@ -65,6 +82,20 @@ class ModelConfig(Strict):
         if self.base_bits != 16 and self.kind == "full":
             raise ValueError("base_bits 4 and 8 are for a frozen base: use kind lora")
         return self
+
+    @model_validator(mode="after")
+    def _shape_of_nano(self) -> ModelConfig:
+        if self.nano is not None and self.base != NANO:
+            raise ValueError("nano gives the size of base nano; other bases have their own")
+        return self
+
+    @model_serializer(mode="wrap")
+    def _unless_default(self, written: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        # Digests of earlier recipes, which name cached models and benchmark cells, must not change.
+        values: dict[str, Any] = written(self)
+        if self.nano is None:
+            values.pop("nano", None)
+        return values
 
 
 class RequestConfig(Strict):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -62,6 +62,7 @@ def make_nano(
     pretrain: Callable[[Any, Any, Progress | None], None],
     *,
     seed: int,
+    shape: Mapping[str, int] | None = None,
     cache: str | Path | None = None,
     progress: Progress | None = None,
 ) -> Path:
@@ -72,12 +73,14 @@ def make_nano(
         about: what determines the result (data fingerprint, split, recipe); its digest names the folder.
         pretrain: trains the model, given model and tokenizer, in place.
         seed: of the initial weights.
+        shape: sizes other than the defaults of :func:`curerec.recommender.nano.nano_model`.
         cache: of the user.
         progress: told (done, total) steps.
 
     Returns:
         Folder ``nano-<digest>`` in the cache.
     """
+    about = {**about, "shape": dict(shape)} if shape else about
     key = json.dumps({**about, "seed": seed, "version": 1}, sort_keys=True)
     name = f"{NANO}-{hashlib.sha256(key.encode()).hexdigest()[:12]}"
     root = store.root(cache)
@@ -86,7 +89,7 @@ def make_nano(
     if there:
         return root / name
     tokenizer = nano_tokenizer(titles)
-    model = nano_model(tokenizer, seed=seed)
+    model = nano_model(tokenizer, seed=seed, **(shape or {}))
     pretrain(model, tokenizer, progress)
     if not parallel.is_main():  # one process of several writes
         parallel.wait()
