@@ -134,3 +134,20 @@ def test_gradient_checkpointing_gives_the_same_gradients():
     for a, b in zip(want, got, strict=True):
         torch.testing.assert_close(b, a, atol=1e-5, rtol=1e-4)
     assert all(m.gradient_checkpointing for m in family_of(model).layer_list(model))
+
+
+@pytest.mark.parametrize("model_type", ["llama", "qwen3", "gemma3_text", "phi"])
+def test_queries_of_the_last_layer_are_computed_at_one_position(model_type):
+    model, seen = made_family_model(model_type, WORDS), []
+    family = family_of(model)
+    query = family.layer_list(model)[-1].get_submodule(family.projections["q_proj"].path)
+    ids, last = to_batch(PROMPTS, np.arange(9), CPU)
+
+    def formed(x, product=query.forward):
+        seen.append(x.shape[:2])
+        return product(x)
+
+    query.forward = formed
+    with answer_only(model, last):
+        model.get_decoder()(input_ids=ids, use_cache=False)
+    assert seen == [(9, 1)] and query.forward is formed

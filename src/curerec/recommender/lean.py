@@ -18,6 +18,7 @@ import torch
 
 from curerec.errors import ModelError
 from curerec.recommender.families import family_of
+from curerec.recommender.families.base import QUERY
 
 #: What a layer's hidden states, keys and values may be turned into, and back: see :mod:`.packed`.
 Spread = Callable[[torch.Tensor], torch.Tensor]
@@ -128,7 +129,8 @@ def answer_only(
         checkpointing = getattr(module, "gradient_checkpointing", False)
         module.gradient_checkpointing = False  # next to nothing is kept of this layer; a cache excludes it
         try:
-            kind.forward(module, hidden, **{**kwargs, cache_name: taker})  # type: ignore[attr-defined]
+            with _without_queries(model, module):
+                kind.forward(module, hidden, **{**kwargs, cache_name: taker})  # type: ignore[attr-defined]
         except _Enough:
             pass
         finally:
@@ -153,6 +155,36 @@ def answer_only(
         for handle in handles:
             handle.remove()
         layer.gradient_checkpointing = checkpointing
+
+
+@contextmanager
+def _without_queries(model: Any, layer: Any) -> Iterator[None]:
+    """Queries inside are those of one head and zero: who only wants keys and values need not compute them.
+
+    Where queries come out of one product with keys and values they are computed as ever.
+    """
+    family = family_of(model)
+    query = family.projections.get(QUERY)
+    if query is None:
+        yield
+        return
+    product, width = layer.get_submodule(query.path), family.heads(model)[2]
+    with replaced_forward(product, lambda x: x.new_zeros(width).expand(*x.shape[:-1], width)):
+        yield
+
+
+@contextmanager
+def replaced_forward(module: Any, forward: Callable[[torch.Tensor], torch.Tensor]) -> Iterator[None]:
+    """A module that computes something else inside."""
+    own = vars(module).get("forward")  # an offloaded module has one of its own
+    module.forward = forward
+    try:
+        yield
+    finally:
+        if own is None:
+            del module.forward
+        else:
+            module.forward = own
 
 
 def _mask_row(

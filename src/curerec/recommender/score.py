@@ -16,8 +16,12 @@ from curerec.recommender import parallel
 from curerec.recommender.folding import folded
 from curerec.recommender.fused import fused_activations
 from curerec.recommender.lean import answer_only, can_be_lean
+from curerec.recommender.lookup import looked_up
 from curerec.recommender.memory import keep_freed
 from curerec.recommender.shared import can_share, last_states, packed, runs
+
+BATCH = 256  # prompts that are scored at a time
+CPU_TOKENS = 8192  # at most, on the CPU: an activation of so many rows still fits its cache
 
 
 def answer_logits(
@@ -119,13 +123,19 @@ def by_length(prompts: Prompts, batch_size: int) -> Iterator[np.ndarray]:
 
 @torch.inference_mode()
 def score(
-    model: Any, prompts: Prompts, answers: tuple[int, int], *, batch_size: int = 256
+    model: Any, prompts: Prompts, answers: tuple[int, int], *, batch_size: int | None = None
 ) -> Float32[np.ndarray, "n 2"]:
     """Answer logits of all prompts, in their order.
 
     Neighbouring prompts that begin alike, such as the candidates of one list, share the passes over their
     common part (:mod:`curerec.recommender.shared`). Several processes share the prompts out
     (:func:`curerec.recommender.parallel.together`).
+
+    Args:
+        model: Hugging Face decoder, plain or PEFT-wrapped.
+        prompts: [n].
+        answers: token ids of (no, yes).
+        batch_size: prompts a pass; None: 256, on the CPU so many that activations stay in its cache.
 
     Returns:
         float32 [n, 2], columns (no, yes).
@@ -137,11 +147,13 @@ def score(
     training = model.training
     model.eval()
     device = device_of(model)
+    batch_size = batch_size or BATCH
     if device.type == "cpu":
         keep_freed()
+        batch_size = min(batch_size, max(1, CPU_TOKENS // max(1, int(prompts.lengths.max(initial=1)))))
     order, found = [np.zeros(0, np.int64)], [torch.zeros(0, 2)]
     try:
-        with folded(model), fused_activations(model):
+        with folded(model), fused_activations(model), looked_up(model, prompts):
             alone = np.ones(len(prompts), bool)
             for batch in packed(runs(prompts) if can_share(model) else [], batch_size):
                 index = np.concatenate([np.arange(run.start, run.end) for run in batch])
