@@ -10,9 +10,10 @@ import numpy as np
 from pydantic import Field
 
 from curerec.circuits import DEFAULT, SCORERS
+from curerec.circuits.compact import Compact, fewest_parts
 from curerec.circuits.core import find_core, stable_core
 from curerec.circuits.edge_core import find_edges
-from curerec.circuits.exchange import CircuitFile, NecessarySet, Overlap, Reads, shape_of, to_file
+from curerec.circuits.exchange import CircuitFile, CompactSet, NecessarySet, Overlap, Reads, shape_of, to_file
 from curerec.circuits.faithfulness import Faithfulness, Judge, judge_edges, judge_modules
 from curerec.circuits.matters import matters
 from curerec.circuits.necessary import necessary
@@ -52,6 +53,7 @@ class InspectConfig(Strict):
     edges: int = Field(32, ge=0, description="pairs that the edges are scored on; 0: no edges")
     test: int = Field(400, ge=0, description="test prompts of the knock-out; 0: none")
     reading: int = Field(128, ge=0, description="prompts whose attention is read; 0: none")
+    compact: bool = Field(True, description="also look for the fewest parts that carry the answer together")
     variants: int = Field(48, ge=0, description="pairs of each other seed, template, scorer; 0: none")
     draws: int = Field(200, gt=1, description="bootstrap resamples")
     batch_size: int = Field(32, gt=0)
@@ -170,6 +172,18 @@ def inspect(
             )
             circuit = replace(circuit, edges=edges)
     file = to_file(circuit, shape_of(wiring_of(model), model.config.hidden_size))
+    fewest = None
+    if config.compact:
+        with clock.stage("the fewest parts"):
+            fewest = fewest_parts(
+                model,
+                pairs.clean,
+                pairs.corrupt,
+                answers,
+                threshold=config.faithfulness,
+                batch_size=config.batch_size,
+                seed=config.seed,
+            )
     found: dict[str, Any] = {
         "about": _about(opened, config),
         "corruption": config.corruption,
@@ -179,7 +193,9 @@ def inspect(
         with clock.stage("knock-out"):
             few = pairs.take(np.arange(min(config.edges, len(pairs.clean))))
             examples = drawn(opened.split.test, config.test)
-            found |= _knocked_out(opened, config, circuit, pairs, few, examples)
+            found |= _knocked_out(opened, config, circuit, fewest, pairs, few, examples)
+    elif fewest is not None:
+        found["compact"] = _compact_set(circuit.modules, fewest)
     if config.variants:
         with clock.stage("other seeds, templates, scorers"):
             found["overlaps"] = _variants(opened, config, pool, circuit.granularity)
@@ -225,17 +241,33 @@ def _options(opened: Opened, scorer: str) -> dict[str, Any]:
     return {"base_state": storage.load_base(opened.base)[0].state_dict()}
 
 
+def _compact_set(names: tuple[str, ...], found: Compact, matters: Mapping[str, float] | None = None) -> Any:
+    return CompactSet(
+        members=[names[k] for k in found.members],
+        total=len(names),
+        faithfulness=found.faithfulness,
+        curve=list(found.curve),
+        matters=dict(matters or {}),
+    )
+
+
 def _knocked_out(
-    opened: Opened, config: InspectConfig, circuit: Circuit, pairs: Aligned, few: Aligned, examples: Examples
+    opened: Opened,
+    config: InspectConfig,
+    circuit: Circuit,
+    fewest: Compact | None,
+    pairs: Aligned,
+    few: Aligned,
+    examples: Examples,
 ) -> dict[str, Any]:
-    """Test AUC without the circuit and without what is necessary, at both levels.
+    """Test AUC without the circuit, the fewest parts and what is necessary; the last at both levels.
 
     Partners have any label, so the floor is chance.
     """
     test = aligned(opened, examples, config.corruption, opposite=False, seed=config.seed)
     label = test.clean.label
     if len(np.unique(label)) < 2:
-        return {}
+        return {} if fewest is None else {"compact": _compact_set(circuit.modules, fewest)}
     model, answers, size = opened.recommender.model, opened.recommender.answers, config.batch_size
 
     def judged(level: Level, names: tuple[str, ...], mean: np.ndarray, core: Any, used: Aligned) -> Any:
@@ -264,6 +296,10 @@ def _knocked_out(
     mean = np.where(np.isfinite(circuit.exact), circuit.exact, mean)
     found, needed = judged("parts", circuit.modules, mean, circuit.core, pairs)
     out: dict[str, Any] = {"matters": found, "necessary": [needed]}
+    if fewest is not None:
+        on_test = judge_modules(model, test.clean, test.corrupt, answers, circuit.modules, batch_size=size)
+        lost = matters(on_test, len(circuit.modules), fewest.members, label, draws=10, seed=config.seed)
+        out["compact"] = _compact_set(circuit.modules, fewest, lost)
     if circuit.edges is not None:
         ranking, _ = halves(len(few.clean), config.seed)
         mean = circuit.edges.scores[ranking].mean(0)

@@ -11,6 +11,7 @@ from scipy.stats import spearmanr
 
 from curerec.circuits.activations import patching, recording, sites_of
 from curerec.circuits.adapter import adapter_scores, weight_deltas
+from curerec.circuits.attribution import attribute
 from curerec.circuits.patching import atp, exact, margin, patched_margins
 from curerec.circuits.path import path_scores
 from curerec.prompts.encoding import Prompts
@@ -67,6 +68,34 @@ def test_node_scores_against_central_differences(model_type, lora):
                 want[:, k] += m.numpy() / (2 * eps) * np.sign(e)
     assert np.abs(want).max(0).min() > 1e-5  # every module was put to the test
     close(got, want, 0.5)
+
+
+@pytest.mark.parametrize("model_type", TYPES)
+def test_scores_beside_patched_modules_against_central_differences(model_type):
+    """As before, in a model of which one head and one MLP are patched throughout: their scores are 0."""
+    model = made_family_model(model_type, WORDS)
+    clean, corrupt = CLEAN.take(FEW), CORRUPT.take(FEW)
+    sites, eps = sites_of(model), 1e-5
+    given = {"layers.0.head.1", "layers.0.mlp"}
+    with in_double(model), torch.no_grad():
+        with torch.enable_grad():
+            found = attribute(model, clean, corrupt, ANSWERS, scorer="atp", patched=given)
+        (ids, last), (other, _) = (to_batch(p, np.arange(2), CPU) for p in (clean, corrupt))
+        with recording(sites) as b:
+            answer_logits(model, other, last, ANSWERS)
+        with patching(sites, b, given), recording(sites) as a:
+            answer_logits(model, ids, last, ANSWERS)
+        want = np.zeros(found.values.shape)
+        for k, name in enumerate(found.names):
+            for e in (eps, -eps):
+                moved = {s: a[s] + e * (b[s] - a[s]) for s in sites.attention | sites.mlp}
+                with patching(sites, b, given), patching(sites, moved, {name}):
+                    m = margin(answer_logits(model, ids, last, ANSWERS), LABEL[FEW])
+                want[:, k] += m.numpy() / (2 * eps) * np.sign(e)
+    idle = [k for k, name in enumerate(found.names) if name in given]
+    assert (np.abs(want).max(0) > 1e-5).sum() == len(found.names) - len(idle)
+    assert np.abs(found.values[:, idle]).max() < 1e-12
+    close(found.values, want, 0.5)
 
 
 @pytest.mark.parametrize("granularity", ["projection", "head_mlp"])

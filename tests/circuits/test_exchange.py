@@ -43,7 +43,7 @@ def test_there_and_back(file, tmp_path):
     write(file, tmp_path / "circuit.json")
     assert read(tmp_path / "circuit.json") == file
     raw = json.loads((tmp_path / "circuit.json").read_text())
-    assert raw["format"] == "curerec-circuit" and raw["version"] == 2
+    assert raw["format"] == "curerec-circuit" and raw["version"] == 3
     assert "NaN" not in (tmp_path / "circuit.json").read_text()
     assert sum(n["in_graph"] for n in raw["nodes"]) > 0
 
@@ -114,7 +114,7 @@ def test_a_foreign_file_that_is_none_is_refused(damage, tmp_path):
 @pytest.mark.parametrize(
     ("change", "match"),
     [
-        ({"version": 3}, "version 1 to 2"),
+        ({"version": 4}, "version 1 to 3"),
         ({"shape": {"n_layers": 0}}, "shape"),
         ({"surprise": 1}, "surprise"),
         ({"nodes": [{"name": 3}]}, "nodes.0.name"),
@@ -128,8 +128,9 @@ def test_a_damaged_file_is_refused_with_its_field(change, match, tmp_path):
     path.write_text(json.dumps(whole | change))
     with pytest.raises(ModelError, match=match):
         read(path)
-    path.write_text(json.dumps(whole | {"version": 1}))
-    assert read(path).nodes == []  # of the version before
+    for version in (1, 2):  # of the versions before
+        path.write_text(json.dumps({k: v for k, v in whole.items() if k != "compact"} | {"version": version}))
+        assert read(path).nodes == []
     path.write_text("{")
     with pytest.raises(ModelError, match="JSON"):
         read(path)

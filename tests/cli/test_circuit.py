@@ -26,7 +26,7 @@ def out(made_path, tmp_path_factory):
 
 def test_it_leaves_a_file_in_both_forms_and_a_page(out):
     file = read(out / "circuit.json")
-    assert file.version == 2 and file.shape.n_layers == 2 and len(file.nodes) == 10
+    assert file.version == 3 and file.shape.n_layers == 2 and len(file.nodes) == 10
     assert sorted(n.rank for n in file.nodes) == list(range(10))
     core = [n for n in file.nodes if n.in_graph]
     assert sorted(n.rank for n in core) == list(range(len(core)))
@@ -36,6 +36,8 @@ def test_it_leaves_a_file_in_both_forms_and_a_page(out):
         file.matters.keys() == file.edges_matter.keys() >= {"auc", "auc_floor", "auc_without", "auc_random"}
     )
     assert [n.level for n in file.necessary] == ["parts", "connections"]
+    assert 0 < len(file.compact.members) <= file.compact.total == 10
+    assert file.compact.matters.keys() == file.matters.keys()
     assert {o.over for o in file.overlaps} == {"seeds", "templates", "scorers"}
     assert file.cost["forward_equivalents"] == 12 and file.cost["process_peak_bytes"] > 0
     assert file.corruption == "prompt" and file.edges and file.edges_measured.faithfulness is not None
@@ -48,7 +50,9 @@ def test_it_leaves_a_file_in_both_forms_and_a_page(out):
 def test_it_prints_the_cost_and_what_was_found(out):
     printed = out.joinpath("printed").read_text()
     assert "12 forward-equivalents an example" in printed and "MiB" in printed
-    assert "without the circuit" in printed and "overlap over scorers" in printed
+    assert (
+        "fewest parts: " in printed and "without the circuit" in printed and "overlap over scorers" in printed
+    )
     assert not PRIVATE.search(printed)
 
 

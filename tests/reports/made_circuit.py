@@ -53,7 +53,7 @@ def made_circuit(*, layers: int = 2, heads: int = 4, seed: int = 0) -> dict[str,
     }  # fmt: skip
     return {
         "format": "curerec-circuit",
-        "version": 2,
+        "version": 3,
         "about": {"data": "ml-100k", "base": "nano", "seed": 0, "faithfulness_asked": 0.9},
         "corruption": "prompt",
         "shape": {
@@ -74,6 +74,8 @@ def made_circuit(*, layers: int = 2, heads: int = 4, seed: int = 0) -> dict[str,
         "knockouts": {"random": 0.1, "random_mean": 0.05, "greedy": 0.2},
         "matters": matters,
         "edges_matter": matters,
+        "compact": {"members": names[:3], "total": total, "faithfulness": 0.93,
+                    "curve": [[0, 0.0], [3, 0.93], [total, 1.0]], "matters": matters},
         "necessary": [
             {"level": "parts", "members": names[:2], "total": total, "lost": 0.92,
              "curve": [[1, 0.5], [2, 0.92]], "matters": matters},

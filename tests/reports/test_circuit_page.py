@@ -79,8 +79,8 @@ def test_a_bare_import_has_a_page_too():
     )
     page = render_circuit(bare.model_dump(mode="json"))
     assert "1 of 2\u00a0parts belongs" in page and "hidden" in page
-    with pytest.raises(DataError, match="version 2"):
-        render_circuit({"format": "curerec-circuit", "version": 3})
+    with pytest.raises(DataError, match="version 3"):
+        render_circuit({"format": "curerec-circuit", "version": 2})
 
 
 def test_a_large_model_shows_its_heaviest_lines(tmp_path):

@@ -12,6 +12,7 @@ import numpy as np
 
 from curerec.circuits import SCORERS
 from curerec.circuits.choice import cheapest_trusted
+from curerec.circuits.compact import fewest_parts
 from curerec.circuits.core import find_core
 from curerec.circuits.edge_core import find_edges
 from curerec.circuits.faithfulness import Faithfulness, judge_edges, judge_modules
@@ -77,7 +78,7 @@ def main() -> None:
 
 
 def rows(opened: Any, corruption: str, options: Any) -> Any:
-    """A row a scorer, and one of the circuit of edges."""
+    """A row a scorer, one of the fewest parts and one of the circuit of edges."""
     model, answers = opened.recommender.model, opened.recommender.answers
     rng = np.random.default_rng([options.seed, 73])
 
@@ -131,6 +132,28 @@ def rows(opened: Any, corruption: str, options: Any) -> Any:
             best = np.where(np.isfinite(core.exact), core.exact, core.scores[ranking].mean(0))
             row |= knocked_out(judge(pairs.take(judging)), judge(test), core, best, test, options.seed)
         yield row
+    start = time.perf_counter()
+    fewest = fewest_parts(
+        model, pairs.clean, pairs.corrupt, answers, seed=options.seed, batch_size=options.batch
+    )
+    row = {
+        "scorer": "elimination",
+        "time_s": time.perf_counter() - start,
+        "of": len(fewest.order),
+        "size": len(fewest.members),
+        "members": [core.modules[k] for k in fewest.members],
+        "faithfulness": fewest.faithfulness,
+        "pairs": len(pairs.clean),
+    }
+    if test is not None:
+        on_test = judge_modules(
+            model, test.clean, test.corrupt, answers, core.modules, batch_size=options.batch
+        )
+        found = matters(
+            on_test, len(fewest.order), fewest.members, test.clean.label, draws=10, seed=options.seed
+        )
+        row |= {k: found[k] for k in (*MATTERS, "margin_random_kept", "auc_random_low", "auc_random_high")}
+    yield row
     if options.edges:
         few = pairs.take(np.arange(min(options.edges, len(pairs.clean))))
         edges = find_edges(

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 import numpy as np
 import torch
 
-from curerec.circuits.activations import Activations, Sites, recording, sites_of
+from curerec.circuits.activations import Activations, Sites, patching, recording, sites_of
 from curerec.circuits.passes import (
     Cost,
     PairBatch,
@@ -36,6 +36,7 @@ def attribute(
     scorer: str,
     alphas: Sequence[float] = (1.0,),
     context: Context = lambda model: nullcontext(),
+    patched: Collection[str] = (),
     batch_size: int = 64,
 ) -> Scores:
     """``score_i = sum over positions and features of (a_i(x') - a_i(x)) * mean over alphas of dm/da_i``.
@@ -52,6 +53,8 @@ def attribute(
         scorer: name for the record.
         alphas: points between the corrupt (0) and the clean (1) embeddings.
         context: entered around the runs whose gradient is taken (``relp`` changes the backward pass there).
+        patched: modules that have their corrupt activation throughout: scores are then what patching one
+            more would do, and theirs are 0. Only with the one point alpha = 1.
         batch_size: pairs a pass.
 
     Returns:
@@ -66,6 +69,8 @@ def attribute(
     embedding = np.zeros(len(clean), kind)
     cost = Cost()
     lean = sites.n_layers > 1 and can_be_lean(model)
+    given = set(patched)
+    assert not given or tuple(alphas) == (1.0,)
 
     def work(batch: PairBatch) -> None:
         once = tuple(alphas) == (1.0,)  # the pass whose gradient is taken is the clean one itself
@@ -102,9 +107,15 @@ def attribute(
             def tap(name: str, a: torch.Tensor, handles: list[Any] = handles) -> None:
                 if once:
                     deltas[name] = deltas[name] - a.detach()
-                handles.append(a.register_hook(take(name)))  # the tensor itself is not held
+                if a.requires_grad:  # what a patched MLP writes is a constant
+                    handles.append(a.register_hook(take(name)))  # the tensor itself is not held
 
-            with context(model), at_answer(model, batch.last, lean), recording(sites, into=tap):
+            with (
+                context(model),
+                at_answer(model, batch.last, lean),
+                patching(sites, deltas, given),  # before the tap, which turns activations into differences
+                recording(sites, into=tap),
+            ):
                 m = margin(
                     answer_logits(model, batch.clean, batch.last, answers, inputs_embeds=x), batch.label
                 )

@@ -16,7 +16,7 @@ from curerec.errors import ModelError
 from curerec.records import Circuit
 
 FORMAT = "curerec-circuit"
-VERSION = 2  # 1 had no ranks, readings, overlaps and knock-outs; it is read as well
+VERSION = 3  # 1 had no ranks, readings, overlaps and knock-outs, 2 no compact circuit; they are read as well
 # JSON has no nan; a number that was not computed is null.
 Number = Annotated[float | None, BeforeValidator(lambda v: None if v is None or math.isnan(v) else v)]
 
@@ -114,6 +114,20 @@ class NecessarySet(_Strict):
     matters: dict[str, Number] = {}
 
 
+class CompactSet(_Strict):
+    """The fewest parts that carry the answer, by elimination; see :mod:`curerec.circuits.compact`.
+
+    ``faithfulness`` is that of the judging pairs, ``matters`` what it keeps and what its loss costs on test
+    prompts, as :attr:`CircuitFile.matters`.
+    """
+
+    members: list[str]
+    total: int
+    faithfulness: Number = None
+    curve: list[tuple[int, Number]] = []
+    matters: dict[str, Number] = {}
+
+
 class CircuitFile(_Strict):
     """Contents of ``circuit.json``: means and measures, no example and no name of a user.
 
@@ -123,7 +137,7 @@ class CircuitFile(_Strict):
     """
 
     format: Literal["curerec-circuit"] = "curerec-circuit"
-    version: Literal[1, 2] = 2
+    version: Literal[1, 2, 3] = 3
     about: dict[str, str | int | float | None] = {}
     corruption: str | None = None
     shape: Shape
@@ -138,6 +152,7 @@ class CircuitFile(_Strict):
     knockouts: dict[str, Number] = {}
     matters: dict[str, Number] = {}
     edges_matter: dict[str, Number] = {}
+    compact: CompactSet | None = None
     necessary: list[NecessarySet] = []
     overlaps: list[Overlap] = []
     pairs: dict[str, int] = {}
@@ -221,20 +236,20 @@ def write(file: CircuitFile, path: Path) -> None:
 
 
 def read(path: Path) -> CircuitFile:
-    """Read ``circuit.json``.
+    """Read ``circuit.json``; what an earlier version did not have is empty.
 
     Raises:
         ModelError: it is no circuit of this version; the message names the first field at fault.
     """
     raw = read_json(path)
-    if raw.get("format") != FORMAT or raw.get("version") not in (1, VERSION):
+    if raw.get("format") != FORMAT or raw.get("version") not in range(1, VERSION + 1):
         raise ModelError(
             f"is no {FORMAT} of version 1 to {VERSION}",
             where=f"circuit {path.name}",
             mend="Write it again with this version, or import it with from_eap_ig",
         )
     try:
-        return CircuitFile.model_validate(raw)
+        return CircuitFile.model_validate(raw).model_copy(update={"version": VERSION})
     except ValidationError as error:
         at = ".".join(str(p) for p in error.errors()[0]["loc"])
         raise ModelError(

@@ -159,6 +159,18 @@ def _say(file: Any, out: Path) -> None:
                 f"test AUC {found['auc']:.3f}; without the {what} {found['auc_without']:.3f}, without a "
                 f"random set of its size {found['auc_random']:.3f}, all patched {found['auc_floor']:.3f}"
             )
+    if file.compact is not None:
+        fewest, found = file.compact, file.compact.matters
+        line = (
+            f"fewest parts: {len(fewest.members)} of {fewest.total}, faithfulness {fewest.faithfulness:.3f}"
+        )
+        if found:
+            line += (
+                f"; test AUC with them alone {found['auc_kept']:.3f}, "
+                f"without them {found['auc_without']:.3f}, "
+                f"without as many random ones {found['auc_random']:.3f}"
+            )
+        typer.echo(line)
     for needed in file.necessary:
         found = needed.matters
         typer.echo(

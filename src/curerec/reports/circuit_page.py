@@ -36,10 +36,10 @@ def render_circuit(file: Mapping[str, Any]) -> str:
         alone, by its digest. Without a script the circuit found is shown, only the slider is not.
 
     Raises:
-        DataError: the mapping is no circuit of version 2.
+        DataError: the mapping is no circuit of version 3.
     """
-    if file.get("format") != "curerec-circuit" or file.get("version") != 2:
-        raise DataError("is no circuit of version 2", where="circuit", mend="Read it with exchange.read")
+    if file.get("format") != "curerec-circuit" or file.get("version") != 3:
+        raise DataError("is no circuit of version 3", where="circuit", mend="Read it with exchange.read")
     script = files("curerec.reports").joinpath("templates/circuit.js").read_text("utf-8")
     digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
     return template("circuit.html.j2").render(_view(file), script=Markup(script), digest=digest) + "\n"
@@ -104,6 +104,9 @@ def _tables(file: Mapping[str, Any]) -> list[tuple[str, list[Any], list[str]]]:
     ):
         if found:
             rows, said = say.matters_rows(found), [say.verdict(found, what)]
+            if level == "parts" and file["compact"]:
+                rows += say.compact_rows(file["compact"])
+                said.append(say.compact_text(file["compact"]))
             for needed in file["necessary"]:
                 if needed["level"] == level:
                     rows += say.necessary_rows(needed)

@@ -93,6 +93,44 @@ def matters_rows(found: Mapping[str, Any]) -> list[tuple[str, str, str]]:
     ]
 
 
+def compact_rows(found: Mapping[str, Any]) -> list[tuple[str, str, str]]:
+    """As :func:`matters_rows`, of the fewest parts that carry the answer together."""
+    m, many = found["matters"], f.plural(len(found["members"]), "part")
+    if not m:
+        return []
+    low, high = f.fixed(m["auc_random_low"]), f.fixed(m["auc_random_high"])
+    return [
+        (
+            f"all but the {many} that are enough",
+            f.fixed(m["auc_kept"]),
+            f"keeps {_share(m['margin_kept'])} of the margin",
+        ),
+        (
+            f"the {many} that are enough",
+            f.fixed(m["auc_without"]),
+            f"{_share(m.get('lost'))} of the way to the floor",
+        ),
+        (
+            f"random sets of {many}",
+            f.fixed(m["auc_random"]),
+            f"{low} to {high} over {f.plural(m['draws'], 'draw')}; {_share(m.get('lost_random'))} of the way",
+        ),
+    ]
+
+
+def compact_text(found: Mapping[str, Any]) -> str:
+    """Which parts carry the answer together, and what random sets of as many would."""
+    names = [title_of(n) for n in found["members"]]
+    listed = "; ".join(names[:12]) + (f"; and {len(names) - 12} more" if len(names) > 12 else "")
+    m = found["matters"]
+    other = f" Random sets of as many keep {_share(m['margin_random_kept'])}." if m else ""
+    return (
+        f"The fewest parts found that carry the answer together are {f.count(len(names))} of "
+        f"{f.count(found['total'])}, by taking one after another out; alone they keep "
+        f"{_share(found['faithfulness'])} of the margin on pairs that did not choose them: {listed}.{other}"
+    )
+
+
 def necessary_rows(found: Mapping[str, Any]) -> list[tuple[str, str, str]]:
     """As :func:`matters_rows`, of the smallest set that the answer cannot do without."""
     m = found["matters"]
