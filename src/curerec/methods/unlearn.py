@@ -108,7 +108,10 @@ def run(
     n = len(objective.prompts)
     rng = np.random.default_rng([task.seed, 61])
     stream = endless(objective.prompts.lengths, min(config.batch_size, n), rng)
-    pace = Pace(watch, config.max_steps, config.push) if config.paced else None
+    pace = None
+    if config.paced:
+        start = watch.first["membership_auc"] if kept is None else watch.membership(model)
+        pace = Pace(watch, config.max_steps, config.push, start)
     taken: tuple[list[torch.Tensor], float] | None = None
     push = config.push
 
