@@ -79,13 +79,13 @@ def test_a_sample_of_the_deleted_data_gives_resamples_around_its_shares():
     assert (low < high).all() and (low < share[top] * 1.2).all() and (high > share[top] * 0.8).all()
 
 
-def watching(target):
-    return types.SimpleNamespace(target=target)
+def watching(target, first):
+    return types.SimpleNamespace(target=target, first={"membership_auc": first})
 
 
 def test_an_update_on_its_way_is_pushed_as_before_and_a_slow_one_harder():
     def push(found):
-        return Pace(watching(0.5), 10, 1.0, 0.6).push({"step": 5, "membership_auc": found})
+        return Pace(watching(0.5, 0.6), 10, 1.0).push({"step": 5, "membership_auc": found})
 
     assert push(0.525) == pytest.approx(1)  # three quarters of the way at half of a falling rate
     assert push(0.55) == pytest.approx(MOST)
@@ -95,27 +95,9 @@ def test_an_update_on_its_way_is_pushed_as_before_and_a_slow_one_harder():
 
 
 def test_the_push_is_bounded_over_several_looks():
-    pace = Pace(watching(0.5), 30, 1.5, 0.6)
+    pace = Pace(watching(0.5, 0.6), 30, 1.5)
     found = [pace.push({"step": step, "membership_auc": 0.59}) for step in (5, 10, 15, 20)]
     assert all(0 < one <= 1.5 * MOST for one in found)
-
-
-@pytest.mark.parametrize("share", [None, 0.0])
-def test_what_rolling_back_did_is_no_pace_of_the_steps(share, monkeypatch):
-    task, seen = made_task("full"), []
-
-    def noted(watch, steps, push, start):
-        seen.append((start, watch.first["membership_auc"], watch.target))
-        return Pace(watch, steps, push, start)
-
-    monkeypatch.setattr("curerec.methods.unlearn.Pace", noted)
-    units = units_of(task.original.model, "row")
-    config = UnlearnConfig(schedule="linear", paced=True, max_steps=2, check_size=40, batch_size=8)
-    kept = None if share is None else np.full(len(units.names), share)
-    run(task, Rules(units, uniform(units)), config, kept)
-    [(start, of_original, of_base)] = seen
-    assert of_original != pytest.approx(of_base)
-    assert start == pytest.approx(of_original if share is None else of_base)  # all rolled back is the base
 
 
 def test_damping_holds_back_parameters_with_little_gradient():

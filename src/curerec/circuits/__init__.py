@@ -16,6 +16,6 @@ SCORERS: dict[str, Scorer] = {
 }
 
 #: The cheapest scorer that the rule of :mod:`curerec.circuits.choice` takes, by the committed table.
-DEFAULT = "relp"
+DEFAULT = "atp_ig"
 
 __all__ = ["DEFAULT", "SCORERS"]

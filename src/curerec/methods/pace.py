@@ -17,19 +17,17 @@ class Pace:
     that, up to three times the first. The pace is that since the look before.
 
     Args:
-        watch: knows the target.
+        watch: knows the target and the first look.
         steps: of the update.
         push: weight of the forget loss at the start.
-        start: membership AUC of the model that the first step is taken from. Where units were rolled back
-            it is not theta_o's: what rolling back did is not what steps do.
 
     Source: this project's own. Only D_f, D_c and the base model enter.
     """
 
-    def __init__(self, watch: Watch, steps: int, push: float, start: float) -> None:
+    def __init__(self, watch: Watch, steps: int, push: float) -> None:
         self.watch, self.total = watch, steps
         self.weight, self.most = push, MOST * push
-        self.before = {"step": 0.0, "membership_auc": start}
+        self.before = {"step": 0.0, **watch.first}
 
     def push(self, point: Log) -> float:
         """Weight of the forget loss from here on.

@@ -108,10 +108,7 @@ def run(
     n = len(objective.prompts)
     rng = np.random.default_rng([task.seed, 61])
     stream = endless(objective.prompts.lengths, min(config.batch_size, n), rng)
-    pace = None
-    if config.paced:
-        start = watch.first["membership_auc"] if kept is None else watch.membership(model)
-        pace = Pace(watch, config.max_steps, config.push, start)
+    pace = Pace(watch, config.max_steps, config.push) if config.paced else None
     taken: tuple[list[torch.Tensor], float] | None = None
     push = config.push
 
