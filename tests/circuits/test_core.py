@@ -58,10 +58,13 @@ def test_the_numbers_of_a_circuit_can_be_had_again_by_hand():
     assert set(rank[:20]) <= set(exact_known)
 
 
-def test_a_planted_circuit_is_found():
-    circuit = find_core(planted(), CLEAN, CORRUPT, ANSWERS, threshold=0.999, draws=20)
+@pytest.mark.parametrize("scorer", ["exact", "atp", "atp_ig", "relp"])
+def test_a_planted_circuit_is_found(scorer):
+    circuit = find_core(planted(), CLEAN, CORRUPT, ANSWERS, threshold=0.999, draws=20, scorer=scorer)
     assert {circuit.modules[k] for k in circuit.core} <= PLANTED
-    assert circuit.faithfulness == pytest.approx(1, abs=2e-3)
+    # One part works against the others: without it the answer is the stronger.
+    assert circuit.faithfulness >= 0.999
+    assert dict(circuit.curve)[len(PLANTED)] == pytest.approx(1, abs=2e-3)
     dead = [k for k, name in enumerate(circuit.modules) if name not in PLANTED]
     np.testing.assert_allclose(circuit.scores[:, dead], 0, atol=1e-6)
     top = {circuit.modules[k] for k in ranking(circuit.scores)[: len(PLANTED)]}
