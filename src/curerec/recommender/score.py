@@ -21,7 +21,7 @@ from curerec.recommender.memory import keep_freed
 from curerec.recommender.shared import can_share, last_states, packed, runs
 
 BATCH = 256  # prompts that are scored at a time
-CPU_TOKENS = 8192  # at most, on the CPU: an activation of so many rows still fits its cache
+CPU_TOKENS = 8192  # at most, for each thread of the CPU: an activation of so many rows still fits its cache
 
 
 def answer_logits(
@@ -147,10 +147,11 @@ def score(
     training = model.training
     model.eval()
     device = device_of(model)
-    batch_size = batch_size or BATCH
+    batch_size = fewer = batch_size or BATCH
     if device.type == "cpu":
         keep_freed()
-        batch_size = min(batch_size, max(1, CPU_TOKENS // max(1, int(prompts.lengths.max(initial=1)))))
+        most = CPU_TOKENS * torch.get_num_threads()
+        fewer = min(batch_size, max(1, most // max(1, int(prompts.lengths.max(initial=1)))))
     order, found = [np.zeros(0, np.int64)], [torch.zeros(0, 2)]
     try:
         with folded(model), fused_activations(model), looked_up(model, prompts):
@@ -163,7 +164,7 @@ def score(
                 found.append(read_out(base, last_states(base, prompts, batch, device), answers))
             left = np.flatnonzero(alone)
             rest = prompts if alone.all() else prompts.take(left)
-            for index in by_length(rest, batch_size):
+            for index in by_length(rest, fewer):
                 ids, last = to_batch(rest, index, device)
                 order.append(left[index])
                 found.append(answer_logits(model, ids, last, answers, lean=True))
