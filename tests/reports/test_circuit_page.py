@@ -89,3 +89,14 @@ def test_a_large_model_shows_its_heaviest_lines(tmp_path):
     page = path.read_text()
     assert page.count("data-edge=") == 400 and "400 heaviest" in page
     assert "more parts" in page
+
+
+def test_the_fewest_parts_stand_in_the_table_and_every_set_found_is_marked():
+    file = made_circuit()
+    page = render_circuit(file)
+    assert (
+        "that are enough" in page and page.count('class="ours"') == 5
+    )  # circuits, fewest, two necessary sets
+    assert "The fewest parts found" in say.compact_text(file["compact"])
+    assert say.compact_rows({**file["compact"], "matters": {}}) == []
+    assert "that are enough" not in render_circuit({**file, "compact": None})

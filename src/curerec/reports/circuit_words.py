@@ -101,11 +101,6 @@ def compact_rows(found: Mapping[str, Any]) -> list[tuple[str, str, str]]:
     low, high = f.fixed(m["auc_random_low"]), f.fixed(m["auc_random_high"])
     return [
         (
-            f"all but the {many} that are enough",
-            f.fixed(m["auc_kept"]),
-            f"keeps {_share(m['margin_kept'])} of the margin",
-        ),
-        (
             f"the {many} that are enough",
             f.fixed(m["auc_without"]),
             f"{_share(m.get('lost'))} of the way to the floor",
@@ -114,6 +109,11 @@ def compact_rows(found: Mapping[str, Any]) -> list[tuple[str, str, str]]:
             f"random sets of {many}",
             f.fixed(m["auc_random"]),
             f"{low} to {high} over {f.plural(m['draws'], 'draw')}; {_share(m.get('lost_random'))} of the way",
+        ),
+        (
+            f"all but the {many} that are enough",
+            f.fixed(m["auc_kept"]),
+            f"keeps {_share(m['margin_kept'])} of the margin",
         ),
     ]
 
