@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 
+from curerec.cli.inputs import recipe_for
 from curerec.config import parse
 from curerec.errors import ConfigError
 from curerec.methods import METHODS
@@ -40,10 +41,14 @@ def test_the_size_of_the_small_model_is_written_only_where_it_was_chosen():
 
 
 @pytest.mark.parametrize(
-    "model", [{"base": "smollm2-135m", "nano": {"layers": 3}}, {"nano": {"width": 60, "heads": 4}}]
+    ("model", "said"),
+    [
+        ({"base": "smollm2-135m", "nano": {"layers": 3}}, "other bases have their own"),
+        ({"nano": {"width": 60, "heads": 4}}, "multiple of twice the heads"),
+    ],
 )
-def test_a_size_that_no_model_has_is_refused(model):
-    with pytest.raises(ConfigError, match=r"nano|multiple"):
+def test_a_size_that_no_model_has_is_refused(model, said):
+    with pytest.raises(ConfigError, match=said):
         parse(Recipe, {"model": model}, where="test")
 
 
@@ -58,3 +63,11 @@ def test_a_base_of_another_size_has_a_folder_of_its_own(tmp_path):
     usual, deep = made(None), made({"layers": 3, "heads": 2})
     assert usual != deep and made({"layers": 3, "heads": 2}) == deep and len(seen) == 2
     assert seen[1].config.num_hidden_layers == 3 and load_base(deep)[0].config.num_attention_heads == 2
+
+
+def test_another_base_by_option_leaves_the_small_models_size_behind(tmp_path):
+    sized = tmp_path / "deep.yaml"
+    sized.write_text("model: {base: nano, nano: {layers: 3}}\n")
+    assert recipe_for(str(sized), "nano", None).model.nano.layers == 3
+    other = recipe_for(str(sized), "smollm2-135m", None)
+    assert parse(Recipe, other.model_dump(mode="json"), where="card") == other

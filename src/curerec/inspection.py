@@ -10,7 +10,7 @@ import numpy as np
 from pydantic import Field
 
 from curerec.circuits import DEFAULT, SCORERS
-from curerec.circuits.compact import Compact, fewest_parts
+from curerec.circuits.compact import fewest_parts
 from curerec.circuits.core import find_core, stable_core
 from curerec.circuits.edge_core import find_edges
 from curerec.circuits.exchange import CircuitFile, CompactSet, NecessarySet, Overlap, Reads, shape_of, to_file
@@ -175,17 +175,19 @@ def inspect(
     fewest = None
     if config.compact:
         with clock.stage("the fewest parts"):
-            fewest = fewest_parts(
-                model,
-                pairs.clean,
-                pairs.corrupt,
-                answers,
-                threshold=config.faithfulness,
-                batch_size=config.batch_size,
-                seed=config.seed,
+            sizes: dict[str, Any] = {"batch_size": config.batch_size, "seed": config.seed}
+            found_fewest = fewest_parts(
+                model, pairs.clean, pairs.corrupt, answers, threshold=config.faithfulness, **sizes
+            )
+            fewest = CompactSet(
+                members=[circuit.modules[k] for k in found_fewest.members],
+                total=len(circuit.modules),
+                faithfulness=found_fewest.faithfulness,
+                curve=list(found_fewest.curve),
             )
     found: dict[str, Any] = {
         "about": _about(opened, config),
+        "compact": fewest,
         "corruption": config.corruption,
         "cost": {**file.cost, "process_peak_bytes": peak_memory_bytes()},
     }
@@ -193,9 +195,7 @@ def inspect(
         with clock.stage("knock-out"):
             few = pairs.take(np.arange(min(config.edges, len(pairs.clean))))
             examples = drawn(opened.split.test, config.test)
-            found |= _knocked_out(opened, config, circuit, fewest, pairs, few, examples)
-    elif fewest is not None:
-        found["compact"] = _compact_set(circuit.modules, fewest)
+            found |= _knocked_out(opened, config, circuit, found["compact"], pairs, few, examples)
     if config.variants:
         with clock.stage("other seeds, templates, scorers"):
             found["overlaps"] = _variants(opened, config, pool, circuit.granularity)
@@ -241,21 +241,11 @@ def _options(opened: Opened, scorer: str) -> dict[str, Any]:
     return {"base_state": storage.load_base(opened.base)[0].state_dict()}
 
 
-def _compact_set(names: tuple[str, ...], found: Compact, matters: Mapping[str, float] | None = None) -> Any:
-    return CompactSet(
-        members=[names[k] for k in found.members],
-        total=len(names),
-        faithfulness=found.faithfulness,
-        curve=list(found.curve),
-        matters=dict(matters or {}),
-    )
-
-
 def _knocked_out(
     opened: Opened,
     config: InspectConfig,
     circuit: Circuit,
-    fewest: Compact | None,
+    fewest: CompactSet | None,
     pairs: Aligned,
     few: Aligned,
     examples: Examples,
@@ -267,7 +257,7 @@ def _knocked_out(
     test = aligned(opened, examples, config.corruption, opposite=False, seed=config.seed)
     label = test.clean.label
     if len(np.unique(label)) < 2:
-        return {} if fewest is None else {"compact": _compact_set(circuit.modules, fewest)}
+        return {}
     model, answers, size = opened.recommender.model, opened.recommender.answers, config.batch_size
 
     def judged(level: Level, names: tuple[str, ...], mean: np.ndarray, core: Any, used: Aligned) -> Any:
@@ -298,8 +288,9 @@ def _knocked_out(
     out: dict[str, Any] = {"matters": found, "necessary": [needed]}
     if fewest is not None:
         on_test = judge_modules(model, test.clean, test.corrupt, answers, circuit.modules, batch_size=size)
-        lost = matters(on_test, len(circuit.modules), fewest.members, label, draws=10, seed=config.seed)
-        out["compact"] = _compact_set(circuit.modules, fewest, lost)
+        core = [circuit.modules.index(name) for name in fewest.members]
+        lost = matters(on_test, len(circuit.modules), core, label, draws=10, seed=config.seed)
+        out["compact"] = fewest.model_copy(update={"matters": lost})
     if circuit.edges is not None:
         ranking, _ = halves(len(few.clean), config.seed)
         mean = circuit.edges.scores[ranking].mean(0)

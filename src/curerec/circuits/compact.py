@@ -15,8 +15,8 @@ import numpy as np
 from curerec.circuits.activations import sites_of
 from curerec.circuits.attribution import attribute
 from curerec.circuits.faithfulness import Faithfulness, judge_modules
+from curerec.circuits.passes import check_halves
 from curerec.circuits.selection import halves, sizes_to_judge, smallest_faithful
-from curerec.errors import PromptError
 from curerec.prompts.encoding import Prompts
 
 SHARE = 0.15  # of what is left that one round takes out
@@ -52,7 +52,8 @@ def elimination_order(
     """All elements, in the opposite of the order in which they can be spared best.
 
     In each round every element that is left is tried out (patched beside all that went before), and those
-    whose loss harms least, or helps most, go: at least one, at most ``share`` of what is left. Where several
+    whose loss harms least, or helps most, go: at least one, at most ``share`` of what is left. What works
+    against the answer so goes first, and f may exceed 1 on the way. Where several
     lose more together than one by one (each stood in for another), half as many go; where an estimate is
     wrong of a single one, that round is run one by one.
 
@@ -99,13 +100,15 @@ def compact(
         judging: over other pairs.
         effects: as for :func:`elimination_order`, of the choosing pairs.
         threshold: smallest faithfulness accepted.
+
+    Raises:
+        PromptError: the judging pairs move nothing.
     """
     order = elimination_order(choosing, effects=effects)
     sizes = sizes_to_judge(judging.total)
-    values = judging.of([order[:size] for size in sizes])
-    curve = tuple((size, float(v)) for size, v in zip(sizes, values, strict=True))
+    curve = judging.curve([order[:size] for size in sizes])
     at = smallest_faithful(curve, threshold)
-    return Compact(order[: sizes[at]], float(values[at]), curve, order)
+    return Compact(order[: sizes[at]], curve[at][1], curve, order)
 
 
 def fewest_parts(
@@ -129,12 +132,9 @@ def fewest_parts(
         seed: of the halves.
 
     Raises:
-        PromptError: fewer than two pairs, or pairs that do not align.
+        PromptError: fewer than two pairs, pairs that do not align, or none that moves the answer.
     """
-    if len(clean) < 2:
-        raise PromptError(
-            "fewer than two pairs", where="circuit", mend="One half of the pairs ranks, one judges"
-        )
+    check_halves(clean)
     names = sites_of(model).names
 
     def over(half: np.ndarray) -> Faithfulness:

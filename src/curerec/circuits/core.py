@@ -17,11 +17,11 @@ from curerec.circuits.faithfulness import (
     knockouts,
     minimality,
 )
-from curerec.circuits.passes import Scores
+from curerec.circuits.passes import Scores, check_halves
 from curerec.circuits.patching import exact
 from curerec.circuits.selection import ranking, sizes_to_judge, smallest_faithful
 from curerec.circuits.stability import agreement, bootstrap_intervals, bootstrap_jaccard, settle
-from curerec.errors import ConfigError, PromptError
+from curerec.errors import ConfigError
 from curerec.prompts.encoding import Prompts
 from curerec.records import Circuit
 
@@ -82,10 +82,7 @@ def find_core(
         raise ConfigError(
             "is no scorer", where=f"scorer {scorer!r}", mend=f"Choose from {', '.join(SCORERS)}"
         )
-    if len(clean) < 2:
-        raise PromptError(
-            "fewer than two pairs", where="circuit", mend="One half of the pairs ranks, one judges"
-        )
+    check_halves(clean)
     found = SCORERS[scorer](model, clean, corrupt, answers, batch_size=batch_size, **(options or {}))
     names = found.names
     rng = np.random.default_rng([seed, 41])
@@ -103,12 +100,7 @@ def find_core(
         model, clean.take(judge_half), corrupt.take(judge_half), answers, names, batch_size=batch_size
     )
     f = Faithfulness(judge, len(names))
-    values = f.of(sets)
-    if np.isnan(values).any():
-        raise PromptError(
-            "none of the pairs moved the answer", where="circuit", mend="Use other or more pairs"
-        )
-    curve = tuple((len(s), float(v)) for s, v in zip(sets, values, strict=True))
+    curve = f.curve(sets)
     at = smallest_faithful(curve, threshold)
     core = tuple(sets[at])
     low, high = bootstrap_intervals(found.values, draws=draws, seed=seed)
@@ -129,7 +121,7 @@ def find_core(
         exact=rescored,
         core=core,
         curve=curve,
-        faithfulness=float(values[at]),
+        faithfulness=curve[at][1],
         completeness=1 - float(f.of([f.complement(core)])[0]),
         jaccard=bootstrap_jaccard(grouped, sizes[at], draws=draws, rng=rng),
         scorer=scorer,

@@ -9,10 +9,10 @@ import numpy as np
 
 from curerec.circuits.edges import edge_scores
 from curerec.circuits.faithfulness import Faithfulness, areas, judge_edges, minimality
+from curerec.circuits.passes import check_halves
 from curerec.circuits.selection import greedy_order, pruned, sizes_to_judge, smallest_faithful
 from curerec.circuits.stability import bootstrap_means, paired_overlap
 from curerec.circuits.wiring import wiring_of
-from curerec.errors import PromptError
 from curerec.prompts.encoding import Prompts
 from curerec.records import EdgeCircuit
 
@@ -49,10 +49,7 @@ def find_edges(
 
     Source: METHOD sections 3 and 4; Hanna et al. 2024 (greedy search).
     """
-    if len(clean) < 2:
-        raise PromptError(
-            "fewer than two pairs", where="circuit", mend="One half of the pairs ranks, one judges"
-        )
+    check_halves(clean)
     found = edge_scores(
         model, clean, corrupt, answers, scorer=scorer, batch_size=batch_size, **(options or {})
     )
@@ -67,12 +64,7 @@ def find_edges(
         model, clean.take(judge_half), corrupt.take(judge_half), answers, batch_size=batch_size
     )
     f = Faithfulness(judge, total)
-    values = f.of(sets)
-    if np.isnan(values).any():
-        raise PromptError(
-            "none of the pairs moved the answer", where="circuit", mend="Use other or more pairs"
-        )
-    curve = tuple((len(s), float(v)) for s, v in zip(sets, values, strict=True))
+    curve = f.curve(sets)
     at = smallest_faithful(curve, threshold)
     core = sets[at]
     means = bootstrap_means(found.values, draws=draws, rng=rng)
@@ -88,7 +80,7 @@ def find_edges(
         scores=found.values.astype(np.float32),
         core=core,
         curve=curve,
-        faithfulness=float(values[at]),
+        faithfulness=curve[at][1],
         completeness=1 - float(f.of([f.complement(core)])[0]),
         jaccard=paired_overlap(member),
         scorer=scorer,

@@ -13,6 +13,7 @@ import numpy as np
 from curerec.circuits.edge_patching import edge_patched_margins
 from curerec.circuits.patching import patched_margins
 from curerec.circuits.wiring import wiring_of
+from curerec.errors import PromptError
 from curerec.prompts.encoding import Prompts
 
 #: Margins [sets, n] of runs in which only the elements of each set (indices) are kept, all else patched.
@@ -94,6 +95,19 @@ class Faithfulness:
         if not sets:
             return np.zeros(0)
         return np.asarray(faithfulness(self.full, self.empty, self.judge(sets), axis=0), np.float64)
+
+    def curve(self, sets: Sequence[Collection[int]]) -> tuple[tuple[int, float], ...]:
+        """(size, f) of each set of kept elements.
+
+        Raises:
+            PromptError: the pairs move nothing, so f is not defined.
+        """
+        values = self.of(sets)
+        if np.isnan(values).any():
+            raise PromptError(
+                "none of the pairs moved the answer", where="circuit", mend="Use other or more pairs"
+            )
+        return tuple((len(s), float(v)) for s, v in zip(sets, values, strict=True))
 
     def complement(self, core: Collection[int]) -> set[int]:
         """All elements but those of a circuit."""

@@ -114,6 +114,18 @@ def check_aligned(clean: Prompts, corrupt: Prompts) -> None:
         )
 
 
+def check_halves(clean: Prompts) -> None:
+    """Refuse pairs that cannot be halved.
+
+    Raises:
+        PromptError: fewer than two pairs.
+    """
+    if len(clean) < 2:
+        raise PromptError(
+            "fewer than two pairs", where="circuit", mend="One half of the pairs ranks, one judges"
+        )
+
+
 def each_batch(
     model: Any,
     clean: Prompts,

@@ -62,7 +62,8 @@ def recipe_for(name: str | None, model: str | None, seed: int | None) -> Any:
     found = load_recipe(name or ("demo" if model in (None, "nano") else "lora"))
     update: dict[str, Any] = {}
     if model is not None:
-        update["model"] = found.model.model_copy(update={"base": model})
+        size = found.model.nano if model == "nano" else None  # another base has a size of its own
+        update["model"] = found.model.model_copy(update={"base": model, "nano": size})
     if seed is not None:
         update["seed"] = seed
     return found.model_copy(update=update)

@@ -98,22 +98,21 @@ def compact_rows(found: Mapping[str, Any]) -> list[tuple[str, str, str]]:
     m, many = found["matters"], f.plural(len(found["members"]), "part")
     if not m:
         return []
+    alone = f"keeps {_share(m['margin_kept'])} of the margin"
+    rows = _set_rows(f"the {many} that are enough", many, m)
+    return [*rows, (f"all but the {many} that are enough", f.fixed(m["auc_kept"]), alone)]
+
+
+def _set_rows(name: str, many: str, m: Mapping[str, Any]) -> list[tuple[str, str, str]]:
+    """A set knocked out, and random ones of its size."""
     low, high = f.fixed(m["auc_random_low"]), f.fixed(m["auc_random_high"])
+    spread = f"{low} to {high} over {f.plural(m['draws'], 'draw')}"
     return [
-        (
-            f"the {many} that are enough",
-            f.fixed(m["auc_without"]),
-            f"{_share(m.get('lost'))} of the way to the floor",
-        ),
+        (name, f.fixed(m["auc_without"]), f"{_share(m.get('lost'))} of the way to the floor"),
         (
             f"random sets of {many}",
             f.fixed(m["auc_random"]),
-            f"{low} to {high} over {f.plural(m['draws'], 'draw')}; {_share(m.get('lost_random'))} of the way",
-        ),
-        (
-            f"all but the {many} that are enough",
-            f.fixed(m["auc_kept"]),
-            f"keeps {_share(m['margin_kept'])} of the margin",
+            f"{spread}; {_share(m.get('lost_random'))} of the way",
         ),
     ]
 
@@ -133,23 +132,10 @@ def compact_text(found: Mapping[str, Any]) -> str:
 
 def necessary_rows(found: Mapping[str, Any]) -> list[tuple[str, str, str]]:
     """As :func:`matters_rows`, of the smallest set that the answer cannot do without."""
-    m = found["matters"]
-    if not m:
+    if not found["matters"]:
         return []
-    unit = "part" if found["level"] == "parts" else "connection"
-    low, high = f.fixed(m["auc_random_low"]), f.fixed(m["auc_random_high"])
-    return [
-        (
-            f"the {f.plural(len(found['members']), unit)} it cannot do without",
-            f.fixed(m["auc_without"]),
-            f"{_share(m.get('lost'))} of the way to the floor",
-        ),
-        (
-            f"random sets of {f.plural(len(found['members']), unit)}",
-            f.fixed(m["auc_random"]),
-            f"{low} to {high} over {f.plural(m['draws'], 'draw')}; {_share(m.get('lost_random'))} of the way",
-        ),
-    ]
+    many = f.plural(len(found["members"]), "part" if found["level"] == "parts" else "connection")
+    return _set_rows(f"the {many} it cannot do without", many, found["matters"])
 
 
 def necessary_text(found: Mapping[str, Any]) -> str:
