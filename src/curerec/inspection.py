@@ -391,7 +391,7 @@ def judge_imported(opened: Opened, file: CircuitFile, config: InspectConfig | No
 
     Args:
         opened: the recommender.
-        file: from :func:`curerec.circuits.exchange.from_eap_ig` or ``read``.
+        file: from :func:`curerec.circuits.eap_ig.from_eap_ig` or ``exchange.read``.
         config: sizes, seed, corruption.
 
     Raises:

@@ -8,14 +8,12 @@ import numpy as np
 import pytest
 
 from curerec.circuits.core import find_core
+from curerec.circuits.eap_ig import from_eap_ig, read_eap_ig, to_eap_ig
 from curerec.circuits.edge_core import find_edges
 from curerec.circuits.exchange import (
     CircuitFile,
-    from_eap_ig,
     read,
-    read_eap_ig,
     shape_of,
-    to_eap_ig,
     to_file,
     write,
 )

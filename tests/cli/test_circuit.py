@@ -6,7 +6,8 @@ import json
 
 import pytest
 
-from curerec.circuits.exchange import read, read_eap_ig
+from curerec.circuits.eap_ig import read_eap_ig
+from curerec.circuits.exchange import read
 from made_commands import PRIVATE, curerec, refused
 
 SMALL = ("--pairs", 12, "--edges", 6, "--test", 40, "--reading", 8, "--variants", 8)

@@ -1,17 +1,16 @@
-"""Circuits as files: ``circuit.json`` of this package, and the JSON form of EAP-IG and MIB."""
+"""Circuits as files: ``circuit.json`` of this package; :mod:`.eap_ig` has the form of EAP-IG and MIB."""
 
 from __future__ import annotations
 
 import json
 import math
-import re
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import numpy as np
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
 
-from curerec.circuits.wiring import INPUT, LOGITS, Wiring
+from curerec.circuits.wiring import Wiring
 from curerec.errors import ModelError
 from curerec.records import Circuit
 
@@ -246,7 +245,7 @@ def read(path: Path) -> CircuitFile:
         raise ModelError(
             f"is no {FORMAT} of version 1 to {VERSION}",
             where=f"circuit {path.name}",
-            mend="Write it again with this version, or import it with from_eap_ig",
+            mend="Write it again with this version, or import it with eap_ig.from_eap_ig",
         )
     try:
         return CircuitFile.model_validate(raw).model_copy(update={"version": VERSION})
@@ -272,134 +271,3 @@ def read_json(path: Path) -> dict[str, Any]:
     if not isinstance(raw, dict):
         raise ModelError("cannot be read as JSON", where=f"circuit {path.name}", mend="Give a circuit file")
     return raw
-
-
-def to_eap_ig(file: CircuitFile) -> dict[str, Any]:
-    """The JSON form that EAP-IG and MIB read (``Graph.from_json``).
-
-    Their keys and values belong to a query head. Where heads share them, each head of the group is given the
-    edge with an equal share of its score, so that scores still add up. The signs are this package's: negative
-    where an edge supports the answer; scores of a loss, as EAP-IG's own, have the opposite one.
-
-    Source: github.com/hannamw/EAP-IG, ``Graph.to_json``; names ``input``, ``a0.h1``, ``m0``, ``logits``,
-        edges ``a0.h1->m1``, ``a0.h0->a1.h0<q>``.
-    """
-    share = file.shape.n_heads // file.shape.n_kv_heads
-    wanted = {e.source for e in file.edges if e.in_graph}
-    nodes: dict[str, dict[str, Any]] = {"input": {"in_graph": INPUT in wanted or not file.edges}}
-    for node in file.nodes:
-        entry: dict[str, Any] = {"in_graph": node.in_graph}
-        if node.score is not None:
-            entry["score"] = node.score
-        nodes[_short(node.name)] = entry
-    if any("score" in entry for entry in nodes.values()):
-        nodes["input"]["score"] = _outgoing(file, INPUT)
-    nodes["logits"] = {"in_graph": True}
-    edges: dict[str, dict[str, Any]] = {}
-    for edge in file.edges:
-        targets = _targets(edge.reader, share)
-        for target in targets:
-            score = None if edge.score is None else edge.score / len(targets)
-            edges[f"{_short(edge.source)}->{target}"] = {"score": score, "in_graph": edge.in_graph}
-    cfg = file.shape.model_dump(exclude={"n_kv_heads"})
-    return {"cfg": cfg, "nodes": nodes, "edges": edges}
-
-
-def from_eap_ig(
-    raw: dict[str, Any], *, n_kv_heads: int | None = None, scorer: str = "imported"
-) -> CircuitFile:
-    """A circuit from the JSON form of EAP-IG and MIB.
-
-    Args:
-        raw: its contents; nodes as ``{"in_graph": ..., "score": ...}`` or, as older files have them, as bool.
-        n_kv_heads: of the model; its form has none and gives every head keys and values of its own. The edges
-            into the heads of a group are added up; the sum is in the circuit where one of them is.
-        scorer: name for the record.
-
-    Raises:
-        ModelError: a part is missing or a name is none of a node or edge.
-    """
-    try:
-        cfg = raw["cfg"]
-        shape = Shape(
-            n_layers=cfg["n_layers"],
-            n_heads=cfg["n_heads"],
-            n_kv_heads=n_kv_heads or cfg["n_heads"],
-            d_model=cfg["d_model"],
-            parallel_attn_mlp=cfg.get("parallel_attn_mlp", False),
-        )
-        nodes = []
-        for short, value in raw["nodes"].items():
-            entry = value if isinstance(value, dict) else {"in_graph": value}
-            name = _long(short)
-            if name not in (INPUT, LOGITS):
-                nodes.append(Node(name=name, score=entry.get("score"), in_graph=bool(entry["in_graph"])))
-        edges: dict[tuple[str, str], Edge] = {}
-        for name, entry in raw["edges"].items():
-            left, right = name.split("->")
-            key = (_long(left), _reader(right, shape.n_heads // shape.n_kv_heads))
-            old = edges.get(key)
-            score = entry.get("score")
-            if old is not None and old.score is not None and score is not None:
-                score += old.score
-            taken = bool(entry["in_graph"]) or (old is not None and old.in_graph)
-            edges[key] = Edge(source=key[0], reader=key[1], score=score, in_graph=taken)
-    except (KeyError, TypeError, ValueError, AttributeError) as error:
-        raise ModelError(
-            f"is not in the JSON form of EAP-IG ({type(error).__name__})",
-            where="circuit",
-            mend="It needs cfg, nodes and edges with names like a0.h1, m0 and a0.h0->a1.h0<q>",
-        ) from None
-    return CircuitFile(
-        shape=shape,
-        scorer=scorer,
-        nodes=nodes,
-        edges=list(edges.values()),
-        edges_scorer=scorer if edges else None,
-    )
-
-
-def read_eap_ig(path: Path, *, n_kv_heads: int | None = None) -> CircuitFile:
-    """As :func:`from_eap_ig`, from a file."""
-    return from_eap_ig(read_json(path), n_kv_heads=n_kv_heads)
-
-
-def _short(name: str) -> str:
-    """``layers.0.head.1`` as ``a0.h1``, ``layers.0.mlp`` as ``m0``."""
-    if name in (INPUT, LOGITS):
-        return name
-    layer = name.split(".")[1]
-    return f"a{layer}.h{name.rsplit('.', 1)[1]}" if ".head." in name else f"m{layer}"
-
-
-def _long(short: str) -> str:
-    if short in (INPUT, LOGITS):
-        return short
-    if head := re.fullmatch(r"a(\d+)\.h(\d+)", short):
-        return f"layers.{head[1]}.head.{head[2]}"
-    if mlp := re.fullmatch(r"m(\d+)", short):
-        return f"layers.{mlp[1]}.mlp"
-    raise ValueError(short)
-
-
-def _targets(reader: str, share: int) -> list[str]:
-    """Names of a reader in the other form: one for each head that shares it."""
-    parts = reader.split(".")
-    if ".head." in reader:
-        return [f"a{parts[1]}.h{parts[3]}<q>"]
-    if ".kv." in reader:
-        group = int(parts[3])
-        return [f"a{parts[1]}.h{h}<{parts[4]}>" for h in range(group * share, (group + 1) * share)]
-    return [_short(reader)]
-
-
-def _reader(target: str, share: int) -> str:
-    if found := re.fullmatch(r"a(\d+)\.h(\d+)<([qkv])>", target):
-        layer, head, kind = found[1], int(found[2]), found[3]
-        return f"layers.{layer}.head.{head}.q" if kind == "q" else f"layers.{layer}.kv.{head // share}.{kind}"
-    return _long(target)
-
-
-def _outgoing(file: CircuitFile, source: str) -> float:
-    """A source's node score: the sum of its edges; 0 without edges."""
-    return float(sum(e.score for e in file.edges if e.source == source and e.score is not None))

@@ -76,7 +76,8 @@ def circuit(
         )
     quiet()
     from curerec.circuits import DEFAULT, SCORERS
-    from curerec.circuits.exchange import to_eap_ig, write
+    from curerec.circuits.eap_ig import to_eap_ig
+    from curerec.circuits.exchange import write
     from curerec.inspection import InspectConfig, groups_of_record, inspect, judge_imported
     from curerec.progress import Clock
     from curerec.reports.circuit_page import write_circuit_page
@@ -127,7 +128,8 @@ def _cells(record: Path) -> list[dict[str, Any]]:
 
 def _imported(path: Path, opened: Any) -> Any:
     """A circuit of either form."""
-    from curerec.circuits.exchange import FORMAT, read, read_eap_ig, read_json
+    from curerec.circuits.eap_ig import read_eap_ig
+    from curerec.circuits.exchange import FORMAT, read, read_json
     from curerec.circuits.wiring import wiring_of
 
     if read_json(path).get("format") == FORMAT:
