@@ -78,7 +78,7 @@ def test_the_command_is_killed_and_goes_on_and_no_worker_is_left(tmp_path):
     last = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=400)
     assert last.returncode == 0, last.stderr
     methods = sorted(r["method"] for r in read_lines(out / "rows.jsonl"))
-    assert methods == ["grad_diff", "npo", "original", "retrain", "retrain_2"]
+    assert methods == ["base", "grad_diff", "npo", "original", "retrain", "retrain_2"]
     assert (out / "bench.html").exists()
 
 

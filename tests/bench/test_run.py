@@ -96,7 +96,7 @@ def count(patch):
 
 
 def test_there_is_a_row_for_every_cell(made):
-    names = ["original", "retrain", "retrain_2", *("npo", "grad_diff", "scrub", "rome", "gru", "sisa")]
+    names = ["original", "base", "retrain", "retrain_2", *("npo", "grad_diff", "scrub", "rome", "gru", "sisa")]
     found = {(r["seed"], r["request"], r["method"]) for r in made.rows}
     whole = {(s, "users-0.2-random", n) for s in (20, 21) for n in names}
     parts = {(s, "users-0.2-random-x2", n) for s in (20, 21) for n in ("npo", "cragru")}
@@ -117,6 +117,14 @@ def test_rows_bear_the_names_of_the_protocol_and_a_reason_for_every_gap(made):
     assert "not ask" in good["missing"]["nf4_residual"]
     assert good["peak_memory"] > 50e6 and good["t_total"] >= good["t_core"] > 0
     assert good["settings"] is not None and good["method_config"]["check_size"] == 60
+
+
+def test_the_base_model_stands_beside_what_came_of_it(made):
+    bases = [r for r in made.rows if r["method"] == "base"]
+    assert len(bases) == 2 and all(r["membership_auc"] and r["test_auc"] for r in bases)
+    assert all("not known" in r["missing"]["t_total"] for r in bases)
+    originals = {r["seed"]: r["test_auc"] for r in made.rows if r["method"] == "original"}
+    assert all(r["test_auc"] != originals[r["seed"]] for r in bases)  # it is not the original again
 
 
 def test_rows_and_messages_name_nobody(made):
@@ -307,6 +315,7 @@ def test_a_run_that_is_killed_goes_on(tmp_path, monkeypatch):
     assert not trained  # everything was trained before one of the kills
     found = read_lines(out / "rows.jsonl")
     assert sorted(r["method"] for r in found) == [
+        "base",
         "cragru",
         "grad_diff",
         "npo",

@@ -125,8 +125,7 @@ class Materials:
             opened, request = self._opened(job), self._asked(job)[0]
             assert opened.recommender.path is not None
             folders = {"original": opened.recommender.path}
-            for k in range(self.recipe.retrains):
-                folders["retrain" if k == 0 else f"retrain_{k + 1}"] = self._reference(job, k)
+            folders |= {name: self._reference(job, k) for k, name in enumerate(self.recipe.references)}
             cards = {name: read_card(folder) for name, folder in folders.items()}
             about = {name: card["weights_sha256"] for name, card in cards.items()}
             about["request"] = request.digest

@@ -90,7 +90,7 @@ def config_hash(recipe: BenchRecipe, job: Job, method: str | None = None) -> str
     Args:
         recipe: of the run.
         job: a cell, a trial or a yardstick.
-        method: of the row, where it is not the job's (``original``, ``retrain``).
+        method: of the row, where it is not the job's (``original``, ``base``, ``retrain``).
     """
     assert job.ask is not None
     method = method or job.method

@@ -153,6 +153,20 @@ class BenchRecipe(Strict):
                 raise ValueError(f"search names what is not there: {', '.join(strange)}")
         return self
 
+    @property
+    def references(self) -> list[str]:
+        """Names of the retrains of a request."""
+        return ["retrain", *(f"retrain_{k + 1}" for k in range(1, self.retrains))]
+
+    @property
+    def measured_once(self) -> list[str]:
+        """Names of the rows that all cells of a request share.
+
+        Among them is the base model: what fine-tuning was worth on the test set stands beside what
+        unlearning cost there. Random weights answer nothing, so a recipe of costs has no row of it.
+        """
+        return ["original", *([] if self.costs_only else ["base"]), *self.references]
+
     def setting(self, dataset: str, model: str, *, ask: Ask | None = None, seed: int = 0) -> Recipe:
         """The recipe of a data set and a model, with a request and a seed in it.
 

@@ -69,7 +69,7 @@ COSTS = ("t_core", "t_total", "retrain_ratio", "peak_memory", "trainable_paramet
 RANDOM_WEIGHTS = "the weights are random: only time and memory mean anything"
 NOT_ASKED = "the recipe does not ask for it (columns)"
 REFERENCE = "a retrain is what the others are compared with"
-TRAINED = "not asked of them: original and retrains are trained once and used by all cells"
+TRAINED = "not asked of them: base, original and retrains are made once and used by all cells"
 NO_SCALE = "the ceiling is not above the floor: there is no scale"
 UNTOLD = "the method does not say"
 
@@ -143,7 +143,7 @@ def measured(metrics: Mapping[str, Any], *, costs_only: bool = False) -> Row:
 def explained(row: Row) -> Row:
     """The row with a reason for every column of section 5 that has no value, and none for one that has."""
     row = plain(row)  # what is not finite is no value
-    reference = row["method"] == "original" or row["method"].startswith("retrain")
+    reference = row["method"] in ("original", "base") or row["method"].startswith("retrain")
     why = {
         "residual": REFERENCE if row["method"].startswith("retrain") else NO_SCALE,
         "peak_memory": TRAINED if reference else UNTOLD,

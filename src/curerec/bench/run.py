@@ -230,10 +230,7 @@ class _Foreman:
             return False
         names = [job.method]
         if job.kind == "yardstick":
-            names = [
-                "original",
-                *(f"retrain_{k + 1}" if k else "retrain" for k in range(self.recipe.retrains)),
-            ]
+            names = self.recipe.measured_once
         assert job.ask is not None
         where = (job.dataset, job.model, job.ask.key, job.seed)
         return all((*where, n, config_hash(self.recipe, job, n)) in self.rows for n in names)

@@ -116,17 +116,13 @@ def _place(row: dict[str, Any]) -> Place:
     return row["dataset"], row["model"], row["request"], row["method"]
 
 
-def _references(recipe: BenchRecipe) -> list[str]:
-    return ["retrain" if k == 0 else f"retrain_{k + 1}" for k in range(recipe.retrains)]
-
-
 def _current(recipe: BenchRecipe) -> dict[Place, str]:
     """The configuration in force of every line."""
     out: dict[Place, str] = {}
     for job in plan(recipe):
         if job.ask is None or job.kind not in ("cell", "yardstick"):
             continue
-        names = [job.method] if job.kind == "cell" else ["original", *_references(recipe)]
+        names = [job.method] if job.kind == "cell" else recipe.measured_once
         for name in names:
             key = (job.dataset, job.model, job.ask.key, name)
             if key not in out:
@@ -139,9 +135,10 @@ def _block(
 ) -> dict[str, Any]:
     here = [r for r in found if (r["dataset"], r["model"]) == (dataset, model)]
     yard = [r for r in here if r["request"] == ask.whole.key and r["method"] == "original"]
-    retrains = [r for r in here if r["request"] == ask.whole.key and r["method"] in _references(recipe)]
-    cells = [r for r in here if r["request"] == ask.key and r not in yard and r not in retrains]
-    base = {s: [r["test_auc"] for r in retrains if r["seed"] == s] for s in {r["seed"] for r in retrains}}
+    retrains = [r for r in here if r["request"] == ask.whole.key and r["method"] in recipe.references]
+    bases = [r for r in here if r["request"] == ask.whole.key and r["method"] == "base"]
+    cells = [r for r in here if r["request"] == ask.key and r["method"] not in recipe.measured_once]
+    theirs = {s: [r["test_auc"] for r in retrains if r["seed"] == s] for s in {r["seed"] for r in retrains}}
     expected: dict[str, int] = {}
     for one in recipe.requests:
         if one.key == ask.key and (dataset, model) in recipe.places_of(one):
@@ -152,9 +149,10 @@ def _block(
     for name, mine, wanted in (
         ("original", yard, most),
         ("retrain", retrains, most),
+        *([("base", bases, most)] if bases else []),
         *((m, [r for r in cells if r["method"] == m], n) for m, n in expected.items()),
     ):
-        line = _line(name, mine, base, wanted, most, len(_references(recipe)))
+        line = _line(name, mine, theirs, wanted, most, recipe.retrains)
         line["values"]["residual_of_seeds"] = line["values"]["residual"]
         good = [r for r in mine if not r["failure"]]
         line["values"]["residual"] = _pooled_residual(good)
@@ -187,7 +185,7 @@ def _block(
 def _line(
     name: str,
     mine: Sequence[dict[str, Any]],
-    base: dict[int, list[float]],
+    retrained: dict[int, list[float]],
     wanted: int,
     most: int,
     references: int,
@@ -197,7 +195,7 @@ def _line(
     good = {s: [r for r in mine if r["seed"] == s and not r["failure"]] for s in seeds}
     for s in seeds:
         for row in good[s]:
-            ours, theirs = row.get("test_auc"), base.get(s)
+            ours, theirs = row.get("test_auc"), retrained.get(s)
             if ours is not None and theirs and None not in theirs:
                 row["auc_drop"] = float(np.mean(theirs)) - ours
     values = {}

@@ -26,7 +26,7 @@ from curerec.evaluation.inputs import p_yes
 from curerec.evaluation.metric import Metric, Value, evaluate
 from curerec.evaluation.scene import PARTS, scenes
 from curerec.measure import candidate, cells, chosen_metrics
-from curerec.pipeline import carry_out, unlearn
+from curerec.pipeline import carry_out, task_for, unlearn
 from curerec.progress import Clock
 from curerec.records import ForgetSplit, Outcome
 from curerec.splitting import drawn_request
@@ -73,12 +73,15 @@ class Workshop(Materials):
         start = time.perf_counter()
         original, references, name = self._yardstick(job)
         split = self._asked(job)[1]
-        stages = scenes(self._ground(job), {"original": original}, references)
+        models = {"original": original}
+        if "base" in self.recipe.measured_once:
+            models["base"] = Candidate(task_for(self._opened(job), split, seed=job.seed).base_model())
+        stages = scenes(self._ground(job), models, references)
         found = {n: {k: evaluate(m, scene) for k, m in _answers().items()} for n, scene in stages.items()}
         seconds = time.perf_counter() - start
         return [
             rows.explained(self._row(job, n, found[n], split, name, seconds))
-            for n in ("original", *references)
+            for n in self.recipe.measured_once
         ]
 
     # A method on a request.

@@ -16,6 +16,7 @@ from curerec.reports.templating import template
 
 Show = Callable[[float | None], str]
 OURS = "cure"
+ENDS = ("original", "retrain", "base")
 
 
 def _two(value: float | None) -> str:
@@ -99,9 +100,9 @@ def render_bench(summary: Bench | Mapping[str, Any]) -> str:
 
 
 def in_order(block: Block) -> list[Line]:
-    """Original, retrain, then methods by residual where that may be ranked, else as the recipe has them."""
-    ends = [line for line in block.lines if line.name in ("original", "retrain")]
-    methods = [line for line in block.lines if line.name not in ("original", "retrain")]
+    """Original, retrain, base, then methods by residual where that may be ranked, else as the recipe has them."""
+    ends = [line for line in block.lines if line.name in ENDS]
+    methods = [line for line in block.lines if line.name not in ENDS]
     if block.rankable:
         methods.sort(key=lambda line: _or(line.mean("residual"), float("inf")))
     return ends + methods
@@ -228,7 +229,7 @@ def pictures(block: Block) -> dict[str, str]:
             ("time", "t_total", time, "Residual against time"),
             ("gap", "membership_gap", gap, "Residual against the membership gap"),
         ):
-            kept = [line for line in in_order(block) if line.name != "retrain"]
+            kept = [line for line in in_order(block) if line.name not in ("retrain", "base")]
             kept.sort(key=lambda line: (line.name != OURS, line.name not in ("original", "random_modules")))
             dots = [_dot(line, column) for line in kept if column != "t_total" or line.name != "original"]
             out[name + size] = scatter(
