@@ -384,7 +384,7 @@ def test_huge_and_tiny_numbers(full: dict[str, Any]) -> None:
 
 
 def test_unknown_methods_and_more_numbers_are_shown(full: dict[str, Any]) -> None:
-    full["metrics"]["e2urec"] = {
+    full["metrics"]["my_method"] = {
         "test_auc": 0.7,
         "relearn_ratio": 0.8123,
         "relearn_ratio_low": 0.5,
@@ -393,7 +393,7 @@ def test_unknown_methods_and_more_numbers_are_shown(full: dict[str, Any]) -> Non
         "test_auc_low": 0.68,
     }
     words = Page(render(full)).words
-    assert "e2urec" in words and "some number" in words and "3.25" in words
+    assert "my method" in words and "some number" in words and "3.25" in words
     assert "Steps to relearn / retrain's" in words
     assert "0.812 [0.500, 1.25]" in words
     assert "test auc low" not in words  # an end of an interval is no row of its own
