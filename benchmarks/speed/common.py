@@ -73,9 +73,14 @@ def _settle() -> None:
 
 def done(results: Path, key: dict[str, Any]) -> bool:
     """Whether a row with this key is there."""
-    return results.exists() and any(
-        json.loads(line)["key"] == key for line in results.read_text().splitlines() if line
-    )
+    return any(row["key"] == key for row in rows_of(results))
+
+
+def rows_of(results: Path) -> list[dict[str, Any]]:
+    """All rows so far; none where there is no file yet."""
+    if not results.exists():
+        return []
+    return [json.loads(line) for line in results.read_text().splitlines() if line]
 
 
 def write(results: Path, key: dict[str, Any], values: dict[str, Any], note: str = "") -> None:

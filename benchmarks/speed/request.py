@@ -7,8 +7,10 @@ from __future__ import annotations
 
 import time
 from pathlib import Path
+from statistics import median
+from typing import Any
 
-from common import done, options, write
+from common import done, options, rows_of, write
 
 from curerec.data.fetch import load
 from curerec.data.forget import draw_request
@@ -33,7 +35,7 @@ def main() -> None:
         for repeat in range(1 if args.tiny else args.repeats):
             for method in args.methods:
                 key = {"question": "request", "share": share, "method": method, "repeat": repeat}
-                key |= {"model": opened.recommender.base["name"]}
+                key |= {"model": opened.recommender.base["name"], "n_train": len(opened.split.train)}
                 if done(args.results, key):
                     continue
                 values: dict[str, object] = {"n_users": len(request.ids)}
@@ -47,6 +49,29 @@ def main() -> None:
                 values |= {"stages": outcome.details.get("stages", {}), "n_forget": len(split.forget)}
                 values["planned_over_real"] = values.get("planned_s", 0) / outcome.t_total_s or None  # type: ignore[operator]
                 write(args.results, key, values, args.note)
+        show(rows_of(args.results), opened.recommender.base["name"], len(opened.split.train), share)
+
+
+def show(rows: list[dict[str, Any]], model: str, n_train: int, share: float) -> None:
+    """Print the medians of a share, and what of them ``cure`` takes.
+
+    Args:
+        rows: of the results.
+        model, n_train: of the recommender.
+        share: of the users.
+    """
+    wanted = {"question": "request", "model": model, "n_train": n_train, "share": share}
+    mine = [r for r in rows if wanted.items() <= r["key"].items()]
+    times: dict[str, list[float]] = {}
+    for row in mine:
+        times.setdefault(row["key"]["method"], []).append(row["values"]["t_total_s"])
+    if "cure" not in times:
+        return
+    ours = median(times["cure"])
+    for method, seconds in times.items():
+        head = f"{share:g} of the users, {n_train} prompts: {method} {median(seconds):.1f} s"
+        spread = f"{min(seconds):.1f} to {max(seconds):.1f}, {len(seconds)} runs"
+        print(f"{head} ({spread}); {median(seconds) / ours:.1f} times cure's")
 
 
 if __name__ == "__main__":

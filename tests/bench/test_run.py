@@ -96,7 +96,9 @@ def count(patch):
 
 
 def test_there_is_a_row_for_every_cell(made):
-    names = ["original", "base", "retrain", "retrain_2", *("npo", "grad_diff", "scrub", "rome", "gru", "sisa")]
+    once = ("original", "base", "retrain", "retrain_2")
+    methods = ("npo", "grad_diff", "scrub", "rome", "gru", "sisa")
+    names = [*once, *methods]
     found = {(r["seed"], r["request"], r["method"]) for r in made.rows}
     whole = {(s, "users-0.2-random", n) for s in (20, 21) for n in names}
     parts = {(s, "users-0.2-random-x2", n) for s in (20, 21) for n in ("npo", "cragru")}

@@ -100,7 +100,7 @@ def render_bench(summary: Bench | Mapping[str, Any]) -> str:
 
 
 def in_order(block: Block) -> list[Line]:
-    """Original, retrain, base, then methods by residual where that may be ranked, else as the recipe has them."""
+    """Original, retrain, base, then methods: by residual where that may be ranked, else as they come."""
     ends = [line for line in block.lines if line.name in ENDS]
     methods = [line for line in block.lines if line.name not in ENDS]
     if block.rankable:
