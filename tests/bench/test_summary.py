@@ -74,6 +74,21 @@ def test_the_excess_is_that_of_the_means(tmp_path):
     assert whole["mean"] == pytest.approx(1)
 
 
+def test_the_base_stands_third_is_no_method_and_may_be_missing(tmp_path):
+    made_rows(tmp_path, recipe(), worth=WORTH)
+    summary = summarise(tmp_path)
+    names = [x["name"] for x in summary["blocks"][0]["lines"]]
+    assert names[:3] == ["original", "retrain", "base"] and set(names[3:]) == set(METHODS)
+    base = line(summary, "base")
+    assert base["values"]["test_auc"]["mean"] == pytest.approx(0.8)
+    assert base["values"]["auc_drop"]["mean"] == pytest.approx(0.7 - 0.8)
+    assert not base.get("against")  # it is compared with nothing
+    path = tmp_path / "rows.jsonl"
+    kept = [json.dumps(r) + "\n" for r in read_lines(path) if r["method"] != "base"]
+    path.write_text("".join(kept), encoding="utf-8")
+    assert [x["name"] for x in summarise(tmp_path)["blocks"][0]["lines"]] == [n for n in names if n != "base"]
+
+
 def test_rows_without_the_excess_leave_it_out(tmp_path):
     made_rows(tmp_path, recipe(), worth=WORTH)
     path = tmp_path / "rows.jsonl"
@@ -160,7 +175,7 @@ def test_rows_of_another_configuration_are_left_out_and_counted(tmp_path):
     made_rows(tmp_path, recipe(retrains=3), worth=WORTH)
     summary = summarise(tmp_path)
     # The references' rows too: what they are compared with is part of their configuration.
-    assert summary["left_out"] == 3 * (len(METHODS) + 3)
+    assert summary["left_out"] == 3 * (len(METHODS) + 4)  # base, original, two retrains
     assert line(summary, "npo")["values"]["residual"]["n"] == 3
     assert "left out" in text_table(summary)
 
