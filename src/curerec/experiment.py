@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +17,7 @@ from curerec.recommender.storage import read_card
 from curerec.recording import record_of
 from curerec.records import ForgetRequest, Interactions
 from curerec.reports.html import write_report
-from curerec.reports.schema import write_record
+from curerec.reports.schema import retrain_names, write_record
 from curerec.splitting import drawn_request, granted
 
 RETRAIN_SEEDS = 1000  # seeds of retrains start here, so that none repeats the original's
@@ -68,8 +69,7 @@ def run_experiment(
         models[method] = candidate(outcomes[method], meter)
     save_unlearned(opened, outcomes["cure"], request, out / "cure")
     references = {}
-    for k in range(retrains):
-        name = "retrain" if k == 0 else f"retrain_{k + 1}"
+    for k, name in enumerate(islice(retrain_names(), retrains)):
         task = task_for(
             opened, split, seed=RETRAIN_SEEDS * (k + 1) + recipe.seed, clock=Clock(_Named(reporter, name))
         )

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from functools import cached_property
 from importlib.resources import files
+from itertools import islice
 from pathlib import Path
 from typing import Any, Literal
 
@@ -17,6 +18,7 @@ from curerec.evaluation import METRICS
 from curerec.methods import METHODS
 from curerec.recipe import Recipe, RequestConfig
 from curerec.recipes import load_recipe
+from curerec.reports.schema import retrain_names
 
 #: The control of equal size that each circuit method is never shown without, and takes its settings from.
 TWINS = {"cure": "random_modules"}
@@ -156,7 +158,7 @@ class BenchRecipe(Strict):
     @property
     def references(self) -> list[str]:
         """Names of the retrains of a request."""
-        return ["retrain", *(f"retrain_{k + 1}" for k in range(1, self.retrains))]
+        return list(islice(retrain_names(), self.retrains))
 
     @property
     def measured_once(self) -> list[str]:

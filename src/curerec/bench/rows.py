@@ -9,7 +9,7 @@ from typing import Any
 from curerec.bench.plan import Job, config_hash
 from curerec.bench.recipe import BenchRecipe
 from curerec.machine import machine, versions
-from curerec.reports.schema import plain
+from curerec.reports.schema import is_retrain, plain
 
 #: Columns of PROTOCOL section 5. Seconds, bytes and nats.
 COLUMNS = (
@@ -143,9 +143,9 @@ def measured(metrics: Mapping[str, Any], *, costs_only: bool = False) -> Row:
 def explained(row: Row) -> Row:
     """The row with a reason for every column of section 5 that has no value, and none for one that has."""
     row = plain(row)  # what is not finite is no value
-    reference = row["method"] in ("original", "base") or row["method"].startswith("retrain")
+    reference = row["method"] in ("original", "base") or is_retrain(row["method"])
     why = {
-        "residual": REFERENCE if row["method"].startswith("retrain") else NO_SCALE,
+        "residual": REFERENCE if is_retrain(row["method"]) else NO_SCALE,
         "peak_memory": TRAINED if reference else UNTOLD,
         **dict.fromkeys(
             ("relearn_ratio", "int8_residual", "nf4_residual"), TRAINED if reference else NOT_ASKED

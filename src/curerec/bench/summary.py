@@ -22,7 +22,7 @@ from curerec.errors import ConfigError, DataError
 from curerec.evaluation.inputs import p_yes
 from curerec.evaluation.residual import RANKABLE
 from curerec.reports.bench_schema import SCHEMA
-from curerec.reports.schema import plain
+from curerec.reports.schema import is_retrain, plain
 
 OURS = next(iter(TWINS))
 #: Columns that are averaged, beyond those of the protocol.
@@ -347,7 +347,7 @@ def _yard(out: Path, row: dict[str, Any], part: str) -> Yard | None:
     arrays = artefacts.read_arrays(out / artefacts.YARDSTICKS / row["yardstick"])
     if arrays is None or f"original/{part}" not in arrays:
         return None
-    names = sorted({name.split("/")[0] for name in arrays if name.startswith("retrain")})
+    names = sorted(set(filter(is_retrain, (name.split("/")[0] for name in arrays))))
     if len(names) < 2:
         return None
     return Yard.of(p_yes(arrays[f"original/{part}"]), np.stack([p_yes(arrays[f"{n}/{part}"]) for n in names]))

@@ -295,7 +295,7 @@ def evaluate(
     from curerec.pipeline import check_references, open_recommender
     from curerec.recording import record_of
     from curerec.reports.html import write_report
-    from curerec.reports.schema import write_record
+    from curerec.reports.schema import retrain_names, write_record
     from curerec.splitting import granted
 
     if out is not None:
@@ -310,7 +310,7 @@ def evaluate(
     name = method_of(judged.card)
     models = {"original": Candidate(opened.recommender.model), name: Candidate(judged.model)}
     # A retrain that is judged itself has the first of these names.
-    free = (n for n in ("retrain", *(f"retrain_{k}" for k in range(2, 99))) if n != name)
+    free = (n for n in retrain_names() if n != name)
     references = {}
     for reference, path in zip(free, retrain or [], strict=False):
         other = open_recommender(path, table, base=opened.base).recommender

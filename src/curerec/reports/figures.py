@@ -14,6 +14,7 @@ _LABELS = {
     "retrain": "Retrained model",
     "retrain_2": "Retrained, second seed",
     "retrain_3": "Retrained, third seed",
+    "retrain_4": "Retrained, fourth seed",
     "npo": "NPO, all parts alike",
     "pcgrad": "PCGrad",
     "cagrad": "CAGrad",

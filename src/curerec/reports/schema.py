@@ -5,7 +5,8 @@ from __future__ import annotations
 import json
 import math
 import re
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from itertools import count
 from pathlib import Path
 from typing import Any, Literal
 
@@ -88,6 +89,18 @@ class Record(Part):
     @classmethod
     def _nobody_named(cls, value: dict[str, Any]) -> dict[str, Any]:
         return _withhold(value)
+
+
+def retrain_names() -> Iterator[str]:
+    """Keys of ``metrics`` for models retrained without the deleted data, without end.
+
+    Example:
+        >>> from itertools import islice
+        >>> list(islice(retrain_names(), 3))
+        ['retrain', 'retrain_2', 'retrain_3']
+    """
+    yield "retrain"
+    yield from (f"retrain_{k}" for k in count(2))
 
 
 def is_retrain(name: str) -> bool:
