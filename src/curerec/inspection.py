@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Any, Literal
 
@@ -32,12 +32,10 @@ from curerec.prompts.encoding import Encoder, Prompts, queries
 from curerec.prompts.others import other_prompts
 from curerec.prompts.templates import TEMPLATES
 from curerec.recommender import storage
-from curerec.records import ROLES, Circuit, Examples
+from curerec.records import Circuit, Examples
 
 Corruption = Literal["prompt", "history"]
 Level = Literal["parts", "connections"]
-#: Matrices of an MLP in the cells of a record, of any family.
-MLP = ("gate_proj", "up_proj", "gate_up_proj", "c_fc", "fc1", "fc2", "down_proj", "mlp.c_proj", "mlp")
 
 
 class InspectConfig(Strict):
@@ -124,7 +122,7 @@ def inspect(
     Args:
         opened: from :func:`curerec.pipeline.open_recommender`.
         config: see :class:`InspectConfig`.
-        groups: update units of each module by role, from :func:`groups_of_record`.
+        groups: update units of each module by role, from :func:`curerec.circuits.by_role.groups_of_record`.
         clock: stages and their seconds.
 
     Raises:
@@ -356,34 +354,6 @@ def _about(opened: Opened, config: InspectConfig) -> dict[str, str | int | float
         **{f"version_{k}": v for k, v in versions().items()},
         **{k: str(v) for k, v in where.items()},
     }
-
-
-def groups_of_record(cells: Sequence[Mapping[str, Any]]) -> dict[str, dict[str, int]]:
-    """Update units of each head and MLP by role, from the cells of a record.
-
-    Args:
-        cells: ``groups.cells`` of a record: counts of units by layer, matrix and head.
-
-    Example:
-        >>> counts = {"forget": 2, "retain": 0, "shared": 1, "frozen": 0}
-        >>> cell = {"layer": 0, "module": "q_proj", "head": 1, **counts}
-        >>> groups_of_record([cell, {**cell, "module": "up_proj", "head": None}])["layers.0.mlp"]["forget"]
-        2
-    """
-    out: dict[str, dict[str, int]] = {}
-    for cell in cells:
-        if cell["layer"] is None:
-            continue
-        if cell["head"] is not None:
-            name = f"layers.{cell['layer']}.head.{cell['head']}"
-        elif cell["module"] in MLP:
-            name = f"layers.{cell['layer']}.mlp"
-        else:
-            continue
-        counts = out.setdefault(name, dict.fromkeys(ROLES, 0))
-        for role in ROLES:
-            counts[role] += cell[role]
-    return out
 
 
 def judge_imported(opened: Opened, file: CircuitFile, config: InspectConfig | None = None) -> CircuitFile:

@@ -7,8 +7,9 @@ from typing import Annotated
 
 import typer
 
-from curerec.cli import bench, circuit, together
+from curerec.cli import bench, circuit, evaluate, together
 from curerec.cli.inputs import opened_with, quiet, ratings, recipe_for, request_of
+from curerec.cli.options import BaseFolder, Data, Folder, Model, Out, RecipeName, RequestFile, Seed
 from curerec.cli.requests import attach
 
 app = typer.Typer(
@@ -23,41 +24,7 @@ app = typer.Typer(
 
 #: What an output folder of the name holds; one that holds more is not replaced.
 RESULT = frozenset({"recommender", "record.json", "report.html"})
-JUDGED = frozenset({"record.json", "report.html"})
 DEMO = frozenset({"original", "cure", "request.csv", "record.json", "report.html"})
-
-Data = Annotated[
-    str | None,
-    typer.Option(
-        "--data", help="Public data set (ml-100k, ml-1m, goodbooks-10k) or a path. Default: the recipe's."
-    ),
-]
-Out = Annotated[Path, typer.Option("--out", help="Folder to write.")]
-RecipeName = Annotated[
-    str | None,
-    typer.Option(
-        "--recipe",
-        help="Recipe that ships (demo, lora, e2urec) or a YAML file. Default: by --model.",
-    ),
-]
-Model = Annotated[
-    str | None,
-    typer.Option(
-        "--model", help="Base: nano, smollm2-135m, a folder, or owner/name on the hub. Default: the recipe's."
-    ),
-]
-Seed = Annotated[
-    int | None, typer.Option("--seed", min=0, help="Seed of everything random. Default: the recipe's.")
-]
-RequestFile = Annotated[
-    Path,
-    typer.Option("--request", help="csv with the header user, item or user,item; or JSON with kind and ids."),
-]
-Folder = Annotated[Path, typer.Option("--recommender", help="Folder that `curerec train` wrote.")]
-BaseFolder = Annotated[
-    Path | None,
-    typer.Option("--base", help="Folder of the base model, where its name alone does not find it."),
-]
 
 
 def version(show: bool) -> None:
@@ -253,110 +220,6 @@ def planned(
     say_plan(made)
 
 
-@app.command(
-    epilog="Example: curerec evaluate --recommender runs/recommender --unlearned runs/new/recommender "
-    "--data ml-100k --request request.csv --retrain runs/retrain1 --retrain runs/retrain2 --out runs/judged"
-)
-def evaluate(
-    recommender: Folder,
-    unlearned: Annotated[Path, typer.Option("--unlearned", help="Recommender folder to judge.")],
-    request: RequestFile,
-    data: Data = None,
-    retrain: Annotated[
-        list[Path] | None,
-        typer.Option("--retrain", help="Folder of `curerec train --without`; two or more give a floor."),
-    ] = None,
-    out: Annotated[Path | None, typer.Option("--out", help="Folder for record.json and report.html.")] = None,
-    verdict: Annotated[bool, typer.Option("--verdict", help="Exit with 1 unless verified.")] = False,
-    metric: Annotated[
-        list[str] | None,
-        typer.Option(
-            "--metric",
-            help="Also compute this metric or attack; `attacks`: all but U-LiRA; an unknown name lists all.",
-        ),
-    ] = None,
-    shadows: Annotated[
-        Path | None,
-        typer.Option("--shadows", help="Folder of shadow models for U-LiRA; made there, 16 trainings long."),
-    ] = None,
-    budget: Annotated[
-        float | None,
-        typer.Option("--budget", min=0, help="Seconds after which no further shadow model is begun."),
-    ] = None,
-    base: BaseFolder = None,
-) -> None:
-    """Measure an unlearned recommender against the original and, where given, retrains."""
-    quiet()
-    from curerec.cli.bars import bars
-    from curerec.cli.say import say_base, say_values, say_verdict, table_of
-    from curerec.data.output import check_out, replacing
-    from curerec.measure import Candidate, ground_of, judge, measure, method_of, names_for
-    from curerec.models import fresh_model
-    from curerec.pipeline import check_references, open_recommender
-    from curerec.recording import record_of
-    from curerec.reports.html import write_report
-    from curerec.reports.schema import retrain_names, write_record
-    from curerec.splitting import granted
-
-    if out is not None:
-        check_out(out, only=JUDGED, inputs=[recommender, unlearned, *(retrain or []), base])
-    names = names_for(metric or [], shadows=shadows is not None)
-    asked = request_of(request)
-    check_references(retrain or [], asked)
-    opened = opened_with(recommender, data, base)
-    table = opened.data
-    split = granted(table, opened.recipe, opened.split, asked)
-    judged = open_recommender(unlearned, table, base=opened.base).recommender
-    name = method_of(judged.card)
-    models = {"original": Candidate(opened.recommender.model), name: Candidate(judged.model)}
-    # A retrain that is judged itself has the first of these names.
-    free = (n for n in retrain_names() if n != name)
-    references = {}
-    for reference, path in zip(free, retrain or [], strict=False):
-        other = open_recommender(path, table, base=opened.base).recommender
-        seconds = other.card.get("train_time_s")
-        references[reference] = Candidate(other.model, seconds, seconds)
-    ground = ground_of(opened, split)
-    with bars() as reporter:
-        made = {}
-        if shadows is not None:
-            from curerec.shadows import make_shadows
-
-            advance = reporter.stage("shadow models")
-            made[name] = make_shadows(opened, split, name, shadows, budget_s=budget, progress=advance)
-        measured = measure(
-            opened,
-            split,
-            models,
-            references,
-            names=names,
-            ground=ground,
-            shadows=made,
-            progress=reporter.stage("measure"),
-        )
-    plain = fresh_model(opened.base, opened.recipe.model, seed=0)
-    found = judge(opened, split, models["original"], models[name], plain, ground=ground)
-    table_of(measured)
-    say_values(measured, metric or [], shadows=shadows is not None)
-    say_base(table, opened.recipe, asked)
-    if out is not None:
-        record = record_of(
-            opened,
-            asked,
-            split,
-            measured,
-            None,
-            method=name,
-            config=opened.recipe,
-            seed=opened.recipe.seed,
-            verdict_part=found,
-        )
-        with replacing(out, only=JUDGED) as stage:
-            write_record(record, stage / "record.json")
-            write_report(record, stage / "report.html")
-    say_verdict(found, strict=verdict)
-
-
 @app.command(epilog="Example: curerec report runs/new/record.json")
 def report(
     record: Annotated[Path, typer.Argument(help="record.json of an earlier command.")],
@@ -399,6 +262,7 @@ def demo(
     typer.echo(f"report: {out / 'report.html'}")
 
 
+evaluate.attach(app)
 circuit.attach(app)
 attach(app)
 bench.attach(app)

@@ -7,6 +7,8 @@ from typing import Annotated, Any
 
 import typer
 
+from curerec.cli.options import BaseFolder
+
 #: What an output folder of the command holds; one that holds more is not replaced.
 FILES = frozenset({"circuit.json", "circuit.eap-ig.json", "circuit.html"})
 
@@ -53,10 +55,7 @@ def circuit(
         Path | None,
         typer.Option("--import", help="A circuit.json, or one in the JSON form of EAP-IG and MIB."),
     ] = None,
-    base: Annotated[
-        Path | None,
-        typer.Option("--base", help="Folder of the base model, where its name alone does not find it."),
-    ] = None,
+    base: BaseFolder = None,
     seed: Annotated[int, typer.Option("--seed", min=0, help="Seed of everything random.")] = 0,
 ) -> None:
     """Find the circuit of a recommender: which parts carry its answers, and how far that can be trusted.
@@ -76,9 +75,10 @@ def circuit(
         )
     quiet()
     from curerec.circuits import DEFAULT, SCORERS
+    from curerec.circuits.by_role import groups_of_record
     from curerec.circuits.eap_ig import to_eap_ig
     from curerec.circuits.exchange import write
-    from curerec.inspection import InspectConfig, groups_of_record, inspect, judge_imported
+    from curerec.inspection import InspectConfig, inspect, judge_imported
     from curerec.progress import Clock
     from curerec.reports.circuit_page import write_circuit_page
     from curerec.reports.files import replace_file

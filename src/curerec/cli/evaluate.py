@@ -1,0 +1,123 @@
+"""``curerec evaluate``: measure and judge an unlearned recommender."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from curerec.cli.inputs import opened_with, quiet, request_of
+from curerec.cli.options import BaseFolder, Data, Folder, RequestFile
+
+#: What an output folder of the command holds; one that holds more is not replaced.
+JUDGED = frozenset({"record.json", "report.html"})
+
+
+def evaluate(
+    recommender: Folder,
+    unlearned: Annotated[Path, typer.Option("--unlearned", help="Recommender folder to judge.")],
+    request: RequestFile,
+    data: Data = None,
+    retrain: Annotated[
+        list[Path] | None,
+        typer.Option("--retrain", help="Folder of `curerec train --without`; two or more give a floor."),
+    ] = None,
+    out: Annotated[Path | None, typer.Option("--out", help="Folder for record.json and report.html.")] = None,
+    verdict: Annotated[bool, typer.Option("--verdict", help="Exit with 1 unless verified.")] = False,
+    metric: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--metric",
+            help="Also compute this metric or attack; `attacks`: all but U-LiRA; an unknown name lists all.",
+        ),
+    ] = None,
+    shadows: Annotated[
+        Path | None,
+        typer.Option("--shadows", help="Folder of shadow models for U-LiRA; made there, 16 trainings long."),
+    ] = None,
+    budget: Annotated[
+        float | None,
+        typer.Option("--budget", min=0, help="Seconds after which no further shadow model is begun."),
+    ] = None,
+    base: BaseFolder = None,
+) -> None:
+    """Measure an unlearned recommender against the original and, where given, retrains."""
+    quiet()
+    from curerec.cli.bars import bars
+    from curerec.cli.say import say_base, say_values, say_verdict, table_of
+    from curerec.data.output import check_out, replacing
+    from curerec.measure import Candidate, ground_of, judge, measure, method_of, names_for
+    from curerec.models import fresh_model
+    from curerec.pipeline import check_references, open_recommender
+    from curerec.recording import record_of
+    from curerec.reports.html import write_report
+    from curerec.reports.schema import retrain_names, write_record
+    from curerec.splitting import granted
+
+    if out is not None:
+        check_out(out, only=JUDGED, inputs=[recommender, unlearned, *(retrain or []), base])
+    names = names_for(metric or [], shadows=shadows is not None)
+    asked = request_of(request)
+    check_references(retrain or [], asked)
+    opened = opened_with(recommender, data, base)
+    table = opened.data
+    split = granted(table, opened.recipe, opened.split, asked)
+    judged = open_recommender(unlearned, table, base=opened.base).recommender
+    name = method_of(judged.card)
+    models = {"original": Candidate(opened.recommender.model), name: Candidate(judged.model)}
+    # A retrain that is judged itself has the first of these names.
+    free = (n for n in retrain_names() if n != name)
+    references = {}
+    for reference, path in zip(free, retrain or [], strict=False):
+        other = open_recommender(path, table, base=opened.base).recommender
+        seconds = other.card.get("train_time_s")
+        references[reference] = Candidate(other.model, seconds, seconds)
+    ground = ground_of(opened, split)
+    with bars() as reporter:
+        made = {}
+        if shadows is not None:
+            from curerec.shadows import make_shadows
+
+            advance = reporter.stage("shadow models")
+            made[name] = make_shadows(opened, split, name, shadows, budget_s=budget, progress=advance)
+        measured = measure(
+            opened,
+            split,
+            models,
+            references,
+            names=names,
+            ground=ground,
+            shadows=made,
+            progress=reporter.stage("measure"),
+        )
+    plain = fresh_model(opened.base, opened.recipe.model, seed=0)
+    found = judge(opened, split, models["original"], models[name], plain, ground=ground)
+    table_of(measured)
+    say_values(measured, metric or [], shadows=shadows is not None)
+    say_base(table, opened.recipe, asked)
+    if out is not None:
+        record = record_of(
+            opened,
+            asked,
+            split,
+            measured,
+            None,
+            method=name,
+            config=opened.recipe,
+            seed=opened.recipe.seed,
+            verdict_part=found,
+        )
+        with replacing(out, only=JUDGED) as stage:
+            write_record(record, stage / "record.json")
+            write_report(record, stage / "report.html")
+    say_verdict(found, strict=verdict)
+
+
+def attach(app: typer.Typer) -> None:
+    """Register the command."""
+    app.command(
+        epilog="Example: curerec evaluate --recommender runs/recommender --unlearned runs/new/recommender "
+        "--data ml-100k --request request.csv --retrain runs/retrain1 --retrain runs/retrain2 "
+        "--out runs/judged"
+    )(evaluate)

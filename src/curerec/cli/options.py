@@ -1,0 +1,41 @@
+"""Options that several commands have."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+Data = Annotated[
+    str | None,
+    typer.Option(
+        "--data", help="Public data set (ml-100k, ml-1m, goodbooks-10k) or a path. Default: the recipe's."
+    ),
+]
+Out = Annotated[Path, typer.Option("--out", help="Folder to write.")]
+RecipeName = Annotated[
+    str | None,
+    typer.Option(
+        "--recipe",
+        help="Recipe that ships (demo, lora, e2urec) or a YAML file. Default: by --model.",
+    ),
+]
+Model = Annotated[
+    str | None,
+    typer.Option(
+        "--model", help="Base: nano, smollm2-135m, a folder, or owner/name on the hub. Default: the recipe's."
+    ),
+]
+Seed = Annotated[
+    int | None, typer.Option("--seed", min=0, help="Seed of everything random. Default: the recipe's.")
+]
+RequestFile = Annotated[
+    Path,
+    typer.Option("--request", help="csv with the header user, item or user,item; or JSON with kind and ids."),
+]
+Folder = Annotated[Path, typer.Option("--recommender", help="Folder that `curerec train` wrote.")]
+BaseFolder = Annotated[
+    Path | None,
+    typer.Option("--base", help="Folder of the base model, where its name alone does not find it."),
+]
