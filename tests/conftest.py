@@ -92,3 +92,13 @@ def made_path(tmp_path_factory):
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("CUREREC_CACHE", str(folder / "cache"))
         yield made_commands.make_path(folder)
+
+
+@pytest.fixture
+def place(tmp_path, made_path):
+    """A folder with own copies of that catalogue's data and recipe, and what a train command needs."""
+    import made_commands
+
+    made_commands.write_data(tmp_path / "data")
+    (tmp_path / "r.yaml").write_text(made_commands.RECIPE)
+    return tmp_path
