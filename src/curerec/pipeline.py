@@ -19,7 +19,9 @@ from curerec.progress import Clock, Reporter, Silent
 from curerec.prompts.encoding import Encoder, answer_tokens, queries
 from curerec.recipe import Recipe, recipe_of_card
 from curerec.recommender import bases, parallel, storage, stored_answers
+from curerec.recommender.copies import base_of
 from curerec.recommender.score import score
+from curerec.recommender.spread import spread_base
 from curerec.recommender.tune import tune
 from curerec.records import ForgetRequest, ForgetSplit, Interactions, Outcome, Recommender, Split
 from curerec.splitting import granted, split_of
@@ -124,11 +126,25 @@ class Opened:
 
 
 def open_recommender(
-    folder: Path, data: Interactions, *, base: Path | None = None, cache: Path | None = None
+    folder: Path,
+    data: Interactions,
+    *,
+    base: Path | None = None,
+    cache: Path | None = None,
+    cut: bool = False,
 ) -> Opened:
     """Load a recommender and rebuild the split that it was trained on.
 
+    Args:
+        folder: of the recommender.
+        data: the ratings that it was trained on.
+        base: folder of its base model; None: by the name in its card.
+        cache: of base models.
+        cut: each of the processes that were started together keeps a part of the frozen base
+            (:mod:`curerec.recommender.spread`); all must come here.
+
     Raises:
+        ConfigError: the base cannot be cut.
         ModelError: the data are not those that it was trained on, or its files are not what its card says.
     """
     card = storage.read_card(folder)
@@ -141,11 +157,27 @@ def open_recommender(
     where = f"recommender {Path(folder).name}, recipe in {storage.CARD}"
     recipe, note = recipe_of_card(card, where=where)
     base = base or bases.resolve(card["base"]["name"], cache=cache)
-    recommender = storage.load(folder, base, device=device())
+    if cut:  # whole in main memory only
+        dtype = torch.float32 if device().type == "cpu" else torch.bfloat16
+        recommender = storage.load(folder, base, dtype=dtype)
+        spread_base(recommender.model, device())
+    else:
+        recommender = storage.load(folder, base, device=device())
     split = split_of(data, recipe.split)
     return Opened(
         recommender, recipe, data, split, base, note, stored_answers.read(recommender, data, split.train)
     )
+
+
+def base_model(opened: Opened, *, seed: int) -> Any:
+    """The model before fine-tuning, to be asked: under an adapter its own base, else loaded anew.
+
+    Args:
+        opened: the recommender; left as it is.
+        seed: of what a base lacks when it is loaded.
+    """
+    base = base_of(opened.recommender.model)
+    return fresh_model(opened.base, opened.recipe.model, seed=seed) if base is None else base
 
 
 def check_references(folders: list[Path], request: ForgetRequest) -> None:

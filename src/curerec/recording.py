@@ -145,7 +145,7 @@ def _reads(opened: Opened, outcome: Outcome) -> list[dict[str, Any]]:
 def _changed(before: Any, after: Any) -> int:
     """Parameters whose value differs; one of another shape (an adapter of another rank) differs whole."""
     old = dict(before.named_parameters())
-    return sum(_differing(p.detach(), old.get(n)) for n, p in after.named_parameters())
+    return sum(_differing(p.detach(), old.get(n)) for n, p in after.named_parameters() if p is not old.get(n))
 
 
 def _differing(new: Any, old: Any) -> int:

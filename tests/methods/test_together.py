@@ -10,7 +10,7 @@ import torch
 from safetensors.torch import load_file
 
 from curerec.recommender import parallel
-from made_commands import RECIPE, curerec, refused, write_data
+from made_commands import LORA, RECIPE, curerec, refused, write_data
 from made_processes import FSDP, launch
 
 SCRIPT = """
@@ -21,6 +21,7 @@ from curerec.evaluation.cost import Meter
 from curerec.methods import METHODS
 from curerec.pipeline import carry_out
 from curerec.recommender import parallel
+from curerec.recommender.spread import asked, spread_base
 from made_tasks import made_task
 torch.set_num_threads(1)
 out, method, kind = sys.argv[1:4]
@@ -30,16 +31,27 @@ settings = {
     "cure": {"pairs": 13, "pair_pool": 21, "control_size": 31, "draws": 8, "update": {
         **look, "forget_loss": "rewind", "schedule": "linear", "forget_every": 6, "retain_labels": 0.1}},
     "npo": look,
-    # Its first gradient is that of a distance to itself, rounding alone: AdamW would make whole steps of it.
-    "scrub": {**look, "damping": 0, "optimizer": "sgd", "lr": 0.05, "max_steps": 4, "check_every": 2},
+    "bad_teacher": look,
+    "e2urec": {"damping": 0.1, "max_steps": 12},
 }
 config = parse(METHODS[method][1], settings[method], where="test")
 task = made_task(kind)
+before = {n: p.detach().clone() for n, p in task.original.model.named_parameters()}
+cut = 0
+if asked():
+    with parallel.together():
+        cut = spread_base(task.original.model, torch.device("cpu"))
+    held = [p.to_local() if hasattr(p, "to_local") else p for p in task.original.model.parameters()]
+    least = sum(p.numel() for n, p in before.items() if "base_layer" not in n)
+    assert 0 < sum(p.numel() for p in held) - least <= sum(p.numel() for p in before.values()) / 2
 with Meter() as meter:
     done = carry_out(task, method, config)
-state = {n: p.detach().clone().contiguous() for n, p in done.model.named_parameters()}
+state = {
+    n: p.detach().clone().contiguous() for n, p in done.model.named_parameters() if "base_layer" not in n
+}
 rank = torch.distributed.get_rank() if parallel.count() > 1 else 0
-about = {"passes": str(meter.forward_equivalents)}
+about = {"passes": str(meter.forward_equivalents), "cut": str(cut)}
+about["moved"] = str(max(float((p - before[n]).abs().max()) for n, p in state.items()))
 about["looks"] = str([round(x["valid_auc"], 4) for x in done.trace])
 if done.groups is not None:
     about["roles"] = ",".join(map(str, done.groups.role))
@@ -54,13 +66,22 @@ def about(path):
 
 @pytest.mark.soak
 @pytest.mark.parametrize(
-    ("method", "kind"), [("cure", "full"), ("cure", "lora"), ("npo", "full"), ("scrub", "full")]
+    ("method", "kind", "way"),
+    [
+        ("cure", "full", "whole"),
+        ("cure", "lora", "whole"),
+        ("npo", "full", "whole"),
+        ("bad_teacher", "full", "whole"),
+        ("cure", "lora", "fsdp2"),
+        ("npo", "lora", "fsdp2"),
+        ("e2urec", "lora", "fsdp2"),  # trains a teacher by itself
+    ],
 )
-def test_two_processes_forget_what_one_forgets(tmp_path, method, kind):
+def test_two_processes_forget_what_one_forgets(tmp_path, method, kind, way):
     script = tmp_path / "unlearn.py"
     script.write_text(SCRIPT)
     for processes in (1, 2):
-        launch(processes, script, tmp_path / "w", method, kind)
+        launch(processes, script, tmp_path / "w", method, kind, more=FSDP if way == "fsdp2" else ())
     one, *two = (tmp_path / name for name in ("w-1-0", "w-2-0", "w-2-1"))
     want = load_file(one)
     for path in two:
@@ -71,10 +92,15 @@ def test_two_processes_forget_what_one_forgets(tmp_path, method, kind):
             assert torch.equal(found[name], load_file(two[0])[name])  # all processes end with the same bits
         assert about(path).get("roles") == about(one).get("roles")
         assert about(path)["looks"] == about(one)["looks"]
+        assert float(about(path)["moved"]) > 1e-4
+        assert (int(about(path)["cut"]) > 0) == (way == "fsdp2")
     alone, shared = (float(about(path)["passes"]) for path in (one, two[0]))
-    if method != "scrub":  # which takes its steps by itself and shares only what it scores
+    if way == "fsdp2":  # all pass what one passes, but for the batches of a step
+        assert shared <= alone
+    elif method != "bad_teacher":  # which takes its steps by itself and shares only what it scores
         assert shared < 0.7 * alone
-    assert shared < alone
+    else:
+        assert shared < alone
 
 
 @pytest.mark.soak
@@ -97,8 +123,38 @@ def test_the_commands_run_together(tmp_path):
     assert records[0]["groups"]["forget"] == records[1]["groups"]["forget"]
     assert (tmp_path / "u2" / "report.html").exists()
     refused_one = [*asked, "--recommender", tmp_path / "r1", "--out", tmp_path / "no"]
-    sharded = launch(2, command, *refused_one, more=FSDP, codes=(1,))
-    assert "not parameters" in sharded.stderr and not (tmp_path / "no").exists()
+    for method, why in {"cure": "frozen under an adapter", "rome": "changes or trains the base"}.items():
+        sharded = launch(2, command, *refused_one, "--method", method, more=FSDP, codes=(1,))
+        assert why in sharded.stderr and not (tmp_path / "no").exists()
+
+
+@pytest.mark.soak
+def test_the_commands_run_together_on_a_base_in_parts(tmp_path):
+    data, command = write_data(tmp_path / "data"), tmp_path / "command.py"
+    command.write_text("from curerec.cli import main\nmain()\n")
+    lora = LORA.replace("update: {", "update: {damping: 0.1, ")
+    (tmp_path / "recipe.yaml").write_text(lora)
+    (tmp_path / "request.csv").write_text("user\nusr1\nusr7\nusr12\nusr23\nusr40\n")
+    launch(
+        2, command, "train", "--data", data, "--recipe", tmp_path / "recipe.yaml", "--out", tmp_path / "r",
+        more=FSDP,
+    )  # fmt: skip
+    asked = ["unlearn", "--data", data, "--request", tmp_path / "request.csv"]
+    asked += ["--recommender", tmp_path / "r"]
+    for processes in (1, 2):
+        new = tmp_path / f"u{processes}"
+        launch(processes, command, *asked, "--out", new, more=FSDP, codes=(0, 1))
+    found = [tmp_path / f"u{k}" / "recommender" / "adapter_model.safetensors" for k in (1, 2)]
+    one, two = map(load_file, found)
+    for name, value in one.items():
+        torch.testing.assert_close(two[name], value, atol=1e-5, rtol=0)
+    records = [json.loads((tmp_path / f"u{k}" / "record.json").read_text()) for k in (1, 2)]
+    for part in ("groups", "circuit", "model"):
+        shown = [{k: v for k, v in r[part].items() if isinstance(v, int | str | bool)} for r in records]
+        if part == "model":
+            [s.pop("output") for s in shown]  # the last bits differ
+        assert shown[0] == shown[1]
+    assert (tmp_path / "u2" / "report.html").exists()
 
 
 @pytest.mark.parametrize("processes", [2, 3])

@@ -147,23 +147,23 @@ def unlearn(
     from curerec.data.cache import retain_side_at
     from curerec.data.output import check_out, replacing
     from curerec.measure import Candidate, candidate, judge, measure
-    from curerec.models import fresh_model
-    from curerec.pipeline import check_method, save_unlearned
+    from curerec.pipeline import base_model, check_method, save_unlearned
     from curerec.pipeline import unlearn as run
-    from curerec.recommender import parallel
+    from curerec.recommender import parallel, spread
     from curerec.recommender.storage import read_card
     from curerec.recording import record_of
     from curerec.reports.html import write_report
     from curerec.reports.schema import write_record
 
     check_method(method)
-    if method != "retrain":  # which is a training
-        together.refuse_shards("curerec unlearn")
+    cut = spread.asked() and method != "retrain"  # which is a training
+    if cut:
+        together.refuse_whole("curerec unlearn", method)
     check_out(out, only=RESULT, inputs=[recommender, base])
     asked = request_of(request)
-    opened = opened_with(recommender, data, base)
-    config = opened.recipe.config_of(method)
     with bars() as reporter, parallel.together():
+        opened = opened_with(recommender, data, base, cut=cut)
+        config = opened.recipe.config_of(method)
         side = retain_side_at(opened.recommender.card["weights_sha256"])
         outcome, split = run(
             opened, asked, method, config, seed=seed or 0, reporter=reporter, retain_side=side
@@ -171,19 +171,9 @@ def unlearn(
         advance = reporter.stage("measure")
         models = {"original": Candidate(opened.recommender.model), method: candidate(outcome)}
         measured = measure(opened, split, models, {})
-        verdict = judge(
-            opened,
-            split,
-            models["original"],
-            models[method],
-            fresh_model(opened.base, opened.recipe.model, seed=seed or 0),
-        )
+        plain = base_model(opened, seed=seed or 0)
+        verdict = judge(opened, split, models["original"], models[method], plain)
         advance(1, 1)
-    parallel.wait()  # all have looked at what is there before one writes
-    if not parallel.is_main():  # of the processes that `accelerate launch` started
-        return
-    with replacing(out, only=RESULT) as stage:
-        save_unlearned(opened, outcome, asked, stage / "recommender")
         record = record_of(
             opened,
             asked,
@@ -194,8 +184,13 @@ def unlearn(
             config=opened.recipe,
             seed=seed or 0,
             verdict_part=verdict,
-            output=read_card(stage / "recommender")["weights_sha256"],
         )
+    parallel.wait()  # all have looked at what is there before one writes
+    if not parallel.is_main():  # of the processes that `accelerate launch` started
+        return
+    with replacing(out, only=RESULT) as stage:
+        save_unlearned(opened, outcome, asked, stage / "recommender")
+        record["model"]["output"] = read_card(stage / "recommender")["weights_sha256"]
         write_record(record, stage / "record.json")
         write_report(record, stage / "report.html")
     typer.echo(f"{out / 'report.html'}: {outcome.t_total_s:.1f} s; {outcome.stop_reason}")

@@ -48,8 +48,7 @@ def evaluate(
     from curerec.cli.say import say_base, say_values, say_verdict, table_of
     from curerec.data.output import check_out, replacing
     from curerec.measure import Candidate, ground_of, judge, measure, method_of, names_for
-    from curerec.models import fresh_model
-    from curerec.pipeline import check_references, open_recommender
+    from curerec.pipeline import base_model, check_references, open_recommender
     from curerec.recording import record_of
     from curerec.reports.html import write_report
     from curerec.reports.schema import retrain_names, write_record
@@ -91,7 +90,7 @@ def evaluate(
             shadows=made,
             progress=reporter.stage("measure"),
         )
-    plain = fresh_model(opened.base, opened.recipe.model, seed=0)
+    plain = base_model(opened, seed=0)
     found = judge(opened, split, models["original"], models[name], plain, ground=ground)
     table_of(measured)
     say_values(measured, metric or [], shadows=shadows is not None)

@@ -35,14 +35,17 @@ def ratings(name: str | None, recipe: Any) -> tuple[Any, Any]:
     return table, recipe.model_copy(update={"data": table.name})
 
 
-def opened_with(recommender: Path, data: str | None, base: Path | None) -> Any:
-    """A recommender opened with its ratings: the card says how it was trained, ``--data`` where they are."""
+def opened_with(recommender: Path, data: str | None, base: Path | None, *, cut: bool = False) -> Any:
+    """A recommender opened with its ratings: the card says how it was trained, ``--data`` where they are.
+
+    ``cut``: the processes that were started together each keep a part of its base.
+    """
     from curerec.pipeline import open_recommender
     from curerec.recipe import recipe_of_card
     from curerec.recommender.storage import read_card
 
     recipe, _ = recipe_of_card(read_card(recommender), where=f"recommender {recommender.name}, its recipe")
-    opened = open_recommender(recommender, ratings(data, recipe)[0], base=base)
+    opened = open_recommender(recommender, ratings(data, recipe)[0], base=base, cut=cut)
     if opened.note:
         typer.echo(f"note: {opened.note}")
     return opened

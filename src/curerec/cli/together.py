@@ -7,6 +7,7 @@ import os
 from curerec.errors import ConfigError
 
 ABLE = ("train", "unlearn", "bench")
+WHOLE = ("apa", "receraser", "rome", "sisa", "wise")  # methods that need the base's weights, not its answers
 
 
 def processes() -> int:
@@ -28,18 +29,17 @@ def refuse(command: str) -> None:
         )
 
 
-def refuse_shards(command: str) -> None:
-    """Refuse parameters that are shared out among processes (FSDP) where each process needs all of them.
+def refuse_whole(command: str, method: str) -> None:
+    """Refuse a method that changes or trains the base where no process holds all of it (FSDP).
 
     Raises:
-        ConfigError: FSDP was asked for.
+        ConfigError: the method is one of :data:`WHOLE`.
     """
-    if processes() > 1 and os.environ.get("ACCELERATE_USE_FSDP", "").lower() == "true":
+    if method in WHOLE:
         raise ConfigError(
-            "shares out prompts, not parameters: circuit, groups and rules look at whole weights",
+            f"{method} changes or trains the base, of which each process would hold a part",
             where=command,
-            mend="Start it without --use_fsdp; a model too large for one GPU can be kept in few bits "
-            "(model.base_bits), with runtime.checkpoint and runtime.offload_bytes",
+            mend="Start it without --use_fsdp, or choose a method that updates the adapter",
         )
 
 

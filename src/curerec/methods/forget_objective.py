@@ -104,9 +104,8 @@ class ForgetObjective:
         mean = torch.zeros((), device=self.device)
         for batch in by_length(part, batch_size):
             mine = batch[parallel.share(len(batch))]
-            if not len(mine):
-                continue
-            loss = self.loss(model, index[mine]) * (len(mine) / len(index))
+            # A process without a part passes an example for nothing: all must take part in every pass.
+            loss = self.loss(model, index[mine if len(mine) else batch[:1]]) * (len(mine) / len(index))
             for sum_, g in zip(total, torch.autograd.grad(loss, params), strict=True):
                 sum_.add_(g)
             mean += loss.detach()

@@ -5,6 +5,8 @@ from __future__ import annotations
 import copy
 from typing import Any
 
+from curerec.recommender.spread import is_spread
+
 LORA = "lora_"
 
 
@@ -30,7 +32,7 @@ def _held_once(model: Any) -> dict[int, Any]:
         id(p): p
         for name, p in model.named_parameters(remove_duplicate=False)
         if LORA not in name and not p.requires_grad
-    }
+    } | {id(m): m for m in model.modules() if is_spread(m)}
 
 
 def base_of(model: Any) -> Any | None:

@@ -9,6 +9,7 @@ from typing import Any
 import torch
 
 from curerec.recommender.lean import hooked
+from curerec.recommender.spread import is_spread
 
 FOLDED = ("Linear", "Conv1D")
 
@@ -29,6 +30,7 @@ def folded(model: Any) -> Iterator[None]:
         and list(m.active_adapters) == list(m.lora_A)
         and not any(getattr(m, "use_dora", {}).values())
         and not hooked(m)
+        and not is_spread(m.get_base_layer())
         for m in layers
     )
     # Models that answer together share their frozen weights, and may scale branches while they answer.

@@ -19,6 +19,7 @@ import torch
 from curerec.errors import ModelError
 from curerec.recommender.families import family_of
 from curerec.recommender.families.base import QUERY
+from curerec.recommender.spread import listened_to
 
 #: What a layer's hidden states, keys and values may be turned into, and back: see :mod:`.packed`.
 Spread = Callable[[torch.Tensor], torch.Tensor]
@@ -57,7 +58,7 @@ class _Giver:
 
 def hooked(module: Any) -> bool:
     """Whether anybody listens to or changes what a module or a part of it computes."""
-    return any(m._forward_hooks or m._forward_pre_hooks for m in module.modules())
+    return any(listened_to(m) for m in module.modules())
 
 
 def drops_out(model: Any) -> bool:

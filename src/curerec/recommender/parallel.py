@@ -46,6 +46,22 @@ def place() -> torch.device:
 
 
 _together = False
+_in_step = False
+
+
+def keep_in_step() -> None:
+    """From here on all processes make the same passes, in number and order: weights are put together in each.
+
+    Batches of a step are still shared out; passes over many prompts, whose batches may differ in number, and
+    trainings that a method does by itself are not.
+    """
+    global _in_step
+    _in_step = True
+
+
+def in_step() -> bool:
+    """Whether all processes must make the same passes."""
+    return _in_step
 
 
 @contextlib.contextmanager
@@ -69,8 +85,8 @@ def together() -> Iterator[None]:
 
 
 def sharing() -> bool:
-    """Whether passes are shared out here and now."""
-    return _together
+    """Whether passes over many prompts are shared out here and now."""
+    return _together and not _in_step
 
 
 @contextlib.contextmanager

@@ -93,14 +93,16 @@ def load_base(
     return model, tokenizer
 
 
-def load_frozen(folder: Path, bits: int, *, device: torch.device | str = "cpu") -> Any:
+def load_frozen(
+    folder: Path, bits: int, *, device: torch.device | str = "cpu", dtype: torch.dtype | None = None
+) -> Any:
     """A base for an adapter, in 16 (on a CPU 32), 8 or 4 bits; see :func:`load_base`, :mod:`.quantise`.
 
     The checks of its structure see the weights before they are packed.
     """
     if bits == 16:
-        return load_base(folder, device=device)[0]
-    dtype = torch.float32 if torch.device(device).type == "cpu" else torch.bfloat16
+        return load_base(folder, device=device, dtype=dtype)[0]
+    dtype = dtype or (torch.float32 if torch.device(device).type == "cpu" else torch.bfloat16)
     return quantise(load_base(folder, dtype=dtype)[0], bits).to(device)
 
 
@@ -243,13 +245,20 @@ def read_card(folder: Path) -> dict[str, Any]:
     return card
 
 
-def load(folder: Path, base_folder: Path, *, device: torch.device | str = "cpu") -> Recommender:
+def load(
+    folder: Path,
+    base_folder: Path,
+    *,
+    device: torch.device | str = "cpu",
+    dtype: torch.dtype | None = None,
+) -> Recommender:
     """A saved recommender.
 
     Args:
         folder: written by :func:`save`.
         base_folder: the base model it was fine-tuned from.
         device: where to put the model.
+        dtype: of the base's weights; None: as :func:`load_base` chooses for the device.
 
     Raises:
         ModelError: unsafe files, weights that differ from the card, or a base that is not the adapter's.
@@ -276,7 +285,7 @@ def load(folder: Path, base_folder: Path, *, device: torch.device | str = "cpu")
         from peft import PeftModel
 
         bits = (card["recipe"].get("model") or {}).get("base_bits", 16)
-        model = load_frozen(base_folder, bits, device=device)
+        model = load_frozen(base_folder, bits, device=device, dtype=dtype)
         try:
             model = PeftModel.from_pretrained(model, folder, local_files_only=True)
         except UNREADABLE as error:
@@ -287,7 +296,7 @@ def load(folder: Path, base_folder: Path, *, device: torch.device | str = "cpu")
             ) from None
         model = model.to(device).eval()
     else:
-        model, _ = load_base(folder, device=device)
+        model, _ = load_base(folder, device=device, dtype=dtype)
     tokenizer = load_tokenizer(folder, where=f"recommender {folder.name}")
     if answer_tokens(tokenizer) != tuple(card["answers"]):
         raise ModelError(

@@ -202,7 +202,7 @@ def tune(
         keep_freed()
     steps = max(1, round(config.epochs * np.ceil(len(prompts) / config.batch_size)))
     compiled = compiles(runtime, device, steps)
-    team = Team(model, answers) if parallel.count() > 1 else None
+    team = Team(model, answers) if parallel.count() > 1 and not parallel.in_step() else None
     params = team.params() if team else [p for p in model.parameters() if p.requires_grad]
 
     def gradients(step: int) -> None:

@@ -29,8 +29,8 @@ from curerec.machine import machine, versions
 from curerec.measure import Candidate, judge, measure
 from curerec.methods import METHODS
 from curerec.methods.cure.method import circuit_of, groups_of, update_by_groups
-from curerec.models import check_finite, device, fresh_model, logits_of
-from curerec.pipeline import Opened, check_method, open_recommender, task_for
+from curerec.models import check_finite, device, logits_of
+from curerec.pipeline import Opened, base_model, check_method, open_recommender, task_for
 from curerec.progress import Clock
 from curerec.recipe import recipe_of_card
 from curerec.recommender import bases, storage, stored_answers
@@ -236,8 +236,7 @@ class CureEngine:
             return {**about, **_useful(opened, split, old, new), "report": None}
         with deterministic(job.seed):
             measured = measure(opened, split, {"original": old, job.method: new}, {})
-            fresh = fresh_model(opened.base, opened.recipe.model, seed=job.seed)
-            verdict = judge(opened, split, old, new, fresh)
+            verdict = judge(opened, split, old, new, base_model(opened, seed=job.seed))
         advance(1, 1)
         metrics = measured.metrics[job.method]
         parts = {"circuit": "circuit", "groups": "contributions"}
