@@ -1,10 +1,12 @@
 """Questions 3 and the plan's: a request's seconds by stage at shares of the users, Retrain's, and the plan's.
 
-All in one run on one machine. ``--methods`` takes any that unlearn.
+All in one run on one machine. ``--methods`` takes any that unlearn. ``--kept``: also a request that finds
+what an earlier one of the same recommender left of its retain side, as the command does from the second on.
 """
 
 from __future__ import annotations
 
+import tempfile
 import time
 from pathlib import Path
 from statistics import median
@@ -14,8 +16,9 @@ from common import done, options, rows_of, write
 
 from curerec.data.fetch import load
 from curerec.data.forget import draw_request
-from curerec.pipeline import open_recommender, unlearn
+from curerec.pipeline import Opened, open_recommender, unlearn
 from curerec.plan import PLANNED, plan
+from curerec.records import ForgetRequest
 
 
 def main() -> None:
@@ -25,31 +28,59 @@ def main() -> None:
     parser.add_argument("--data", required=True)
     parser.add_argument("--shares", type=float, nargs="*", default=[0.001, 0.01, 0.1])
     parser.add_argument("--methods", nargs="*", default=["cure", "e2urec", "retrain"])
+    parser.add_argument("--kept", action="store_true", help="also cure with an earlier request's retain side")
     args = parser.parse_args()
     opened = open_recommender(args.recommender, load(args.data))
+    users = len(set(opened.data.user_code[opened.split.train.target].tolist()))
     shares = args.shares[-1:] if args.tiny else args.shares
-    for share in shares:
-        users = len(set(opened.data.user_code[opened.split.train.target].tolist()))
-        real = max(share, 1.01 / users)  # at least one user
-        request = draw_request(opened.data, opened.split, share=real, seed=1)
-        for repeat in range(1 if args.tiny else args.repeats):
-            for method in args.methods:
-                key = {"question": "request", "share": share, "method": method, "repeat": repeat}
-                key |= {"model": opened.recommender.base["name"], "n_train": len(opened.split.train)}
-                if done(args.results, key):
-                    continue
-                values: dict[str, object] = {"n_users": len(request.ids)}
-                if method in PLANNED:
-                    made = plan(opened, request, method, seed=repeat)
-                    values["planned"] = {s.name: s.time_s for s in made.stages}
-                    values |= {"planned_s": made.time_s, "calibration_s": made.calibration_s}
-                start = time.perf_counter()
-                outcome, split = unlearn(opened, request, method, seed=repeat)
-                values |= {"wall_s": time.perf_counter() - start, "t_total_s": outcome.t_total_s}
-                values |= {"stages": outcome.details.get("stages", {}), "n_forget": len(split.forget)}
-                values["planned_over_real"] = values.get("planned_s", 0) / outcome.t_total_s or None  # type: ignore[operator]
-                write(args.results, key, values, args.note)
-        show(rows_of(args.results), opened.recommender.base["name"], len(opened.split.train), share)
+    ways = [(method, False) for method in args.methods] + ([("cure", True)] if args.kept else [])
+    with tempfile.TemporaryDirectory() as folder:
+        side = Path(folder)
+        if args.kept:  # an earlier request, of other users
+            earlier = draw_request(opened.data, opened.split, share=1.01 / users, seed=2)
+            unlearn(opened, earlier, "cure", retain_side=side)
+        for share in shares:
+            real = max(share, 1.01 / users)  # at least one user
+            request = draw_request(opened.data, opened.split, share=real, seed=1)
+            for repeat in range(1 if args.tiny else args.repeats):
+                for method, kept in ways:
+                    key = {"question": "request", "share": share, "method": method, "repeat": repeat}
+                    key |= {"model": opened.recommender.base["name"], "n_train": len(opened.split.train)}
+                    key |= {"kept": True} if kept else {}
+                    if not done(args.results, key):
+                        values = timed(opened, request, method, repeat, side if kept else None)
+                        write(args.results, key, values, args.note)
+            show(rows_of(args.results), opened.recommender.base["name"], len(opened.split.train), share)
+
+
+def timed(
+    opened: Opened, request: ForgetRequest, method: str, seed: int, side: Path | None
+) -> dict[str, object]:
+    """Seconds of one request, by stage, and those that the plan gave it.
+
+    Args:
+        opened: the recommender.
+        request: what to delete.
+        method: that unlearns.
+        seed: of the method.
+        side: folder of an earlier request's retain side; None: the first request.
+    """
+    values: dict[str, object] = {"n_users": len(request.ids)}
+    planned = None
+    # What was kept is of the seed that it was kept under.
+    seed = 0 if side else seed
+    if method in PLANNED:
+        made = plan(opened, request, method, seed=seed, retain_side=side)
+        planned = made.time_s
+        values["planned"] = {s.name: s.time_s for s in made.stages}
+        values |= {"planned_s": planned, "calibration_s": made.calibration_s}
+    start = time.perf_counter()
+    outcome, split = unlearn(opened, request, method, seed=seed, retain_side=side)
+    values |= {"wall_s": time.perf_counter() - start, "t_total_s": outcome.t_total_s}
+    values |= {"stages": outcome.details.get("stages", {}), "n_forget": len(split.forget)}
+    values["kept"] = list(outcome.details.get("kept", []))
+    values["planned_over_real"] = planned / outcome.t_total_s if planned else None
+    return values
 
 
 def show(rows: list[dict[str, Any]], model: str, n_train: int, share: float) -> None:
@@ -64,7 +95,8 @@ def show(rows: list[dict[str, Any]], model: str, n_train: int, share: float) -> 
     mine = [r for r in rows if wanted.items() <= r["key"].items()]
     times: dict[str, list[float]] = {}
     for row in mine:
-        times.setdefault(row["key"]["method"], []).append(row["values"]["t_total_s"])
+        name = row["key"]["method"] + (", retain side kept" if row["key"].get("kept") else "")
+        times.setdefault(name, []).append(row["values"]["t_total_s"])
     if "cure" not in times:
         return
     ours = median(times["cure"])

@@ -24,8 +24,9 @@ def percentile_within(values: np.ndarray, types: np.ndarray) -> np.ndarray:
         float64 [..., units].
     """
     out = np.empty(values.shape)
-    for kind in np.unique(types.astype(str)):
-        member = types.astype(str) == kind
+    kinds, kind_of = np.unique(types.astype(str), return_inverse=True)
+    for kind in range(len(kinds)):
+        member = np.flatnonzero(kind_of == kind)
         part = values[..., member]
         if part.shape[-1] == 1:
             out[..., member] = part > 0
@@ -120,8 +121,9 @@ def assign(
     else:
         forget = _resampled(forget_scores, draws, rng) if forget_draws is None else forget_draws
     high_f = np.broadcast_to(percentile_within(forget, types) >= tau, (draws, len(modules)))
-    for f, r in zip(high_f, _resampled(retain_scores, draws, rng), strict=True):
-        votes[_roles(f, percentile_within(r, types) >= tau), np.arange(len(modules))] += 1
+    high_r = percentile_within(_resampled(retain_scores, draws, rng), types) >= tau
+    for voted in _roles(high_f, high_r):
+        votes[voted, np.arange(len(modules))] += 1
     role = roles_from(forget_scores.mean(0), retain_scores.mean(0), types, tau)
     agreement = votes[role, np.arange(len(modules))] / draws
     if uncertain_role is not None:
@@ -146,8 +148,9 @@ def random_groups(groups: Groups, types: np.ndarray, *, seed: int) -> Groups:
     """Groups of the same sizes drawn at random within each type: the twin that a circuit has to beat."""
     rng = np.random.default_rng([seed, 97])
     role = groups.role.copy()
-    for kind in np.unique(types.astype(str)):
-        member = np.flatnonzero(types.astype(str) == kind)
+    kinds, kind_of = np.unique(types.astype(str), return_inverse=True)
+    for kind in range(len(kinds)):
+        member = np.flatnonzero(kind_of == kind)
         role[member] = role[rng.permutation(member)]
     return Groups(groups.modules, role, groups.forget_score, groups.retain_score, groups.agreement)
 
