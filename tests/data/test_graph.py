@@ -35,7 +35,7 @@ def test_the_graph_has_an_edge_for_each_liked_row_that_may_be_used():
 @pytest.mark.parametrize("restart", [RESTART, 0.5, 1.0])
 def test_against_a_dense_solve_from_every_node(restart):
     starts = np.arange(WALK.shape[0])
-    got = personalised_pagerank(WALK, starts, restart=restart, tol=1e-10, max_iter=400)
+    got = personalised_pagerank(WALK, starts, n_users=N_USERS, restart=restart, tol=1e-10, max_iter=400)
     want = np.stack([dense(WALK, s, restart) for s in starts])
     np.testing.assert_allclose(got, want, atol=1e-8)
     np.testing.assert_allclose(got.sum(1), 1, atol=1e-12)
@@ -48,7 +48,7 @@ def test_against_networkx():
     graph.add_nodes_from(range(WALK.shape[0]))
     graph.add_edges_from(zip(*WALK.nonzero(), strict=True))
     starts = [N_USERS, N_USERS + 7, 3]
-    got = personalised_pagerank(WALK, np.asarray(starts))
+    got = personalised_pagerank(WALK, np.asarray(starts), n_users=N_USERS)
     for row, start in zip(got, starts, strict=True):
         want = networkx.pagerank(
             graph, alpha=1 - RESTART, personalization={start: 1}, tol=1e-12, max_iter=500
@@ -58,7 +58,7 @@ def test_against_networkx():
 
 def test_a_walk_from_an_isolated_node_stays_there():
     alone = int(np.flatnonzero(WALK.sum(1) == 0)[0])
-    got = personalised_pagerank(WALK, np.asarray([alone]))[0]
+    got = personalised_pagerank(WALK, np.asarray([alone]), n_users=N_USERS)[0]
     np.testing.assert_allclose(got, np.eye(len(got))[alone])
 
 
@@ -66,9 +66,11 @@ def test_a_graph_without_an_edge_and_starts_in_any_order():
     empty = liked_graph(DATA, np.zeros(0, np.int64))
     assert empty.nnz == 0
     np.testing.assert_array_equal(
-        personalised_pagerank(empty, np.asarray([2, 2])), np.eye(empty.shape[0])[[2, 2]]
+        personalised_pagerank(empty, np.asarray([2, 2]), n_users=N_USERS), np.eye(empty.shape[0])[[2, 2]]
     )
     starts = np.asarray([5, N_USERS + 3, 5])
-    many = personalised_pagerank(WALK, starts)
+    many = personalised_pagerank(WALK, starts, n_users=N_USERS)
     for row, start in zip(many, starts, strict=True):
-        np.testing.assert_allclose(row, personalised_pagerank(WALK, np.asarray([start]))[0], atol=1e-7)
+        np.testing.assert_allclose(
+            row, personalised_pagerank(WALK, np.asarray([start]), n_users=N_USERS)[0], atol=1e-7
+        )

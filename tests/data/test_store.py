@@ -123,7 +123,9 @@ def test_push_against_exact_pagerank(store, tolerance):
     node = np.asarray([user_at[u] for u in users] + [len(DATA.users) + item_at[i] for i in items])
     degree = np.diff(graph.start)
     for source in (0, store.n_users - 1, store.n_users, graph.n - 1):
-        exact = personalised_pagerank(walk, np.asarray([node[source]]), tol=1e-13)[0][node]
+        exact = personalised_pagerank(walk, np.asarray([node[source]]), n_users=len(DATA.users), tol=1e-13)[
+            0
+        ][node]
         nodes, rank = push(graph, source, tolerance=tolerance)
         dense = np.zeros(graph.n)
         dense[nodes] = rank

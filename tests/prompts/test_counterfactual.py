@@ -25,7 +25,9 @@ CHANGED = PAIRS.clean.history != PAIRS.corrupt.history
 def nearness():
     """PageRank of every item from each pair's candidate, [pairs, items]."""
     starts = PAIRS.clean.candidate + len(DATA.users)
-    return personalised_pagerank(liked_graph(DATA, ROWS), starts, tol=1e-10)[:, len(DATA.users) :]
+    return personalised_pagerank(liked_graph(DATA, ROWS), starts, n_users=len(DATA.users), tol=1e-10)[
+        :, len(DATA.users) :
+    ]
 
 
 def test_only_liked_history_items_change():
@@ -73,7 +75,9 @@ def test_a_liked_candidate_loses_near_items_and_a_disliked_one_gains_them():
 def test_the_items_that_argue_most_for_the_label_go_first():
     one = counterfactual_pairs(DATA, QUERIES, ENCODER, ROWS, deciles=1, replace=1)
     starts = one.clean.candidate + len(DATA.users)
-    near = personalised_pagerank(liked_graph(DATA, ROWS), starts, tol=1e-10)[:, len(DATA.users) :]
+    near = personalised_pagerank(liked_graph(DATA, ROWS), starts, n_users=len(DATA.users), tol=1e-10)[
+        :, len(DATA.users) :
+    ]
     best = 0
     for n in range(len(one)):
         (k,) = np.flatnonzero(one.clean.history[n] != one.corrupt.history[n])

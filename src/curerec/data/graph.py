@@ -36,39 +36,45 @@ def personalised_pagerank(
     walk: sparse.csr_array,
     starts: np.ndarray,
     *,
+    n_users: int,
     restart: float = RESTART,
     tol: float = 1e-8,
     max_iter: int = 200,
 ) -> np.ndarray:
     """Personalised PageRank from many start nodes at once.
 
-    ``r = restart e_s + (1 - restart) W^T r``, by power iteration; mass that reaches a node without edges
-    returns to the start.
+    ``r = restart e_s + (1 - restart) W^T r``; mass that reaches a node without edges returns to the start.
+    Users have edges to items only and items to users, so a sweep takes the users' ranks from the items' and
+    then the items' from these (block Gauss-Seidel): the error falls by ``(1 - restart)^2`` a sweep, which
+    costs what a step of power iteration does.
 
     Args:
-        walk: row-stochastic matrix, [n, n].
+        walk: of :func:`liked_graph`, row-stochastic, [n, n]; users first.
         starts: start nodes, int [b].
+        n_users: how many of the nodes are users.
         restart: 0 < restart <= 1.
         tol: stop once no start's vector moves more than this in L1.
-        max_iter: at most so many steps; the error then is below (1 - restart)^max_iter.
+        max_iter: at most so many sweeps; the error then is below (1 - restart)^(2 max_iter).
 
     Returns:
         float64 [b, n], rows summing to 1.
 
-    Source: METHOD section 2; Haveliwala 2002 (topic-sensitive PageRank).
+    Source: METHOD section 2; Haveliwala 2002 (topic-sensitive PageRank); Gleich 2015 (PageRank beyond the
+        web), section 2 (as a linear system).
     """
-    n = walk.shape[0]
-    home = sparse.csr_array(
-        (np.ones(len(starts)), (np.arange(len(starts)), starts)), shape=(len(starts), n)
-    ).toarray()
-    dangling = walk.sum(1) == 0
-    rank = home.copy()
-    step = walk.T.tocsr()
+    n, column = walk.shape[0], np.arange(len(starts))
+    home = np.zeros((n, len(starts)))
+    home[starts, column] = restart
+    to_items = (1 - restart) * walk[:n_users, n_users:].T.tocsr()
+    to_users = (1 - restart) * walk[n_users:, :n_users].T.tocsr()
+    users, items = home[:n_users].copy(), home[n_users:].copy()
     for _ in range(max_iter):
-        lost = rank[:, dangling].sum(1, keepdims=True)
-        new = restart * home + (1 - restart) * ((step @ rank.T).T + lost * home)
-        moved = np.abs(new - rank).sum(1).max()
-        rank = new
-        if moved < tol:
+        new_users = home[:n_users] + to_users @ items
+        new_items = home[n_users:] + to_items @ new_users
+        moved = np.abs(new_users - users).sum(0) + np.abs(new_items - items).sum(0)
+        users, items = new_users, new_items
+        if moved.max(initial=0) < tol:
             break
-    return rank
+    rank = np.concatenate([users, items]).T
+    # No edge leads to a node without edges: mass is there only where it started, and stays.
+    return np.ascontiguousarray(rank / rank.sum(1, keepdims=True))

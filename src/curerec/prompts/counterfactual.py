@@ -78,12 +78,9 @@ def counterfactual_pairs(
     n_users, n_items = len(data.users), len(data.items)
     walk = liked_graph(data, train_rows)
     starts, inverse = np.unique(q.candidate, return_inverse=True)
-    near = np.concatenate(
-        [
-            personalised_pagerank(walk, starts[k : k + 256] + n_users, tol=1e-6)[:, n_users:]
-            for k in range(0, len(starts), 256)
-        ]
-    )
+    parts = [starts[k : k + 256] + n_users for k in range(0, len(starts), 256)]
+    ranks = [personalised_pagerank(walk, part, n_users=n_users, tol=1e-6) for part in parts]
+    near = np.concatenate([rank[:, n_users:] for rank in ranks])
     popularity = np.bincount(data.item_code[train_rows], minlength=n_items)
     decile = popularity_decile(data, train_rows, deciles)
     # An item nobody in training rated is on no path: neither near nor far.
