@@ -158,8 +158,7 @@ def open_recommender(
     recipe, note = recipe_of_card(card, where=where)
     base = base or bases.resolve(card["base"]["name"], cache=cache)
     if cut:  # whole in main memory only
-        dtype = torch.float32 if device().type == "cpu" else torch.bfloat16
-        recommender = storage.load(folder, base, dtype=dtype)
+        recommender = storage.load(folder, base, dtype=storage.type_on(device()))
         spread_base(recommender.model, device())
     else:
         recommender = storage.load(folder, base, device=device())
@@ -176,8 +175,7 @@ def base_model(opened: Opened, *, seed: int) -> Any:
         opened: the recommender; left as it is.
         seed: of what a base lacks when it is loaded.
     """
-    base = base_of(opened.recommender.model)
-    return fresh_model(opened.base, opened.recipe.model, seed=seed) if base is None else base
+    return base_of(opened.recommender.model, lambda: fresh_model(opened.base, opened.recipe.model, seed=seed))
 
 
 def check_references(folders: list[Path], request: ForgetRequest) -> None:

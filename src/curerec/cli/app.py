@@ -149,14 +149,14 @@ def unlearn(
     from curerec.measure import Candidate, candidate, judge, measure
     from curerec.pipeline import base_model, check_method, save_unlearned
     from curerec.pipeline import unlearn as run
-    from curerec.recommender import parallel, spread
+    from curerec.recommender import parallel
     from curerec.recommender.storage import read_card
     from curerec.recording import record_of
     from curerec.reports.html import write_report
     from curerec.reports.schema import write_record
 
     check_method(method)
-    cut = spread.asked() and method != "retrain"  # which is a training
+    cut = parallel.with_fsdp() and method != "retrain"  # which is a training
     if cut:
         together.refuse_whole("curerec unlearn", method)
     check_out(out, only=RESULT, inputs=[recommender, base])

@@ -139,8 +139,7 @@ class Task:
 
     def base_model(self) -> Any:
         """The model before fine-tuning, to be asked; ``fresh`` makes one to be trained."""
-        base = base_of(self.original.model)
-        return self.fresh() if base is None else base
+        return base_of(self.original.model, self.fresh)
 
 
 Method = Callable[[Task, Any], Outcome]

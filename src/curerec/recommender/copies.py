@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from collections.abc import Callable
 from typing import Any
 
 from curerec.recommender.spread import is_spread
@@ -35,18 +36,19 @@ def _held_once(model: Any) -> dict[int, Any]:
     } | {id(m): m for m in model.modules() if is_spread(m)}
 
 
-def base_of(model: Any) -> Any | None:
-    """What an adapter was trained on, as a model that answers: its branches write nothing.
+def base_of(model: Any, otherwise: Callable[[], Any]) -> Any:
+    """What a model was fine-tuned from, as a model that answers.
 
     Args:
-        model: with a LoRA adapter, the fine-tuned one; left as it is.
+        model: the fine-tuned one; left as it is.
+        otherwise: loads the base where fine-tuning changed the weights themselves.
 
     Returns:
-        A copy that shares the frozen weights; None where fine-tuning changed the weights themselves.
+        Under a LoRA adapter a copy that shares the frozen weights and whose branches write nothing.
     """
     frozen = _held_once(model)
     if not frozen:
-        return None
+        return otherwise()
     base = copy.deepcopy(model, frozen)
     for name, p in base.named_parameters():
         if "lora_B" in name or "lora_embedding_B" in name:

@@ -9,9 +9,7 @@ from typing import Any
 import torch
 
 from curerec.recommender.lean import hooked
-from curerec.recommender.spread import is_spread
-
-FOLDED = ("Linear", "Conv1D")
+from curerec.recommender.spread import PRODUCTS, is_spread
 
 
 @contextmanager
@@ -24,7 +22,7 @@ def folded(model: Any) -> Iterator[None]:
     """
     layers = [m for m in model.modules() if hasattr(m, "lora_B") and hasattr(m, "get_delta_weight")]
     usable = all(
-        type(m.get_base_layer()).__name__ in FOLDED
+        type(m.get_base_layer()).__name__ in PRODUCTS
         and m.get_base_layer().weight.dtype in (torch.float32, torch.float64)
         and not (m.merged_adapters or m.disable_adapters or m.training)
         and list(m.active_adapters) == list(m.lora_A)

@@ -23,6 +23,11 @@ def count() -> int:
     return int(os.environ.get("WORLD_SIZE", "1"))
 
 
+def with_fsdp() -> bool:
+    """Whether several processes were started with FSDP: each is to hold a part of the parameters."""
+    return count() > 1 and os.environ.get("ACCELERATE_USE_FSDP", "false").lower() == "true"
+
+
 def is_main() -> bool:
     """Whether this process is the one that writes files and prints."""
     return int(os.environ.get("RANK", "0")) == 0
@@ -201,9 +206,8 @@ class Team:
 
         self.model = model
         self.accelerator = Accelerator()
-        wanted = os.environ.get("ACCELERATE_USE_FSDP", "false").lower() == "true"
         # accelerate leaves FSDP out on CPUs; torch does not.
-        on_cpus = wanted and self.accelerator.distributed_type == DistributedType.MULTI_CPU
+        on_cpus = with_fsdp() and self.accelerator.distributed_type == DistributedType.MULTI_CPU
         self.sharded = on_cpus or self.accelerator.distributed_type == DistributedType.FSDP
         here = next(model.parameters()).device
         self.device = here if here.type == "cpu" else self.accelerator.device

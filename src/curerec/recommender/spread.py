@@ -8,7 +8,6 @@ what they see with one. Every process must come to the same passes in the same o
 
 from __future__ import annotations
 
-import os
 from typing import Any
 
 import torch
@@ -18,12 +17,7 @@ from curerec.recommender import parallel
 from curerec.recommender.families import family_of
 
 FSDP_HOOKS = 2  # of a spread module: one before its pass, one after
-PRODUCTS = ("Linear", "Conv1D")
-
-
-def asked() -> bool:
-    """Whether several processes were started with FSDP."""
-    return parallel.count() > 1 and os.environ.get("ACCELERATE_USE_FSDP", "false").lower() == "true"
+PRODUCTS = ("Linear", "Conv1D")  # names of the classes that multiply by a weight
 
 
 def is_spread(module: Any) -> bool:

@@ -44,6 +44,11 @@ UNREADABLE = (
 )
 
 
+def type_on(device: torch.device | str) -> torch.dtype:
+    """What weights are computed in on a device: float32 on a CPU, bfloat16 elsewhere."""
+    return torch.float32 if torch.device(device).type == "cpu" else torch.bfloat16
+
+
 def load_base(
     folder: Path, *, device: torch.device | str = "cpu", dtype: torch.dtype | None = None
 ) -> tuple[Any, Any]:
@@ -52,7 +57,7 @@ def load_base(
     Args:
         folder: Hugging Face folder with safetensors.
         device: where to put the model.
-        dtype: of the weights; default as saved, on the CPU float32.
+        dtype: of the weights; None: :func:`type_on` the device.
 
     Returns:
         (model in eval mode, tokenizer).
@@ -63,7 +68,7 @@ def load_base(
     """
     folder = Path(folder)
     check_folder(folder, what="base model")
-    wanted = dtype or (torch.float32 if torch.device(device).type == "cpu" else torch.bfloat16)
+    wanted = dtype or type_on(device)
     where = f"base model {folder.name}"
     try:
         config = AutoConfig.from_pretrained(folder, trust_remote_code=False, local_files_only=True)
@@ -102,7 +107,7 @@ def load_frozen(
     """
     if bits == 16:
         return load_base(folder, device=device, dtype=dtype)[0]
-    dtype = dtype or (torch.float32 if torch.device(device).type == "cpu" else torch.bfloat16)
+    dtype = dtype or type_on(device)
     return quantise(load_base(folder, dtype=dtype)[0], bits).to(device)
 
 
