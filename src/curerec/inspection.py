@@ -12,7 +12,7 @@ from pydantic import Field
 from curerec.circuits import DEFAULT, SCORERS
 from curerec.circuits.compact import fewest_parts
 from curerec.circuits.core import find_core, stable_core
-from curerec.circuits.edge_core import find_edges
+from curerec.circuits.edge_core import stable_edges
 from curerec.circuits.exchange import CircuitFile, CompactSet, NecessarySet, Overlap, Reads, shape_of, to_file
 from curerec.circuits.faithfulness import Faithfulness, Judge, judge_edges, judge_modules
 from curerec.circuits.matters import matters
@@ -48,7 +48,7 @@ class InspectConfig(Strict):
     pairs: int = Field(128, gt=3, description="counterfactual pairs, half to rank and half to judge")
     pool: int = Field(600, gt=3, description="validation prompts that pairs are made from")
     faithfulness: float = Field(0.9, gt=0, le=1)
-    edges: int = Field(32, ge=0, description="pairs that the edges are scored on; 0: no edges")
+    edges: int = Field(32, ge=0, description="pairs that the edges are scored on at first; 0: no edges")
     test: int = Field(400, ge=0, description="test prompts of the knock-out; 0: none")
     reading: int = Field(128, ge=0, description="prompts whose attention is read; 0: none")
     compact: bool = Field(True, description="also look for the fewest parts that carry the answer together")
@@ -158,12 +158,12 @@ def inspect(
         )
     if config.edges:
         with clock.stage("edges"):
-            few = pairs.take(np.arange(min(config.edges, len(pairs.clean))))
-            edges = find_edges(
+            edges = stable_edges(
                 model,
-                few.clean,
-                few.corrupt,
+                pairs.clean,
+                pairs.corrupt,
                 answers,
+                start=config.edges,
                 threshold=config.faithfulness,
                 batch_size=config.batch_size,
                 seed=config.seed,
@@ -191,7 +191,7 @@ def inspect(
     }
     if config.test:
         with clock.stage("knock-out"):
-            few = pairs.take(np.arange(min(config.edges, len(pairs.clean))))
+            few = pairs.take(np.arange(len(circuit.edges.scores) if circuit.edges else 0))
             examples = drawn(opened.split.test, config.test)
             found |= _knocked_out(opened, config, circuit, found["compact"], pairs, few, examples)
     if config.variants:

@@ -194,6 +194,8 @@ class EdgeCircuit:
         scores: float32 [examples, edges], first-order change of the margin when the edge is patched.
         core: indices into the edges, in the order the greedy search took them.
         curve: (number of edges, faithfulness) pairs, from none to all.
+        granularity: ``head_mlp``, or ``block`` where the edges between two layers' heads were chosen or left
+            together.
         faithfulness, completeness, jaccard, scorer, cpr, cmd, minimality, notes: as of :class:`Circuit`.
     """
 
@@ -211,6 +213,7 @@ class EdgeCircuit:
     cpr: float = float("nan")
     cmd: float = float("nan")
     minimality: tuple[float, ...] = ()
+    granularity: str = "head_mlp"
     notes: tuple[str, ...] = ()
 
     @cached_property

@@ -41,7 +41,7 @@ def test_there_and_back(file, tmp_path):
     write(file, tmp_path / "circuit.json")
     assert read(tmp_path / "circuit.json") == file
     raw = json.loads((tmp_path / "circuit.json").read_text())
-    assert raw["format"] == "curerec-circuit" and raw["version"] == 3
+    assert raw["format"] == "curerec-circuit" and raw["version"] == 4
     assert "NaN" not in (tmp_path / "circuit.json").read_text()
     assert sum(n["in_graph"] for n in raw["nodes"]) > 0
 
@@ -112,7 +112,7 @@ def test_a_foreign_file_that_is_none_is_refused(damage, tmp_path):
 @pytest.mark.parametrize(
     ("change", "match"),
     [
-        ({"version": 4}, "version 1 to 3"),
+        ({"version": 5}, "version 1 to 4"),
         ({"shape": {"n_layers": 0}}, "shape"),
         ({"surprise": 1}, "surprise"),
         ({"nodes": [{"name": 3}]}, "nodes.0.name"),
@@ -126,7 +126,7 @@ def test_a_damaged_file_is_refused_with_its_field(change, match, tmp_path):
     path.write_text(json.dumps(whole | change))
     with pytest.raises(ModelError, match=match):
         read(path)
-    for version in (1, 2):  # of the versions before
+    for version in (1, 2, 3):  # of the versions before
         path.write_text(json.dumps({k: v for k, v in whole.items() if k != "compact"} | {"version": version}))
         assert read(path).nodes == []
     path.write_text("{")

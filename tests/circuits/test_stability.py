@@ -88,14 +88,19 @@ class TestSettle:
         assert asked[-1] == (100, "block") and "one module" in said[-1]
 
     def test_nothing_helps(self):
+        """Then the more stable one is handed back: coarse modules say less, and have to earn it."""
         asked, reached, said = self.run(lambda *a: 0.1)
-        assert len(asked) == 4 and reached == 0.1 and "not stable" in said[-1]
+        assert len(asked) == 4 and reached == 0.1 and "single modules, is not stable" in said[-1]
+        _, reached, said = self.run(lambda _, granularity: 0.6 if granularity == "head_mlp" else 0.5)
+        assert reached == 0.6 and "0.50 with all heads" in said[-1] and "single modules" in said[-1]
+        _, reached, said = self.run(lambda _, granularity: 0.5 if granularity == "head_mlp" else 0.7)
+        assert reached == 0.7 and "such modules, is not stable" in said[-1]
 
 
 def test_the_fall_back_is_in_the_record(monkeypatch):
     monkeypatch.setattr(core_module, "bootstrap_jaccard", lambda *a, **k: 0.25)
     circuit = stable_core(MODEL, CLEAN, CORRUPT, ANSWERS, start=4, draws=4)
-    assert circuit.granularity == "block" and circuit.pairs["kept"] == len(CLEAN)
+    assert circuit.granularity == "head_mlp" and circuit.pairs["kept"] == len(CLEAN)
     assert [n for n in circuit.notes if "went on with 8" in n] and "not stable" in circuit.notes[-1]
 
 
@@ -164,7 +169,7 @@ def test_cure_settles_where_it_is_told_to(monkeypatch):
     plain = circuit_of(task, CureConfig(pairs=8, pair_pool=40))
     settled = circuit_of(task, CureConfig(pairs=8, pair_pool=40, stable=True))
     assert plain.granularity == "head_mlp" and not any("not stable" in n for n in plain.notes)
-    assert settled.granularity == "block" and "not stable" in settled.notes[-1]
+    assert settled.granularity == "head_mlp" and "not stable" in settled.notes[-1]
 
 
 def test_the_default_scorer_is_the_one_the_rule_takes():

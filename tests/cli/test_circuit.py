@@ -27,7 +27,7 @@ def out(made_path, tmp_path_factory):
 
 def test_it_leaves_a_file_in_both_forms_and_a_page(out):
     file = read(out / "circuit.json")
-    assert file.version == 3 and file.shape.n_layers == 2 and len(file.nodes) == 10
+    assert file.version == 4 and file.shape.n_layers == 2 and len(file.nodes) == 10
     assert sorted(n.rank for n in file.nodes) == list(range(10))
     core = [n for n in file.nodes if n.in_graph]
     assert sorted(n.rank for n in core) == list(range(len(core)))

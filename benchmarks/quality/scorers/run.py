@@ -14,7 +14,7 @@ from curerec.circuits import SCORERS
 from curerec.circuits.choice import cheapest_trusted
 from curerec.circuits.compact import fewest_parts
 from curerec.circuits.core import find_core
-from curerec.circuits.edge_core import find_edges
+from curerec.circuits.edge_core import stable_edges
 from curerec.circuits.faithfulness import Faithfulness, judge_edges, judge_modules
 from curerec.circuits.matters import matters
 from curerec.circuits.necessary import necessary
@@ -47,7 +47,7 @@ def main() -> None:
     parser.add_argument("--pairs", type=int, default=128)
     parser.add_argument("--pool", type=int, default=512, help="prompts that pairs are made from")
     parser.add_argument("--test", type=int, default=600, help="prompts of the AUC; 0: leave it out")
-    parser.add_argument("--edges", type=int, default=32, help="pairs that edges are scored on; 0: none")
+    parser.add_argument("--edges", type=int, default=32, help="pairs of edges at first; 0: none")
     parser.add_argument("--batch", type=int, default=64)
     parser.add_argument("--seed", type=int, default=10)
     parser.add_argument("--results", type=Path, default=HERE / "results.jsonl")
@@ -155,13 +155,15 @@ def rows(opened: Any, corruption: str, options: Any) -> Any:
         row |= {k: found[k] for k in (*MATTERS, "margin_random_kept", "auc_random_low", "auc_random_high")}
     yield row
     if options.edges:
-        few = pairs.take(np.arange(min(options.edges, len(pairs.clean))))
-        edges = find_edges(
-            model, few.clean, few.corrupt, answers, seed=options.seed, batch_size=options.batch
-        )
+        edges = stable_edges(
+            model, pairs.clean, pairs.corrupt, answers, start=options.edges, seed=options.seed,
+            batch_size=options.batch,
+        )  # fmt: skip
+        few = pairs.take(np.arange(len(edges.scores)))
         ranking, judging = halves(len(few.clean), options.seed)
         row = {
             "scorer": f"edges, {edges.scorer}",
+            "granularity": edges.granularity,
             "of": len(edges.source),
             "size": len(edges.core),
             **{k: getattr(edges, k) for k in ("faithfulness", "completeness", "cpr", "cmd", "jaccard")},

@@ -38,7 +38,9 @@ ANSWERS = (5, 9)
 COLUMNS = ("model", "what", "batch", "ms_an_example", "times", "peak_mib", "of_lens", "passes", "off")
 
 
-def made_model(name: str, vocabulary: int, layers: int, width: int, heads: int) -> Any:
+def made_model(
+    name: str, vocabulary: int, layers: int, width: int, heads: int, dtype: torch.dtype = torch.float32
+) -> Any:
     """A model of random weights; what is timed does not depend on them."""
     torch.manual_seed(0)
     if name == "gpt2":
@@ -46,13 +48,13 @@ def made_model(name: str, vocabulary: int, layers: int, width: int, heads: int) 
             vocab_size=vocabulary, n_embd=width, n_layer=layers, n_head=heads, n_positions=256,
             bos_token_id=0, eos_token_id=0,
         )  # fmt: skip
-        return GPT2LMHeadModel(config).eval()
+        return GPT2LMHeadModel(config).to(dtype).eval()
     config = LlamaConfig(
         vocab_size=vocabulary, hidden_size=width, intermediate_size=8 * width // 3, num_hidden_layers=layers,
         num_attention_heads=heads, num_key_value_heads=heads, max_position_embeddings=256,
         tie_word_embeddings=True, bos_token_id=0, eos_token_id=0,
     )  # fmt: skip
-    return LlamaForCausalLM(config).eval()
+    return LlamaForCausalLM(config).to(dtype).eval()
 
 
 def made_pairs(n: int, length: int, vocabulary: int) -> tuple[Prompts, Prompts]:
@@ -78,7 +80,7 @@ def bridged(model: Any, vocabulary: int) -> Any:
         own = copy.deepcopy(model)
         own.set_attn_implementation("eager")  # its hooks on heads are of eager attention
         out = bridge.boot_transformers(
-            "made/model", hf_model=own, tokenizer=tokenizer, device="cpu", dtype=torch.float32
+            "made/model", hf_model=own, tokenizer=tokenizer, device="cpu", dtype=model.dtype
         )
     return out.eval()
 
@@ -143,7 +145,7 @@ def lens(
         out.append(((of(b, k, "mlp_out") - of(a, k, "mlp_out")) * of(g, k, "mlp_out")).sum((1, 2))[:, None])
     for p in bridge.parameters():
         p.grad = None
-    return torch.cat(out, 1).numpy()
+    return torch.cat(out, 1).float().numpy()
 
 
 #: Names of the same places under the bridge.
@@ -196,6 +198,7 @@ def main() -> None:
     parser.add_argument("--length", type=int, default=96)
     parser.add_argument("--batch", type=int, nargs="+", default=[16, 32])
     parser.add_argument("--ways", nargs="+", help="only these rows; default: all")
+    parser.add_argument("--dtype", choices=("float32", "bfloat16"), default="float32", help="of both")
     parser.add_argument("--repeats", type=int, default=3)
     parser.add_argument("--note", default="", help="what else the machine was doing")
     parser.add_argument("--results", type=Path, default=HERE / "results.jsonl")
@@ -204,7 +207,8 @@ def main() -> None:
     warnings.simplefilter("ignore")
     table = []
     for name in options.models:
-        model = made_model(name, options.vocabulary, options.layers, options.width, options.heads)
+        dtype = getattr(torch, options.dtype)
+        model = made_model(name, options.vocabulary, options.layers, options.width, options.heads, dtype)
         bridge = bridged(model, options.vocabulary)
         bridge.set_use_attn_result(True)
         lean = bridged(model, options.vocabulary)
@@ -223,6 +227,7 @@ def main() -> None:
                     "model": name,
                     "what": what,
                     "batch": batch,
+                    "dtype": options.dtype,
                     "ms_an_example": 1000 * time_s / batch,
                     "times": base[0] / time_s,
                     "peak_mib": peak / 2**20,

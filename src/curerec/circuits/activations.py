@@ -69,6 +69,15 @@ def site_of(module: str) -> str:
     return module.split(".head.")[0] + ".attn" if ".head." in module else module
 
 
+def layer_of(module: str) -> int:
+    """Number of the layer of a head or MLP.
+
+    >>> layer_of("layers.12.head.3")
+    12
+    """
+    return int(module.split(".")[1])
+
+
 @contextmanager
 def recording(
     sites: Sites, *, into: Callable[[str, torch.Tensor], None] | None = None

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import replace
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 
@@ -20,15 +20,19 @@ from curerec.circuits.faithfulness import (
 from curerec.circuits.passes import Scores, check_halves
 from curerec.circuits.patching import exact
 from curerec.circuits.selection import ranking, sizes_to_judge, smallest_faithful
-from curerec.circuits.stability import agreement, bootstrap_intervals, bootstrap_jaccard, settle
+from curerec.circuits.stability import (
+    Granularity,
+    agreement,
+    bootstrap_intervals,
+    bootstrap_jaccard,
+    settle,
+)
 from curerec.errors import ConfigError
 from curerec.prompts.encoding import Prompts
 from curerec.records import Circuit
 
 TOP_EXACT = 20  # modules re-scored exactly, plus as many at random (METHOD section 3)
 TRUSTED = 0.8  # Spearman with, or recall of, exact patching below which exact scores decide the top
-
-CoreGranularity = Literal["head_mlp", "block"]
 
 
 def find_core(
@@ -39,7 +43,7 @@ def find_core(
     *,
     scorer: str = DEFAULT,
     options: dict[str, Any] | None = None,
-    granularity: CoreGranularity = "head_mlp",
+    granularity: Granularity = "head_mlp",
     threshold: float = 0.9,
     counts: dict[str, int] | None = None,
     draws: int = 200,
@@ -162,7 +166,7 @@ def stable_core(
         find: further arguments of :func:`find_core`.
     """
 
-    def of(pairs: int, granularity: str) -> Circuit:
+    def of(pairs: int, granularity: Granularity) -> Circuit:
         index = np.arange(pairs)
         return find_core(
             model, clean.take(index), corrupt.take(index), answers, **{**find, "granularity": granularity}
@@ -172,7 +176,7 @@ def stable_core(
     return replace(circuit, notes=(*circuit.notes, *said))
 
 
-def _members(names: tuple[str, ...], granularity: CoreGranularity) -> list[list[int]]:
+def _members(names: tuple[str, ...], granularity: Granularity) -> list[list[int]]:
     """Indices of the modules that are chosen or left together."""
     if granularity == "head_mlp":
         return [[k] for k in range(len(names))]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from itertools import islice
 from typing import Any
 
@@ -11,8 +12,8 @@ from curerec.circuits.edges import edge_scores
 from curerec.circuits.faithfulness import Faithfulness, areas, judge_edges, minimality
 from curerec.circuits.passes import check_halves
 from curerec.circuits.selection import greedy_order, pruned, sizes_to_judge, smallest_faithful
-from curerec.circuits.stability import bootstrap_means, paired_overlap
-from curerec.circuits.wiring import wiring_of
+from curerec.circuits.stability import Granularity, bootstrap_means, paired_overlap, settle
+from curerec.circuits.wiring import Wiring, of_blocks, wiring_of
 from curerec.prompts.encoding import Prompts
 from curerec.records import EdgeCircuit
 
@@ -25,6 +26,7 @@ def find_edges(
     *,
     scorer: str = "atp_ig",
     options: dict[str, Any] | None = None,
+    granularity: Granularity = "head_mlp",
     threshold: float = 0.9,
     draws: int = 50,
     sizes: int = 24,
@@ -40,6 +42,8 @@ def find_edges(
     Args:
         model, clean, corrupt, answers, threshold, batch_size, seed: as for ``find_core``.
         scorer, options: ``atp``, ``atp_ig`` or ``relp`` of :func:`curerec.circuits.edges.edge_scores`.
+        granularity: ``block`` takes or leaves the edges between two layers' heads together (queries, keys and
+            values apart).
         draws: bootstrap resamples for the overlap of the circuit.
         sizes: at most so many sizes are judged.
         details: also drop-one effects, one pass an edge of the circuit.
@@ -54,23 +58,25 @@ def find_edges(
         model, clean, corrupt, answers, scorer=scorer, batch_size=batch_size, **(options or {})
     )
     wiring, total = wiring_of(model), len(found.source)
+    graph, member = _graph(wiring, granularity)
+    grouped = found.values if graph is wiring else np.stack([found.values[:, m].sum(1) for m in member], 1)
     rng = np.random.default_rng([seed, 41])
     order = rng.permutation(len(clean))
     rank_half, judge_half = order[: len(order) // 2], order[len(order) // 2 :]
-    greedy = list(greedy_order(found.values[rank_half].mean(0), wiring))
-    asked = sizes_to_judge(total, most=sizes)
-    sets = [pruned(greedy[:n], wiring) for n in asked]
+    greedy = list(greedy_order(grouped[rank_half].mean(0), graph))
+    asked = sizes_to_judge(len(member), most=sizes)
+    sets = [[int(k) for g in pruned(greedy[:n], graph) for k in member[g]] for n in asked]
     judge = judge_edges(
         model, clean.take(judge_half), corrupt.take(judge_half), answers, batch_size=batch_size
     )
     f = Faithfulness(judge, total)
     curve = f.curve(sets)
     at = smallest_faithful(curve, threshold)
-    core = sets[at]
-    means = bootstrap_means(found.values, draws=draws, rng=rng)
-    member = np.zeros(means.shape, bool)
+    core = tuple(sets[at])
+    means = bootstrap_means(grouped, draws=draws, rng=rng)
+    chosen = np.zeros(means.shape, bool)
     for k, mean in enumerate(means):
-        member[k, list(pruned(list(islice(greedy_order(mean, wiring), asked[at])), wiring))] = True
+        chosen[k, list(pruned(list(islice(greedy_order(mean, graph), asked[at])), graph))] = True
     cpr, cmd = areas(curve)
     return EdgeCircuit(
         sources=found.sources,
@@ -82,10 +88,58 @@ def find_edges(
         curve=curve,
         faithfulness=curve[at][1],
         completeness=1 - float(f.of([f.complement(core)])[0]),
-        jaccard=paired_overlap(member),
+        jaccard=paired_overlap(chosen),
         scorer=scorer,
         cpr=cpr,
         cmd=cmd,
         minimality=tuple(float(v) for v in minimality(f, core)) if details else (),
+        granularity=granularity,
         notes=found.cost.notes(),
     )
+
+
+def stable_edges(
+    model: Any,
+    clean: Prompts,
+    corrupt: Prompts,
+    answers: tuple[int, int],
+    *,
+    start: int = 32,
+    least: float = 0.8,
+    **find: Any,
+) -> EdgeCircuit:
+    """A circuit of edges that resamples do not overturn, if need be from more pairs or of coarser edges.
+
+    As :func:`curerec.circuits.core.stable_core`: doubles the pairs while the overlap over resamples is below
+    ``least``; when there are no more, takes all edges between two layers' heads as one. Each step is in the
+    notes.
+
+    Args:
+        model, clean, corrupt, answers: as for :func:`find_edges`; the pairs are the most that may be used.
+        start: pairs to begin with.
+        least: overlap that is enough.
+        find: further arguments of :func:`find_edges`.
+
+    Returns:
+        The circuit; ``len(circuit.scores)`` pairs were used.
+    """
+
+    def of(pairs: int, granularity: Granularity) -> EdgeCircuit:
+        index = np.arange(pairs)
+        return find_edges(
+            model, clean.take(index), corrupt.take(index), answers, **{**find, "granularity": granularity}
+        )
+
+    circuit, said = settle(of, len(clean), start=start, least=least)
+    return replace(circuit, notes=(*circuit.notes, *said))
+
+
+def _graph(wiring: Wiring, granularity: Granularity) -> tuple[Wiring, list[np.ndarray]]:
+    """The graph in which edges are chosen, and the edges of the model that each of its edges stands for."""
+    source, reader = np.nonzero(wiring.mask)
+    if granularity == "head_mlp":
+        return wiring, list(np.arange(len(source))[:, None])
+    blocks, source_block, reader_block = of_blocks(wiring)
+    place = np.cumsum(blocks.mask).reshape(blocks.mask.shape) - 1
+    owner = place[source_block[source], reader_block[reader]]
+    return blocks, [np.flatnonzero(owner == g) for g in range(int(blocks.mask.sum()))]

@@ -15,7 +15,7 @@ from curerec.errors import ModelError
 from curerec.records import Circuit
 
 FORMAT = "curerec-circuit"
-VERSION = 3  # 1 had no ranks, readings, overlaps and knock-outs, 2 no compact circuit; they are read as well
+VERSION = 4  # 1 had no ranks, readings, overlaps and knock-outs, 2 no compact circuit, 3 no edges of blocks
 # JSON has no nan; a number that was not computed is null.
 Number = Annotated[float | None, BeforeValidator(lambda v: None if v is None or math.isnan(v) else v)]
 
@@ -136,7 +136,7 @@ class CircuitFile(_Strict):
     """
 
     format: Literal["curerec-circuit"] = "curerec-circuit"
-    version: Literal[1, 2, 3] = 3
+    version: Literal[1, 2, 3, 4] = 4  # older ones are read as well
     about: dict[str, str | int | float | None] = {}
     corruption: str | None = None
     shape: Shape
@@ -146,6 +146,8 @@ class CircuitFile(_Strict):
     nodes_measured: Measures = Measures()
     edges: list[Edge] = []
     edges_scorer: str | None = None
+    edges_granularity: str | None = None
+    edges_pairs: int | None = None
     edges_measured: Measures | None = None
     agreement: dict[str, Number] = {}
     knockouts: dict[str, Number] = {}
@@ -211,12 +213,17 @@ def to_file(circuit: Circuit, shape: Shape) -> CircuitFile:
         nodes_measured=_measures(circuit),
         edges=edges,
         edges_scorer=circuit.edges.scorer if circuit.edges else None,
+        edges_granularity=circuit.edges.granularity if circuit.edges else None,
+        edges_pairs=len(circuit.edges.scores) if circuit.edges else None,
         edges_measured=_measures(circuit.edges) if circuit.edges else None,
         agreement=circuit.agreement,
         knockouts=circuit.knockouts,
         pairs=circuit.pairs,
         cost=circuit.cost,
-        notes=[*circuit.notes, *(circuit.edges.notes if circuit.edges else ())],
+        notes=[
+            *circuit.notes,
+            *(f"connections: {n}" for n in (circuit.edges.notes if circuit.edges else ())),
+        ],
     )
 
 

@@ -33,7 +33,8 @@ class Cost:
     """What a scoring took.
 
     A backward pass counts as one forward pass: the weights are frozen, so it is one matrix product a layer
-    where training needs two. A pass whose last layer is computed at the answer alone counts as a whole one.
+    where training needs two. A pass whose last layer is computed at the answer alone counts as a whole one;
+    one that begins at a higher layer (:mod:`curerec.circuits.resume`) as the share of layers it computes.
 
     Attributes:
         examples: pairs scored.
@@ -44,8 +45,8 @@ class Cost:
     """
 
     examples: int = 0
-    forwards: int = 0
-    backwards: int = 0
+    forwards: int | float = 0
+    backwards: int | float = 0
     smallest_batch: int = 0
     halved: int = 0
     peak_bytes: int | None = None

@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, ExitStack
 from typing import Any
 
 import numpy as np
 import torch
 
-from curerec.circuits.activations import patching, recording, sites_of
+from curerec.circuits.activations import layer_of, patching, recording, sites_of
 from curerec.circuits.passes import Cost, PairBatch, at_answer, each_batch, frozen, margin, numpy_type
+from curerec.circuits.resume import beginning_at, outputs_of
 from curerec.circuits.scorers import atp as atp_scorer
 from curerec.errors import PromptError
 from curerec.prompts.encoding import Prompts
@@ -44,6 +45,9 @@ def patched_margins(
 ) -> np.ndarray:
     """Margins with each set of modules replaced by its corrupt activations, in one forward pass a set.
 
+    Where the first set is empty, as for ``exact``, the passes after it begin at the first layer they patch:
+    what that clean run computed below stays.
+
     Args:
         model, clean, corrupt, answers, batch_size: as for :func:`curerec.circuits.scorers.atp.score`.
         patch_sets: sets of module names, [s].
@@ -53,9 +57,14 @@ def patched_margins(
         float32 [s, n].
     """
     sites = sites_of(model)
+
+    def first(modules: set[str]) -> int:
+        return min((layer_of(m) for m in modules), default=sites.n_layers - 1)
+
     return margins_with(
         lambda corrupt, modules: patching(sites, corrupt, modules),
         model, clean, corrupt, answers, patch_sets, batch_size=batch_size, cost=cost, lean=True,
+        first=first if patch_sets and not patch_sets[0] else None,
     )  # fmt: skip
 
 
@@ -71,6 +80,7 @@ def margins_with(
     batch_size: int,
     cost: Cost | None = None,
     lean: bool = False,
+    first: Callable[[Any], int] | None = None,
 ) -> np.ndarray:
     """Margins of the clean prompts, one forward pass for each way of patching in what the corrupt run wrote.
 
@@ -82,35 +92,48 @@ def margins_with(
         cost: to be filled.
         lean: ``changed`` touches of the last layer only what its heads and MLP write; it is then computed at
             the answer alone, where it can be.
+        first: the lowest layer that one of ``patch_sets`` changes; the first of them must change nothing.
+            None: every pass is a whole one.
 
     Returns:
         float32 [sets, n].
     """
-    spent = cost or Cost()
+    spent, sites = cost or Cost(), sites_of(model)
+    layers = sites.family.layer_list(model)
+    begins = [first(s) if first and k else 0 for k, s in enumerate(patch_sets)]
+    # A pass that begins higher up is the share of one that is left.
+    passes = 1 + sum(1 - b / len(layers) for b in begins)
     if parallel.sharing() and len(clean):
 
         def some(mine: np.ndarray) -> np.ndarray:
             pairs = clean.take(mine), corrupt.take(mine)
             return margins_with(
-                changed, model, *pairs, answers, patch_sets, batch_size=batch_size, cost=spent, lean=lean
-            ).T
+                changed, model, *pairs, answers, patch_sets,
+                batch_size=batch_size, cost=spent, lean=lean, first=first,
+            ).T  # fmt: skip
 
         before = spent.forwards
         rows = parallel.by_rows(len(clean), some)
-        spent.forwards = before + (1 + len(patch_sets)) * len(clean)  # of all processes
+        spent.forwards = before + passes * len(clean)  # of all processes
         return rows.T
-    sites = sites_of(model)
     lean = lean and sites.n_layers > 1 and can_be_lean(model)
     out = np.zeros((len(patch_sets), len(clean)), numpy_type(model))
 
     def work(batch: PairBatch) -> None:
         with at_answer(model, batch.last, lean), recording(sites) as corrupt_acts:
             answer_logits(model, batch.corrupt, batch.last, answers)
+        below: list[Any] = []
         for k, patch_set in enumerate(patch_sets):
-            with at_answer(model, batch.last, lean), changed(corrupt_acts, patch_set):
+            with ExitStack() as stack:
+                stack.enter_context(at_answer(model, batch.last, lean))
+                stack.enter_context(changed(corrupt_acts, patch_set))
+                if k == 0 and any(begins):
+                    below = stack.enter_context(outputs_of(layers))
+                if begins[k]:
+                    stack.enter_context(beginning_at(layers, begins[k], below))
                 logits = answer_logits(model, batch.clean, batch.last, answers)
             out[k, batch.index] = margin(logits, batch.label).cpu().numpy()
-        spent.forwards += (1 + len(patch_sets)) * len(batch.index)
+        spent.forwards += passes * len(batch.index)
 
     with frozen(model):
         each_batch(model, clean, corrupt, batch_size, work, spent)

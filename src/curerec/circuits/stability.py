@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
+from typing import Literal, TypeVar
 
 import numpy as np
 from scipy.stats import pearsonr, spearmanr
 
-from curerec.records import Circuit
+from curerec.records import Circuit, EdgeCircuit
 
 
 def bootstrap_means(scores: np.ndarray, *, draws: int, rng: np.random.Generator) -> np.ndarray:
@@ -119,34 +120,44 @@ def overlaps(circuits: Mapping[str, Circuit]) -> Overlaps:
     return Overlaps(tuple(circuits), matrix)
 
 
-Find = Callable[[int, str], Circuit]  # (number of pairs, granularity) -> circuit
+Granularity = Literal["head_mlp", "block"]
+Found = TypeVar("Found", Circuit, EdgeCircuit)
 
 
-def settle(find: Find, pairs: int, *, start: int, least: float = 0.8) -> tuple[Circuit, tuple[str, ...]]:
+def settle(
+    find: Callable[[int, Granularity], Found], pairs: int, *, start: int, least: float = 0.8
+) -> tuple[Found, tuple[str, ...]]:
     """Look for a circuit that resamples do not overturn: first with more pairs, then with coarser modules.
 
     Args:
-        find: finds a circuit from the first so many pairs at ``head_mlp`` or ``block`` granularity.
+        find: finds a circuit, of modules or of edges, from the first so many pairs at ``head_mlp`` or
+            ``block`` granularity.
         pairs: how many there are.
         start: how many to begin with.
         least: overlap over resamples that is enough.
 
     Returns:
-        The circuit, and what was done to get it, in words; the last word is a warning where nothing helped.
+        The circuit, and what was done to get it, in words. Where nothing helps, the more stable of the two
+        granularities with all pairs, single modules where they do as well; the last word is then a warning.
     """
     said: list[str] = []
-    used, granularity = min(start, pairs), "head_mlp"
-    while True:
-        circuit = find(used, granularity)
-        if circuit.jaccard >= least:
-            return circuit, tuple(said)
-        short = f"overlap over resamples {circuit.jaccard:.2f} is below {least} with {used} pairs"
-        if used < pairs:
-            used = min(2 * used, pairs)
-            said.append(f"{short}: went on with {used}")
-        elif granularity == "head_mlp":
-            granularity = "block"
-            said.append(f"{short}, all there are: took all heads of a layer as one module")
-        else:
-            said.append(f"{short} and whole blocks as modules: this circuit is not stable")
-            return circuit, tuple(said)
+    used = min(start, pairs)
+
+    def short(circuit: Found) -> str:
+        return f"overlap over resamples {circuit.jaccard:.2f} is below {least} with {used} pairs"
+
+    while (fine := find(used, "head_mlp")).jaccard < least and used < pairs:
+        said.append(f"{short(fine)}: went on with {min(2 * used, pairs)}")
+        used = min(2 * used, pairs)
+    if fine.jaccard >= least:
+        return fine, tuple(said)
+    coarse = find(used, "block")
+    if coarse.jaccard >= least:
+        said.append(f"{short(fine)}, all there are: took all heads of a layer as one module")
+        return coarse, tuple(said)
+    better = coarse if coarse.jaccard > fine.jaccard else fine
+    said.append(
+        f"{short(fine)}, {coarse.jaccard:.2f} with all heads of a layer as one module: this circuit, of "
+        f"{'such' if better is coarse else 'single'} modules, is not stable"
+    )
+    return better, tuple(said)

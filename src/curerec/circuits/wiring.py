@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import re
+from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any
 
@@ -175,6 +176,26 @@ def wiring_of(model: Any) -> Wiring:
         n_kv=n_kv,
         width=width,
         parallel=family.parallel,
+    )
+
+
+def of_blocks(wiring: Wiring) -> tuple[Wiring, np.ndarray, np.ndarray]:
+    """The graph in which the heads of a layer are one node.
+
+    Returns:
+        The graph, whose one head of each layer is number 0; and the place among its sources (readers) of
+        each source (reader) of ``wiring``.
+    """
+
+    def block(name: str) -> str:
+        return re.sub(r"\.(head|kv)\.\d+", r".\1.0", name)
+
+    sources, readers = (tuple(dict.fromkeys(map(block, names))) for names in (wiring.sources, wiring.readers))
+    blocks = replace(wiring, sources=sources, readers=readers, n_heads=1, n_kv=1)
+    return (
+        blocks,
+        np.asarray([sources.index(block(s)) for s in wiring.sources]),
+        np.asarray([readers.index(block(r)) for r in wiring.readers]),
     )
 
 

@@ -31,7 +31,7 @@ def circuit(
     ] = "prompt",
     pairs: Annotated[int, typer.Option("--pairs", min=4, help="Counterfactual pairs.")] = 128,
     edges: Annotated[
-        int, typer.Option("--edges", min=0, help="Pairs that connections are scored on; 0: none.")
+        int, typer.Option("--edges", min=0, help="Pairs that connections are scored on at first; 0: none.")
     ] = 32,
     test: Annotated[
         int, typer.Option("--test", min=0, help="Test prompts of the knock-out; 0: leave it out.")
@@ -153,7 +153,7 @@ def _say(file: Any, out: Path) -> None:
         typer.echo(
             f"connections: {chosen} of {len(file.edges)}, faithfulness "
             f"{file.edges_measured.faithfulness:.3f}, "
-            f"overlap {file.edges_measured.jaccard:.2f}"
+            f"overlap {file.edges_measured.jaccard:.2f} ({file.edges_pairs} pairs)"
         )
     for what, found in (("circuit", file.matters), ("connections", file.edges_matter)):
         if found:

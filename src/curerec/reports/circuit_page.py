@@ -22,6 +22,7 @@ from curerec.reports.grid import ORDER, ROLE_NAMES
 from curerec.reports.svg import clean, finite
 from curerec.reports.templating import template
 
+VERSION = 4  # as circuits.exchange.VERSION: pages are made without torch, which importing that would bring
 MANY = 40  # rows of the table that are shown unfolded
 
 
@@ -36,10 +37,12 @@ def render_circuit(file: Mapping[str, Any]) -> str:
         alone, by its digest. Without a script the circuit found is shown, only the slider is not.
 
     Raises:
-        DataError: the mapping is no circuit of version 3.
+        DataError: the mapping is no circuit of this version.
     """
-    if file.get("format") != "curerec-circuit" or file.get("version") != 3:
-        raise DataError("is no circuit of version 3", where="circuit", mend="Read it with exchange.read")
+    if file.get("format") != "curerec-circuit" or file.get("version") != VERSION:
+        raise DataError(
+            f"is no circuit of version {VERSION}", where="circuit", mend="Read it with exchange.read"
+        )
     script = files("curerec.reports").joinpath("templates/circuit.js").read_text("utf-8")
     digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
     return template("circuit.html.j2").render(_view(file), script=Markup(script), digest=digest) + "\n"
@@ -178,13 +181,21 @@ def _edge_lines(x: Link) -> list[str]:
 def _edge_facts(file: Mapping[str, Any], m: Mapping[str, Any]) -> list[tuple[str, str]]:
     chosen = sum(e["in_graph"] for e in file["edges"])
     scorer = file["edges_scorer"] or f.NONE
-    return [
+    rows = [
         ("Connections in the circuit", f"{f.count(chosen)} of {f.count(len(file['edges']))}"),
         ("They keep of the margin", f.percent(m["faithfulness"])),
         ("Lost without them", f.percent(m["completeness"])),
         ("Their overlap over resamples", f.percent(m["jaccard"])),
         ("Scorer of connections", scorer),
+        ("Pairs they were scored on", f.count(file["edges_pairs"]) if file["edges_pairs"] else ""),
+        (
+            "Connections chosen by",
+            {"block": "all heads of a layer together", "head_mlp": "head and MLP"}.get(
+                file["edges_granularity"], ""
+            ),
+        ),
     ]
+    return [(k, v) for k, v in rows if v]
 
 
 def _facts(file: Mapping[str, Any]) -> list[tuple[str, str]]:

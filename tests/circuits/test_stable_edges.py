@@ -1,0 +1,106 @@
+"""Circuits of edges that resamples do not overturn: more pairs, then whole blocks, and the record of it."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from test_stability import found_circuit
+
+from curerec.circuits import edge_core
+from curerec.circuits.edge_core import find_edges, stable_edges
+from curerec.circuits.exchange import VERSION, shape_of, to_file
+from curerec.circuits.wiring import of_blocks, wiring_of
+from curerec.reports import circuit_page
+from made_families import TYPES, made_family_model
+from made_models import made_model, made_prompts, other_titles
+
+CLEAN, ENCODER = made_prompts(8)
+WORDS, ANSWERS = len(ENCODER.tokenizer), ENCODER.answers
+CORRUPT = other_titles(CLEAN, WORDS)
+
+
+def block(name):
+    """The block of a source or reader, spelled out the plain way."""
+    parts = name.split(".")
+    return ".".join("0" if k == 3 else part for k, part in enumerate(parts))
+
+
+@pytest.mark.parametrize("model_type", TYPES)
+def test_the_graph_of_blocks(model_type):
+    """Its edges are the model's edges with the number of the head left out, each of them once."""
+    wiring = wiring_of(made_family_model(model_type, WORDS))
+    blocks, source_block, reader_block = of_blocks(wiring)
+    fine = {(s, r) for s, r in zip(*np.nonzero(wiring.mask), strict=True)}
+    coarse = {(block(wiring.sources[s]), block(wiring.readers[r])) for s, r in fine}
+    assert coarse == {
+        (blocks.sources[s], blocks.readers[r]) for s, r in zip(*np.nonzero(blocks.mask), strict=True)
+    }
+    assert [blocks.sources[k] for k in source_block] == [block(s) for s in wiring.sources]
+    assert [blocks.readers[k] for k in reader_block] == [block(r) for r in wiring.readers]
+    for name in blocks.sources[1:]:
+        assert set(blocks.readers_of(name)) == {block(r) for r in wiring.readers_of(name)}
+    for name in blocks.readers:
+        assert set(blocks.modules_of(name)) <= set(blocks.sources)
+
+
+@pytest.mark.parametrize("model_type", ["llama", "gpt2", "phi"])
+def test_edges_of_a_block_are_taken_together(model_type):
+    model = made_family_model(model_type, WORDS)
+    wiring = wiring_of(model)
+    circuit = find_edges(
+        model, CLEAN, CORRUPT, ANSWERS, scorer="atp", granularity="block", threshold=0.5, draws=4, sizes=12
+    )
+    assert circuit.granularity == "block" and 0 <= circuit.jaccard <= 1
+    assert len(set(circuit.core)) == len(circuit.core)
+    inside = {(block(s), block(r)) for s, r in (circuit.names[k].split("->") for k in circuit.core)}
+    for k, name in enumerate(circuit.names):
+        assert (k in circuit.core) == (tuple(map(block, name.split("->"))) in inside)
+    assert circuit.curve[0][0] == 0 and circuit.curve[-1] == (len(circuit.names), pytest.approx(1, abs=1e-5))
+    assert circuit.faithfulness >= 0.5
+    assert {s for s, _ in inside} >= {"input"} and wiring.readers[-1] in {r for _, r in inside}
+
+
+def test_single_edges_are_what_they_were():
+    """A model whose layers have one head each has blocks of one: both granularities are the same search."""
+    model = made_model(WORDS, heads=1, kv=1)
+    found = [
+        find_edges(model, CLEAN, CORRUPT, ANSWERS, scorer="atp", granularity=g, threshold=0.5, draws=4)
+        for g in ("head_mlp", "block")
+    ]
+    assert found[0].core == found[1].core and found[0].curve == found[1].curve
+    assert found[0].jaccard == found[1].jaccard
+
+
+def test_the_fall_back_is_in_the_record(monkeypatch):
+    """More pairs first, then blocks; and where nothing helps the last word is a warning."""
+    model = made_model(WORDS)
+    asked = []
+
+    def overlap(member):
+        asked.append(member.shape[1])
+        return 0.25 if len(asked) < 3 else 0.3
+
+    monkeypatch.setattr(edge_core, "paired_overlap", overlap)
+    circuit = stable_edges(model, CLEAN, CORRUPT, ANSWERS, start=4, scorer="atp", draws=4, sizes=4)
+    assert asked[0] == asked[1] > asked[2] and len(asked) == 3
+    assert circuit.granularity == "block" and len(circuit.scores) == len(CLEAN)
+    assert [n for n in circuit.notes if "went on with 8" in n] and "not stable" in circuit.notes[-1]
+    from dataclasses import replace
+
+    whole = replace(found_circuit(), edges=circuit)
+    file = to_file(whole, shape_of(wiring_of(model), model.config.hidden_size))
+    assert file.edges_granularity == "block" and file.edges_pairs == len(CLEAN)
+    assert file.notes[-1].startswith("connections: ")
+    assert "all heads of a layer together" in circuit_page.render_circuit(file.model_dump(mode="json"))
+
+
+def test_stable_at_once(monkeypatch):
+    monkeypatch.setattr(edge_core, "paired_overlap", lambda member: 0.8)
+    circuit = stable_edges(
+        made_model(WORDS), CLEAN, CORRUPT, ANSWERS, start=4, scorer="atp", draws=4, sizes=4
+    )
+    assert circuit.granularity == "head_mlp" and len(circuit.scores) == 4 and circuit.notes == ()
+
+
+def test_pages_know_the_version_that_is_written():
+    assert circuit_page.VERSION == VERSION
