@@ -19,7 +19,7 @@ from curerec.circuits.matters import matters
 from curerec.circuits.necessary import necessary
 from curerec.circuits.patching import moving_pairs
 from curerec.circuits.reading import attention_reading
-from curerec.circuits.selection import halves
+from curerec.circuits.selection import JUDGED, halves
 from curerec.circuits.stability import overlaps
 from curerec.circuits.wiring import wiring_of
 from curerec.config import Strict
@@ -46,9 +46,10 @@ class InspectConfig(Strict):
     )
     scorer: str = DEFAULT
     pairs: int = Field(128, gt=3, description="counterfactual pairs, half to rank and half to judge")
-    pool: int = Field(600, gt=3, description="validation prompts that pairs are made from")
+    pool: int = Field(800, gt=3, description="validation prompts that pairs are made from")
     faithfulness: float = Field(0.9, gt=0, le=1)
-    edges: int = Field(32, ge=0, description="pairs that the edges are scored on at first; 0: no edges")
+    edges: int = Field(128, ge=0, description="pairs that the edges are scored on at first; 0: no edges")
+    edges_most: int = Field(512, gt=3, description="pairs they are scored on where resamples overturn them")
     test: int = Field(400, ge=0, description="test prompts of the knock-out; 0: none")
     reading: int = Field(128, ge=0, description="prompts whose attention is read; 0: none")
     compact: bool = Field(True, description="also look for the fewest parts that carry the answer together")
@@ -156,12 +157,14 @@ def inspect(
             batch_size=config.batch_size,
             seed=config.seed,
         )
+    of_edges = pairs
     if config.edges:
         with clock.stage("edges"):
+            of_edges = _moving(opened, pool, config, max(config.edges, config.edges_most), seed=config.seed)
             edges = stable_edges(
                 model,
-                pairs.clean,
-                pairs.corrupt,
+                of_edges.clean,
+                of_edges.corrupt,
                 answers,
                 start=config.edges,
                 threshold=config.faithfulness,
@@ -191,9 +194,9 @@ def inspect(
     }
     if config.test:
         with clock.stage("knock-out"):
-            few = pairs.take(np.arange(len(circuit.edges.scores) if circuit.edges else 0))
+            used = of_edges.take(np.arange(len(circuit.edges.scores) if circuit.edges else 0))
             examples = drawn(opened.split.test, config.test)
-            found |= _knocked_out(opened, config, circuit, found["compact"], pairs, few, examples)
+            found |= _knocked_out(opened, config, circuit, found["compact"], pairs, used, examples)
     if config.variants:
         with clock.stage("other seeds, templates, scorers"):
             found["overlaps"] = _variants(opened, config, pool, circuit.granularity)
@@ -226,8 +229,8 @@ def _moving(
     model, answers = opened.recommender.model, opened.recommender.answers
     most = n if config.corruption == "history" else len(made.clean)
     moved = moving_pairs(model, made.clean, made.corrupt, answers, most, batch_size=config.batch_size)
-    if config.corruption == "prompt":
-        moved = np.sort(np.random.default_rng([seed, 101]).permutation(moved)[:n])
+    # In no order: the first of them, which small searches begin with, are not of the first users alone.
+    moved = np.random.default_rng([seed, 101]).permutation(moved)[:n]
     kept = made.take(moved)
     return replace(kept, counts={**made.counts, "fell": len(moved)})
 
@@ -265,7 +268,7 @@ def _knocked_out(
                 return judge_modules(*pair, names, batch_size=size)
             return judge_edges(*pair, batch_size=size)
 
-        _, judging = halves(len(used.clean), config.seed)
+        _, judging = halves(len(used.clean), config.seed, judged=JUDGED if level == "connections" else None)
         f = Faithfulness(judge_on(used.take(judging)), len(names))
         needed = necessary(f, mean, threshold=config.faithfulness)
         sets = {"draws": 10 if level == "parts" else 5, "seed": config.seed}
@@ -290,7 +293,7 @@ def _knocked_out(
         lost = matters(on_test, len(circuit.modules), core, label, draws=10, seed=config.seed)
         out["compact"] = fewest.model_copy(update={"matters": lost})
     if circuit.edges is not None:
-        ranking, _ = halves(len(few.clean), config.seed)
+        ranking, _ = halves(len(few.clean), config.seed, judged=JUDGED)
         mean = circuit.edges.scores[ranking].mean(0)
         found, needed = judged("connections", circuit.edges.names, mean, circuit.edges.core, few)
         out |= {"edges_matter": found, "necessary": [*out["necessary"], needed]}

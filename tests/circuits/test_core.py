@@ -6,8 +6,10 @@ import numpy as np
 import pytest
 import torch
 
+from curerec.circuits import SCORERS
 from curerec.circuits.core import bootstrap_jaccard, faithfulness, find_core, ranking
 from curerec.circuits.patching import patched_margins
+from curerec.circuits.selection import halves
 from curerec.errors import PromptError
 from made_models import made_model, made_prompts, other_titles
 
@@ -75,6 +77,26 @@ def test_the_seed_decides():
     model = planted()
     one, two = (find_core(model, CLEAN, CORRUPT, ANSWERS, draws=20, seed=s) for s in (5, 5))
     assert one.core == two.core and one.curve == two.curve and one.jaccard == two.jaccard
+
+
+def test_scores_at_hand_are_not_taken_again(monkeypatch):
+    model = made_model(WORDS)
+    asked = find_core(model, CLEAN, CORRUPT, ANSWERS, scorer="atp", draws=4)
+    found = SCORERS["atp"](model, CLEAN, CORRUPT, ANSWERS)
+    monkeypatch.setitem(SCORERS, "atp", None)
+    given = find_core(model, CLEAN, CORRUPT, ANSWERS, scorer="atp", draws=4, found=found)
+    assert given.core == asked.core and given.jaccard == asked.jaccard
+    np.testing.assert_array_equal(given.scores, asked.scores)
+
+
+@pytest.mark.parametrize("judged", [None, 3, 64])
+@pytest.mark.parametrize("n", [2, 7, 300])
+def test_every_pair_ranks_or_judges(n, judged):
+    rank, judge = halves(n, 5, judged=judged)
+    assert sorted([*rank, *judge]) == list(range(n))
+    assert len(judge) == min(n - n // 2, judged or n) and len(rank) >= n // 2
+    whole = halves(n, 5)[1]
+    assert set(judge) <= set(whole)
 
 
 def test_pairs_that_move_nothing_and_too_few_pairs_are_refused():

@@ -19,7 +19,7 @@ from curerec.circuits.faithfulness import Faithfulness, judge_edges, judge_modul
 from curerec.circuits.matters import matters
 from curerec.circuits.necessary import necessary
 from curerec.circuits.patching import moving_pairs
-from curerec.circuits.selection import halves
+from curerec.circuits.selection import JUDGED, halves
 from curerec.circuits.stability import agreement
 from curerec.cli.inputs import quiet
 from curerec.data.fetch import load
@@ -45,9 +45,16 @@ def main() -> None:
     parser.add_argument("--corruption", nargs="+", default=["prompt", "history"])
     parser.add_argument("--scorers", nargs="+", default=list(SCORERS), help="exact is the yardstick of all")
     parser.add_argument("--pairs", type=int, default=128)
-    parser.add_argument("--pool", type=int, default=512, help="prompts that pairs are made from")
+    parser.add_argument("--pool", type=int, default=800, help="prompts that pairs are made from")
     parser.add_argument("--test", type=int, default=600, help="prompts of the AUC; 0: leave it out")
-    parser.add_argument("--edges", type=int, default=32, help="pairs of edges at first; 0: none")
+    parser.add_argument(
+        "--tested", nargs="+", help="scorers whose circuit is tried on test prompts; default: all"
+    )
+    parser.add_argument(
+        "--fewest", action=argparse.BooleanOptionalAction, default=True, help="by elimination"
+    )
+    parser.add_argument("--edges", type=int, default=128, help="pairs of edges at first; 0: none")
+    parser.add_argument("--edges-most", type=int, default=512, help="where resamples overturn them")
     parser.add_argument("--batch", type=int, default=64)
     parser.add_argument("--seed", type=int, default=10)
     parser.add_argument("--results", type=Path, default=HERE / "results.jsonl")
@@ -86,10 +93,13 @@ def rows(opened: Any, corruption: str, options: Any) -> Any:
         return part.take(rng.permutation(len(part))[:n])
 
     made = aligned(opened, drawn(opened.split.valid, options.pool), corruption, seed=options.seed)
-    most = options.pairs if corruption == "history" else options.pool
-    moved = moving_pairs(model, made.clean, made.corrupt, answers, most, batch_size=options.batch)
-    moved = np.sort(rng.permutation(moved)[: options.pairs])
-    pairs = made.take(moved)
+
+    def moving(n: int) -> Any:
+        most = n if corruption == "history" else len(made.clean)
+        moved = moving_pairs(model, made.clean, made.corrupt, answers, most, batch_size=options.batch)
+        return made.take(rng.permutation(moved)[:n])
+
+    pairs = moving(options.pairs)
     test = None
     if options.test:
         examples = drawn(opened.split.test, options.test)
@@ -107,7 +117,7 @@ def rows(opened: Any, corruption: str, options: Any) -> Any:
         mean = found.values.mean(0)
         truth = mean if truth is None else truth
         core = find_core(
-            model, pairs.clean, pairs.corrupt, answers, scorer=name, options=extra, seed=options.seed,
+            model, pairs.clean, pairs.corrupt, answers, scorer=name, found=found, seed=options.seed,
             batch_size=options.batch,
         )  # fmt: skip
         row = {
@@ -122,7 +132,7 @@ def rows(opened: Any, corruption: str, options: Any) -> Any:
             "counterfactuals": pairs.counts,
             "notes": list(core.notes),
         }
-        if test is not None:
+        if test is not None and (not options.tested or name in options.tested):
 
             def judge(part: Any, names: Any = core.modules) -> Any:
                 return judge_modules(
@@ -132,35 +142,39 @@ def rows(opened: Any, corruption: str, options: Any) -> Any:
             best = np.where(np.isfinite(core.exact), core.exact, core.scores[ranking].mean(0))
             row |= knocked_out(judge(pairs.take(judging)), judge(test), core, best, test, options.seed)
         yield row
-    start = time.perf_counter()
-    fewest = fewest_parts(
-        model, pairs.clean, pairs.corrupt, answers, seed=options.seed, batch_size=options.batch
-    )
-    row = {
-        "scorer": "elimination",
-        "time_s": time.perf_counter() - start,
-        "of": len(fewest.order),
-        "size": len(fewest.members),
-        "members": [core.modules[k] for k in fewest.members],
-        "faithfulness": fewest.faithfulness,
-        "pairs": len(pairs.clean),
-    }
-    if test is not None:
-        on_test = judge_modules(
-            model, test.clean, test.corrupt, answers, core.modules, batch_size=options.batch
+    if options.fewest:
+        start = time.perf_counter()
+        fewest = fewest_parts(
+            model, pairs.clean, pairs.corrupt, answers, seed=options.seed, batch_size=options.batch
         )
-        found = matters(
-            on_test, len(fewest.order), fewest.members, test.clean.label, draws=10, seed=options.seed
-        )
-        row |= {k: found[k] for k in (*MATTERS, "margin_random_kept", "auc_random_low", "auc_random_high")}
-    yield row
+        row = {
+            "scorer": "elimination",
+            "time_s": time.perf_counter() - start,
+            "of": len(fewest.order),
+            "size": len(fewest.members),
+            "members": [core.modules[k] for k in fewest.members],
+            "faithfulness": fewest.faithfulness,
+            "pairs": len(pairs.clean),
+        }
+        if test is not None:
+            on_test = judge_modules(
+                model, test.clean, test.corrupt, answers, core.modules, batch_size=options.batch
+            )
+            found = matters(
+                on_test, len(fewest.order), fewest.members, test.clean.label, draws=10, seed=options.seed
+            )
+            row |= {
+                k: found[k] for k in (*MATTERS, "margin_random_kept", "auc_random_low", "auc_random_high")
+            }
+        yield row
     if options.edges:
+        of_edges = moving(max(options.edges, options.edges_most))
         edges = stable_edges(
-            model, pairs.clean, pairs.corrupt, answers, start=options.edges, seed=options.seed,
+            model, of_edges.clean, of_edges.corrupt, answers, start=options.edges, seed=options.seed,
             batch_size=options.batch,
         )  # fmt: skip
-        few = pairs.take(np.arange(len(edges.scores)))
-        ranking, judging = halves(len(few.clean), options.seed)
+        few = of_edges.take(np.arange(len(edges.scores)))
+        ranking, judging = halves(len(few.clean), options.seed, judged=JUDGED)
         row = {
             "scorer": f"edges, {edges.scorer}",
             "granularity": edges.granularity,

@@ -48,6 +48,7 @@ def find_core(
     counts: dict[str, int] | None = None,
     draws: int = 200,
     details: bool = False,
+    found: Scores | None = None,
     batch_size: int = 64,
     seed: int = 0,
     progress: Callable[[int, int], None] | None = None,
@@ -72,6 +73,7 @@ def find_core(
         draws: bootstrap resamples for the overlap of the circuit and the intervals of its scores.
         details: also drop-one effects and knock-outs, which cost one and some dozens of passes a module of
             the circuit.
+        found: scores of these pairs by this scorer, where they are at hand; None: they are taken.
         batch_size: pairs a pass.
         seed: of the halves and resamples.
         progress: told (done, total).
@@ -87,7 +89,8 @@ def find_core(
             "is no scorer", where=f"scorer {scorer!r}", mend=f"Choose from {', '.join(SCORERS)}"
         )
     check_halves(clean)
-    found = SCORERS[scorer](model, clean, corrupt, answers, batch_size=batch_size, **(options or {}))
+    if found is None:
+        found = SCORERS[scorer](model, clean, corrupt, answers, batch_size=batch_size, **(options or {}))
     names = found.names
     rng = np.random.default_rng([seed, 41])
     order = rng.permutation(len(clean))

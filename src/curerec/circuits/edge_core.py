@@ -11,7 +11,14 @@ import numpy as np
 from curerec.circuits.edges import edge_scores
 from curerec.circuits.faithfulness import Faithfulness, areas, judge_edges, minimality
 from curerec.circuits.passes import check_halves
-from curerec.circuits.selection import greedy_order, pruned, sizes_to_judge, smallest_faithful
+from curerec.circuits.selection import (
+    JUDGED,
+    greedy_order,
+    halves,
+    pruned,
+    sizes_to_judge,
+    smallest_faithful,
+)
 from curerec.circuits.stability import Granularity, bootstrap_means, paired_overlap, settle
 from curerec.circuits.wiring import Wiring, of_blocks, wiring_of
 from curerec.prompts.encoding import Prompts
@@ -36,8 +43,8 @@ def find_edges(
 ) -> EdgeCircuit:
     """Score all edges and choose the smallest faithful connected circuit on a grid of sizes.
 
-    The same halves of the pairs rank and judge as in :func:`curerec.circuits.core.find_core` with the same
-    seed.
+    Half of the pairs ranks and half judges; of more than 128 pairs 64 judge, for that is where the time goes
+    (:data:`curerec.circuits.selection.JUDGED`).
 
     Args:
         model, clean, corrupt, answers, threshold, batch_size, seed: as for ``find_core``.
@@ -60,9 +67,8 @@ def find_edges(
     wiring, total = wiring_of(model), len(found.source)
     graph, member = _graph(wiring, granularity)
     grouped = found.values if graph is wiring else np.stack([found.values[:, m].sum(1) for m in member], 1)
-    rng = np.random.default_rng([seed, 41])
-    order = rng.permutation(len(clean))
-    rank_half, judge_half = order[: len(order) // 2], order[len(order) // 2 :]
+    rank_half, judge_half = halves(len(clean), seed, judged=JUDGED)
+    rng = np.random.default_rng([seed, 43])
     greedy = list(greedy_order(grouped[rank_half].mean(0), graph))
     asked = sizes_to_judge(len(member), most=sizes)
     sets = [[int(k) for g in pruned(greedy[:n], graph) for k in member[g]] for n in asked]
@@ -104,7 +110,7 @@ def stable_edges(
     corrupt: Prompts,
     answers: tuple[int, int],
     *,
-    start: int = 32,
+    start: int = 128,
     least: float = 0.8,
     **find: Any,
 ) -> EdgeCircuit:

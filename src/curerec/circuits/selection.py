@@ -9,11 +9,22 @@ import numpy as np
 
 from curerec.circuits.wiring import INPUT, LOGITS, Wiring
 
+#: Pairs that judge circuits of edges at most. Ranks of thousands of edges take hundreds of pairs to settle;
+#: the faithfulness of a set does not, and each pair is run once a set.
+JUDGED = 64
 
-def halves(n: int, seed: int) -> tuple[np.ndarray, np.ndarray]:
-    """Pairs that rank and pairs that judge, int each: the halves of every search with the same seed."""
+
+def halves(n: int, seed: int, *, judged: int | None = None) -> tuple[np.ndarray, np.ndarray]:
+    """Pairs that rank and pairs that judge, int each: the halves of every search with the same seed.
+
+    Args:
+        n: pairs.
+        seed: of the draw.
+        judged: at most so many judge and the others rank; None: half.
+    """
     order = np.random.default_rng([seed, 41]).permutation(n)
-    return order[: n // 2], order[n // 2 :]
+    judge = min(n - n // 2, judged or n)
+    return order[: n - judge], order[n - judge :]
 
 
 def ranking(scores: np.ndarray) -> np.ndarray:

@@ -32,7 +32,11 @@ def circuit(
     pairs: Annotated[int, typer.Option("--pairs", min=4, help="Counterfactual pairs.")] = 128,
     edges: Annotated[
         int, typer.Option("--edges", min=0, help="Pairs that connections are scored on at first; 0: none.")
-    ] = 32,
+    ] = 128,
+    edges_most: Annotated[
+        int,
+        typer.Option("--edges-most", min=4, help="Pairs they are scored on where resamples overturn them."),
+    ] = 512,
     test: Annotated[
         int, typer.Option("--test", min=0, help="Test prompts of the knock-out; 0: leave it out.")
     ] = 400,
@@ -93,6 +97,7 @@ def circuit(
         "corruption": corruption,
         "pairs": pairs,
         "edges": edges,
+        "edges_most": edges_most,
         "test": test,
         "reading": reading,
         "variants": variants,
