@@ -42,6 +42,8 @@ class ForgetObjective:
         label: int64 [n].
         original: answer logits of theta_o, [n, 2].
         weight: of each example in the loss, [n].
+        at_original: gradient at theta_o by parameter name, of all of D_f or of a sample; None until
+            :func:`curerec.methods.cure.gradient_share.gradient_shares` has taken it.
     """
 
     def __init__(self, task: Task, config: ForgetConfig) -> None:
@@ -51,6 +53,7 @@ class ForgetObjective:
         self.original = torch.from_numpy(task.forget_original).to(self.device)
         self.label = torch.from_numpy(self.prompts.label.astype(np.int64)).to(self.device)
         self.weight = self._weights()
+        self.at_original: dict[str, torch.Tensor] | None = None
 
     @classmethod
     def of(cls, task: Task, config: ForgetConfig) -> ForgetObjective:

@@ -8,11 +8,12 @@ import numpy as np
 import torch
 
 from curerec.circuits.adapter import Deltas
+from curerec.methods.rules import Masks
 from curerec.recommender.units import Units
 
 
 @torch.no_grad()
-def roll_back(model: Any, units: Units, deltas: Deltas, kept: np.ndarray) -> None:
+def roll_back(model: Any, units: Units, deltas: Deltas, kept: np.ndarray, masks: Masks | None = None) -> None:
     """Keep a share of what fine-tuning changed in each unit, in place.
 
     ``W <- W_base + kept_i (W - W_base)`` over unit i's slice. With LoRA the branch itself is the change, so
@@ -28,6 +29,7 @@ def roll_back(model: Any, units: Units, deltas: Deltas, kept: np.ndarray) -> Non
         units: of the model.
         deltas: W - W_base from :func:`curerec.circuits.adapter.weight_deltas`; empty with LoRA.
         kept: 1 leaves a unit as it is, 0 takes it back to the base, float [n_units].
+        masks: only these weights of a unit are taken back (:mod:`curerec.methods.saliency`).
 
     Source: this project's own; rewinding a whole model to an earlier training step is Rewind-to-Delete (Mu
     and Klabjan 2024, arXiv 2409.09778), which needs stored checkpoints and has no groups.
@@ -41,6 +43,9 @@ def roll_back(model: Any, units: Units, deltas: Deltas, kept: np.ndarray) -> Non
         weight = parameters[branch.weight]
         share = torch.from_numpy(kept[branch.unit]).to(weight)
         share = share.view([-1 if d == branch.dim else 1 for d in range(weight.ndim)])
+        if masks is not None:
+            movable = masks.get(branch.weight)  # missing: a tensor in which every unit is frozen
+            share = share if movable is None else torch.where(movable, share, 1.0)
         if branch.factor is None:
             weight.sub_((1 - share) * deltas[branch.weight])
         else:

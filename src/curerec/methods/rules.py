@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 import torch
 
 from curerec.groups.assign import FORGET, FROZEN, RETAIN, SHARED
 from curerec.recommender.units import Units, inner_products
 
 Gradients = dict[str, torch.Tensor]
+Masks = dict[str, torch.Tensor]  # bool, by parameter name
 
 
 class Rules:
@@ -29,21 +32,31 @@ class Rules:
         units: of the model.
         role: codes of :data:`curerec.records.ROLES`, int [n_units].
         weight: w, weight of the retain gradient.
+        masks: weights that may move, by parameter name (:mod:`curerec.methods.saliency`); the others have
+            gradient 0 for every rule. None: all weights of a unit that is not frozen.
         eps: keeps the quotient finite; far below any squared gradient, since a KL to the model itself starts
             at a gradient of 0 and a larger one would switch the projection off while it is small.
 
     Source: METHOD section 7 (this project's definition of the paper's group-specific rules).
     """
 
-    def __init__(self, units: Units, role: torch.Tensor, *, weight: float = 1.0, eps: float = 1e-30) -> None:
-        self.units, self.role, self.weight, self.eps = units, role, weight, eps
+    def __init__(
+        self,
+        units: Units,
+        role: torch.Tensor,
+        *,
+        weight: float = 1.0,
+        masks: Masks | None = None,
+        eps: float = 1e-30,
+    ) -> None:
+        self.units, self.role, self.weight, self.masks, self.eps = units, role, weight, masks, eps
         self.owner: dict[str, tuple[int, torch.Tensor]] = {}
         self.factors: dict[str, torch.Tensor] = {}
         for branch in units.branches:
             owner = torch.from_numpy(branch.unit).to(role.device)
             self.owner[branch.weight] = (branch.dim, owner)
             if branch.factor is not None:
-                self.factors[branch.factor] = _shared_role(role[owner])
+                self.factors[branch.factor] = role_of_factor(role[owner])
         n = len(units.names)
         self.forget_weight = ((role == FORGET) | (role == SHARED)).float()
         self.retain_weight = (role != FROZEN).float() * weight
@@ -53,7 +66,19 @@ class Rules:
     def trainable(self) -> list[str]:
         """Names of the parameters that any unit may change; the others need no gradient."""
         names = [p for p, (_, owner) in self.owner.items() if (self.role[owner] != FROZEN).any()]
-        return names + [p for p, role in self.factors.items() if int(role) != FROZEN]
+        names += [p for p, role in self.factors.items() if int(role) != FROZEN]
+        return [p for p in names if self.masks is None or bool(self.masks[p].any())]
+
+    def n_movable(self, parameters: Mapping[str, torch.Tensor]) -> int:
+        """How many weights of the parameters, by name, may change."""
+        if self.masks is not None:
+            return sum(int(self.masks[name].sum()) for name in parameters)
+        rows = {name: int((self.role[owner] != FROZEN).sum()) for name, (_, owner) in self.owner.items()}
+        count = 0
+        for name, p in parameters.items():
+            dim = self.owner[name][0] if name in self.owner else None
+            count += p.numel() if dim is None else rows[name] * (p.numel() // p.shape[dim])
+        return count
 
     def combine(self, forget: Gradients, retain: Gradients) -> tuple[Gradients, dict[str, torch.Tensor]]:
         """Directions to descend, and what happened on the way.
@@ -66,6 +91,8 @@ class Rules:
             Directions by parameter name, and ``cos`` float [n_units] (nan where a gradient is 0) and
             ``projected`` bool [n_units].
         """
+        if self.masks is not None:
+            forget, retain = ({n: g * self.masks[n] for n, g in side.items()} for side in (forget, retain))
         pairs = ((forget, retain), (forget, forget), (retain, retain))
         dot, ff, rr = (inner_products(self.units, a, b).to(self.role.device) for a, b in pairs)
         projected = self.shared & (dot < 0)
@@ -93,8 +120,8 @@ class Rules:
         return f + self.weight * r
 
 
-def _shared_role(roles: torch.Tensor) -> torch.Tensor:
-    """Most conservative role among the units that use a factor, frozen ones apart.
+def role_of_factor(roles: torch.Tensor) -> torch.Tensor:
+    """Most conservative role among the units that use a LoRA factor, frozen ones apart.
 
     All frozen: frozen. All the same: that. Otherwise task-shared, whose projection protects the retain side
     while the units that must forget still can.

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import torch
 from pydantic import Field
@@ -101,7 +103,7 @@ def run(
             changed = (
                 weight_deltas(model, task.base_state, rules.units) if task.base_state is not None else {}
             )
-            roll_back(model, rules.units, changed, kept)
+            roll_back(model, rules.units, changed, kept, rules.masks)
     parameters = dict(model.named_parameters(remove_duplicate=False))
     names = [n for n in rules.trainable() if n in parameters]
     params = free(model, names)
@@ -151,8 +153,9 @@ def run(
         return {**_summary(loss_f, loss_r, seen), "push": push}
 
     done = walk(watch, config, model, params, gradients, config.max_steps, steer=steer)
+    movable = rules.n_movable(dict(zip(names, params, strict=True)))
     free_tuned(model)
-    return done
+    return replace(done, n_trainable=movable)
 
 
 class _Retain:

@@ -24,7 +24,7 @@ def gradient_shares(
     chosen by it an update of equal cost gets less far (docs/method.md has the measurement).
 
     Args:
-        objective: the forget loss.
+        objective: the forget loss; its ``at_original`` is set.
         units: of the model.
         size: at most so many of D_f are taken.
         draws: bootstrap resamples.
@@ -46,6 +46,7 @@ def gradient_shares(
     names = tuned_names(model)
     params = free(model, names)
     grads = [dict(zip(names, objective.gradient(model, params, part)[0], strict=True)) for part in parts]
+    objective.at_original = {name: torch.stack([g[name] for g in grads]).mean(0) for name in names}
     gram = torch.stack([torch.stack([inner_products(units, a, b) for b in grads]) for a in grads])
     products = gram.double().cpu().numpy()  # [parts, parts, units]
     score = _share(products.mean((0, 1))[None])[0]

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 import torch
-from pydantic import Field
+from pydantic import Field, SerializerFunctionWrapHandler, model_serializer, model_validator
 
 from curerec.circuits.adapter import weight_deltas
 from curerec.circuits.core import find_core, stable_core
@@ -20,6 +20,7 @@ from curerec.methods.cure.retain_side import RetainSide
 from curerec.methods.forget_objective import ForgetObjective
 from curerec.methods.loop import outcome
 from curerec.methods.rules import Rules
+from curerec.methods.saliency import as_many_at_random, salient, share_of_gradient
 from curerec.methods.task import Task
 from curerec.methods.unlearn import UnlearnConfig, retain_weight, run
 from curerec.prompts.counterfactual import counterfactual_pairs
@@ -76,8 +77,29 @@ class CureConfig(Strict):
         0.9, ge=0, le=1, description="share of draws under which a unit goes to task-shared"
     )
     uncertain: Literal["shared", "leading"] = "shared"
+    saliency: float | None = Field(
+        None,
+        gt=0,
+        le=1,
+        description="share of all weights that may move for forgetting: in the units that can, those with "
+        "the largest forget gradient; none: whole units",
+    )
     kept: Kept = Kept()
     update: UnlearnConfig = UnlearnConfig(forget_loss="rewind")
+
+    @model_validator(mode="after")
+    def _needs_gradient(self) -> CureConfig:
+        if self.saliency is not None and self.forget_score != "gradient":
+            raise ValueError("saliency takes the weights by their gradient: use forget_score gradient")
+        return self
+
+    @model_serializer(mode="wrap")
+    def _unless_default(self, written: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        # Digests of earlier recipes, which name cached models and benchmark cells, must not change.
+        values: dict[str, Any] = written(self)
+        if self.saliency is None:
+            values.pop("saliency", None)
+        return values
 
 
 def explain(task: Task, config: CureConfig) -> tuple[Circuit, Units, Groups]:
@@ -213,11 +235,37 @@ def cure(task: Task, config: CureConfig | None = None) -> Outcome:
 
 
 def update_by_groups(
-    task: Task, config: CureConfig, units: Units, groups: Groups, circuit: Circuit | None, name: str
+    task: Task,
+    config: CureConfig,
+    units: Units,
+    groups: Groups,
+    circuit: Circuit | None,
+    name: str,
+    *,
+    random_weights: bool = False,
 ) -> Outcome:
-    """Roll the groups' units back, run the update loop with their rules and pack what it did."""
+    """Roll the groups' units back, run the update loop with their rules and pack what it did.
+
+    Args:
+        task: the request.
+        config: of the method.
+        units, groups: what is updated, and how.
+        circuit: for the record.
+        name: of the method.
+        random_weights: of the twin: with ``saliency``, as many weights drawn at random.
+    """
     role = rows_of_roles(groups)
     codes = torch.from_numpy(role).to(device_of(task.original.model))
-    rules = Rules(units, codes, weight=retain_weight(task, config.update))
+    masks, about = None, {}
+    if config.saliency is not None:
+        gradient = ForgetObjective.of(task, config.update).at_original
+        assert gradient is not None, "contributions come before the update"
+        masks = (
+            as_many_at_random(units, role, gradient, config.saliency, seed=task.seed)
+            if random_weights
+            else salient(units, role, gradient, config.saliency)
+        )
+        about["saliency"] = {"gradient_share": share_of_gradient(masks, units, role, gradient)}
+    rules = Rules(units, codes, weight=retain_weight(task, config.update), masks=masks)
     done = run(task, rules, config.update, config.kept.of(role))
-    return outcome(task, name, done, groups=groups, circuit=circuit, units=units)
+    return outcome(task, name, done, groups=groups, circuit=circuit, units=units, **about)

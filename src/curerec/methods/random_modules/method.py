@@ -16,7 +16,8 @@ from curerec.records import Groups, Outcome
 def random_modules(task: Task, config: CureConfig | None = None) -> Outcome:
     """``cure`` with its roles permuted within each unit type.
 
-    Same sizes, same rules, same stopping: the distance to ``cure`` is what knowing the groups is worth.
+    Same sizes, same rules, same stopping: the distance to ``cure`` is what knowing the groups, and with
+    ``saliency`` the weights in them, is worth.
 
     Source: PROTOCOL section 3.
     """
@@ -27,7 +28,7 @@ def random_modules(task: Task, config: CureConfig | None = None) -> Outcome:
     else:
         units = replace(units, types=comparable(units.types))
     twin = random_groups(groups, units.types, seed=task.seed)
-    return update_by_groups(task, config, units, twin, None, "random_modules")
+    return update_by_groups(task, config, units, twin, None, "random_modules", random_weights=True)
 
 
 def by_row(rows: Units, groups: Groups) -> tuple[Units, Groups]:

@@ -1,0 +1,197 @@
+"""Weights inside the groups: the ones with the largest forget gradient, and nothing else, move."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+from test_rollback import changed, tuned
+from test_rules import setting
+
+from curerec.config import parse
+from curerec.errors import ConfigError
+from curerec.groups.assign import FORGET, FROZEN, RETAIN, SHARED, rows_of_roles
+from curerec.methods import METHODS
+from curerec.methods.cure.method import CureConfig
+from curerec.methods.rollback import roll_back
+from curerec.methods.rules import Rules, role_of_factor
+from curerec.methods.saliency import as_many_at_random, salient, share_of_gradient
+from curerec.recipe import Recipe
+from curerec.testing.methods import check_only_trainable_changed
+from made_tasks import made_task
+
+CASES = [(kind, lora) for kind in ("llama", "gpt2") for lora in (False, True)]
+SMALL = {"pairs": 12, "pair_pool": 20, "control_size": 30, "draws": 4, "scope": "all"}
+
+
+def roles_of_weights(units, role, gradient):
+    """The role of every single weight, a parameter at a time, in the plain way."""
+    out = {}
+    for branch in units.branches:
+        if branch.factor is not None:
+            shape = gradient[branch.factor].shape
+            out[branch.factor] = torch.full(shape, int(role_of_factor(role[torch.from_numpy(branch.unit)])))
+        if branch.weight in out:
+            continue
+        each = torch.zeros(gradient[branch.weight].shape, dtype=torch.int64)
+        for k, unit in enumerate(branch.unit):
+            each[(slice(None),) * branch.dim + (k,)] = role[unit]
+        out[branch.weight] = each
+    return out
+
+
+@pytest.mark.parametrize("share", [0.02, 0.2, 1.0])
+@pytest.mark.parametrize(("kind", "lora"), CASES)
+def test_the_largest_gradients_of_units_that_forget(kind, lora, share):
+    units, role, gradient, _ = setting("row", lora, kind=kind)
+    masks = salient(units, role.numpy(), gradient, share)
+    of = roles_of_weights(units, role, gradient)
+    assert set(masks) == set(gradient)
+    inside = {n: (of[n] == FORGET) | (of[n] == SHARED) for n in of}
+    chosen = torch.cat([gradient[n][masks[n] & inside[n]].abs() for n in masks])
+    left = torch.cat([gradient[n][~masks[n] & inside[n]].abs() for n in masks])
+    total = sum(g.numel() for g in gradient.values())
+    can = sum(int(x.sum()) for x in inside.values())
+    assert len(chosen) == min(int(share * total), can)
+    assert not len(left) or chosen.min() >= left.max()
+    for n, mask in masks.items():
+        assert mask.dtype == torch.bool and mask.shape == gradient[n].shape
+        assert bool(mask[of[n] == RETAIN].all()) and not bool(mask[of[n] == FROZEN].any())
+    held = float(chosen.double().square().sum()) / sum(
+        float(g.double().square().sum()) for g in gradient.values()
+    )
+    assert share_of_gradient(masks, units, role.numpy(), gradient) == pytest.approx(held, rel=1e-6)
+
+
+@pytest.mark.parametrize(("kind", "lora"), CASES)
+def test_the_twin_has_as_many_of_any_gradient(kind, lora):
+    units, role, gradient, _ = setting("row", lora, kind=kind)
+    role = role.numpy()
+    ours = salient(units, role, gradient, 0.1)
+    twins = [as_many_at_random(units, role, gradient, 0.1, seed=s) for s in (0, 0, 1)]
+    counts = [sum(int(m.sum()) for m in masks.values()) for masks in (ours, *twins)]
+    assert len(set(counts)) == 1
+    same = [all(torch.equal(twins[0][n], t[n]) for n in t) for t in twins[1:]]
+    assert same == [True, False]
+    of = roles_of_weights(units, torch.from_numpy(role), gradient)
+    assert not any(bool(twins[0][n][of[n] == FROZEN].any()) for n in of)
+    ratio = [share_of_gradient(m, units, role, gradient) for m in (ours, twins[0])]
+    assert ratio[0] > 2 * ratio[1]
+
+
+def test_weights_without_a_gradient_are_never_taken():
+    units, role, gradient, _ = setting("row", False)
+    for g in gradient.values():
+        g.zero_()
+    name = next(iter(gradient))
+    gradient[name].view(-1)[3] = 1.0
+    role[:] = FORGET
+    masks = salient(units, role.numpy(), gradient, 0.5)
+    assert sum(int(m.sum()) for m in masks.values()) == 1 and bool(masks[name].view(-1)[3])
+    nothing = salient(units, role.numpy(), {n: torch.zeros_like(g) for n, g in gradient.items()}, 0.5)
+    assert not any(bool(m.any()) for m in nothing.values())
+
+
+@pytest.mark.parametrize("lora", [False, True])
+def test_rules_see_masked_gradients_alone(lora):
+    """Projection included: what lies outside the mask neither moves nor decides how a unit moves."""
+    units, role, forget, retain = setting("row", lora)
+    masks = salient(units, role.numpy(), forget, 0.2)
+    got, seen = Rules(units, role, weight=2.0, masks=masks).combine(forget, retain)
+    cut = [{n: g * masks[n] for n, g in side.items()} for side in (forget, retain)]
+    want, as_if = Rules(units, role, weight=2.0).combine(*cut)
+    for n in want:
+        torch.testing.assert_close(got[n], want[n], rtol=0, atol=0)
+        assert not bool(got[n][~masks[n]].any())
+    torch.testing.assert_close(seen["projected"], as_if["projected"])
+
+
+def test_parameters_that_may_change_are_counted():
+    units, role, gradient, _ = setting("row", False)
+    of = roles_of_weights(units, role, gradient)
+    plain = Rules(units, role)
+    assert plain.n_movable(gradient) == sum(int((of[n] != FROZEN).sum()) for n in of)
+    masks = salient(units, role.numpy(), gradient, 0.1)
+    masked = Rules(units, role, masks=masks)
+    assert masked.n_movable(gradient) == sum(int(m.sum()) for m in masks.values())
+    masks = {n: torch.zeros_like(m) for n, m in masks.items()}
+    assert Rules(units, role, masks=masks).trainable() == []
+
+
+@pytest.mark.parametrize("lora", [False, True])
+def test_only_masked_weights_are_rolled_back(lora):
+    base, model = tuned(lora)
+    units, deltas = changed(base, model)
+    old = {n: p.detach().clone() for n, p in model.named_parameters()}
+    rng = np.random.default_rng(0)
+    masks = {n: torch.from_numpy(rng.random(tuple(p.shape)) < 0.3) for n, p in old.items()}
+    roll_back(model, units, deltas, np.full(len(units.names), 0.25), masks)
+    before = dict(base.named_parameters())
+    moved = 0
+    for branch in {b.weight: b for b in units.branches}.values():
+        n = branch.weight
+        new, mask = dict(model.named_parameters())[n].detach(), masks[n]
+        assert torch.equal(new[~mask], old[n][~mask])
+        goal = 0.25 * old[n] if lora else before[n] + 0.25 * (old[n] - before[n])
+        torch.testing.assert_close(new[mask], goal[mask], atol=1e-6, rtol=1e-5)
+        moved += int((new != old[n]).sum())
+    assert moved
+
+
+@pytest.mark.parametrize("method", ["cure", "random_modules"])
+def test_a_request_moves_the_salient_weights_and_no_other(method):
+    task = made_task()
+    config = CureConfig.model_validate(
+        {**SMALL, "saliency": 0.1, "kept": {"forget": 0.5, "shared": 0.5}, "update": {"max_steps": 3}}
+    )
+    out = METHODS[method][0](task, config)
+    check_only_trainable_changed(out, task)
+    old = dict(task.original.model.named_parameters())
+    role = rows_of_roles(out.groups)
+    total = sum(p.numel() for p in old.values())
+    learns = sum(
+        int((role[b.unit] == RETAIN).sum()) * old[b.weight].numel() // old[b.weight].shape[b.dim]
+        for b in {b.weight: b for b in out.details["units"].branches}.values()
+    )
+    assert learns < out.n_trainable <= learns + int(0.1 * total)
+    assert 0 < out.details["saliency"]["gradient_share"] <= 1
+
+
+def test_salient_weights_hold_more_of_the_gradient_than_the_twin_s():
+    config = CureConfig.model_validate({**SMALL, "saliency": 0.1, "update": {"max_steps": 1}})
+    held = [
+        METHODS[m][0](made_task(), config).details["saliency"]["gradient_share"]
+        for m in ("cure", "random_modules")
+    ]
+    assert held[0] > 2 * held[1]
+
+
+def test_the_gradient_is_taken_once(monkeypatch):
+    """The mask costs no pass: it is of the gradient that the groups were made of."""
+    from curerec.methods.forget_objective import ForgetObjective
+
+    taken = []
+    whole = ForgetObjective.gradient
+    monkeypatch.setattr(
+        ForgetObjective, "gradient", lambda self, *a, **k: (taken.append(1), whole(self, *a, **k))[1]
+    )
+    counts = []
+    for saliency in (None, 0.1):
+        taken.clear()
+        settings = {**SMALL, "saliency": saliency, "update": {"max_steps": 2}}
+        METHODS["cure"][0](made_task(), CureConfig.model_validate(settings))
+        counts.append(len(taken))
+    assert counts[0] == counts[1] == 1
+
+
+def test_it_needs_the_gradient():
+    with pytest.raises(ValueError, match="forget_score gradient"):
+        CureConfig(saliency=0.2, forget_score="path")
+    with pytest.raises(ConfigError, match="saliency"):
+        parse(Recipe, {"cure": {"saliency": 0.2, "forget_score": "path"}}, where="recipe")
+
+
+def test_recipes_without_it_keep_their_digest():
+    """The digest names cells of earlier benchmarks and retain sides that were kept."""
+    assert "saliency" not in Recipe().model_dump(mode="json")["cure"]
+    assert Recipe(cure=CureConfig(saliency=0.5)).digest != Recipe().digest
