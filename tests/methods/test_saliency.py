@@ -12,11 +12,12 @@ from curerec.config import parse
 from curerec.errors import ConfigError
 from curerec.groups.assign import FORGET, FROZEN, RETAIN, SHARED, rows_of_roles
 from curerec.methods import METHODS
-from curerec.methods.cure.method import CureConfig
+from curerec.methods.cure.method import CureConfig, update_by_groups
 from curerec.methods.rollback import roll_back
 from curerec.methods.rules import Rules, role_of_factor
 from curerec.methods.saliency import as_many_at_random, salient, share_of_gradient
 from curerec.recipe import Recipe
+from curerec.recommender.units import units_of
 from curerec.testing.methods import check_only_trainable_changed
 from made_tasks import made_task
 
@@ -182,6 +183,20 @@ def test_the_gradient_is_taken_once(monkeypatch):
         METHODS["cure"][0](made_task(), CureConfig.model_validate(settings))
         counts.append(len(taken))
     assert counts[0] == counts[1] == 1
+
+
+@pytest.mark.parametrize("size", [2000, 24])
+def test_an_update_by_itself_ends_with_the_same_weights(size):
+    """A request that goes on after a kill has the groups from a file, and takes the gradient anew."""
+    config = CureConfig.model_validate(
+        {**SMALL, "saliency": 0.1, "forget_size": size, "update": {"max_steps": 3}}
+    )
+    whole = METHODS["cure"][0](made_task(), config)
+    task = made_task()
+    units = units_of(task.original.model, config.granularity)
+    later = update_by_groups(task, config, units, whole.groups, whole.circuit, "cure")
+    for (name, p), q in zip(whole.model.named_parameters(), later.model.parameters(), strict=True):
+        assert torch.equal(p, q), name
 
 
 def test_it_needs_the_gradient():

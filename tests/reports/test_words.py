@@ -25,6 +25,19 @@ def test_what_was_taken_back_and_what_became_of_wavering_parts(method: str) -> N
         assert "was taken back" not in render(record | {"config": {"cure": broken}})
 
 
+@pytest.mark.parametrize("method", ["cure", "random_modules", "npo"])
+def test_which_weights_were_free_to_move(method: str) -> None:
+    """The share that was asked for, and how they were chosen; nothing where whole units move."""
+    record = full_record() | {"method": method}
+    record["metrics"], record["residual"] = {"original": {}, method: {}}, {}
+    page = " ".join(render(record | {"config": {"cure": {"saliency": 0.2}}}).split())
+    assert ("at most 20 % of all weights" in page) is (method != "npo")
+    assert ("on which the deleted data pull hardest" in page) is (method == "cure")
+    assert ("drawn at random were free to move" in page) is (method == "random_modules")
+    for settings in ({}, {"saliency": None}, {"saliency": "much"}):
+        assert "free to move" not in render(record | {"config": {"cure": settings}})
+
+
 def test_what_the_heads_of_the_circuit_read() -> None:
     """Each claim with its numbers; nothing where it was not measured."""
     record = full_record()

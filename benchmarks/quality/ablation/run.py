@@ -50,19 +50,28 @@ def variants(recipe: Recipe) -> dict[str, tuple[str, Any]]:
         return cure.kept.model_copy(update={"forget": share, "shared": share, "retain": others})
 
     steps = cure.update.max_steps
-    half = {"tau": 0.5, "kept": kept(0.8)}
-    fewest = {"tau": 0.8, "kept": kept(0.5)}
-    everywhere = {"tau": 1e-9, "scope": "all", "kept": kept(0.8)}  # every unit is high in both: task-shared
+    whole = {"saliency": None}
+    three_tenths = {"tau": 0.7, **whole}  # whole rows: in force until seed 60 of the benchmark
+    half = {"tau": 0.5, "kept": kept(0.8), **whole}
+    fewest = {"tau": 0.8, "kept": kept(0.5), **whole}
+    everywhere = {"tau": 1e-9, "scope": "all"}  # every unit is high in both: task-shared
     return {
         "cure": ("cure", cure),
-        "cure, groups drawn at random": ("random_modules", cure),
-        "cure, no groups (all task-shared, kept .8)": ("cure", changed(**everywhere)),
+        "cure, groups and weights drawn at random": ("random_modules", cure),
+        "cure, three tenths of the weights": ("cure", changed(saliency=0.3)),
+        "random groups, three tenths of the weights": ("random_modules", changed(saliency=0.3)),
+        "cure, whole rows": ("cure", changed(**whole)),
+        "random groups, whole rows": ("random_modules", changed(**whole)),
+        "cure, three tenths of the rows, whole (tau .7)": ("cure", changed(**three_tenths)),
+        "random groups, three tenths of the rows, whole": ("random_modules", changed(**three_tenths)),
+        "cure, half of the rows, whole (tau .5, kept .8)": ("cure", changed(**half)),
+        "random groups, half of the rows, whole": ("random_modules", changed(**half)),
+        "cure, a fifth of the rows, whole (tau .8, kept .5)": ("cure", changed(**fewest)),
+        "random groups, a fifth of the rows, whole": ("random_modules", changed(**fewest)),
+        "no groups (all task-shared)": ("cure", changed(**everywhere)),
+        "no groups, whole rows, kept .8": ("cure", changed(**everywhere, **whole, kept=kept(0.8))),
         "cure, nothing rolled back": ("cure", changed(kept=kept(1.0))),
         "random groups, nothing rolled back": ("random_modules", changed(kept=kept(1.0))),
-        "cure, half of the rows (tau .5, kept .8)": ("cure", changed(**half)),
-        "random groups, half of the rows": ("random_modules", changed(**half)),
-        "cure, a fifth of the rows (tau .8, kept .5)": ("cure", changed(**fewest)),
-        "random groups, a fifth of the rows": ("random_modules", changed(**fewest)),
         "cure, 30 steps": ("cure", stepping(30)),
         "cure, 90 steps": ("cure", stepping(90)),
         "cure, no labels of D_r": ("cure", stepping(steps, retain_labels=0.0)),

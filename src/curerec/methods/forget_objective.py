@@ -43,7 +43,7 @@ class ForgetObjective:
         original: answer logits of theta_o, [n, 2].
         weight: of each example in the loss, [n].
         at_original: gradient at theta_o by parameter name, of all of D_f or of a sample; None until
-            :func:`curerec.methods.cure.gradient_share.gradient_shares` has taken it.
+            :func:`curerec.methods.cure.gradient_share.at_original` has taken it.
     """
 
     def __init__(self, task: Task, config: ForgetConfig) -> None:

@@ -88,6 +88,7 @@ def _view(record: Record) -> dict[str, Any]:
         "asked_for": verdicts.asked_for(record),
         "changed": words.changed(record),
         "agreement": words.agreement(record),
+        "saliency": words.saliency(record),
         "groups": _groups(record),
         "core_swatch": Markup(dict(pictures.legend())["core"]),
         "residual": words.residual(record, residual) if has_retrain or residual is not None else [],

@@ -96,6 +96,20 @@ def _settings(record: Record) -> dict[str, Any]:
     return found if isinstance(found, dict) else {}
 
 
+def saliency(record: Record) -> str | None:
+    """Which weights of the parts that can forget were free to move; None where all of them were."""
+    share = _settings(record).get("saliency")
+    if record.method not in ("cure", "random_modules") or not isinstance(share, float) or not finite(share):
+        return None
+    which = (
+        "drawn at random" if record.method == "random_modules" else "on which the deleted data pull hardest"
+    )
+    return (
+        f"Within the parts that were to forget, only single weights {which} were free to move, at most "
+        f"{f.percent(share)} of all weights; the others stayed as they were trained."
+    )
+
+
 def agreement(record: Record) -> str | None:
     """How firmly the groups stand."""
     value = record.groups.agreement

@@ -8,6 +8,7 @@ from jaxtyping import Float
 
 from curerec.methods.forget_objective import ForgetObjective
 from curerec.methods.loop import free, tuned_names
+from curerec.methods.rules import Gradients
 from curerec.recommender.units import Units, inner_products
 
 CHUNKS = 8  # of a sample of D_f; resamples are drawn over them
@@ -37,23 +38,37 @@ def gradient_shares(
     Source: this project's own; the paper states that modules are sorted by their contributions to the two
     objectives, not how these are measured.
     """
+    grads = at_original(objective, size=size, seed=seed)
+    gram = torch.stack([torch.stack([inner_products(units, a, b) for b in grads]) for a in grads])
+    products = gram.double().cpu().numpy()  # [parts, parts, units]
+    score = _share(products.mean((0, 1))[None])[0]
+    if len(grads) == 1:
+        return score, None
+    rng = np.random.default_rng([seed, 74])
+    weights = rng.multinomial(CHUNKS, np.full(CHUNKS, 1 / CHUNKS), size=draws) / CHUNKS
+    return score, _share(np.einsum("da,db,abu->du", weights, weights, products))
+
+
+def at_original(objective: ForgetObjective, *, size: int, seed: int) -> list[Gradients]:
+    """Gradients of the forget loss at theta_o, by parameter name: of D_f, or of eight parts of a sample.
+
+    Their mean is left as ``objective.at_original``.
+
+    Args:
+        objective: the forget loss.
+        size: at most so many of D_f are taken.
+        seed: of the sample.
+    """
     n = len(objective.prompts)
     rng = np.random.default_rng([seed, 72])
-    whole = n <= size
-    index = np.arange(n) if whole else rng.choice(n, size, replace=False)
-    parts = [index] if whole else np.array_split(index, CHUNKS)
+    index = np.arange(n) if n <= size else rng.choice(n, size, replace=False)
+    parts = [index] if n <= size else np.array_split(index, CHUNKS)
     model = objective.task.copy_of_model()
     names = tuned_names(model)
     params = free(model, names)
     grads = [dict(zip(names, objective.gradient(model, params, part)[0], strict=True)) for part in parts]
     objective.at_original = {name: torch.stack([g[name] for g in grads]).mean(0) for name in names}
-    gram = torch.stack([torch.stack([inner_products(units, a, b) for b in grads]) for a in grads])
-    products = gram.double().cpu().numpy()  # [parts, parts, units]
-    score = _share(products.mean((0, 1))[None])[0]
-    if whole:
-        return score, None
-    weights = rng.multinomial(CHUNKS, np.full(CHUNKS, 1 / CHUNKS), size=draws) / CHUNKS
-    return score, _share(np.einsum("da,db,abu->du", weights, weights, products))
+    return grads
 
 
 def _share(squares: np.ndarray) -> np.ndarray:

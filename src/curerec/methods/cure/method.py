@@ -15,7 +15,7 @@ from curerec.circuits.patching import moving_pairs
 from curerec.circuits.path import path_scores
 from curerec.config import Strict
 from curerec.groups.assign import assign, comparable, rows_of_roles
-from curerec.methods.cure.gradient_share import gradient_shares
+from curerec.methods.cure.gradient_share import at_original, gradient_shares
 from curerec.methods.cure.retain_side import RetainSide
 from curerec.methods.forget_objective import ForgetObjective
 from curerec.methods.loop import outcome
@@ -258,8 +258,11 @@ def update_by_groups(
     codes = torch.from_numpy(role).to(device_of(task.original.model))
     masks, about = None, {}
     if config.saliency is not None:
-        gradient = ForgetObjective.of(task, config.update).at_original
-        assert gradient is not None, "contributions come before the update"
+        objective = ForgetObjective.of(task, config.update)
+        if objective.at_original is None:  # the groups were made before, by another process
+            at_original(objective, size=config.forget_size, seed=task.seed)
+        gradient = objective.at_original
+        assert gradient is not None
         masks = (
             as_many_at_random(units, role, gradient, config.saliency, seed=task.seed)
             if random_weights
