@@ -15,7 +15,7 @@ from curerec.methods import METHODS
 from curerec.methods.cure.method import CureConfig, update_by_groups
 from curerec.methods.rollback import roll_back
 from curerec.methods.rules import Rules, role_of_factor
-from curerec.methods.saliency import as_many_at_random, salient, share_of_gradient
+from curerec.methods.saliency import at_random, n_salient, salient, share_of_gradient
 from curerec.recipe import Recipe
 from curerec.recommender.units import units_of
 from curerec.testing.methods import check_only_trainable_changed
@@ -69,9 +69,12 @@ def test_the_twin_has_as_many_of_any_gradient(kind, lora):
     units, role, gradient, _ = setting("row", lora, kind=kind)
     role = role.numpy()
     ours = salient(units, role, gradient, 0.1)
-    twins = [as_many_at_random(units, role, gradient, 0.1, seed=s) for s in (0, 0, 1)]
-    counts = [sum(int(m.sum()) for m in masks.values()) for masks in (ours, *twins)]
-    assert len(set(counts)) == 1
+    count = n_salient(ours, units, role)
+    twins = [at_random(units, role, gradient, count, seed=s) for s in (0, 0, 1)]
+    assert {n_salient(masks, units, role) for masks in (ours, *twins)} == {count}
+    every = at_random(units, role, gradient, 10**9, seed=0)  # more than there are: all that can forget
+    inside = salient(units, role, gradient, 1.0)
+    assert all(torch.equal(every[n], inside[n]) for n in every)
     same = [all(torch.equal(twins[0][n], t[n]) for n in t) for t in twins[1:]]
     assert same == [True, False]
     of = roles_of_weights(units, torch.from_numpy(role), gradient)

@@ -41,29 +41,31 @@ def salient(units: Units, role: np.ndarray, gradient: Gradients, share: float) -
     return {name: (squares[name] >= least) & forgets[name] | learns[name] for name in squares}
 
 
-def as_many_at_random(
-    units: Units, role: np.ndarray, gradient: Gradients, share: float, *, seed: int
-) -> Masks:
-    """Masks of as many weights as :func:`salient` has, drawn at random from the units that can forget.
+def at_random(units: Units, role: np.ndarray, gradient: Gradients, count: int, *, seed: int) -> Masks:
+    """Masks of so many weights drawn at random from the units that can forget.
 
     What the twin of ``cure`` moves: its groups are random, and so are the weights in them.
 
     Args:
-        units, role, gradient, share: as for :func:`salient`.
+        units, role, gradient: as for :func:`salient`; of the gradient only the shapes count.
+        count: weights, :func:`n_salient` of the masks that the twin is to equal in size; all there are where
+            the units have fewer.
         seed: of the draw.
     """
     forgets, learns = _places(units, role, gradient)
     at = torch.nonzero(torch.cat([inside.flatten() for inside in forgets.values()]))[:, 0]
-    nonzero = sum(int((gradient[name] != 0).sum()) for name in forgets)
-    total = sum(inside.numel() for inside in forgets.values())
-    most = min(int(share * total), len(at), nonzero)
     order = torch.from_numpy(np.random.default_rng([seed, 98]).permutation(len(at))).to(at.device)
-    taken = torch.zeros(total, dtype=torch.bool, device=at.device)
-    taken[at[order[:most]]] = True
-    parts = taken.split([inside.numel() for inside in forgets.values()])
-    return {
-        name: part.view_as(forgets[name]) | learns[name] for name, part in zip(forgets, parts, strict=True)
-    }
+    sizes = [inside.numel() for inside in forgets.values()]
+    taken = torch.zeros(sum(sizes), dtype=torch.bool, device=at.device)
+    taken[at[order[:count]]] = True
+    parts = zip(forgets, taken.split(sizes), strict=True)
+    return {name: part.view_as(forgets[name]) | learns[name] for name, part in parts}
+
+
+def n_salient(masks: Masks, units: Units, role: np.ndarray) -> int:
+    """Weights of a mask in units that can forget."""
+    forgets, _ = _places(units, role, masks)
+    return sum(int((masks[name] & forgets[name]).sum()) for name in forgets)
 
 
 def share_of_gradient(masks: Masks, units: Units, role: np.ndarray, gradient: Gradients) -> float:

@@ -20,7 +20,7 @@ from curerec.methods.cure.retain_side import RetainSide
 from curerec.methods.forget_objective import ForgetObjective
 from curerec.methods.loop import outcome
 from curerec.methods.rules import Rules
-from curerec.methods.saliency import as_many_at_random, salient, share_of_gradient
+from curerec.methods.saliency import at_random, n_salient, salient, share_of_gradient
 from curerec.methods.task import Task
 from curerec.methods.unlearn import UnlearnConfig, retain_weight, run
 from curerec.prompts.counterfactual import counterfactual_pairs
@@ -242,7 +242,7 @@ def update_by_groups(
     circuit: Circuit | None,
     name: str,
     *,
-    random_weights: bool = False,
+    equal: Groups | None = None,
 ) -> Outcome:
     """Roll the groups' units back, run the update loop with their rules and pack what it did.
 
@@ -252,7 +252,8 @@ def update_by_groups(
         units, groups: what is updated, and how.
         circuit: for the record.
         name: of the method.
-        random_weights: of the twin: with ``saliency``, as many weights drawn at random.
+        equal: of a twin: the groups that its own are to equal in size. With ``saliency`` it moves as many
+            weights as would move in those, drawn at random.
     """
     role = rows_of_roles(groups)
     codes = torch.from_numpy(role).to(device_of(task.original.model))
@@ -263,11 +264,10 @@ def update_by_groups(
             at_original(objective, size=config.forget_size, seed=task.seed)
         gradient = objective.at_original
         assert gradient is not None
-        masks = (
-            as_many_at_random(units, role, gradient, config.saliency, seed=task.seed)
-            if random_weights
-            else salient(units, role, gradient, config.saliency)
-        )
+        ours = rows_of_roles(equal or groups)
+        masks = salient(units, ours, gradient, config.saliency)
+        if equal is not None:
+            masks = at_random(units, role, gradient, n_salient(masks, units, ours), seed=task.seed)
         about["saliency"] = {"gradient_share": share_of_gradient(masks, units, role, gradient)}
     rules = Rules(units, codes, weight=retain_weight(task, config.update), masks=masks)
     done = run(task, rules, config.update, config.kept.of(role))
