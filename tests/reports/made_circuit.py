@@ -53,7 +53,7 @@ def made_circuit(*, layers: int = 2, heads: int = 4, seed: int = 0) -> dict[str,
     }  # fmt: skip
     return {
         "format": "curerec-circuit",
-        "version": 3,
+        "version": 4,
         "about": {"data": "ml-100k", "base": "nano", "seed": 0, "faithfulness_asked": 0.9},
         "corruption": "prompt",
         "shape": {
@@ -69,6 +69,8 @@ def made_circuit(*, layers: int = 2, heads: int = 4, seed: int = 0) -> dict[str,
             for (s, r), v in zip(edges, drawn, strict=True)
         ],
         "edges_scorer": "atp_ig",
+        "edges_granularity": "block",
+        "edges_pairs": 256,
         "edges_measured": measured,
         "agreement": {"pearson": 0.9, "spearman": 0.85, "top_recall": 1.0, "modules": float(total)},
         "knockouts": {"random": 0.1, "random_mean": 0.05, "greedy": 0.2},

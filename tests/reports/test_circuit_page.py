@@ -32,6 +32,14 @@ def test_all_parts_and_lines_are_drawn():
     assert sum(x.score for x in joined) == pytest.approx(sum(e["score"] for e in file["edges"]))
 
 
+def test_how_connections_were_chosen_is_said():
+    page = " ".join(render_circuit(made_circuit()).split())
+    assert "Pairs they were scored on" in page and ">256<" in page.replace(" ", "")
+    assert "all heads of a layer together" in page
+    bare = made_circuit() | {"edges_granularity": None, "edges_pairs": None}  # of an earlier version
+    assert "Pairs they were scored on" not in render_circuit(bare)
+
+
 def test_its_own_script_is_the_only_one_allowed():
     page = render_circuit(made_circuit())
     scripts = re.findall(r"<script(?P<a>[^>]*)>(?P<b>.*?)</script>", page, re.S)
@@ -79,8 +87,8 @@ def test_a_bare_import_has_a_page_too():
     )
     page = render_circuit(bare.model_dump(mode="json"))
     assert "1 of 2\u00a0parts belongs" in page and "hidden" in page
-    with pytest.raises(DataError, match="version 3"):
-        render_circuit({"format": "curerec-circuit", "version": 2})
+    with pytest.raises(DataError, match="version 4"):
+        render_circuit({"format": "curerec-circuit", "version": 3})
 
 
 def test_a_large_model_shows_its_heaviest_lines(tmp_path):
