@@ -5,10 +5,10 @@ from __future__ import annotations
 import hashlib
 import json
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, ClassVar, TypeVar
 
 import yaml
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import BaseModel, ConfigDict, SerializerFunctionWrapHandler, ValidationError, model_serializer
 
 from curerec.errors import ConfigError
 
@@ -19,6 +19,14 @@ class Strict(BaseModel):
     """Base of every configuration: frozen, and an unknown key is an error, not a silent default."""
 
     model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
+    #: Fields of later versions, left out of what is written while they are None: digests of earlier
+    #: configurations, which name cached models and benchmark cells, must not change.
+    added: ClassVar[tuple[str, ...]] = ()
+
+    @model_serializer(mode="wrap")
+    def _without_added(self, written: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        values: dict[str, Any] = written(self)
+        return {k: v for k, v in values.items() if k not in self.added or v is not None}
 
     @property
     def digest(self) -> str:

@@ -139,7 +139,10 @@ def inspect(
 
     with clock.stage("counterfactuals"):
         pool = drawn(opened.split.valid, config.pool)
-        pairs = _moving(opened, pool, config, config.pairs, seed=config.seed)
+        # Pairs by PageRank are the ones that fall most, so that more of them are others.
+        more = config.edges_most if config.edges and config.corruption == "prompt" else 0
+        of_edges = _moving(opened, pool, config, max(config.pairs, more), seed=config.seed)
+        pairs = of_edges.take(np.arange(min(config.pairs, len(of_edges.clean))))
     with clock.stage("circuit"):
         options = _options(opened, config.scorer)
         circuit = stable_core(
@@ -157,10 +160,8 @@ def inspect(
             batch_size=config.batch_size,
             seed=config.seed,
         )
-    of_edges = pairs
     if config.edges:
         with clock.stage("edges"):
-            of_edges = _moving(opened, pool, config, max(config.edges, config.edges_most), seed=config.seed)
             edges = stable_edges(
                 model,
                 of_edges.clean,
@@ -224,14 +225,15 @@ def _moving(
     template: str | None = None,
     seed: int = 0,
 ) -> Aligned:
-    """At most ``n`` pairs whose margin falls: of the history kind the ones that fall most, else as drawn."""
+    """At most ``n`` pairs whose margin falls: of the history kind the ones that fall most, else as drawn.
+
+    They are in no order: the first of them, which smaller searches take, are not of the first users alone.
+    """
     made = aligned(opened, pool, config.corruption, template=template, seed=seed)
     model, answers = opened.recommender.model, opened.recommender.answers
     most = n if config.corruption == "history" else len(made.clean)
     moved = moving_pairs(model, made.clean, made.corrupt, answers, most, batch_size=config.batch_size)
-    # In no order: the first of them, which small searches begin with, are not of the first users alone.
-    moved = np.random.default_rng([seed, 101]).permutation(moved)[:n]
-    kept = made.take(moved)
+    kept = made.take(np.random.default_rng([seed, 101]).permutation(moved)[:n])
     return replace(kept, counts={**made.counts, "fell": len(moved)})
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any, Literal
 
-from pydantic import Field, SerializerFunctionWrapHandler, field_validator, model_serializer, model_validator
+from pydantic import Field, field_validator, model_validator
 
 from curerec.config import Strict, parse
 from curerec.errors import ConfigError
@@ -66,6 +66,8 @@ class NanoShape(Strict):
 class ModelConfig(Strict):
     """Which model, and how it is fine-tuned."""
 
+    added = ("nano",)
+
     base: str = Field("nano", description="nano, smollm2-135m, a folder, or a name on the Hugging Face hub")
     kind: Literal["full", "lora"] = "lora"
     nano: NanoShape | None = Field(None, description="size of base nano; None: 2 layers of 4 heads, width 64")
@@ -88,14 +90,6 @@ class ModelConfig(Strict):
         if self.nano is not None and self.base != NANO:
             raise ValueError("nano gives the size of base nano; other bases have their own")
         return self
-
-    @model_serializer(mode="wrap")
-    def _unless_default(self, written: SerializerFunctionWrapHandler) -> dict[str, Any]:
-        # Digests of earlier recipes, which name cached models and benchmark cells, must not change.
-        values: dict[str, Any] = written(self)
-        if self.nano is None:
-            values.pop("nano", None)
-        return values
 
 
 class RequestConfig(Strict):

@@ -93,13 +93,12 @@ def rows(opened: Any, corruption: str, options: Any) -> Any:
         return part.take(rng.permutation(len(part))[:n])
 
     made = aligned(opened, drawn(opened.split.valid, options.pool), corruption, seed=options.seed)
-
-    def moving(n: int) -> Any:
-        most = n if corruption == "history" else len(made.clean)
-        moved = moving_pairs(model, made.clean, made.corrupt, answers, most, batch_size=options.batch)
-        return made.take(rng.permutation(moved)[:n])
-
-    pairs = moving(options.pairs)
+    history = corruption == "history"
+    wanted = options.pairs if history or not options.edges else max(options.pairs, options.edges_most)
+    most = wanted if history else len(made.clean)
+    moved = moving_pairs(model, made.clean, made.corrupt, answers, most, batch_size=options.batch)
+    of_edges = made.take(rng.permutation(moved)[:wanted])
+    pairs = of_edges.take(np.arange(min(options.pairs, len(of_edges.clean))))
     test = None
     if options.test:
         examples = drawn(opened.split.test, options.test)
@@ -168,7 +167,6 @@ def rows(opened: Any, corruption: str, options: Any) -> Any:
             }
         yield row
     if options.edges:
-        of_edges = moving(max(options.edges, options.edges_most))
         edges = stable_edges(
             model, of_edges.clean, of_edges.corrupt, answers, start=options.edges, seed=options.seed,
             batch_size=options.batch,

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from typing import Any, Literal
+from typing import Literal
 
 import numpy as np
 import torch
-from pydantic import Field, SerializerFunctionWrapHandler, model_serializer, model_validator
+from pydantic import Field, model_validator
 
 from curerec.circuits.adapter import weight_deltas
 from curerec.circuits.core import find_core, stable_core
@@ -45,6 +45,8 @@ class Kept(Strict):
 
 class CureConfig(Strict):
     """Circuit, groups and update. Every value is chosen on D_v, D_c and D_f."""
+
+    added = ("saliency",)
 
     pairs: int = Field(128, gt=1, description="counterfactual pairs that the circuit is scored on")
     pair_pool: int = Field(
@@ -92,14 +94,6 @@ class CureConfig(Strict):
         if self.saliency is not None and self.forget_score != "gradient":
             raise ValueError("saliency takes the weights by their gradient: use forget_score gradient")
         return self
-
-    @model_serializer(mode="wrap")
-    def _unless_default(self, written: SerializerFunctionWrapHandler) -> dict[str, Any]:
-        # Digests of earlier recipes, which name cached models and benchmark cells, must not change.
-        values: dict[str, Any] = written(self)
-        if self.saliency is None:
-            values.pop("saliency", None)
-        return values
 
 
 def explain(task: Task, config: CureConfig) -> tuple[Circuit, Units, Groups]:
