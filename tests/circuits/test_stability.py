@@ -11,7 +11,7 @@ from curerec.circuits.passes import Scores
 from curerec.circuits.scorers import atp
 from curerec.circuits.stability import agreement, bootstrap_intervals, jaccard, overlaps, settle
 from curerec.errors import ConfigError
-from curerec.records import Circuit
+from made_core import found_circuit
 from made_models import made_model, made_prompts, other_titles
 
 CLEAN, ENCODER = made_prompts(8)
@@ -28,15 +28,6 @@ def test_intervals_cover_the_mean_as_often_as_they_say():
     assert 0.90 <= ((low <= truth) & (truth <= high)).mean() <= 0.98
     assert low.dtype == np.float32 and (low <= scores.mean(0)).all() and (scores.mean(0) <= high).all()
     np.testing.assert_allclose(high - low, 2 * 1.96 / 10, atol=0.12)
-
-
-def found_circuit(core=(), jaccard=1.0):
-    """A circuit of three modules, of which only this matters here."""
-    modules = ("a", "b", "c")
-    scores = np.zeros((1, 3), np.float32)
-    return Circuit(
-        modules, scores, scores[0], core, ((0, 0.0), (3, 1.0)), 1.0, 1.0, jaccard, scorer="atp", pairs={}
-    )
 
 
 def test_overlaps_of_named_circuits():

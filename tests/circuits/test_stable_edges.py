@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
-from test_stability import found_circuit
 
 from curerec.circuits import edge_core
 from curerec.circuits.edge_core import find_edges, stable_edges
 from curerec.circuits.exchange import VERSION, shape_of, to_file
 from curerec.circuits.wiring import of_blocks, wiring_of
 from curerec.reports import circuit_page
+from made_core import found_circuit
 from made_families import TYPES, made_family_model
 from made_models import made_model, made_prompts, other_titles
 
@@ -85,8 +87,6 @@ def test_the_fall_back_is_in_the_record(monkeypatch):
     assert asked[0] == asked[1] > asked[2] and len(asked) == 3
     assert circuit.granularity == "block" and len(circuit.scores) == len(CLEAN)
     assert [n for n in circuit.notes if "went on with 8" in n] and "not stable" in circuit.notes[-1]
-    from dataclasses import replace
-
     whole = replace(found_circuit(), edges=circuit)
     file = to_file(whole, shape_of(wiring_of(model), model.config.hidden_size))
     assert file.edges_granularity == "block" and file.edges_pairs == len(CLEAN)

@@ -8,37 +8,18 @@ import numpy as np
 import pytest
 import torch
 
-from curerec.circuits.adapter import weight_deltas
 from curerec.methods.rollback import roll_back
-from curerec.recommender.units import units_of
-from made_families import TYPES, lora_on, made_family_model
+from made_families import TYPES
 from made_models import made_encoder
+from made_updates import changed, tuned
 
 WORDS = len(made_encoder().tokenizer)
-
-
-def tuned(lora, model_type="llama"):
-    """A base, and a model whose every branch was changed."""
-    base = made_family_model(model_type, WORDS)
-    model = lora_on(copy.deepcopy(base)) if lora else copy.deepcopy(base)
-    generator = torch.Generator().manual_seed(1)
-    with torch.no_grad():
-        for name, p in model.named_parameters():
-            if not lora or "lora_" in name:
-                p.add_(0.1 * torch.randn(p.shape, generator=generator))
-    return base, model
 
 
 def logits(model):
     ids = torch.arange(1, 13).view(2, 6)
     with torch.no_grad():
         return model(input_ids=ids).logits
-
-
-def changed(base, model, granularity="row"):
-    units = units_of(model, granularity)
-    lora = hasattr(model, "peft_config")
-    return units, {} if lora else weight_deltas(model, base.state_dict(), units)
 
 
 @pytest.mark.parametrize("lora", [False, True])

@@ -8,28 +8,11 @@ import torch
 
 from curerec.groups.assign import FORGET, FROZEN, RETAIN, SHARED
 from curerec.methods.rules import Rules, uniform
-from curerec.recommender.units import units_of
-from made_families import lora_on, made_family_model
 from made_models import made_encoder
+from made_updates import setting
 
 WORDS = len(made_encoder().tokenizer)
 CASES = [(g, lora) for g in ("row", "projection", "head_mlp") for lora in (False, True)]
-
-
-def setting(granularity, lora, *, seed=0, scale=1.0, kind="llama"):
-    """Units with random roles, and random gradients of all their parameters."""
-    model = made_family_model(kind, WORDS)
-    model = lora_on(model) if lora else model
-    units = units_of(model, granularity)
-    rng = np.random.default_rng(seed)
-    role = torch.from_numpy(rng.integers(0, 4, len(units.names)))
-    parameters = dict(model.named_parameters())
-    names = sorted({n for b in units.branches for n in (b.weight, b.factor) if n})
-    forget, retain = (
-        {n: torch.from_numpy(scale * rng.normal(size=tuple(parameters[n].shape))).float() for n in names}
-        for _ in range(2)
-    )
-    return units, role, forget, retain
 
 
 def slices(units, gradients, unit):

@@ -5,8 +5,6 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
-from test_rollback import changed, tuned
-from test_rules import setting
 
 from curerec.config import parse
 from curerec.errors import ConfigError
@@ -20,6 +18,7 @@ from curerec.recipe import Recipe
 from curerec.recommender.units import units_of
 from curerec.testing.methods import check_only_trainable_changed
 from made_tasks import made_task
+from made_updates import changed, setting, tuned
 
 CASES = [(kind, lora) for kind in ("llama", "gpt2") for lora in (False, True)]
 SMALL = {"pairs": 12, "pair_pool": 20, "control_size": 30, "draws": 4, "scope": "all"}

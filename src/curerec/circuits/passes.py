@@ -34,7 +34,7 @@ class Cost:
 
     A backward pass counts as one forward pass: the weights are frozen, so it is one matrix product a layer
     where training needs two. A pass whose last layer is computed at the answer alone counts as a whole one;
-    one that begins at a higher layer (:mod:`curerec.circuits.resume`) as the share of layers it computes.
+    one that begins at a higher layer (:mod:`curerec.recommender.layers`) as the share of layers it computes.
 
     Attributes:
         examples: pairs scored.

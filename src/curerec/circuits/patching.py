@@ -11,11 +11,11 @@ import torch
 
 from curerec.circuits.activations import layer_of, patching, recording, sites_of
 from curerec.circuits.passes import Cost, PairBatch, at_answer, each_batch, frozen, margin, numpy_type
-from curerec.circuits.resume import beginning_at, outputs_of
 from curerec.circuits.scorers import atp as atp_scorer
 from curerec.errors import PromptError
 from curerec.prompts.encoding import Prompts
 from curerec.recommender import parallel
+from curerec.recommender.layers import beginning_at, outputs_of
 from curerec.recommender.lean import can_be_lean
 from curerec.recommender.score import answer_logits
 
@@ -128,7 +128,7 @@ def margins_with(
                 stack.enter_context(at_answer(model, batch.last, lean))
                 stack.enter_context(changed(corrupt_acts, patch_set))
                 if k == 0 and any(begins):
-                    below = stack.enter_context(outputs_of(layers))
+                    below = stack.enter_context(outputs_of(layers[:-1]))
                 if begins[k]:
                     stack.enter_context(beginning_at(layers, begins[k], below))
                 logits = answer_logits(model, batch.clean, batch.last, answers)

@@ -2,10 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
-from typing import Any
-
 import numpy as np
 import torch
 from jaxtyping import Float
@@ -16,6 +12,7 @@ from curerec.evaluation.metric import CannotError, Metric, Value
 from curerec.evaluation.scene import Scene
 from curerec.evaluation.utility import nll
 from curerec.recommender.families import family_of
+from curerec.recommender.layers import beginning_at, outputs_of
 from curerec.recommender.score import answer_logits, by_length, device_of, to_batch
 
 SIZE = 256  # examples of D_f
@@ -62,48 +59,15 @@ def drops(scene: Scene, one: Candidate) -> Float[np.ndarray, "layers n"]:
         for index in by_length(prompts, 64):
             batch = to_batch(prompts, index, device)
             plain = nll(answer_logits(host, *batch, answers).cpu().numpy(), label[index])
-            with _outputs(layers[1]) as states:
+            with outputs_of(layers[1]) as states:
                 answer_logits(guest, *batch, answers)
-            for k, layer in enumerate(layers[0]):
-                with _replaced(layer, states[k]):
+            for k in range(len(layers[0])):
+                with beginning_at(layers[0], k + 1, states):
                     patched = answer_logits(host, *batch, answers)
                 out[k, index] = nll(patched.cpu().numpy(), label[index]) - plain
     host.train(training[0]), guest.train(training[1])
     one.memo[key] = out
     return out
-
-
-@contextmanager
-def _outputs(layers: list[Any]) -> Iterator[dict[int, torch.Tensor]]:
-    """Hidden states that each layer gives in the passes inside."""
-    seen: dict[int, torch.Tensor] = {}
-
-    def note(k: int) -> Any:
-        def hook(module: Any, args: Any, output: Any) -> None:
-            seen[k] = output[0] if isinstance(output, tuple) else output
-
-        return hook
-
-    handles = [layer.register_forward_hook(note(k)) for k, layer in enumerate(layers)]
-    try:
-        yield seen
-    finally:
-        for handle in handles:
-            handle.remove()
-
-
-@contextmanager
-def _replaced(layer: Any, state: torch.Tensor) -> Iterator[None]:
-    """A layer that gives another's hidden states."""
-
-    def hook(module: Any, args: Any, output: Any) -> Any:
-        return (state, *output[1:]) if isinstance(output, tuple) else state
-
-    handle = layer.register_forward_hook(hook)
-    try:
-        yield
-    finally:
-        handle.remove()
 
 
 def erased(
