@@ -10,6 +10,7 @@ import pytest
 from curerec.circuits import edge_core
 from curerec.circuits.edge_core import find_edges, stable_edges
 from curerec.circuits.exchange import VERSION, shape_of, to_file
+from curerec.circuits.passes import Cost
 from curerec.circuits.wiring import of_blocks, wiring_of
 from curerec.reports import circuit_page
 from made_core import found_circuit
@@ -100,6 +101,31 @@ def test_stable_at_once(monkeypatch):
         made_model(WORDS), CLEAN, CORRUPT, ANSWERS, start=4, scorer="atp", draws=4, sizes=4
     )
     assert circuit.granularity == "head_mlp" and len(circuit.scores) == 4 and circuit.notes == ()
+
+
+def test_each_pair_is_scored_once(monkeypatch):
+    """However often the circuit is looked for anew; and it is the one that a search by itself finds."""
+    model, taken = made_model(WORDS), []
+    whole = edge_core.edge_scores
+
+    def counting(model, clean, *rest, **named):
+        taken.append(len(clean))
+        return whole(model, clean, *rest, **named)
+
+    monkeypatch.setattr(edge_core, "edge_scores", counting)
+    monkeypatch.setattr(edge_core, "paired_overlap", lambda member: 0.1)
+    circuit = stable_edges(model, CLEAN, CORRUPT, ANSWERS, start=2, scorer="atp", draws=4, sizes=4)
+    assert taken == [2, 2, 4] and sum(taken) == len(CLEAN)
+    alone = find_edges(model, CLEAN, CORRUPT, ANSWERS, scorer="atp", draws=4, sizes=4)
+    np.testing.assert_allclose(circuit.scores, alone.scores, rtol=0, atol=1e-5)
+    assert circuit.core == alone.core
+    np.testing.assert_allclose(circuit.curve, alone.curve, rtol=0, atol=1e-5)
+
+
+def test_costs_add_up():
+    a, b = Cost(4, 8, 4, 2, 1, None), Cost(2, 4, 2, 1, 0, 7)
+    assert a.with_more(b) == Cost(6, 12, 6, 1, 1, 7) and a.with_more(a).peak_bytes is None
+    assert a.with_more(b).forward_equivalents == a.forward_equivalents
 
 
 def test_pages_know_the_version_that_is_written():

@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from curerec.circuits.edges import edge_scores
+from curerec.circuits.edges import EdgeScores, edge_scores
 from curerec.circuits.faithfulness import Faithfulness, areas, judge_edges, minimality
 from curerec.circuits.passes import check_halves
 from curerec.circuits.selection import (
@@ -24,6 +24,8 @@ from curerec.circuits.wiring import Wiring, of_blocks, wiring_of
 from curerec.prompts.encoding import Prompts
 from curerec.records import EdgeCircuit
 
+SCORER, BATCH = "atp_ig", 16  # where nothing else is asked for
+
 
 def find_edges(
     model: Any,
@@ -31,14 +33,15 @@ def find_edges(
     corrupt: Prompts,
     answers: tuple[int, int],
     *,
-    scorer: str = "atp_ig",
+    scorer: str = SCORER,
     options: dict[str, Any] | None = None,
     granularity: Granularity = "head_mlp",
     threshold: float = 0.9,
     draws: int = 50,
     sizes: int = 24,
     details: bool = False,
-    batch_size: int = 16,
+    found: EdgeScores | None = None,
+    batch_size: int = BATCH,
     seed: int = 0,
 ) -> EdgeCircuit:
     """Score all edges and choose the smallest faithful connected circuit on a grid of sizes.
@@ -54,6 +57,7 @@ def find_edges(
         draws: bootstrap resamples for the overlap of the circuit.
         sizes: at most so many sizes are judged.
         details: also drop-one effects, one pass an edge of the circuit.
+        found: scores of these pairs by this scorer, where they are at hand; None: they are taken.
 
     Raises:
         PromptError: fewer than two pairs, pairs that do not align, or none that moves the answer.
@@ -61,14 +65,15 @@ def find_edges(
     Source: METHOD sections 3 and 4; Hanna et al. 2024 (greedy search).
     """
     check_halves(clean)
-    found = edge_scores(
-        model, clean, corrupt, answers, scorer=scorer, batch_size=batch_size, **(options or {})
-    )
+    if found is None:
+        found = edge_scores(
+            model, clean, corrupt, answers, scorer=scorer, batch_size=batch_size, **(options or {})
+        )
     wiring, total = wiring_of(model), len(found.source)
     graph, member = _graph(wiring, granularity)
     grouped = found.values if graph is wiring else np.stack([found.values[:, m].sum(1) for m in member], 1)
     rank_half, judge_half = halves(len(clean), seed, judged=JUDGED)
-    rng = np.random.default_rng([seed, 43])
+    rng = np.random.default_rng([seed, 53])
     greedy = list(greedy_order(grouped[rank_half].mean(0), graph))
     asked = sizes_to_judge(len(member), most=sizes)
     sets = [[int(k) for g in pruned(greedy[:n], graph) for k in member[g]] for n in asked]
@@ -118,7 +123,7 @@ def stable_edges(
 
     As :func:`curerec.circuits.core.stable_core`: doubles the pairs while the overlap over resamples is below
     ``least``; when there are no more, takes all edges between two layers' heads as one. Each step is in the
-    notes.
+    notes, and each pair is scored once.
 
     Args:
         model, clean, corrupt, answers: as for :func:`find_edges`; the pairs are the most that may be used.
@@ -130,11 +135,20 @@ def stable_edges(
         The circuit; ``len(circuit.scores)`` pairs were used.
     """
 
+    scoring = {"scorer": find.get("scorer", SCORER), "batch_size": find.get("batch_size", BATCH)}
+    scored: EdgeScores | None = None
+
     def of(pairs: int, granularity: Granularity) -> EdgeCircuit:
+        nonlocal scored
         index = np.arange(pairs)
-        return find_edges(
-            model, clean.take(index), corrupt.take(index), answers, **{**find, "granularity": granularity}
-        )
+        new = index if scored is None else index[len(scored.values) :]
+        if len(new):
+            more = edge_scores(
+                model, clean.take(new), corrupt.take(new), answers, **scoring, **(find.get("options") or {})
+            )
+            scored = more if scored is None else scored.with_more(more)
+        chosen = {**find, "granularity": granularity, "found": scored}
+        return find_edges(model, clean.take(index), corrupt.take(index), answers, **chosen)
 
     circuit, said = settle(of, len(clean), start=start, least=least)
     return replace(circuit, notes=(*circuit.notes, *said))

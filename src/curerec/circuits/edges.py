@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager, nullcontext
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Any
 
@@ -49,6 +49,12 @@ class EdgeScores:
         """``source->reader`` of every edge."""
         return tuple(
             f"{self.sources[s]}->{self.readers[r]}" for s, r in zip(self.source, self.reader, strict=True)
+        )
+
+    def with_more(self, more: EdgeScores) -> EdgeScores:
+        """These scores, and after them those of further pairs of the same model."""
+        return replace(
+            self, values=np.concatenate([self.values, more.values]), cost=self.cost.with_more(more.cost)
         )
 
     def of_sources(self) -> np.ndarray:

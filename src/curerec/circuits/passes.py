@@ -56,6 +56,18 @@ class Cost:
         """Passes per example."""
         return (self.forwards + self.backwards) / max(self.examples, 1)
 
+    def with_more(self, more: Cost) -> Cost:
+        """What two scorings of different pairs took together."""
+        peaks = [c.peak_bytes for c in (self, more) if c.peak_bytes is not None]
+        return Cost(
+            examples=self.examples + more.examples,
+            forwards=self.forwards + more.forwards,
+            backwards=self.backwards + more.backwards,
+            smallest_batch=min(self.smallest_batch, more.smallest_batch),
+            halved=self.halved + more.halved,
+            peak_bytes=max(peaks, default=None),
+        )
+
     def notes(self) -> tuple[str, ...]:
         """What a reader should be told."""
         if not self.halved:
