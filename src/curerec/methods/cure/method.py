@@ -236,7 +236,7 @@ def update_by_groups(
     circuit: Circuit | None,
     name: str,
     *,
-    equal: Groups | None = None,
+    as_large_as: Groups | None = None,
 ) -> Outcome:
     """Roll the groups' units back, run the update loop with their rules and pack what it did.
 
@@ -246,7 +246,7 @@ def update_by_groups(
         units, groups: what is updated, and how.
         circuit: for the record.
         name: of the method.
-        equal: of a twin: the groups that its own are to equal in size. With ``saliency`` it moves as many
+        as_large_as: of a twin: the groups that its own equal in size. With ``saliency`` it moves as many
             weights as would move in those, drawn at random.
     """
     role = rows_of_roles(groups)
@@ -258,9 +258,9 @@ def update_by_groups(
             at_original(objective, size=config.forget_size, seed=task.seed)
         gradient = objective.at_original
         assert gradient is not None
-        ours = rows_of_roles(equal or groups)
+        ours = rows_of_roles(as_large_as or groups)
         masks = salient(units, ours, gradient, config.saliency)
-        if equal is not None:
+        if as_large_as is not None:
             masks = at_random(units, role, gradient, n_salient(masks, units, ours), seed=task.seed)
         about["saliency"] = {"gradient_share": share_of_gradient(masks, units, role, gradient)}
     rules = Rules(units, codes, weight=retain_weight(task, config.update), masks=masks)

@@ -28,7 +28,7 @@ def random_modules(task: Task, config: CureConfig | None = None) -> Outcome:
     else:
         units = replace(units, types=comparable(units.types))
     twin = random_groups(groups, units.types, seed=task.seed)
-    return update_by_groups(task, config, units, twin, None, "random_modules", equal=groups)
+    return update_by_groups(task, config, units, twin, None, "random_modules", as_large_as=groups)
 
 
 def by_row(rows: Units, groups: Groups) -> tuple[Units, Groups]:
