@@ -1,4 +1,4 @@
-"""Weights inside the groups: the ones with the largest forget gradient, and nothing else, move."""
+"""Weights inside the groups: which move, which are taken back first, and nothing else changes."""
 
 from __future__ import annotations
 
@@ -6,14 +6,25 @@ import numpy as np
 import pytest
 import torch
 
+from curerec.circuits.adapter import weight_deltas
 from curerec.config import parse
 from curerec.errors import ConfigError
 from curerec.groups.assign import FORGET, FROZEN, RETAIN, SHARED, rows_of_roles
 from curerec.methods import METHODS
 from curerec.methods.cure.method import CureConfig, update_by_groups
-from curerec.methods.rollback import roll_back
+from curerec.methods.forget_objective import ForgetObjective
+from curerec.methods.loop import free, tuned_names
+from curerec.methods.rollback import changes, roll_back
 from curerec.methods.rules import Rules, role_of_factor
-from curerec.methods.saliency import at_random, n_salient, salient, share_of_gradient
+from curerec.methods.saliency import (
+    at_random,
+    attributed,
+    n_salient,
+    only_forgetting,
+    remembering,
+    salient,
+    share_of_gradient,
+)
 from curerec.recipe import Recipe
 from curerec.recommender.units import units_of
 from curerec.testing.methods import check_only_trainable_changed
@@ -61,6 +72,71 @@ def test_the_largest_gradients_of_units_that_forget(kind, lora, share):
         float(g.double().square().sum()) for g in gradient.values()
     )
     assert share_of_gradient(masks, units, role.numpy(), gradient) == pytest.approx(held, rel=1e-6)
+
+
+@pytest.mark.parametrize("share", [0.02, 0.2, 1.0])
+@pytest.mark.parametrize(("kind", "lora"), CASES)
+def test_memory_is_gradient_times_change_with_its_sign(kind, lora, share):
+    units, role, gradient, other = setting("row", lora, kind=kind)
+    change = {
+        b.weight: other[b.weight] for b in units.branches
+    }  # of a factor that is not sliced there is none
+    masks = remembering(units, role.numpy(), gradient, change, share)
+    of = roles_of_weights(units, role, gradient)
+    able = {n: (of[n] == FORGET) | (of[n] == SHARED) for n in change}
+    chosen = torch.cat([(gradient[n] * change[n])[masks[n]] for n in change])
+    left = torch.cat([(gradient[n] * change[n])[~masks[n] & able[n]] for n in change])
+    assert chosen.min() > 0
+    assert len(chosen) == min(
+        int(share * sum(g.numel() for g in gradient.values())), len(chosen) + int((left > 0).sum())
+    )
+    assert not len(left) or chosen.min() >= left.max()
+    assert (
+        all(mask.shape == gradient[n].shape for n, mask in masks.items()) and masks.keys() == gradient.keys()
+    )
+    assert not any(bool((masks[n] & ~able.get(n, torch.tensor(False))).any()) for n in masks)
+    assert attributed(masks, gradient, change) == pytest.approx(float(chosen.double().sum()), rel=1e-5)
+
+
+@pytest.mark.parametrize("lora", [False, True])
+def test_what_goes_back_is_what_fine_tuning_changed(lora):
+    base, model = tuned(lora)
+    units, deltas = changed(base, model)
+    old = dict(model.named_parameters())
+    found = changes(model, units, deltas)
+    roll_back(model, units, deltas, np.zeros(len(units.names)))
+    for name, change in found.items():
+        if lora:
+            assert not bool(dict(model.named_parameters())[name].any())
+        else:
+            torch.testing.assert_close(old[name] + change, dict(base.named_parameters())[name] + change)
+
+
+def test_going_back_where_memory_lies_forgets_more_than_going_back_everywhere():
+    """To first order by construction; here by the forget loss itself, which falls by what was predicted."""
+    task = made_task()
+    config = CureConfig.model_validate(SMALL)
+    objective = ForgetObjective.of(task, config.update)
+    units = units_of(task.original.model, "row")
+    role = np.full(len(units.names), FORGET)
+    model = task.copy_of_model()
+    names = tuned_names(model)
+    gradient = dict(zip(names, objective.gradient(model, free(model, names))[0], strict=True))
+    deltas = weight_deltas(model, task.base_state, units)
+    change = changes(model, units, deltas)
+    every = {n: torch.ones_like(g, dtype=torch.bool) for n, g in gradient.items()}
+    memory = remembering(units, role, gradient, change, 1.0)
+    rest = {n: ~memory[n] for n in memory}
+
+    def after(masks):
+        copy = task.copy_of_model()
+        roll_back(copy, units, deltas, np.full(len(units.names), 0.99), masks)
+        return float(objective.loss(copy, np.arange(len(objective.prompts))).detach())
+
+    before = float(objective.loss(model, np.arange(len(objective.prompts))).detach())
+    assert after(memory) < after(every) < after(rest) and after(memory) < before < after(rest)
+    predicted = 0.01 * attributed(memory, gradient, change)
+    assert before - after(memory) == pytest.approx(predicted, rel=0.1)
 
 
 @pytest.mark.parametrize(("kind", "lora"), CASES)
@@ -169,6 +245,40 @@ def test_salient_weights_hold_more_of_the_gradient_than_the_twin_s():
     assert held[0] > 2 * held[1]
 
 
+@pytest.mark.parametrize("saliency", [None, 0.05])
+def test_the_twin_takes_back_as_many_weights_of_less_memory(saliency):
+    """And no more weights differ from the original's than the record says."""
+    settings = {
+        **SMALL,
+        "saliency": saliency,
+        "rolled_back": 0.1,
+        "kept": {"forget": 0.0, "shared": 0.0},
+        "update": {"max_steps": 1},
+    }
+    task = made_task()
+    ours, twin = (
+        METHODS[m][0](task, CureConfig.model_validate(settings)) for m in ("cure", "random_modules")
+    )
+    said = [out.details["rolled_back"] for out in (ours, twin)]
+    assert said[0]["weights"] == said[1]["weights"] > 0
+    assert said[0]["attributed"] > 2 * abs(said[1]["attributed"])
+    for out in (ours, twin):
+        check_only_trainable_changed(out, task)
+        assert out.n_trainable > said[0]["weights"]
+
+
+def test_weights_that_are_taken_back_need_not_move():
+    units, role, gradient, other = setting("row", False)
+    moving = only_forgetting(salient(units, role.numpy(), gradient, 0.02), units, role.numpy())
+    change = {b.weight: other[b.weight] for b in units.branches}
+    rolled = remembering(units, role.numpy(), gradient, change, 0.3)
+    rules = Rules(units, role, masks=moving)
+    both = sum(int((moving[n] | rolled[n]).sum()) for n in moving)
+    assert rules.n_movable(gradient, rolled) == both > rules.n_movable(gradient)
+    named = {n: gradient[n] for n in rules.trainable()}
+    assert rules.n_movable(named, rolled) == both
+
+
 def test_the_gradient_is_taken_once(monkeypatch):
     """The mask costs no pass: it is of the gradient that the groups were made of."""
     from curerec.methods.forget_objective import ForgetObjective
@@ -179,19 +289,26 @@ def test_the_gradient_is_taken_once(monkeypatch):
         ForgetObjective, "gradient", lambda self, *a, **k: (taken.append(1), whole(self, *a, **k))[1]
     )
     counts = []
-    for saliency in (None, 0.1):
+    for weights in ({}, {"saliency": 0.1}, {"rolled_back": 0.1}, {"saliency": 0.1, "rolled_back": 0.1}):
         taken.clear()
-        settings = {**SMALL, "saliency": saliency, "update": {"max_steps": 2}}
+        settings = {**SMALL, **weights, "update": {"max_steps": 2}}
         METHODS["cure"][0](made_task(), CureConfig.model_validate(settings))
         counts.append(len(taken))
-    assert counts[0] == counts[1] == 1
+    assert set(counts) == {1}
 
 
 @pytest.mark.parametrize("size", [2000, 24])
 def test_an_update_by_itself_ends_with_the_same_weights(size):
     """A request that goes on after a kill has the groups from a file, and takes the gradient anew."""
     config = CureConfig.model_validate(
-        {**SMALL, "saliency": 0.1, "forget_size": size, "update": {"max_steps": 3}}
+        {
+            **SMALL,
+            "saliency": 0.1,
+            "rolled_back": 0.1,
+            "kept": {"forget": 0.5, "shared": 0.5},
+            "forget_size": size,
+            "update": {"max_steps": 3},
+        }
     )
     whole = METHODS["cure"][0](made_task(), config)
     task = made_task()
@@ -201,14 +318,16 @@ def test_an_update_by_itself_ends_with_the_same_weights(size):
         assert torch.equal(p, q), name
 
 
-def test_it_needs_the_gradient():
+@pytest.mark.parametrize("name", ["saliency", "rolled_back"])
+def test_it_needs_the_gradient(name):
     with pytest.raises(ValueError, match="forget_score gradient"):
-        CureConfig(saliency=0.2, forget_score="path")
-    with pytest.raises(ConfigError, match="saliency"):
-        parse(Recipe, {"cure": {"saliency": 0.2, "forget_score": "path"}}, where="recipe")
+        CureConfig(**{name: 0.2}, forget_score="path")
+    with pytest.raises(ConfigError, match=name):
+        parse(Recipe, {"cure": {name: 0.2, "forget_score": "path"}}, where="recipe")
 
 
 def test_recipes_without_it_keep_their_digest():
     """The digest names cells of earlier benchmarks and retain sides that were kept."""
-    assert "saliency" not in Recipe().model_dump(mode="json")["cure"]
-    assert Recipe(cure=CureConfig(saliency=0.5)).digest != Recipe().digest
+    assert not {"saliency", "rolled_back"} & Recipe().model_dump(mode="json")["cure"].keys()
+    for name in ("saliency", "rolled_back"):
+        assert Recipe(cure=CureConfig(**{name: 0.5})).digest != Recipe().digest

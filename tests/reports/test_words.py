@@ -38,6 +38,23 @@ def test_which_weights_were_free_to_move(method: str) -> None:
         assert "free to move" not in render(record | {"config": {"cure": settings}})
 
 
+@pytest.mark.parametrize("method", ["cure", "random_modules", "npo"])
+def test_which_weights_were_taken_back(method: str) -> None:
+    """Their share and how they were chosen, where anything was taken back."""
+    record = full_record() | {"method": method}
+    record["metrics"], record["residual"] = {"original": {}, method: {}}, {}
+    settings = {"kept": {"forget": 0.2, "shared": 0.2}, "rolled_back": 0.2}
+    page = " ".join(render(record | {"config": {"cure": settings}}).split())
+    assert ("were taken back, at most 20 % of all." in page) is (method != "npo")
+    assert ("the deleted data are remembered most" in page) is (method == "cure")
+    for other in (
+        {"rolled_back": 0.2},
+        {**settings, "rolled_back": None},
+        {**settings, "rolled_back": "much"},
+    ):
+        assert "only single weights" not in render(record | {"config": {"cure": other}})
+
+
 def test_what_the_heads_of_the_circuit_read() -> None:
     """Each claim with its numbers; nothing where it was not measured."""
     record = full_record()

@@ -8,8 +8,23 @@ import numpy as np
 import torch
 
 from curerec.circuits.adapter import Deltas
-from curerec.methods.rules import Masks
+from curerec.methods.rules import Gradients, Masks
 from curerec.recommender.units import Units
+
+
+def changes(model: Any, units: Units, deltas: Deltas) -> Gradients:
+    """What going all the way back takes off each weight, by parameter name: dW, with LoRA the sliced factor.
+
+    Args:
+        model: fine-tuned.
+        units: of the model.
+        deltas: as for :func:`roll_back`.
+    """
+    parameters = dict(model.named_parameters(remove_duplicate=False))
+    return {
+        b.weight: deltas[b.weight] if b.factor is None else parameters[b.weight].detach()
+        for b in units.branches
+    }
 
 
 @torch.no_grad()

@@ -69,10 +69,20 @@ class Rules:
         names += [p for p, role in self.factors.items() if int(role) != FROZEN]
         return [p for p in names if self.masks is None or bool(self.masks[p].any())]
 
-    def n_movable(self, parameters: Mapping[str, torch.Tensor]) -> int:
-        """How many weights of the parameters, by name, may change."""
+    def n_movable(self, parameters: Mapping[str, torch.Tensor], rolled: Masks | None = None) -> int:
+        """How many weights may change.
+
+        Args:
+            parameters: that any unit may change, by name.
+            rolled: weights that are taken back before the update, in units that are not frozen; they count,
+                too, where they may not move afterwards.
+        """
         if self.masks is not None:
-            return sum(int(self.masks[name].sum()) for name in parameters)
+            count = 0
+            for name, mask in self.masks.items():
+                able = mask if name in parameters else torch.zeros_like(mask)
+                count += int((able | rolled[name] if rolled and name in rolled else able).sum())
+            return count
         rows = {name: int((self.role[owner] != FROZEN).sum()) for name, (_, owner) in self.owner.items()}
         count = 0
         for name, p in parameters.items():

@@ -1,4 +1,4 @@
-"""Weights that may move for forgetting: of the units that can forget, those with the largest gradient."""
+"""Single weights inside the units that can forget: which may move, and which are taken back first."""
 
 from __future__ import annotations
 
@@ -32,16 +32,52 @@ def salient(units: Units, role: np.ndarray, gradient: Gradients, share: float) -
     the whole model; inside groups it is this project's own.
     """
     forgets, learns = _places(units, role, gradient)
-    squares = {name: gradient[name].double().square() * inside for name, inside in forgets.items()}
-    values = torch.cat([v.flatten() for v in squares.values()])
-    most = min(int(share * len(values)), int((values > 0).sum()))
-    if most == 0:
-        return learns
-    least = values.topk(most).values[-1]
-    return {name: (squares[name] >= least) & forgets[name] | learns[name] for name in squares}
+    most = _largest({n: gradient[n].double().square() for n in forgets}, forgets, share)
+    return {name: most[name] | learns[name] for name in most}
 
 
-def at_random(units: Units, role: np.ndarray, gradient: Gradients, count: int, *, seed: int) -> Masks:
+def remembering(
+    units: Units, role: np.ndarray, gradient: Gradients, changes: Gradients, share: float
+) -> Masks:
+    """Masks of the weights in whose change by fine-tuning D_f is remembered, in units that can forget.
+
+    ``g_f * dW`` is, to first order, what the forget loss falls by when a weight goes back to where
+    fine-tuning started: the scorer ``adapter`` (:mod:`curerec.circuits.adapter`), weight by weight and with
+    its sign. Where it is negative, going back would write memory instead: a unit that is taken back whole
+    loses by those weights two fifths of what it gains by the others (docs/method.md).
+
+    Args:
+        units: of the model.
+        role: codes of :data:`curerec.records.ROLES`, int [n_units].
+        gradient: of the forget loss at theta_o, by parameter name.
+        changes: what going back takes off, by parameter name: :func:`curerec.methods.rollback.changes`.
+        share: of all weights in ``gradient``, at most so many are taken: those with the largest product, of
+            the positive ones.
+
+    Returns:
+        By parameter name, bool, shaped like the parameters.
+
+    Source: this project's own.
+    """
+    forgets, _ = _places(units, role, gradient)
+    none = {n: torch.zeros_like(gradient[n], dtype=torch.bool) for n in forgets}
+    able = {n: inside for n, inside in forgets.items() if n in changes}
+    products = {n: gradient[n].double() * changes[n].double() for n in able}
+    return none | _largest(products, able, share, of=sum(v.numel() for v in forgets.values()))
+
+
+def attributed(masks: Masks, gradient: Gradients, changes: Gradients) -> float:
+    """Fall of the forget loss to first order if the weights of a mask went all the way back, in its unit."""
+    return sum(
+        float((gradient[n].double() * changes[n].double() * mask).sum())
+        for n, mask in masks.items()
+        if n in changes
+    )
+
+
+def at_random(
+    units: Units, role: np.ndarray, gradient: Gradients, count: int, *, seed: int, salt: int = 98
+) -> Masks:
     """Masks of so many weights drawn at random from the units that can forget.
 
     What the twin of ``cure`` moves: its groups are random, and so are the weights in them.
@@ -50,11 +86,14 @@ def at_random(units: Units, role: np.ndarray, gradient: Gradients, count: int, *
         units, role, gradient: as for :func:`salient`; of the gradient only the shapes count.
         count: weights, :func:`n_salient` of the masks that the twin is to equal in size; all there are where
             the units have fewer.
-        seed: of the draw.
+        seed, salt: of the draw.
+
+    Returns:
+        Masks with all weights of units that only learn, too, as of :func:`salient`.
     """
     forgets, learns = _places(units, role, gradient)
     at = torch.nonzero(torch.cat([inside.flatten() for inside in forgets.values()]))[:, 0]
-    order = torch.from_numpy(np.random.default_rng([seed, 98]).permutation(len(at))).to(at.device)
+    order = torch.from_numpy(np.random.default_rng([seed, salt]).permutation(len(at))).to(at.device)
     sizes = [inside.numel() for inside in forgets.values()]
     taken = torch.zeros(sum(sizes), dtype=torch.bool, device=at.device)
     taken[at[order[:count]]] = True
@@ -64,16 +103,31 @@ def at_random(units: Units, role: np.ndarray, gradient: Gradients, count: int, *
 
 def n_salient(masks: Masks, units: Units, role: np.ndarray) -> int:
     """Weights of a mask in units that can forget."""
-    forgets, _ = _places(units, role, masks)
-    return sum(int((masks[name] & forgets[name]).sum()) for name in forgets)
+    return sum(int(mask.sum()) for mask in only_forgetting(masks, units, role).values())
 
 
 def share_of_gradient(masks: Masks, units: Units, role: np.ndarray, gradient: Gradients) -> float:
     """Share of the squared forget gradient on the weights of a mask that may move for forgetting."""
-    forgets, _ = _places(units, role, gradient)
-    square = {name: gradient[name].double().square() for name in forgets}
-    held = sum(float((square[name] * (masks[name] & forgets[name])).sum()) for name in forgets)
+    square = {name: gradient[name].double().square() for name in masks}
+    held = sum(float((square[n] * mask).sum()) for n, mask in only_forgetting(masks, units, role).items())
     return held / max(sum(float(v.sum()) for v in square.values()), float(np.finfo(np.float64).tiny))
+
+
+def only_forgetting(masks: Masks, units: Units, role: np.ndarray) -> Masks:
+    """Of each mask, the weights in units that can forget."""
+    forgets, _ = _places(units, role, masks)
+    return {name: masks[name] & inside for name, inside in forgets.items()}
+
+
+def _largest(values: Gradients, inside: Masks, share: float, *, of: int | None = None) -> Masks:
+    """The largest positive values inside, at most a share of ``of`` (all there are)."""
+    inner = {name: v * inside[name] for name, v in values.items()}
+    every = torch.cat([v.flatten() for v in inner.values()]) if inner else torch.zeros(0)
+    most = min(int(share * (of or len(every))), int((every > 0).sum()))
+    if most == 0:
+        return {name: torch.zeros_like(mask) for name, mask in inside.items()}
+    least = every.topk(most).values[-1]
+    return {name: (v >= least) & inside[name] for name, v in inner.items()}
 
 
 def _places(units: Units, role: np.ndarray, gradient: Gradients) -> tuple[Masks, Masks]:

@@ -14,7 +14,7 @@ from curerec.methods.loop import Log, LoopConfig, Update, free, walk
 from curerec.methods.losses import ForgetLoss, kl_to
 from curerec.methods.pace import Pace
 from curerec.methods.rollback import roll_back
-from curerec.methods.rules import Rules
+from curerec.methods.rules import Masks, Rules
 from curerec.methods.stopping import Watch
 from curerec.methods.task import Task
 from curerec.prompts.encoding import Prompts
@@ -75,6 +75,7 @@ def run(
     rules: Rules,
     config: UnlearnConfig,
     kept: np.ndarray | None = None,
+    rolled: Masks | None = None,
 ) -> Update:
     """Move a copy of theta_o by the rules until the membership gap closes.
 
@@ -90,6 +91,8 @@ def run(
         rules: roles of the units.
         config: losses, rate, stopping.
         kept: share of fine-tuning's change that each unit starts with, [n_units]; none: all of it.
+        rolled: the weights that start so, by parameter name, in units that may change; none: those that may
+            move.
 
     Source: METHOD sections 7 and 8.
     """
@@ -103,7 +106,7 @@ def run(
             changed = (
                 weight_deltas(model, task.base_state, rules.units) if task.base_state is not None else {}
             )
-            roll_back(model, rules.units, changed, kept, rules.masks)
+            roll_back(model, rules.units, changed, kept, rules.masks if rolled is None else rolled)
     parameters = dict(model.named_parameters(remove_duplicate=False))
     names = [n for n in rules.trainable() if n in parameters]
     params = free(model, names)
@@ -153,7 +156,7 @@ def run(
         return {**_summary(loss_f, loss_r, seen), "push": push}
 
     done = walk(watch, config, model, params, gradients, config.max_steps, steer=steer)
-    movable = rules.n_movable(dict(zip(names, params, strict=True)))
+    movable = rules.n_movable(dict(zip(names, params, strict=True)), None if kept is None else rolled)
     free_tuned(model)
     return replace(done, n_trainable=movable)
 

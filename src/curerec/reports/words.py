@@ -80,7 +80,7 @@ def changed(record: Record) -> list[str]:
     if shares:
         text.append(
             "Before the groups' rules were applied, part of what the training on users had changed was taken "
-            f"back where memory of single users lies: {' and '.join(shares)} of it."
+            f"back where memory of single users lies: {' and '.join(shares)} of it.{_rolled_back(record)}"
         )
     return text
 
@@ -94,6 +94,19 @@ def _settings(record: Record) -> dict[str, Any]:
         return {}
     found = (record.config or {}).get("cure")
     return found if isinstance(found, dict) else {}
+
+
+def _rolled_back(record: Record) -> str:
+    """Which single weights of the parts were taken back; nothing where all were that could move."""
+    share = _settings(record).get("rolled_back")
+    if not isinstance(share, float) or not finite(share):
+        return ""
+    which = (
+        "drawn at random"
+        if record.method == "random_modules"
+        else "in whose change, by a first-order estimate, the deleted data are remembered most"
+    )
+    return f" In those parts only single weights {which} were taken back, at most {f.percent(share)} of all."
 
 
 def saliency(record: Record) -> str | None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -19,8 +19,17 @@ from curerec.methods.cure.gradient_share import at_original, gradient_shares
 from curerec.methods.cure.retain_side import RetainSide
 from curerec.methods.forget_objective import ForgetObjective
 from curerec.methods.loop import outcome
-from curerec.methods.rules import Rules
-from curerec.methods.saliency import at_random, n_salient, salient, share_of_gradient
+from curerec.methods.rollback import changes
+from curerec.methods.rules import Masks, Rules
+from curerec.methods.saliency import (
+    at_random,
+    attributed,
+    n_salient,
+    only_forgetting,
+    remembering,
+    salient,
+    share_of_gradient,
+)
 from curerec.methods.task import Task
 from curerec.methods.unlearn import UnlearnConfig, retain_weight, run
 from curerec.prompts.counterfactual import counterfactual_pairs
@@ -46,7 +55,7 @@ class Kept(Strict):
 class CureConfig(Strict):
     """Circuit, groups and update. Every value is chosen on D_v, D_c and D_f."""
 
-    added = ("saliency",)
+    added = ("saliency", "rolled_back")
 
     pairs: int = Field(128, gt=1, description="counterfactual pairs that the circuit is scored on")
     pair_pool: int = Field(
@@ -86,13 +95,21 @@ class CureConfig(Strict):
         description="share of all weights that may move for forgetting: in the units that can, those with "
         "the largest forget gradient; none: whole units",
     )
+    rolled_back: float | None = Field(
+        None,
+        gt=0,
+        le=1,
+        description="share of all weights that are taken back (``kept``) before the update: in the units "
+        "that can forget, those in whose change most of D_f is remembered; none: those that may move",
+    )
     kept: Kept = Kept()
     update: UnlearnConfig = UnlearnConfig(forget_loss="rewind")
 
     @model_validator(mode="after")
     def _needs_gradient(self) -> CureConfig:
-        if self.saliency is not None and self.forget_score != "gradient":
-            raise ValueError("saliency takes the weights by their gradient: use forget_score gradient")
+        for name in ("saliency", "rolled_back"):
+            if getattr(self, name) is not None and self.forget_score != "gradient":
+                raise ValueError(f"{name} takes the weights by their gradient: use forget_score gradient")
         return self
 
 
@@ -246,23 +263,59 @@ def update_by_groups(
         units, groups: what is updated, and how.
         circuit: for the record.
         name: of the method.
-        as_large_as: of a twin: the groups that its own equal in size. With ``saliency`` it moves as many
-            weights as would move in those, drawn at random.
+        as_large_as: of a twin: the groups that its own equal in size. With ``saliency`` and ``rolled_back``
+            as many weights as would be in those move and are taken back, drawn at random.
     """
     role = rows_of_roles(groups)
     codes = torch.from_numpy(role).to(device_of(task.original.model))
-    masks, about = None, {}
-    if config.saliency is not None:
-        objective = ForgetObjective.of(task, config.update)
-        if objective.at_original is None:  # the groups were made before, by another process
-            at_original(objective, size=config.forget_size, seed=task.seed)
-        gradient = objective.at_original
-        assert gradient is not None
-        ours = rows_of_roles(as_large_as or groups)
-        masks = salient(units, ours, gradient, config.saliency)
-        if as_large_as is not None:
-            masks = at_random(units, role, gradient, n_salient(masks, units, ours), seed=task.seed)
-        about["saliency"] = {"gradient_share": share_of_gradient(masks, units, role, gradient)}
+    masks, rolled, about = weights_of(
+        task, config, units, role, None if as_large_as is None else rows_of_roles(as_large_as)
+    )
     rules = Rules(units, codes, weight=retain_weight(task, config.update), masks=masks)
-    done = run(task, rules, config.update, config.kept.of(role))
+    done = run(task, rules, config.update, config.kept.of(role), rolled)
     return outcome(task, name, done, groups=groups, circuit=circuit, units=units, **about)
+
+
+def weights_of(
+    task: Task, config: CureConfig, units: Units, role: np.ndarray, as_large_as: np.ndarray | None = None
+) -> tuple[Masks | None, Masks | None, dict[str, Any]]:
+    """The single weights that may move, and those that are taken back first.
+
+    Args:
+        task: the request.
+        config: of the method.
+        units, role: update units and codes of their roles, int [n_units].
+        as_large_as: of a twin: the roles whose weights its own, drawn at random, equal in number.
+
+    Returns:
+        Both as masks by parameter name, None where the configuration names no share; and what the record says
+        of them.
+    """
+    if config.saliency is None and config.rolled_back is None:
+        return None, None, {}
+    objective = ForgetObjective.of(task, config.update)
+    if objective.at_original is None:  # the groups were made before, by another process
+        at_original(objective, size=config.forget_size, seed=task.seed)
+    gradient = objective.at_original
+    assert gradient is not None
+    ours = role if as_large_as is None else as_large_as
+    moving, rolled, about = None, None, {}
+    if config.saliency is not None:
+        moving = salient(units, ours, gradient, config.saliency)
+        if as_large_as is not None:
+            moving = at_random(units, role, gradient, n_salient(moving, units, ours), seed=task.seed)
+        about["saliency"] = {"gradient_share": share_of_gradient(moving, units, role, gradient)}
+    if config.rolled_back is not None:
+        model = task.original.model
+        deltas = weight_deltas(model, task.base_state, units) if task.base_state is not None else {}
+        change = changes(model, units, deltas)
+        rolled = remembering(units, ours, gradient, change, config.rolled_back)
+        if as_large_as is not None:
+            count = n_salient(rolled, units, ours)
+            drawn = at_random(units, role, gradient, count, seed=task.seed, salt=99)
+            rolled = only_forgetting(drawn, units, role)
+        about["rolled_back"] = {
+            "weights": n_salient(rolled, units, role),
+            "attributed": attributed(rolled, gradient, change),
+        }
+    return moving, rolled, about
