@@ -245,11 +245,15 @@ def test_salient_weights_hold_more_of_the_gradient_than_the_twin_s():
     assert held[0] > 2 * held[1]
 
 
-@pytest.mark.parametrize("saliency", [None, 0.05])
-def test_the_twin_takes_back_as_many_weights_of_less_memory(saliency):
+@pytest.mark.parametrize(
+    ("saliency", "kind", "granularity"),
+    [(None, "full", "row"), (0.05, "full", "row"), (0.05, "lora", "row"), (0.05, "lora", "projection")],
+)
+def test_the_twin_takes_back_as_many_weights_of_less_memory(saliency, kind, granularity):
     """And no more weights differ from the original's than the record says."""
     settings = {
         **SMALL,
+        "granularity": granularity,
         "saliency": saliency,
         "rolled_back": 0.1,
         "kept": {"forget": 0.0, "shared": 0.0},

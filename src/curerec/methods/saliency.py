@@ -9,6 +9,7 @@ import torch
 
 from curerec.groups.assign import FORGET, RETAIN, SHARED
 from curerec.methods.rules import Gradients, Masks, role_of_factor
+from curerec.recommender.score import wide
 from curerec.recommender.units import Units
 
 
@@ -32,7 +33,7 @@ def salient(units: Units, role: np.ndarray, gradient: Gradients, share: float) -
     the whole model; inside groups it is this project's own.
     """
     forgets, learns = _places(units, role, gradient)
-    most = _largest({n: gradient[n].double().square() for n in forgets}, forgets, share)
+    most = _largest({n: wide(gradient[n]).abs() for n in forgets}, forgets, share)
     return {name: most[name] | learns[name] for name in most}
 
 
@@ -57,12 +58,13 @@ def remembering(
     Returns:
         By parameter name, bool, shaped like the parameters.
 
-    Source: this project's own.
+    Source: this project's own; first-order importance of a weight is Molchanov et al. 2019 (arXiv
+    1906.10771), there of the weight itself and squared.
     """
     forgets, _ = _places(units, role, gradient)
     none = {n: torch.zeros_like(gradient[n], dtype=torch.bool) for n in forgets}
     able = {n: inside for n, inside in forgets.items() if n in changes}
-    products = {n: gradient[n].double() * changes[n].double() for n in able}
+    products = {n: wide(gradient[n]) * wide(changes[n]) for n in able}
     return none | _largest(products, able, share, of=sum(v.numel() for v in forgets.values()))
 
 
