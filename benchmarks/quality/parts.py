@@ -1,0 +1,56 @@
+"""What a residual is made of: memory of the deleted data, and what sets a model apart on data of nobody.
+
+residual = [(jsd_f - jsd_c) - (a retrain's)] / room + [jsd_c - a retrain's] / room, with jsd_f on D_f and jsd_c
+on D_c, both to the retrains, and room = ceiling - floor. The first term is memory: 0 for a retrain. The second
+is there for the original, too: what it learned from D_f it answers everyone by.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+COLUMNS = ("data", "request", "method", "seeds", "residual", "of it memory", "of it not", "by seed")
+
+
+def main() -> None:
+    """Print a line a data set, request and method, over the seeds that have it, of the newest settings."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("folder", type=Path, help="of a benchmark: with rows.jsonl")
+    parser.add_argument("--methods", nargs="+", help="default: all")
+    options = parser.parse_args()
+    lines = (options.folder / "rows.jsonl").read_text(encoding="utf-8").splitlines()
+    rows = [row for row in map(json.loads, lines) if not row["failure"] and row.get("excess_jsd") is not None]
+    print("| " + " | ".join(COLUMNS) + " |\n" + "|---" * len(COLUMNS) + "|")
+    for data, request in dict.fromkeys((r["dataset"], r["request"]) for r in rows if r["request"]):
+        ends = [r for r in rows if r["dataset"] == data and r["request"] == request]
+        retrains = {r["seed"]: r for r in ends if r["method"] == "retrain"}
+        for method in dict.fromkeys(r["method"] for r in ends):
+            if method.startswith("retrain") or (options.methods and method not in options.methods):
+                continue
+            mine = [r for r in ends if r["method"] == method and r["seed"] in retrains]
+            mine = [r for r in mine if r["config_hash"] == mine[-1]["config_hash"]]
+            parts = [parted(r, retrains[r["seed"]]) for r in sorted(mine, key=lambda r: int(r["seed"]))]
+            if not parts:
+                continue
+            total, memory, rest = np.mean(parts, axis=0)
+            single = ", ".join(f"{whole:.2f} = {m:.2f} + {g:.2f}" for whole, m, g in parts)
+            print(
+                f"| {data} | {request} | {method} | {len(parts)} | {total:.3f} | {memory:.3f} | {rest:.3f} "
+                f"| {single} |"
+            )
+
+
+def parted(row: dict[str, Any], retrain: dict[str, Any]) -> tuple[float, float, float]:
+    """The residual of a row, its part by memory and the rest."""
+    room = row["ceiling"] - row["floor"]
+    memory = (row["excess_jsd"] - retrain["excess_jsd"]) / room
+    return row["residual"], memory, row["residual"] - memory
+
+
+if __name__ == "__main__":
+    main()
