@@ -1,8 +1,8 @@
 """What a residual is made of: memory of the deleted data, and what sets a model apart on data of nobody.
 
-residual = [(jsd_f - jsd_c) - (a retrain's)] / room + [jsd_c - a retrain's] / room, with jsd_f on D_f and jsd_c
-on D_c, both to the retrains, and room = ceiling - floor. The first term is memory: 0 for a retrain. The second
-is there for the original, too: what it learned from D_f it answers everyone by.
+residual = [(jsd_f - jsd_c) - (a retrain's)] / room + [jsd_c - a retrain's] / room, where jsd_f is on D_f and
+jsd_c on D_c, both to the retrains, and room = ceiling - floor. The first term is memory: 0 for a retrain. The
+second is there for the original, too: what it learned from D_f it answers everyone by.
 """
 
 from __future__ import annotations
