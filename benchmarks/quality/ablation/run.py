@@ -58,9 +58,10 @@ def variants(recipe: Recipe) -> dict[str, tuple[str, Any]]:
         "rolled_back": None,
         "saliency": 0.2,
         "kept": kept(0.65),
-        "update": updated(lr=1.2e-3, push=2.0),
+        "update": updated(lr=1.2e-3, push=2.0, open_gap=None),
     }
-    by_row = {**by_saliency, "saliency": None, "tau": 0.7, "update": updated(lr=1.2e-3)}
+    by_row = {**by_saliency, "saliency": None, "tau": 0.7, "update": updated(lr=1.2e-3, open_gap=None)}
+    fixed = {"kept": kept(0.35), "update": updated(open_gap=None)}  # of seeds 66 to 70
     a_fifth = {"saliency": 0.2}
     everywhere = {"tau": 1e-9, "scope": "all"}  # every unit is high in both: task-shared
     return {
@@ -68,6 +69,8 @@ def variants(recipe: Recipe) -> dict[str, tuple[str, Any]]:
         "cure, groups and weights drawn at random": ("random_modules", cure),
         "random groups and weights, pushed 8": ("random_modules", changed(update=updated(push=8.0))),
         "random groups and weights, pushed 30": ("random_modules", changed(update=updated(push=30.0))),
+        "cure, .35 kept on every request": ("cure", changed(**fixed)),
+        "random groups and weights, .35 kept on every request": ("random_modules", changed(**fixed)),
         "cure, a fifth of the weights may move": ("cure", changed(**a_fifth)),
         "random groups, a fifth of the weights may move": ("random_modules", changed(**a_fifth)),
         "cure, whole rows may move": ("cure", changed(saliency=None)),

@@ -57,6 +57,8 @@ class Update:
         steps: optimiser steps taken.
         n_trainable: parameters that could change.
         config: of the loop; None where a method takes no steps.
+        depth: part of the way back to what ``kept`` allowed that units went before the first step; None where
+            none did.
     """
 
     model: Any
@@ -65,6 +67,7 @@ class Update:
     steps: int
     n_trainable: int
     config: LoopConfig | None = None
+    depth: float | None = None
 
 
 def tuned_names(model: Any) -> list[str]:
@@ -390,6 +393,7 @@ def outcome(
         details={
             "steps": done.steps,
             "update": done.config,
+            "depth": done.depth,
             "stages": dict(task.clock.seconds),
             "kept": task.shared.get("kept", []),
             **details,

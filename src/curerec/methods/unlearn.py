@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from typing import Any
 
 import numpy as np
 import torch
@@ -23,9 +24,14 @@ from curerec.recommender.copies import free_tuned
 from curerec.recommender.score import answer_logits, device_of, to_batch
 from curerec.recommender.tune import batches, endless
 
+#: Parts of the way back that are tried, from the smallest.
+DEPTHS = (0.2, 0.35, 0.5, 0.65, 0.8, 0.9, 1.0)
+
 
 class UnlearnConfig(LoopConfig):
     """The loop and its two losses. Every value is chosen on D_v, D_c and D_f."""
+
+    added = ("open_gap",)
 
     forget_loss: ForgetLoss = "npo"
     beta: float = Field(0.5, gt=0, description="of NPO")
@@ -49,11 +55,67 @@ class UnlearnConfig(LoopConfig):
     )
     forget_size: int = Field(2000, gt=0, description="with forget_every: at most so many of D_f, drawn anew")
     push: float = Field(1.0, gt=0, description="weight of the forget loss at the start")
+    open_gap: float | None = Field(
+        None,
+        ge=0,
+        lt=1,
+        description="share of the membership gap that rolling back may leave: it goes only so far of the way "
+        "to what ``kept`` allows; none: all of it",
+    )
     paced: bool = Field(
         False,
         description="a look on the way sets the push so that the steps left close the gap at the pace so "
         "far (``pace.py``); else it rests the push while the gap is closed",
     )
+
+
+def rolled_back(
+    task: Task,
+    rules: Rules,
+    kept: np.ndarray,
+    rolled: Masks | None,
+    watch: Watch,
+    open_gap: float | None,
+) -> tuple[Any, float]:
+    """A copy of theta_o part of the way back to what ``kept`` allows, and which part.
+
+    How far back closes the membership gap depends on how much was remembered: one share for all requests
+    leaves the gap open on some and goes too far on others. Passes over the sample of the looks tell.
+
+    Args:
+        task: the request.
+        rules: roles of the units.
+        kept: share of fine-tuning's change that each unit keeps all of the way back, [n_units].
+        rolled: the weights that go back; None: those that may move.
+        watch: looks at D_f and D_c.
+        open_gap: share of the gap that may be left: of :data:`DEPTHS`, the first that leaves no more; None:
+            all of the way.
+
+    Source: this project's own. Only D_f, D_c and the base model enter.
+    """
+    changed = (
+        weight_deltas(task.original.model, task.base_state, rules.units)
+        if task.base_state is not None
+        else {}
+    )
+    masks = rules.masks if rolled is None else rolled
+
+    def at(depth: float) -> tuple[Any, float]:
+        model = task.copy_of_model()
+        roll_back(model, rules.units, changed, 1 - depth * (1 - kept), masks)
+        return model, depth
+
+    if open_gap is None:
+        return at(1.0)
+    allowed = watch.target + open_gap * max(watch.first["membership_auc"] - watch.target, 0.0)
+    low, high = 0, len(DEPTHS) - 1  # bisection: the gap closes with the depth
+    while low < high:
+        middle = (low + high) // 2
+        if watch.membership(at(DEPTHS[middle])[0]) <= allowed:
+            high = middle
+        else:
+            low = middle + 1
+    return at(DEPTHS[low])
 
 
 def retain_weight(task: Task, config: UnlearnConfig) -> float:
@@ -98,15 +160,12 @@ def run(
     """
     with task.clock.stage("prepare"):
         watch = Watch(task, config)
-        model = task.copy_of_model()
+        model, depth = task.copy_of_model(), None
         device = device_of(model)
         objective = ForgetObjective.of(task, config)
         retain = _Retain(task, config.retain_batch_size or config.batch_size)
         if kept is not None:
-            changed = (
-                weight_deltas(model, task.base_state, rules.units) if task.base_state is not None else {}
-            )
-            roll_back(model, rules.units, changed, kept, rules.masks if rolled is None else rolled)
+            model, depth = rolled_back(task, rules, kept, rolled, watch, config.open_gap)
     parameters = dict(model.named_parameters(remove_duplicate=False))
     names = [n for n in rules.trainable() if n in parameters]
     params = free(model, names)
@@ -158,7 +217,7 @@ def run(
     done = walk(watch, config, model, params, gradients, config.max_steps, steer=steer)
     movable = rules.n_movable(dict(zip(names, params, strict=True)), None if kept is None else rolled)
     free_tuned(model)
-    return replace(done, n_trainable=movable)
+    return replace(done, n_trainable=movable, depth=depth)
 
 
 class _Retain:

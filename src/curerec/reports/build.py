@@ -90,6 +90,7 @@ def update_part(outcome: Outcome) -> dict[str, Any]:
         "forget_loss": getattr(config, "forget_loss", None),  # other baselines say theirs in their cards
         "retain_loss": _retain_loss(config),
         "optimizer": config.optimizer,
+        "depth": outcome.details.get("depth"),
         "steps": outcome.details.get("steps"),
         "stop_reason": outcome.stop_reason,
         "trace": [{**point, "step": int(point["step"])} for point in outcome.trace],

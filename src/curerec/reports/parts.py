@@ -211,6 +211,7 @@ class Update(Part):
     forget_loss: Text = None
     retain_loss: Text = None
     optimizer: Text = None
+    depth: Number = None  # part of the way back to what `kept` allowed
     steps: Count = None
     stop_reason: Text = None
     trace: list[TraceStep] | None = None

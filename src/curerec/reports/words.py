@@ -72,8 +72,9 @@ def changed(record: Record) -> list[str]:
             f"({f.percent(share)}) were changed.{rest}"
         )
     kept = _settings(record).get("kept")
+    depth = record.update.depth if finite(record.update.depth) else 1.0
     shares = [
-        f"{name} parts kept {f.percent(kept[group])}"
+        f"{name} parts kept {f.percent(1 - depth * (1 - kept[group]))}"
         for group, name in _GROUP.items()
         if isinstance(kept, dict) and isinstance(kept.get(group), (int, float)) and kept[group] < 1
     ]
