@@ -47,6 +47,12 @@ def test_which_weights_were_taken_back(method: str) -> None:
     page = " ".join(render(record | {"config": {"cure": settings}}).split())
     assert ("were taken back, at most 20 % of all." in page) is (method != "npo")
     assert ("the deleted data are remembered most" in page) is (method == "cure")
+    record["update"]["depth"] = 0.5  # the looks asked for half of the way to the 20 % that may be kept
+    page = " ".join(render(record | {"config": {"cure": settings}}).split())
+    assert ("forget-specific parts kept 60 % and task-shared parts kept 60 % of it" in page) is (
+        method != "npo"
+    )
+    record["update"]["depth"] = None
     for other in (
         {"rolled_back": 0.2},
         {**settings, "rolled_back": None},
