@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Collection
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
+
+import numpy as np
 
 from curerec.circuits.core import TOP_EXACT
 from curerec.circuits.selection import sizes_to_judge
 from curerec.methods.cure.gradient_share import CHUNKS
 from curerec.methods.cure.method import CureConfig
-from curerec.methods.unlearn import UnlearnConfig
+from curerec.methods.unlearn import DEPTHS, UnlearnConfig
 
 Part = Literal["forget", "retain", "control", "valid"]
 Kind = Literal[
@@ -108,6 +111,11 @@ def of_cure(config: CureConfig, sizes: Sizes, kept: Collection[str] = ()) -> dic
     if update.target == "base":
         watch += [Work("base"), look[1]]
         watch += [] if rewind else [Work("base"), Work("score", sizes.forget, "forget")]
+    depths = []  # looks on the way back, of which there may be one less
+    if update.open_gap is not None and config.kept.of(np.arange(4)) is not None:
+        n_looks = math.ceil(math.log2(len(DEPTHS)))
+        on_forget = Work("score", min(update.check_size, sizes.forget), "forget", times=n_looks)
+        depths = [Work("copy", times=n_looks), on_forget, replace(look[1], times=n_looks)]
     counterfactuals = [
         Work("titles"),
         Work("pairs", pool, "valid"),
@@ -124,7 +132,7 @@ def of_cure(config: CureConfig, sizes: Sizes, kept: Collection[str] = ()) -> dic
         **({} if "circuit" in kept else {"circuit": circuit}),
         "contributions": contributions,
         "groups": [Work("assign", config.draws)],
-        "prepare": [*watch, Work("copy"), *([] if gradient else objective)],
+        "prepare": [*watch, *depths, Work("copy"), *([] if gradient else objective)],
         "update": _steps(update, sizes, look),
     }
 

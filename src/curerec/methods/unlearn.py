@@ -160,11 +160,12 @@ def run(
     """
     with task.clock.stage("prepare"):
         watch = Watch(task, config)
-        model, depth = task.copy_of_model(), None
-        device = device_of(model)
+        device = device_of(task.original.model)
         objective = ForgetObjective.of(task, config)
         retain = _Retain(task, config.retain_batch_size or config.batch_size)
-        if kept is not None:
+        if kept is None:
+            model, depth = task.copy_of_model(), None
+        else:
             model, depth = rolled_back(task, rules, kept, rolled, watch, config.open_gap)
     parameters = dict(model.named_parameters(remove_duplicate=False))
     names = [n for n in rules.trainable() if n in parameters]
