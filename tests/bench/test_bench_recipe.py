@@ -2,15 +2,23 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 from made_bench import CHANGE, SHORT, made_recipe
 
+from curerec.bench.lines import read_lines
 from curerec.bench.plan import config_hash, plan, title_of
-from curerec.bench.recipe import RIVALS, bench_names, load_bench
+from curerec.bench.recipe import RIVALS, BenchRecipe, bench_names, load_bench
+from curerec.config import parse
 from curerec.errors import ConfigError
 from curerec.methods import METHODS
+from curerec.recipes import load_recipe
+
+QUALITY = Path(__file__).parents[2] / "benchmarks" / "quality"
+FOLDERS = sorted(path.parent for path in QUALITY.rglob("bench.json"))
 
 
 def test_the_three_that_are_asked_for_ship():
@@ -30,6 +38,36 @@ def test_a_recipe_that_ships(name):
         if job.ask is not None:
             recipe.setting(job.dataset, job.model, ask=job.ask, seed=job.seed)
     assert {job.method for job in jobs if job.kind == "cell"} == set(RIVALS) == set(METHODS) - {"retrain"}
+
+
+def test_what_was_run_is_not_what_a_recipe_becomes_later(monkeypatch):
+    """A committed table is of its rows, whatever ``demo`` says by then."""
+    recipe = load_bench("nano")
+    kept = parse(BenchRecipe, json.loads(recipe.as_it_stands().model_dump_json()), where="bench.json")
+    cells = [job for job in plan(recipe) if job.kind == "cell"]
+    then = {job.key: config_hash(recipe, job) for job in cells}
+    demo = load_recipe("demo")
+    changed = demo.model_copy(update={"cure": demo.cure.model_copy(update={"tau": 0.123})})
+    monkeypatch.setattr("curerec.bench.recipe.load_recipe", lambda name: changed)
+    assert {job.key: config_hash(kept, job) for job in cells} == then
+    now = {job.key: config_hash(load_bench("nano"), job) for job in cells}
+    assert {k for k in now if now[k] != then[k]} == {
+        j.key for j in cells if j.method in ("cure", "random_modules")
+    }
+
+
+@pytest.mark.parametrize("folder", FOLDERS, ids=lambda f: str(f.relative_to(QUALITY)))
+def test_committed_benchmarks_have_rows_of_what_they_ran(folder):
+    """No row of the methods that a table is about is left out for its configuration."""
+    recipe = parse(BenchRecipe, json.loads((folder / "bench.json").read_text("utf-8")), where=str(folder))
+    rows = read_lines(folder / "rows.jsonl")
+    for job in plan(recipe):
+        if job.kind == "cell" and job.method in ("cure", "random_modules") and job.ask == recipe.requests[0]:
+            assert any(
+                (r["dataset"], r["seed"], r["method"]) == (job.dataset, job.seed, job.method)
+                and r["config_hash"] == config_hash(recipe, job)
+                for r in rows
+            ), job.key
 
 
 @pytest.mark.parametrize(

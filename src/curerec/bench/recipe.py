@@ -94,6 +94,8 @@ class SearchConfig(Strict):
 class ModelEntry(Strict):
     """A model: a recipe, and what is changed of it."""
 
+    added = ("resolved",)
+
     recipe: str = Field("demo", description="name or file")
     change: dict[str, Any] = Field({}, description="keys of the recipe to replace")
     every_method: dict[str, Any] = Field(
@@ -101,6 +103,12 @@ class ModelEntry(Strict):
     )
     shape: str | None = Field(
         None, description="random weights of this shape stand in for model.base; only costs mean anything"
+    )
+
+    resolved: dict[str, Any] | None = Field(
+        None,
+        description="the recipe as it stood when the run began, kept in bench.json: a recipe that changes "
+        "later does not change what the rows are of",
     )
 
     @model_validator(mode="after")
@@ -169,6 +177,20 @@ class BenchRecipe(Strict):
         """
         return ["original", *([] if self.costs_only else ["base"]), *self.references]
 
+    def as_it_stands(self) -> BenchRecipe:
+        """The same with every model's recipe written out.
+
+        Raises:
+            ConfigError: a recipe that is named is not there, or does not fit.
+        """
+        models = {
+            name: entry.model_copy(
+                update={"resolved": entry.resolved or load_recipe(entry.recipe).model_dump(mode="json")}
+            )
+            for name, entry in self.models.items()
+        }
+        return self.model_copy(update={"models": models})
+
     def setting(self, dataset: str, model: str, *, ask: Ask | None = None, seed: int = 0) -> Recipe:
         """The recipe of a data set and a model, with a request and a seed in it.
 
@@ -187,7 +209,7 @@ class BenchRecipe(Strict):
     def _setting(self, dataset: str, model: str, ask: Ask | None) -> Recipe:
         entry = self.models[model]
         where = f"bench recipe {self.name}, {dataset} with {model}"
-        values = load_recipe(entry.recipe).model_dump(mode="json")
+        values = entry.resolved or load_recipe(entry.recipe).model_dump(mode="json")
         for change in (entry.change, {"data": dataset}, self.datasets[dataset]):
             values = merged(values, change)
         if ask is not None:

@@ -82,7 +82,9 @@ def run(
     _prepare(out)
     lock = _lock(out)
     try:
-        durable.write(out / "bench.json", (recipe.model_dump_json(indent=1) + "\n").encode(), mode=0o644)
+        durable.write(
+            out / "bench.json", (recipe.as_it_stands().model_dump_json(indent=1) + "\n").encode(), mode=0o644
+        )
         if threads is None and jobs:
             threads = max(1, len(os.sched_getaffinity(0)) // jobs)
         orders = Orders(recipe, out, dict(places or {}), jobs > 1, threads, cache)
