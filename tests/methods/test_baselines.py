@@ -9,12 +9,13 @@ import pytest
 import torch
 
 from curerec.methods.bad_teacher import BadTeacherConfig, bad_teacher
+from curerec.methods.batches import Batches
 from curerec.methods.cau.difficulty import gradient_conflict, nearness
 from curerec.methods.e2urec import E2urecConfig, e2urec
 from curerec.methods.finetune import FinetuneConfig, finetune
 from curerec.methods.grad_ascent import GradAscentConfig, grad_ascent
 from curerec.methods.label_flip import LabelFlipConfig, label_flip
-from curerec.methods.loop import Batches, LoopConfig, descend, free, tuned_names
+from curerec.methods.loop import LoopConfig, descend, free, tuned_names
 from curerec.methods.scrub import ScrubConfig, scrub
 from curerec.methods.simnpo import SimnpoConfig, simnpo
 from curerec.methods.stopping import Watch

@@ -102,14 +102,15 @@ def test_memory_is_gradient_times_change_with_its_sign(kind, lora, share):
 def test_what_goes_back_is_what_fine_tuning_changed(lora):
     base, model = tuned(lora)
     units, deltas = changed(base, model)
-    old = dict(model.named_parameters())
-    found = changes(model, units, deltas)
+    found = {n: change.clone() for n, change in changes(model, units, deltas).items()}
+    old = {n: p.detach().clone() for n, p in model.named_parameters()}
     roll_back(model, units, deltas, np.zeros(len(units.names)))
+    new = dict(model.named_parameters())
     for name, change in found.items():
-        if lora:
-            assert not bool(dict(model.named_parameters())[name].any())
-        else:
-            torch.testing.assert_close(old[name] + change, dict(base.named_parameters())[name] + change)
+        assert bool(change.any())
+        torch.testing.assert_close(old[name] - change, new[name].detach(), atol=1e-7, rtol=1e-6)
+        if not lora:
+            torch.testing.assert_close(new[name], dict(base.named_parameters())[name], atol=1e-6, rtol=1e-6)
 
 
 def test_going_back_where_memory_lies_forgets_more_than_going_back_everywhere():

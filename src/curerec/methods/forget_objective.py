@@ -8,7 +8,6 @@ from typing import Any, Protocol
 import numpy as np
 import torch
 
-from curerec.circuits.adapter import weight_deltas
 from curerec.circuits.path import part_of_the_way
 from curerec.methods.losses import ForgetLoss, forget_loss
 from curerec.methods.task import Task
@@ -132,7 +131,7 @@ class ForgetObjective:
         if self.config.forget_loss == "rewind":
             model = task.original.model
             units = units_of(model, "projection")
-            deltas = weight_deltas(model, task.base_state, units) if task.base_state is not None else {}
+            deltas = task.deltas(units)
             push = push + residual(torch.from_numpy(task.forget_base).to(self.original))
             for alpha in PATH[1:-1]:
                 with part_of_the_way(model, deltas, alpha) as (halfway, _):

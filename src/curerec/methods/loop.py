@@ -11,15 +11,15 @@ import torch
 import torch.nn.functional as F
 from pydantic import Field
 
+from curerec.methods.batches import Batch, Batches
 from curerec.methods.rules import Rules, uniform
 from curerec.methods.stopping import Stopping, Watch
 from curerec.methods.task import Task
-from curerec.prompts.encoding import Prompts
 from curerec.recommender.memory import keep_freed
-from curerec.recommender.score import answer_logits, device_of, to_batch
+from curerec.recommender.score import answer_logits, device_of
 from curerec.recommender.tune import Averager, TuneConfig, optimise
 from curerec.recommender.units import units_of
-from curerec.records import Circuit, Examples, Groups, Outcome
+from curerec.records import Circuit, Groups, Outcome
 
 CLOSED = "the membership gap closed: deleted data is no longer told from unseen data"
 
@@ -85,69 +85,6 @@ def free(model: Any, names: Sequence[str]) -> list[torch.nn.Parameter]:
     for p in out:
         p.requires_grad_(True)
     return out
-
-
-@dataclass(frozen=True)
-class Batch:
-    """Prompts on the device.
-
-    Attributes:
-        ids: int64 [batch, pos], right-padded.
-        last: int64 [batch], answer positions.
-        label: int64 [batch].
-        index: int64 [batch], which of the examples.
-        examples, prompts: those, [batch].
-    """
-
-    ids: torch.Tensor
-    last: torch.Tensor
-    label: torch.Tensor
-    index: np.ndarray
-    examples: Examples
-    prompts: Prompts
-
-
-class Batches:
-    """Batches of examples without end, encoded when they are drawn: a request must not pay for all of D_r.
-
-    Args:
-        task: encodes.
-        examples: to draw from, [n].
-        size: prompts a batch; an epoch's last may be smaller.
-        salt: of the seed.
-        order: given a generator, one epoch's order, int [n]; None: shuffled.
-    """
-
-    def __init__(
-        self,
-        task: Task,
-        examples: Examples,
-        size: int,
-        salt: int,
-        *,
-        order: Callable[[np.random.Generator], np.ndarray] | None = None,
-    ) -> None:
-        self.task, self.examples, self.size = task, examples, size
-        self.rng = np.random.default_rng([task.seed, salt])
-        self.order = order or (lambda rng: rng.permutation(len(examples)))
-        self.per_epoch = -(-len(examples) // size)
-        self.rest: np.ndarray = np.zeros(0, int)
-
-    def next(self) -> Batch:
-        """The next batch."""
-        if not len(self.rest):
-            self.rest = self.order(self.rng)
-        index, self.rest = self.rest[: self.size], self.rest[self.size :]
-        return self.at(index)
-
-    def at(self, index: np.ndarray) -> Batch:
-        """The batch of given examples."""
-        device = device_of(self.task.original.model)
-        examples = self.examples.take(index)
-        prompts = self.task.encode(examples)
-        ids, last = to_batch(prompts, np.arange(len(prompts)), device)
-        label = torch.from_numpy(prompts.label.astype(np.int64)).to(device)
-        return Batch(ids, last, label, index, examples, prompts)
 
 
 @dataclass

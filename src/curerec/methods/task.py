@@ -14,12 +14,14 @@ from typing import Any
 import numpy as np
 import torch
 
+from curerec.circuits.adapter import Deltas, weight_deltas
 from curerec.progress import Clock
 from curerec.prompts.encoding import Encoder, Prompts, queries
 from curerec.recommender.copies import base_of, copied
 from curerec.recommender.score import score
 from curerec.recommender.stored_answers import StoredAnswers
 from curerec.recommender.tune import TuneConfig
+from curerec.recommender.units import Units
 from curerec.records import Examples, ForgetSplit, Interactions, Outcome, Recommender
 
 State = dict[str, torch.Tensor]
@@ -132,6 +134,16 @@ class Task:
         if n <= size:
             return np.arange(n)
         return np.sort(np.random.default_rng([self.seed, salt]).choice(n, size, replace=False))
+
+    def deltas(self, units: Units) -> Deltas:
+        """What full fine-tuning changed, by parameter name; empty with LoRA (the adapter is the change).
+
+        Args:
+            units: of the model.
+        """
+        if self.base_state is None:
+            return {}
+        return weight_deltas(self.original.model, self.base_state, units)
 
     def copy_of_model(self, *, whole: bool = False) -> Any:
         """A copy of theta_o to change; see :func:`curerec.recommender.copies.copied`."""

@@ -9,7 +9,6 @@ import numpy as np
 import torch
 from pydantic import Field
 
-from curerec.circuits.adapter import weight_deltas
 from curerec.methods.forget_objective import ForgetObjective
 from curerec.methods.loop import Log, LoopConfig, Update, free, walk
 from curerec.methods.losses import ForgetLoss, kl_to
@@ -59,8 +58,8 @@ class UnlearnConfig(LoopConfig):
         None,
         ge=0,
         lt=1,
-        description="share of the membership gap that rolling back may leave: it goes only so far of the way "
-        "to what ``kept`` allows; none: all of it",
+        description="of methods that take weights back (``kept``): share of the membership gap that this may "
+        "leave; it goes only so far of the way to what ``kept`` allows. None: all of it",
     )
     paced: bool = Field(
         False,
@@ -93,11 +92,7 @@ def rolled_back(
 
     Source: this project's own. Only D_f, D_c and the base model enter.
     """
-    changed = (
-        weight_deltas(task.original.model, task.base_state, rules.units)
-        if task.base_state is not None
-        else {}
-    )
+    changed = task.deltas(rules.units)
     masks = rules.masks if rolled is None else rolled
 
     def at(depth: float) -> tuple[Any, float]:

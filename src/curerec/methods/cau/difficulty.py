@@ -6,7 +6,8 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 
-from curerec.methods.loop import Batches, free, frozen_logits, tuned_names
+from curerec.methods.batches import Batches
+from curerec.methods.loop import free, frozen_logits, tuned_names
 from curerec.methods.task import Task
 from curerec.recommender.families import family_of
 from curerec.recommender.score import answer_logits

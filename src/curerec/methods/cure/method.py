@@ -9,7 +9,6 @@ import numpy as np
 import torch
 from pydantic import Field, model_validator
 
-from curerec.circuits.adapter import weight_deltas
 from curerec.circuits.core import find_core, stable_core
 from curerec.circuits.patching import moving_pairs
 from curerec.circuits.path import path_scores
@@ -40,7 +39,8 @@ from curerec.records import Circuit, Examples, Groups, Outcome
 
 
 class Kept(Strict):
-    """Share of fine-tuning's change that units of a group start the update with; see ``rollback.py``."""
+    """Share of fine-tuning's change that units of a group start the update with (with ``update.open_gap`` at
+    the least); see ``rollback.py``."""
 
     forget: float = Field(1.0, ge=0, le=1)
     retain: float = Field(1.0, ge=0, le=1)
@@ -165,7 +165,7 @@ def groups_of(task: Task, config: CureConfig, circuit: Circuit) -> tuple[Units, 
     model, answers = task.original.model, task.answers
     with task.clock.stage("contributions"):
         units = units_of(model, config.granularity)
-        deltas = weight_deltas(model, task.base_state, units) if task.base_state is not None else {}
+        deltas = task.deltas(units)
 
         def stored(part: Examples, size: int, salt: int) -> np.ndarray:
             prompts = task.encode(task.sample(part, size, salt))
@@ -306,9 +306,7 @@ def weights_of(
             moving = at_random(units, role, gradient, n_salient(moving, units, ours), seed=task.seed)
         about["saliency"] = {"gradient_share": share_of_gradient(moving, units, role, gradient)}
     if config.rolled_back is not None:
-        model = task.original.model
-        deltas = weight_deltas(model, task.base_state, units) if task.base_state is not None else {}
-        change = changes(model, units, deltas)
+        change = changes(task.original.model, units, task.deltas(units))
         rolled = remembering(units, ours, gradient, change, config.rolled_back)
         if as_large_as is not None:
             count = n_salient(rolled, units, ours)

@@ -8,7 +8,8 @@ from typing import Any
 import torch
 from pydantic import Field
 
-from curerec.methods.loop import Batch, Descent, Log, LoopConfig, descend, outcome
+from curerec.methods.batches import Batch
+from curerec.methods.loop import Descent, Log, LoopConfig, descend, outcome
 from curerec.methods.task import Task
 from curerec.records import Outcome
 

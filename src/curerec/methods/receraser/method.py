@@ -8,7 +8,7 @@ import numpy as np
 import torch
 from pydantic import Field
 
-from curerec.methods.loop import Batches
+from curerec.methods.batches import Batches
 from curerec.methods.receraser.partition import balanced, factors
 from curerec.methods.shards.serve import serve
 from curerec.methods.shards.together import Together, last_state

@@ -8,7 +8,8 @@ from typing import Any
 import torch
 from pydantic import Field
 
-from curerec.methods.loop import Batches, Descent, Log, LoopConfig, descend, of_loss, outcome
+from curerec.methods.batches import Batches
+from curerec.methods.loop import Descent, Log, LoopConfig, descend, of_loss, outcome
 from curerec.methods.losses import kl_to
 from curerec.methods.task import Task
 from curerec.records import Outcome
