@@ -5,7 +5,9 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
+from torch.utils._python_dispatch import TorchDispatchMode
 
+from curerec.circuits import edges as edges_module
 from curerec.circuits.edge_patching import edge_patched_margins, exact_edges
 from curerec.circuits.edges import EDGE_SCORERS, edge_scores
 from curerec.circuits.patching import patched_margins
@@ -130,6 +132,20 @@ def test_reading_through_a_norm_against_autograd(norm):
     torch.testing.assert_close(at.pulled(grad), torch.func.vjp(module, x)[1](grad)[0])
     fixed = NormAt.of(module, x, fixed_scale=True)
     torch.testing.assert_close((fixed.pushed(delta) * grad).sum(), (delta * fixed.pulled(grad)).sum())
+    small, rows = torch.randn(2, 3, 5, 4, dtype=torch.float64), torch.randn(5, 4, 6, dtype=torch.float64)
+    whole = torch.einsum("btnw,nwd->nbtd", small, rows)
+    for norm in (at, fixed):
+        torch.testing.assert_close(norm.pulled_through(small, rows), norm.pulled(whole))
+
+
+@pytest.mark.parametrize("scorer", EDGE_SCORERS)
+@pytest.mark.parametrize("model_type", ["gpt2", "llama", "gemma2", "phi"])
+def test_edges_do_not_depend_on_whether_the_last_layer_is_cut(model_type, scorer, monkeypatch):
+    with in_double(made_family_model(model_type, WORDS)) as model:
+        cut = edge_scores(model, CLEAN, CORRUPT, ANSWERS, scorer=scorer).values
+        monkeypatch.setattr(edges_module, "can_be_lean", lambda model: False)
+        whole = edge_scores(model, CLEAN, CORRUPT, ANSWERS, scorer=scorer).values
+    np.testing.assert_allclose(cut, whole, atol=1e-12 * np.abs(whole).max())
 
 
 def test_the_effective_weight_holds_the_adapter():
@@ -148,20 +164,27 @@ def test_a_scorer_without_edges_is_refused():
         edge_scores(LLAMA, CLEAN, CORRUPT, ANSWERS, scorer="exact")
 
 
-def test_no_tensor_grows_with_the_number_of_sources(monkeypatch):
+class Sizes(TorchDispatchMode):
+    """Sizes of all tensors made inside that hold states of the residual stream."""
+
+    def __init__(self, width):
+        super().__init__()
+        self.width, self.seen = width, []
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        out = func(*args, **(kwargs or {}))
+        # Not the table of scores itself, which has an entry for every edge.
+        if isinstance(out, torch.Tensor) and out.ndim > 2 and out.shape[-1] == self.width:
+            self.seen.append(out.numel())
+        return out
+
+
+def test_no_tensor_grows_with_the_number_of_sources():
     """One source layer at a time: the largest product of a deep model is that of a shallow one."""
     largest = {}
-    plain = torch.einsum
     for layers in (2, 6):
-        sizes = []
-
-        def counted(*args, sizes=sizes):
-            out = plain(*args)
-            if out.ndim > 3:  # not the table of scores itself, which has an entry for every edge
-                sizes.append(out.numel())
-            return out
-
-        monkeypatch.setattr(torch, "einsum", counted)
-        edge_scores(made_model(WORDS, layers=layers), CLEAN, CORRUPT, ANSWERS)
-        largest[layers] = max(sizes)
+        model = made_model(WORDS, layers=layers)
+        with Sizes(model.config.hidden_size) as sizes:
+            edge_scores(model, CLEAN, CORRUPT, ANSWERS)
+        largest[layers] = max(sizes.seen)
     assert largest[2] == largest[6]

@@ -30,7 +30,9 @@ from transformers import (
 
 from curerec.circuits.edges import edge_scores
 from curerec.circuits.scorers import atp, atp_ig
+from curerec.circuits.wiring import weight_of
 from curerec.prompts.encoding import Prompts
+from curerec.recommender.families import family_of
 from curerec.testing.memory import LivePeak
 
 HERE = Path(__file__).parent
@@ -148,6 +150,87 @@ def lens(
     return torch.cat(out, 1).float().numpy()
 
 
+def lens_edges(bridge: Any, clean: Prompts, corrupt: Prompts, *, layers: int) -> np.ndarray:
+    """All edges by first order with TransformerLens, [n, edges].
+
+    Its hooks give what every head writes (``hook_result``) and each head's own copy of what its queries, keys
+    and values read (``use_split_qkv_input``); only these are cached. Every layer's readers are met with all
+    sources below in one product.
+    """
+    ids = [torch.from_numpy(p.ids.reshape(len(p), -1)) for p in (clean, corrupt)]
+    label = torch.from_numpy(clean.label.astype(np.int64))
+    rows = torch.arange(len(label))
+    kinds = ("q_input", "k_input", "v_input", "mlp_in")
+    writes = ["blocks.0.hook_resid_pre"]
+    writes += [f"blocks.{k}.{n}" for k in range(layers) for n in ("attn.hook_result", "hook_mlp_out")]
+    reads = [f"blocks.{k}.hook_{n}" for k in range(layers) for n in kinds]
+    reads.append(f"blocks.{layers - 1}.hook_resid_post")
+
+    def run(tokens: torch.Tensor, names: list[str], backward: bool) -> dict[str, Any]:
+        seen: dict[str, Any] = {}
+
+        def keeping(name: str) -> Any:  # a hook's own name is another one where this is an alias
+            def keep(x: Any, hook: Any) -> Any:
+                if not (backward and name in reads):
+                    seen[name] = x.detach()
+                    return None
+                x = x.clone()  # its hook_mlp_in hands on the residual stream itself
+                x.retain_grad()
+                seen[name] = x
+                return x
+
+            return keep
+
+        hooks = [(name, keeping(name)) for name in names]
+        with torch.set_grad_enabled(backward):
+            logits = bridge.run_with_hooks(tokens, return_type="logits", fwd_hooks=hooks, prepend_bos=False)[
+                rows, -1
+            ]
+            if backward:
+                ((2 * label - 1) * (logits[:, ANSWERS[1]] - logits[:, ANSWERS[0]])).sum().backward()
+        return seen
+
+    a = run(ids[0], writes + reads, True)
+    b = run(ids[1], writes, False)
+    deltas = [b[w] - a[w].detach() for w in writes]
+    deltas = [d if d.ndim == 4 else d[:, :, None] for d in deltas]
+    out = []
+    for k in range(layers + 1):
+        below = torch.cat(deltas[: 1 + 2 * k], 2)
+        if k < layers:
+            readers = torch.cat([a[f"blocks.{k}.hook_{n}"].grad for n in kinds[:3]], 2)
+            out.append(torch.einsum("btsd,btrd->bsr", below, readers).flatten(1))
+            below, readers = torch.cat(deltas[: 2 + 2 * k], 2), a[f"blocks.{k}.hook_mlp_in"].grad[:, :, None]
+        else:
+            readers = a[reads[-1]].grad[:, :, None]
+        out.append(torch.einsum("btsd,btrd->bsr", below, readers).flatten(1))
+    for p in bridge.parameters():
+        p.grad = None
+    return torch.cat(out, 1).float().numpy()
+
+
+def products(model: Any, batch: int, length: int) -> np.ndarray:
+    """The matrix products that two forward passes and a backward one cannot do without, and nothing else.
+
+    Of the last layer those of keys and values alone: the rest is needed at one position. No attention, norm,
+    activation function, vocabulary, or score.
+    """
+    family = family_of(model)
+    *whole, last = family.layer_list(model)
+    paths = {p.path: p.parts for p in family.projections.values()}
+    maps = [layer.get_submodule(path) for layer in whole for path in paths]
+    maps += [
+        last.get_submodule(path) for path, parts in paths.items() if "k_proj" in parts or "v_proj" in parts
+    ]
+    weights = [weight_of(m) for m in maps]  # [out, in]
+    states = {w: torch.ones(batch * length, w) for weight in weights for w in weight.shape}
+    for weight in weights:
+        for _ in range(2):
+            torch.mm(states[weight.shape[1]], weight.T)
+        torch.mm(states[weight.shape[0]], weight)
+    return np.zeros((batch, 1))
+
+
 #: Names of the same places under the bridge.
 ALIAS = {
     "z": ("blocks.{}.attn.o.hook_in",),
@@ -171,8 +254,12 @@ def measured(call: Any, repeats: int) -> tuple[float, int, Any]:
     return statistics.median(times), memory.peak, out
 
 
-def ways_to_score(model: Any, bridge: Any, lean: Any, batch: int, options: Any) -> dict[str, Any]:
-    """What is compared, by name; the first is the yardstick."""
+#: What a row is compared with where that is not the first.
+RIVAL = {"edges": "lens edges", "lens edges": "lens edges"}
+
+
+def ways_to_score(model: Any, bridge: Any, lean: Any, split: Any, batch: int, options: Any) -> dict[str, Any]:
+    """What is compared, by name; the first is the yardstick, of edges :data:`RIVAL`."""
     pair = made_pairs(batch, options.length, options.vocabulary)
     about = {"layers": options.layers, "heads": options.heads}
     return {
@@ -181,10 +268,21 @@ def ways_to_score(model: Any, bridge: Any, lean: Any, batch: int, options: Any) 
             [lens(bridge, *(p.take(np.array([k])) for p in pair), **about, every=True) for k in range(batch)]
         ),
         "lens lean": lambda: lens(lean, *pair, **about, every=False),
+        "products alone": lambda: products(model, batch, options.length),
         "atp": lambda: atp.score(model, *pair, ANSWERS, batch_size=batch),
         "atp_ig": lambda: atp_ig.score(model, *pair, ANSWERS, batch_size=batch),
+        "lens edges": lambda: lens_edges(split, *pair, layers=options.layers),
         "edges": lambda: edge_scores(model, *pair, ANSWERS, batch_size=batch),
     }
+
+
+def off(what: str, values: np.ndarray, truth: np.ndarray) -> float | None:
+    """Largest difference over the largest score; None of what scores otherwise."""
+    if what in ("atp_ig", "products alone"):
+        return None
+    if what in RIVAL:  # the two have edges in different orders
+        values, truth = np.sort(values, 1), np.sort(truth, 1)
+    return float(np.abs(values - truth).max() / np.abs(truth).max())
 
 
 def main() -> None:
@@ -211,18 +309,19 @@ def main() -> None:
         model = made_model(name, options.vocabulary, options.layers, options.width, options.heads, dtype)
         bridge = bridged(model, options.vocabulary)
         bridge.set_use_attn_result(True)
-        lean = bridged(model, options.vocabulary)
+        lean, split = (bridged(model, options.vocabulary) for _ in range(2))
+        split.set_use_attn_result(True)
+        split.set_use_split_qkv_input(True)
+        split.set_use_hook_mlp_in(True)
         for batch in options.batch:
-            ways = ways_to_score(model, bridge, lean, batch, options)
+            ways = ways_to_score(model, bridge, lean, split, batch, options)
             ways = {k: v for k, v in ways.items() if not options.ways or k in options.ways}
-            base: tuple[float, int] | None = None
-            truth = None
+            bases: dict[str, tuple[float, int, np.ndarray]] = {}
             for what, call in ways.items():
                 time_s, peak, found = measured(call, options.repeats)
-                base = base or (time_s, peak)
                 values = getattr(found, "values", found)
-                truth = values if truth is None else truth
-                scale = float(np.abs(truth).max())
+                bases[what] = time_s, peak, values
+                base = bases.get(RIVAL.get(what, next(iter(ways))), bases[what])
                 row = {
                     "model": name,
                     "what": what,
@@ -233,9 +332,7 @@ def main() -> None:
                     "peak_mib": peak / 2**20,
                     "of_lens": peak / base[1],
                     "passes": found.cost.forward_equivalents if hasattr(found, "cost") else None,
-                    "off": float(np.abs(values - truth).max()) / scale
-                    if what in ("atp", "lens lean", "lens demo, one by one")
-                    else None,
+                    "off": off(what, values, base[2]),
                     "shape": {
                         k: getattr(options, k) for k in ("layers", "width", "heads", "vocabulary", "length")
                     },

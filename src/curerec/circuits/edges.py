@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import ExitStack, contextmanager, nullcontext
+from collections.abc import Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Any
@@ -11,14 +11,24 @@ from typing import Any
 import numpy as np
 import torch
 
-from curerec.circuits.activations import Activations, sites_of
+from curerec.circuits.activations import recording, sites_of
 from curerec.circuits.attribution import Context, between, differences
-from curerec.circuits.passes import Cost, PairBatch, each_batch, frozen, margin, numpy_type
+from curerec.circuits.edge_taps import Answer, taps
+from curerec.circuits.passes import (
+    Cost,
+    PairBatch,
+    at_answer,
+    each_batch,
+    frozen,
+    margin,
+    numpy_type,
+)
 from curerec.circuits.scorers.atp_ig import Rule, points
 from curerec.circuits.scorers.relp import linearised
-from curerec.circuits.wiring import INPUT, NormAt, Wiring, weight_of, wiring_of
+from curerec.circuits.wiring import INPUT, wiring_of
 from curerec.errors import ConfigError
 from curerec.prompts.encoding import Prompts
+from curerec.recommender.lean import can_be_lean
 from curerec.recommender.score import answer_logits, wide
 
 EDGE_SCORERS = ("atp", "atp_ig", "relp")
@@ -116,135 +126,41 @@ def edge_scores(
     source, reader = np.nonzero(wiring.mask)
     values = np.zeros((len(clean), len(source)), numpy_type(model))
     cost = Cost()
+    lean = sites.n_layers > 1 and can_be_lean(model)
+    once = tuple(alphas) == (1.0,)  # the pass whose gradient is taken is the clean one itself
 
     def work(batch: PairBatch) -> None:
-        deltas = differences(model, sites, batch, answers)
+        answer, cut = Answer(batch.last), lean and batch.clean.shape[1] > 1
+        if once:
+            with torch.no_grad(), at_answer(model, batch.last, cut), recording(sites) as deltas:
+                answer_logits(model, batch.corrupt, batch.last, answers)
+        else:
+            deltas = differences(model, sites, batch, answers, lean=cut)
+        top = {f"layers.{sites.n_layers - 1}.{part}" for part in ("attn", "mlp")}
+        for name in top:
+            deltas[name] = answer.of(deltas[name])
+
+        def subtract(name: str, a: torch.Tensor) -> None:
+            a = a.detach()
+            deltas[name] = deltas[name] - (answer.of(a) if name in top else a)
+
         shape = (len(batch.index), len(wiring.sources), len(wiring.readers))
         total = torch.zeros(shape, dtype=wide(deltas[INPUT]).dtype, device=batch.clean.device)
         for alpha in alphas:
             x = between(model, batch, alpha)
-            with _taps(wiring, deltas, total, fixed_scale=scorer == "relp"), context(model):
+            with (
+                # Before ``relp`` cuts off queries and keys: theirs is the gradient after that.
+                taps(wiring, deltas, total, answer, fixed_scale=scorer == "relp", lean=cut),
+                context(model),
+                at_answer(model, batch.last, cut),
+                recording(sites, into=subtract) if once else nullcontext(),
+            ):
                 logits = answer_logits(model, batch.clean, batch.last, answers, inputs_embeds=x)
             torch.autograd.grad(margin(logits, batch.label).sum(), x)
         values[batch.index] = (total / len(alphas))[:, source, reader].cpu().numpy()
-        cost.forwards += (2 + len(alphas)) * len(batch.index)
+        cost.forwards += (1 + len(alphas) + (not once)) * len(batch.index)
         cost.backwards += len(alphas) * len(batch.index)
 
     with frozen(model):
         each_batch(model, clean, corrupt, batch_size, work, cost)
     return EdgeScores(wiring.sources, wiring.readers, source, reader, values, scorer, cost)
-
-
-@contextmanager
-def _taps(wiring: Wiring, deltas: Activations, total: torch.Tensor, *, fixed_scale: bool) -> Iterator[None]:
-    """Forward hooks that leave gradient hooks on everything readers take in; these add to ``total``.
-
-    A layer's readers are met with the sources when the gradient at its norm's input is complete, which is
-    after those of its queries, keys, values and MLP.
-    """
-    grads: dict[tuple[int, str], torch.Tensor] = {}
-    posts: dict[int, NormAt] = {}
-
-    def meet(first: int, readers: torch.Tensor, reader: str) -> None:
-        """Add <source, reader> for readers [r, batch, pos, d_model] from column ``first`` on."""
-        at = slice(first, first + len(readers))
-        for columns, sources in written(wiring, deltas, posts, wiring.sources_before(reader)):
-            total[:, columns, at] += torch.einsum("sbtd,rbtd->bsr", sources, readers)
-
-    def attention_ready(k: int, at: NormAt) -> Callable[[torch.Tensor], None]:
-        def hook(_: torch.Tensor) -> None:
-            for reading in wiring.layers[k].readings:
-                weight = weight_of(reading.module)
-                for kind, first, heads in reading.parts:
-                    grad = grads.pop((k, kind), None)
-                    if grad is None:  # ``relp`` sends nothing through queries and keys
-                        continue
-                    rows = weight[first : first + heads * wiring.width].unflatten(0, (heads, wiring.width))
-                    pulled = torch.einsum("btnw,nwd->nbtd", wide(grad).unflatten(-1, (heads, -1)), rows)
-                    columns = wiring.columns(k, kind)
-                    meet(columns.start, at.pulled(pulled), wiring.readers[columns.start])
-
-        return hook
-
-    def mlp_ready(k: int, at: NormAt) -> Callable[[torch.Tensor], None]:
-        def hook(_: torch.Tensor) -> None:
-            column = wiring.mlp_reader(k)
-            meet(column, at.pulled(wide(grads.pop((k, "mlp"))))[None], wiring.readers[column])
-
-        return hook
-
-    def logits_ready(grad: torch.Tensor) -> None:
-        meet(len(wiring.readers) - 1, wide(grad)[None], wiring.readers[-1])
-
-    def at_norm(ready: Any, k: int) -> Any:
-        def hook(norm: Any, args: Any) -> None:
-            args[0].register_hook(ready(k, NormAt.of(norm, args[0], fixed_scale=fixed_scale)))
-
-        return hook
-
-    def at_reading(k: int, reading: Any) -> Any:
-        def hook(module: Any, args: Any, y: torch.Tensor) -> None:
-            def store(grad: torch.Tensor) -> None:
-                for kind, first, heads in reading.parts:
-                    grads[k, kind] = grad[..., first : first + heads * wiring.width]
-
-            y.register_hook(store)
-
-        return hook
-
-    def at_mlp(k: int) -> Any:
-        def hook(module: Any, args: Any) -> Any:
-            x = args[0].view_as(args[0])  # a tensor of its own: the norm's output may have other readers
-            x.register_hook(lambda grad: grads.__setitem__((k, "mlp"), grad))
-            return (x, *args[1:])
-
-        return hook
-
-    def at_post(k: int) -> Any:
-        def hook(norm: Any, args: Any) -> None:
-            posts[k] = NormAt.of(norm, args[0], fixed_scale=fixed_scale)
-
-        return hook
-
-    with ExitStack() as stack:
-
-        def add(handle: Any) -> None:
-            stack.callback(handle.remove)
-
-        for k, layer in enumerate(wiring.layers):
-            add(layer.attention_norm.register_forward_pre_hook(at_norm(attention_ready, k)))
-            add(layer.mlp_norm.register_forward_pre_hook(at_norm(mlp_ready, k)))
-            for reading in layer.readings:
-                add(reading.module.register_forward_hook(at_reading(k, reading)))
-            add(layer.mlp.register_forward_pre_hook(at_mlp(k)))
-            if layer.post is not None:
-                add(layer.post.register_forward_pre_hook(at_post(k)))
-        add(
-            wiring.final_norm.register_forward_pre_hook(
-                lambda norm, args: (args[0].register_hook(logits_ready), None)[1]
-            )
-        )
-        yield
-
-
-def written(
-    wiring: Wiring, deltas: Activations, posts: dict[int, NormAt], before: int
-) -> Iterator[tuple[slice, torch.Tensor]]:
-    """What the first ``before`` sources write differently, a source layer's heads (or MLP) at a time.
-
-    Yields:
-        Columns among the sources, and [sources, batch, pos, d_model] in at least single precision.
-    """
-    yield slice(0, 1), wide(deltas[INPUT])[None]
-    for k, layer in enumerate(wiring.layers):
-        heads = wiring.head_columns(k)
-        if heads.stop > before:
-            return
-        weight = weight_of(layer.attention_out).unflatten(1, (wiring.n_heads, wiring.width))
-        z = wide(deltas[f"layers.{k}.attn"]).unflatten(-1, (wiring.n_heads, wiring.width))
-        sources = torch.einsum("bthw,dhw->hbtd", z, weight)
-        yield heads, posts[k].pushed(sources) if k in posts else sources
-        column = wiring.mlp_column(k)
-        if column + 1 > before:
-            return
-        yield slice(column, column + 1), wide(deltas[f"layers.{k}.mlp"])[None]

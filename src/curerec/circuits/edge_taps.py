@@ -1,0 +1,245 @@
+"""What sources write differently met with what readers pull, on the way of one backward pass."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from curerec.circuits.activations import Activations
+from curerec.circuits.wiring import INPUT, NormAt, Wiring, weight_of
+from curerec.recommender.score import wide
+
+
+@dataclass(frozen=True)
+class Answer:
+    """The answer positions of a batch, int64 [batch].
+
+    What the last layer's queries and MLP read, and the logits, counts there alone: at other positions their
+    gradient is 0.
+    """
+
+    last: torch.Tensor
+
+    def of(self, x: torch.Tensor) -> torch.Tensor:
+        """[batch, pos, ...] at the answer, [batch, 1, ...]; what is that already stays so."""
+        return x if x.shape[1] == 1 else x[torch.arange(len(x), device=x.device), self.last][:, None]
+
+
+class Workspace:
+    """Memory for what sources write and readers pull, taken once and used again layer by layer.
+
+    On a CPU the pages of a new tensor of this size cost more than the product that fills it.
+    """
+
+    def __init__(self) -> None:
+        self._held: dict[str, torch.Tensor] = {}
+
+    def of(self, name: str, first: int, like: torch.Tensor) -> torch.Tensor:
+        """[first, *like's shape] of like's type, with whatever was there before under this name."""
+        held, size = self._held.get(name), first * like.numel()
+        if held is None or held.numel() < size or held.dtype != like.dtype or held.device != like.device:
+            self._held.pop(name, None)
+            held = self._held[name] = like.new_empty(size)
+        return held[:size].view(first, *like.shape)
+
+
+@contextmanager
+def taps(
+    wiring: Wiring,
+    deltas: Activations,
+    total: torch.Tensor,
+    answer: Answer,
+    *,
+    fixed_scale: bool,
+    lean: bool,
+) -> Iterator[None]:
+    """Forward hooks that leave gradient hooks on everything readers take in; these add to ``total``.
+
+    Args:
+        wiring: of the model.
+        deltas: differences by site, complete when the backward pass begins; see :func:`written`.
+        total: scores, [batch, sources, readers].
+        answer: positions whose margin is taken.
+        fixed_scale: norms are read through with their scale a constant (``relp``).
+        lean: the pass is cut by :func:`curerec.circuits.passes.at_answer`.
+
+    A layer's readers are met with the sources below it when the gradient at its attention's norm is complete,
+    which is after those of its queries, keys, values and MLP: all in one product a source layer, so that what
+    heads write is expanded once a layer of readers.
+    """
+    grads: dict[tuple[int, str], torch.Tensor] = {}
+    posts: dict[int, NormAt] = {}
+    top, space = len(wiring.layers) - 1, Workspace()
+
+    def meet(places: list[slice], readers: torch.Tensor, columns: range, *, only: bool) -> None:
+        """Add <source, reader> for sources of ``columns``; ``only``: at the answer, where the readers are."""
+        pulled = readers.flatten(2).permute(1, 2, 0)
+        for at, sources in written(wiring, deltas, posts, columns, space, answer if only else None):
+            product = torch.bmm(sources.flatten(2).transpose(0, 1), pulled)
+            first = 0
+            for place in places:
+                size = place.stop - place.start
+                total[:, at, place] += product[:, :, first : first + size]
+                first += size
+
+    def attention_ready(k: int, at: NormAt) -> Callable[[torch.Tensor], None]:
+        def readers(kinds: str, mlp: bool, *, only: bool) -> tuple[list[slice], torch.Tensor]:
+            norm = at.at(answer.of) if only else at
+            found = []
+            for reading in wiring.layers[k].readings:
+                parts = [p for p in reading.parts if p[0] in kinds and (k, p[0]) in grads]
+                if not parts:  # ``relp`` sends nothing through queries and keys
+                    continue
+                weight = weight_of(reading.module)
+                for kind, first, heads in parts:
+                    grad = grads.pop((k, kind))
+                    grad = wide(answer.of(grad) if only else grad).unflatten(-1, (heads, -1))
+                    rows = weight[first : first + heads * wiring.width].unflatten(0, (heads, wiring.width))
+                    found.append((wiring.columns(k, kind), grad, rows))
+            places = [place for place, _, _ in found]
+            out = space.of("readers", sum(p.stop - p.start for p in places) + mlp, norm.x)
+            first = 0
+            for place, grad, rows in found:
+                size = place.stop - place.start
+                norm.pulled_through(grad, rows, out=out[first : first + size])
+                first += size
+            if mlp:
+                column = wiring.mlp_reader(k)
+                places.append(slice(column, column + 1))
+                out[-1] = grads.pop((k, "mlp read"))
+            return places, out
+
+        def hook(_: torch.Tensor) -> None:
+            below = range(wiring.sources_before(wiring.readers[wiring.columns(k, "q").start]))
+            if k < top:
+                meet(*readers("qkv", True, only=False), below, only=False)
+                return
+            meet(*readers("kv", False, only=False), below, only=False)
+            meet(*readers("q", True, only=True), below, only=True)
+
+        return hook
+
+    def mlp_ready(k: int, at: NormAt) -> Callable[[torch.Tensor], None]:
+        def hook(_: torch.Tensor) -> None:
+            grad, norm = wide(grads.pop((k, "mlp"))), at
+            if k == top:
+                grad, norm = answer.of(grad), at.at(answer.of)
+            read = grads[k, "mlp read"] = norm.pulled(grad)
+            if not wiring.parallel:  # its own layer's heads alone; the sources below meet it with the others
+                heads, mlp = wiring.head_columns(k), wiring.mlp_reader(k)
+                meet([slice(mlp, mlp + 1)], read[None], range(heads.start, heads.stop), only=k == top)
+
+        return hook
+
+    def logits_ready(grad: torch.Tensor) -> None:
+        place = slice(len(wiring.readers) - 1, len(wiring.readers))
+        meet([place], answer.of(wide(grad))[None], range(len(wiring.sources)), only=True)
+
+    def at_norm(ready: Any, k: int) -> Any:
+        def hook(norm: Any, args: Any) -> None:
+            # Where the last layer is cut, keys and values are read everywhere, then all else at the answer.
+            there = args[0].shape[1] == 1
+            if k == top and lean and there == (ready is attention_ready):
+                return
+            args[0].register_hook(ready(k, NormAt.of(norm, args[0], fixed_scale=fixed_scale)))
+
+        return hook
+
+    def at_reading(k: int, reading: Any) -> Any:
+        def hook(module: Any, args: Any, y: torch.Tensor) -> None:
+            # Where the last layer is cut, it hands out keys and values first, then queries at the answer.
+            kinds = "qkv" if k < top or not lean else "q" if y.shape[1] == 1 else "kv"
+            parts = [part for part in reading.parts if part[0] in kinds]
+
+            def store(grad: torch.Tensor) -> None:
+                for kind, first, heads in parts:
+                    grads[k, kind] = grad[..., first : first + heads * wiring.width]
+
+            if parts and y.requires_grad:
+                y.register_hook(store)
+
+        return hook
+
+    def at_mlp(k: int) -> Any:
+        def hook(module: Any, args: Any) -> Any:
+            x = args[0].view_as(args[0])  # a tensor of its own: the norm's output may have other readers
+            x.register_hook(lambda grad: grads.__setitem__((k, "mlp"), grad))
+            return (x, *args[1:])
+
+        return hook
+
+    def at_post(k: int) -> Any:
+        def hook(norm: Any, args: Any) -> None:
+            posts[k] = NormAt.of(norm, args[0], fixed_scale=fixed_scale)
+
+        return hook
+
+    with ExitStack() as stack:
+
+        def add(handle: Any) -> None:
+            stack.callback(handle.remove)
+
+        for k, layer in enumerate(wiring.layers):
+            # Where both read through one norm the MLP's gradient is to be there first.
+            add(layer.mlp_norm.register_forward_pre_hook(at_norm(mlp_ready, k)))
+            add(layer.attention_norm.register_forward_pre_hook(at_norm(attention_ready, k)))
+            for reading in layer.readings:
+                add(reading.module.register_forward_hook(at_reading(k, reading)))
+            add(layer.mlp.register_forward_pre_hook(at_mlp(k)))
+            if layer.post is not None:
+                add(layer.post.register_forward_pre_hook(at_post(k)))
+        add(
+            wiring.final_norm.register_forward_pre_hook(
+                lambda norm, args: (args[0].register_hook(logits_ready), None)[1]
+            )
+        )
+        yield
+
+
+def written(
+    wiring: Wiring,
+    deltas: Activations,
+    posts: dict[int, NormAt],
+    columns: range,
+    space: Workspace,
+    answer: Answer | None = None,
+) -> Iterator[tuple[slice, torch.Tensor]]:
+    """What sources write differently, a layer's heads and MLP at a time.
+
+    Args:
+        wiring: of the model.
+        deltas: differences by site; of the last layer at the answer alone, [batch, 1, ...].
+        posts: norms that what heads write passes through, by layer.
+        columns: places of the sources that are wanted; of a layer all heads or none.
+        space: where it is put: what is yielded is overwritten by what comes next.
+        answer: given: what they write there alone.
+
+    Yields:
+        Places of some of the sources, and [sources, batch, pos, d_model] in at least single precision.
+    """
+    take: Callable[[torch.Tensor], torch.Tensor] = answer.of if answer else lambda x: x
+    if 0 in columns:
+        yield slice(0, 1), wide(take(deltas[INPUT]))[None]
+    for k, layer in enumerate(wiring.layers):
+        heads, mlp = wiring.head_columns(k), wiring.mlp_column(k)
+        with_heads, with_mlp = heads.start in columns, mlp in columns
+        if not with_heads and not with_mlp:
+            continue
+        wrote = wide(take(deltas[f"layers.{k}.mlp"]))
+        n = wiring.n_heads if with_heads else 0
+        out = space.of("sources", n + with_mlp, wrote)
+        if with_heads:
+            weight = weight_of(layer.attention_out).unflatten(1, (n, wiring.width))
+            z = wide(take(deltas[f"layers.{k}.attn"])).unflatten(-1, (n, wiring.width))
+            flat = out[:n].flatten(1, 2)
+            torch.bmm(z.flatten(0, 1).transpose(0, 1), weight.permute(1, 2, 0), out=flat)
+            if k in posts:
+                post = posts[k].at(take) if wrote.shape[1] != posts[k].x.shape[1] else posts[k]
+                out[:n] = post.pushed(out[:n])
+        if with_mlp:
+            out[n] = wrote
+        yield slice(heads.start if with_heads else mlp, mlp + 1 if with_mlp else heads.stop), out
