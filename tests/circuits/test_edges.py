@@ -142,6 +142,7 @@ def test_reading_through_a_norm_against_autograd(norm):
 @pytest.mark.parametrize("model_type", ["gpt2", "llama", "gemma2", "phi"])
 def test_edges_do_not_depend_on_whether_the_last_layer_is_cut(model_type, scorer, monkeypatch):
     with in_double(made_family_model(model_type, WORDS)) as model:
+        assert edges_module.can_be_lean(model)  # or both would be the whole pass
         cut = edge_scores(model, CLEAN, CORRUPT, ANSWERS, scorer=scorer).values
         monkeypatch.setattr(edges_module, "can_be_lean", lambda model: False)
         whole = edge_scores(model, CLEAN, CORRUPT, ANSWERS, scorer=scorer).values

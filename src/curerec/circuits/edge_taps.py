@@ -75,10 +75,10 @@ def taps(
     posts: dict[int, NormAt] = {}
     top, space = len(wiring.layers) - 1, Workspace()
 
-    def meet(places: list[slice], readers: torch.Tensor, columns: range, *, only: bool) -> None:
-        """Add <source, reader> for sources of ``columns``; ``only``: at the answer, where the readers are."""
+    def meet(places: list[slice], readers: torch.Tensor, columns: range, *, there: bool) -> None:
+        """Add <source, reader> for sources of ``columns``; ``there``: at the answer, as the readers are."""
         pulled = readers.flatten(2).permute(1, 2, 0)
-        for at, sources in written(wiring, deltas, posts, columns, space, answer if only else None):
+        for at, sources in written(wiring, deltas, posts, columns, space, answer if there else None):
             product = torch.bmm(sources.flatten(2).transpose(0, 1), pulled)
             first = 0
             for place in places:
@@ -87,8 +87,8 @@ def taps(
                 first += size
 
     def attention_ready(k: int, at: NormAt) -> Callable[[torch.Tensor], None]:
-        def readers(kinds: str, mlp: bool, *, only: bool) -> tuple[list[slice], torch.Tensor]:
-            norm = at.at(answer.of) if only else at
+        def readers(kinds: str, mlp: bool, *, there: bool) -> tuple[list[slice], torch.Tensor]:
+            norm = at.at(answer.of) if there else at
             found = []
             for reading in wiring.layers[k].readings:
                 parts = [p for p in reading.parts if p[0] in kinds and (k, p[0]) in grads]
@@ -97,7 +97,7 @@ def taps(
                 weight = weight_of(reading.module)
                 for kind, first, heads in parts:
                     grad = grads.pop((k, kind))
-                    grad = wide(answer.of(grad) if only else grad).unflatten(-1, (heads, -1))
+                    grad = wide(answer.of(grad) if there else grad).unflatten(-1, (heads, -1))
                     rows = weight[first : first + heads * wiring.width].unflatten(0, (heads, wiring.width))
                     found.append((wiring.columns(k, kind), grad, rows))
             places = [place for place, _, _ in found]
@@ -116,10 +116,10 @@ def taps(
         def hook(_: torch.Tensor) -> None:
             below = range(wiring.sources_before(wiring.readers[wiring.columns(k, "q").start]))
             if k < top:
-                meet(*readers("qkv", True, only=False), below, only=False)
+                meet(*readers("qkv", True, there=False), below, there=False)
                 return
-            meet(*readers("kv", False, only=False), below, only=False)
-            meet(*readers("q", True, only=True), below, only=True)
+            meet(*readers("kv", False, there=False), below, there=False)
+            meet(*readers("q", True, there=True), below, there=True)
 
         return hook
 
@@ -131,13 +131,13 @@ def taps(
             read = grads[k, "mlp read"] = norm.pulled(grad)
             if not wiring.parallel:  # its own layer's heads alone; the sources below meet it with the others
                 heads, mlp = wiring.head_columns(k), wiring.mlp_reader(k)
-                meet([slice(mlp, mlp + 1)], read[None], range(heads.start, heads.stop), only=k == top)
+                meet([slice(mlp, mlp + 1)], read[None], range(heads.start, heads.stop), there=k == top)
 
         return hook
 
     def logits_ready(grad: torch.Tensor) -> None:
         place = slice(len(wiring.readers) - 1, len(wiring.readers))
-        meet([place], answer.of(wide(grad))[None], range(len(wiring.sources)), only=True)
+        meet([place], answer.of(wide(grad))[None], range(len(wiring.sources)), there=True)
 
     def at_norm(ready: Any, k: int) -> Any:
         def hook(norm: Any, args: Any) -> None:
