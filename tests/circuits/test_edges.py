@@ -7,6 +7,7 @@ import pytest
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from curerec.circuits import edge_taps
 from curerec.circuits import edges as edges_module
 from curerec.circuits.edge_patching import edge_patched_margins, exact_edges
 from curerec.circuits.edges import EDGE_SCORERS, edge_scores
@@ -135,7 +136,9 @@ def test_reading_through_a_norm_against_autograd(norm):
     small, rows = torch.randn(2, 3, 5, 4, dtype=torch.float64), torch.randn(5, 4, 6, dtype=torch.float64)
     whole = torch.einsum("btnw,nwd->nbtd", small, rows)
     for norm in (at, fixed):
-        torch.testing.assert_close(norm.pulled_through(small, rows), norm.pulled(whole))
+        out = torch.empty_like(whole)
+        norm.pulled_through(small, norm.read_by(rows), out=out)
+        torch.testing.assert_close(out, norm.pulled(whole))
 
 
 @pytest.mark.parametrize("scorer", EDGE_SCORERS)
@@ -147,6 +150,17 @@ def test_edges_do_not_depend_on_whether_the_last_layer_is_cut(model_type, scorer
         monkeypatch.setattr(edges_module, "can_be_lean", lambda model: False)
         whole = edge_scores(model, CLEAN, CORRUPT, ANSWERS, scorer=scorer).values
     np.testing.assert_allclose(cut, whole, atol=1e-12 * np.abs(whole).max())
+
+
+@pytest.mark.parametrize("kind", ["gpt2", "llama+lora", "gemma2", "phi"])
+def test_edges_do_not_depend_on_how_many_examples_are_met_at_a_time(kind, monkeypatch):
+    with in_double(family_model(kind)) as model:
+        together = edge_scores(model, CLEAN, CORRUPT, ANSWERS, batch_size=4).values
+        monkeypatch.setattr(edge_taps, "CACHED", 1)
+        monkeypatch.setattr(edge_taps, "LEAST_ROWS", 1)
+        assert len(list(edge_taps.pieces(torch.zeros(4, 9, 16), 1))) == 4
+        alone = edge_scores(model, CLEAN, CORRUPT, ANSWERS, batch_size=4).values
+    np.testing.assert_allclose(alone, together, atol=1e-12 * np.abs(together).max())
 
 
 def test_the_effective_weight_holds_the_adapter():

@@ -33,6 +33,7 @@ from curerec.circuits.scorers import atp, atp_ig
 from curerec.circuits.wiring import weight_of
 from curerec.prompts.encoding import Prompts
 from curerec.recommender.families import family_of
+from curerec.recommender.memory import keep_freed
 from curerec.testing.memory import LivePeak
 
 HERE = Path(__file__).parent
@@ -209,11 +210,17 @@ def lens_edges(bridge: Any, clean: Prompts, corrupt: Prompts, *, layers: int) ->
     return torch.cat(out, 1).float().numpy()
 
 
-def products(model: Any, batch: int, length: int) -> np.ndarray:
+def products(model: Any, batch: int, length: int, *, edges: bool = False) -> np.ndarray:
     """The matrix products that two forward passes and a backward one cannot do without, and nothing else.
 
     Of the last layer those of keys and values alone: the rest is needed at one position. No attention, norm,
     activation function, vocabulary, or score.
+
+    Args:
+        model: whose shapes they have.
+        batch, length: of the prompts.
+        edges: also what every head writes and every reader pulls, each formed once, and one product of the
+            two a layer of readers.
     """
     family = family_of(model)
     *whole, last = family.layer_list(model)
@@ -228,7 +235,29 @@ def products(model: Any, batch: int, length: int) -> np.ndarray:
         for _ in range(2):
             torch.mm(states[weight.shape[1]], weight.T)
         torch.mm(states[weight.shape[0]], weight)
+    if edges:
+        edge_products(model, batch, length)
     return np.zeros((batch, 1))
+
+
+def edge_products(model: Any, batch: int, length: int) -> None:
+    """What edges take beyond the passes: see :func:`products`."""
+    family = family_of(model)
+    heads, groups, width = family.heads(model)
+    n_layers, d = len(family.layer_list(model)), heads * width
+    small, weight = torch.ones(1, batch * length, width), torch.ones(1, width, d)
+    wrote = torch.ones(1 + n_layers * (heads + 1), batch, length, d)
+    pulled = torch.ones(heads + 2 * groups + 1, batch, length, d)
+    for k in range(n_layers - 1):
+        first = 1 + k * (heads + 1)
+        out = wrote[first : first + heads].flatten(1, 2)
+        torch.bmm(small.expand(heads, -1, -1), weight.expand(heads, -1, -1), out=out)
+    for k in range(n_layers):
+        n = heads + 2 * groups if k < n_layers - 1 else 2 * groups  # of the last layer keys and values
+        out = pulled[:n].flatten(1, 2)
+        torch.bmm(small.expand(n, -1, -1), weight.expand(n, -1, -1), out=out)
+        readers = pulled[: n + (k < n_layers - 1)].flatten(2).permute(1, 2, 0)
+        torch.bmm(wrote[: 1 + k * (heads + 1)].flatten(2).transpose(0, 1), readers)
 
 
 #: Names of the same places under the bridge.
@@ -255,7 +284,7 @@ def measured(call: Any, repeats: int) -> tuple[float, int, Any]:
 
 
 #: What a row is compared with where that is not the first.
-RIVAL = {"edges": "lens edges", "lens edges": "lens edges"}
+RIVAL = dict.fromkeys(("edges", "lens edges", "edge products alone"), "lens edges")
 
 
 def ways_to_score(model: Any, bridge: Any, lean: Any, split: Any, batch: int, options: Any) -> dict[str, Any]:
@@ -272,13 +301,14 @@ def ways_to_score(model: Any, bridge: Any, lean: Any, split: Any, batch: int, op
         "atp": lambda: atp.score(model, *pair, ANSWERS, batch_size=batch),
         "atp_ig": lambda: atp_ig.score(model, *pair, ANSWERS, batch_size=batch),
         "lens edges": lambda: lens_edges(split, *pair, layers=options.layers),
+        "edge products alone": lambda: products(model, batch, options.length, edges=True),
         "edges": lambda: edge_scores(model, *pair, ANSWERS, batch_size=batch),
     }
 
 
 def off(what: str, values: np.ndarray, truth: np.ndarray) -> float | None:
     """Largest difference over the largest score; None of what scores otherwise."""
-    if what in ("atp_ig", "products alone"):
+    if what in ("atp_ig", "products alone", "edge products alone"):
         return None
     if what in RIVAL:  # the two have edges in different orders
         values, truth = np.sort(values, 1), np.sort(truth, 1)
@@ -303,6 +333,7 @@ def main() -> None:
     options = parser.parse_args()
     torch.set_num_threads(1)
     warnings.simplefilter("ignore")
+    keep_freed()  # for all alike
     table = []
     for name in options.models:
         dtype = getattr(torch, options.dtype)

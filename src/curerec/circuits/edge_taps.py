@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
+from operator import itemgetter
 from typing import Any
 
 import torch
@@ -12,6 +13,11 @@ import torch
 from curerec.circuits.activations import Activations
 from curerec.circuits.wiring import INPUT, NormAt, Wiring, weight_of
 from curerec.recommender.score import wide
+
+#: Bytes of expanded sources and readers that a CPU is given at a time: so much stays in its cache.
+CACHED = 8 * 2**20
+#: Rows (examples times positions) of a matrix product below which its weights cost more than it.
+LEAST_ROWS = 192
 
 
 @dataclass(frozen=True)
@@ -47,6 +53,30 @@ class Workspace:
         return held[:size].view(first, *like.shape)
 
 
+def pieces(x: torch.Tensor, size: int) -> Iterator[slice]:
+    """Examples in pieces such that ``size`` tensors like theirs fit a CPU's cache; all at once elsewhere.
+
+    Args:
+        x: [batch, pos, d_model].
+        size: how many of its shape are made.
+    """
+    step = len(x)
+    if x.device.type == "cpu" and x.numel():
+        each = size * x[0].numel() * x.element_size()
+        step = max(1, CACHED // each, LEAST_ROWS // x.shape[1])
+    for start in range(0, len(x), step):
+        yield slice(start, start + step)
+
+
+@dataclass(frozen=True)
+class Pulling:
+    """Readers of one kind: their place, the gradient at them [batch, pos, readers, width], and their maps."""
+
+    place: slice
+    grad: torch.Tensor
+    maps: torch.Tensor
+
+
 @contextmanager
 def taps(
     wiring: Wiring,
@@ -75,51 +105,61 @@ def taps(
     posts: dict[int, NormAt] = {}
     top, space = len(wiring.layers) - 1, Workspace()
 
-    def meet(places: list[slice], readers: torch.Tensor, columns: range, *, there: bool) -> None:
-        """Add <source, reader> for sources of ``columns``; ``there``: at the answer, as the readers are."""
+    def meet(places: list[slice], readers: torch.Tensor, columns: range, rows: slice, *, there: bool) -> None:
+        """Add <source, reader> for sources of ``columns``, examples of ``rows``.
+
+        ``there``: at the answer, as the readers are.
+        """
         pulled = readers.flatten(2).permute(1, 2, 0)
-        for at, sources in written(wiring, deltas, posts, columns, space, answer if there else None):
+        for at, sources in written(wiring, deltas, posts, columns, space, rows, answer if there else None):
             product = torch.bmm(sources.flatten(2).transpose(0, 1), pulled)
             first = 0
             for place in places:
                 size = place.stop - place.start
-                total[:, at, place] += product[:, :, first : first + size]
+                total[rows, at, place] += product[:, :, first : first + size]
                 first += size
 
+    def readers_of(k: int, kinds: str, at: NormAt, *, there: bool) -> list[Pulling]:
+        found = []
+        for reading in wiring.layers[k].readings:
+            parts = [p for p in reading.parts if p[0] in kinds and (k, p[0]) in grads]
+            if not parts:  # ``relp`` sends nothing through queries and keys
+                continue
+            weight = weight_of(reading.module)
+            for kind, first, heads in parts:
+                grad = grads.pop((k, kind))
+                grad = wide(answer.of(grad) if there else grad).unflatten(-1, (heads, -1))
+                rows = weight[first : first + heads * wiring.width].unflatten(0, (heads, wiring.width))
+                found.append(Pulling(wiring.columns(k, kind), grad, at.read_by(rows)))
+        return found
+
     def attention_ready(k: int, at: NormAt) -> Callable[[torch.Tensor], None]:
-        def readers(kinds: str, mlp: bool, *, there: bool) -> tuple[list[slice], torch.Tensor]:
+        def meet_all(kinds: str, below: range, *, mlp: bool, there: bool) -> None:
             norm = at.at(answer.of) if there else at
-            found = []
-            for reading in wiring.layers[k].readings:
-                parts = [p for p in reading.parts if p[0] in kinds and (k, p[0]) in grads]
-                if not parts:  # ``relp`` sends nothing through queries and keys
-                    continue
-                weight = weight_of(reading.module)
-                for kind, first, heads in parts:
-                    grad = grads.pop((k, kind))
-                    grad = wide(answer.of(grad) if there else grad).unflatten(-1, (heads, -1))
-                    rows = weight[first : first + heads * wiring.width].unflatten(0, (heads, wiring.width))
-                    found.append((wiring.columns(k, kind), grad, rows))
-            places = [place for place, _, _ in found]
-            out = space.of("readers", sum(p.stop - p.start for p in places) + mlp, norm.x)
-            first = 0
-            for place, grad, rows in found:
-                size = place.stop - place.start
-                norm.pulled_through(grad, rows, out=out[first : first + size])
-                first += size
-            if mlp:
-                column = wiring.mlp_reader(k)
-                places.append(slice(column, column + 1))
-                out[-1] = grads.pop((k, "mlp read"))
-            return places, out
+            found = readers_of(k, kinds, norm, there=there)
+            places = [pulling.place for pulling in found]
+            read = grads.pop((k, "mlp read")) if mlp else None
+            if read is not None:
+                places.append(slice(wiring.mlp_reader(k), wiring.mlp_reader(k) + 1))
+            size = sum(p.stop - p.start for p in places)
+            for rows in pieces(norm.x, size + wiring.n_heads + 1):
+                part = norm.at(itemgetter(rows))
+                out, first = space.of("readers", size, part.x), 0
+                for pulling in found:
+                    after = first + pulling.place.stop - pulling.place.start
+                    part.pulled_through(pulling.grad[rows], pulling.maps, out=out[first:after])
+                    first = after
+                if read is not None:
+                    out[-1] = read[rows]
+                meet(places, out, below, rows, there=there)
 
         def hook(_: torch.Tensor) -> None:
             below = range(wiring.sources_before(wiring.readers[wiring.columns(k, "q").start]))
             if k < top:
-                meet(*readers("qkv", True, there=False), below, there=False)
-                return
-            meet(*readers("kv", False, there=False), below, there=False)
-            meet(*readers("q", True, there=True), below, there=True)
+                meet_all("qkv", below, mlp=True, there=False)
+            else:
+                meet_all("kv", below, mlp=False, there=False)
+                meet_all("q", below, mlp=True, there=True)
 
         return hook
 
@@ -130,14 +170,23 @@ def taps(
                 grad, norm = answer.of(grad), at.at(answer.of)
             read = grads[k, "mlp read"] = norm.pulled(grad)
             if not wiring.parallel:  # its own layer's heads alone; the sources below meet it with the others
-                heads, mlp = wiring.head_columns(k), wiring.mlp_reader(k)
-                meet([slice(mlp, mlp + 1)], read[None], range(heads.start, heads.stop), there=k == top)
+                heads, place = wiring.head_columns(k), wiring.mlp_reader(k)
+                for rows in pieces(read, wiring.n_heads + 1):
+                    meet(
+                        [slice(place, place + 1)],
+                        read[None, rows],
+                        range(heads.start, heads.stop),
+                        rows,
+                        there=k == top,
+                    )
 
         return hook
 
     def logits_ready(grad: torch.Tensor) -> None:
         place = slice(len(wiring.readers) - 1, len(wiring.readers))
-        meet([place], answer.of(wide(grad))[None], range(len(wiring.sources)), there=True)
+        read = answer.of(wide(grad))
+        for rows in pieces(read, wiring.n_heads + 2):
+            meet([place], read[None, rows], range(len(wiring.sources)), rows, there=True)
 
     def at_norm(ready: Any, k: int) -> Any:
         def hook(norm: Any, args: Any) -> None:
@@ -206,6 +255,7 @@ def written(
     posts: dict[int, NormAt],
     columns: range,
     space: Workspace,
+    rows: slice = slice(None),
     answer: Answer | None = None,
 ) -> Iterator[tuple[slice, torch.Tensor]]:
     """What sources write differently, a layer's heads and MLP at a time.
@@ -216,12 +266,16 @@ def written(
         posts: norms that what heads write passes through, by layer.
         columns: places of the sources that are wanted; of a layer all heads or none.
         space: where it is put: what is yielded is overwritten by what comes next.
+        rows: examples that are wanted.
         answer: given: what they write there alone.
 
     Yields:
         Places of some of the sources, and [sources, batch, pos, d_model] in at least single precision.
     """
-    take: Callable[[torch.Tensor], torch.Tensor] = answer.of if answer else lambda x: x
+
+    def take(x: torch.Tensor) -> torch.Tensor:
+        return (answer.of(x) if answer else x)[rows]
+
     if 0 in columns:
         yield slice(0, 1), wide(take(deltas[INPUT]))[None]
     for k, layer in enumerate(wiring.layers):
@@ -238,8 +292,7 @@ def written(
             flat = out[:n].flatten(1, 2)
             torch.bmm(z.flatten(0, 1).transpose(0, 1), weight.permute(1, 2, 0), out=flat)
             if k in posts:
-                post = posts[k].at(take) if wrote.shape[1] != posts[k].x.shape[1] else posts[k]
-                out[:n] = post.pushed(out[:n])
+                out[:n] = posts[k].at(take).pushed(out[:n])
         if with_mlp:
             out[n] = wrote
         yield slice(heads.start if with_heads else mlp, mlp + 1 if with_mlp else heads.stop), out

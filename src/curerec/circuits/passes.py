@@ -14,6 +14,7 @@ from curerec.errors import ModelError, PromptError
 from curerec.prompts.encoding import Prompts
 from curerec.recommender.fused import fused_activations
 from curerec.recommender.lean import answer_only
+from curerec.recommender.memory import keep_freed
 from curerec.recommender.score import by_length, device_of, to_batch
 
 
@@ -167,6 +168,8 @@ def each_batch(
     cost.examples, cost.smallest_batch = len(clean), min(batch_size, len(clean))
     if device.type == "cuda":
         torch.cuda.reset_peak_memory_stats(device)
+    elif device.type == "cpu":
+        keep_freed()
     todo = list(by_length(clean, batch_size))[::-1]
     while todo:
         index = todo.pop()

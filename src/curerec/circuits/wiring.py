@@ -289,29 +289,24 @@ class NormAt:
         grad = grad * self.gain
         return self._projected(self.scale * grad if self.fixed_scale else self._inner(grad))
 
-    def pulled_through(
-        self, grad: torch.Tensor, rows: torch.Tensor, *, out: torch.Tensor | None = None
-    ) -> torch.Tensor:
-        """:meth:`pulled` of ``grad @ rows``, with one pass over the large product instead of one a step.
+    def read_by(self, maps: torch.Tensor) -> torch.Tensor:
+        """Maps [maps, width, d_model] that read the norm's output, as :meth:`pulled_through` wants them."""
+        return self._projected(maps * self.gain)  # the norm's centre then takes no part in what follows
+
+    def pulled_through(self, grad: torch.Tensor, maps: torch.Tensor, *, out: torch.Tensor) -> None:
+        """:meth:`pulled` of ``grad @ maps``, with one pass over the large product instead of one a step.
 
         Args:
             grad: at the outputs of linear maps that read the norm, [batch, pos, maps, width].
-            rows: weights of the maps, [maps, width, d_model].
-            out: where the result is put, contiguous.
-
-        Returns:
-            [maps, batch, pos, d_model].
+            maps: their weights, made ready by :meth:`read_by`.
+            out: where the result is put, [maps, batch, pos, d_model], contiguous.
         """
-        rows = self._projected(rows * self.gain)  # the norm's centre takes no part in what follows
-        if out is None:
-            out = rows.new_empty(len(rows), *self.x.shape)
         small = (grad * self.scale[..., None]).flatten(0, 1).transpose(0, 1)
-        torch.bmm(small, rows, out=out.flatten(1, 2))
+        torch.bmm(small, maps, out=out.flatten(1, 2))
         if not self.fixed_scale:
             x = self.centred
-            along = (grad * (x @ rows.flatten(0, 1).T).unflatten(-1, rows.shape[:2])).sum(-1) / x.shape[-1]
+            along = (grad * (x @ maps.flatten(0, 1).T).unflatten(-1, maps.shape[:2])).sum(-1) / x.shape[-1]
             out.addcmul_(x, (self.scale**3 * along).movedim(-1, 0)[..., None], value=-1)
-        return out
 
     def at(self, take: Callable[[torch.Tensor], torch.Tensor]) -> NormAt:
         """The same at some of the positions: ``take`` turns [batch, pos, ...] into [batch, fewer, ...]."""
