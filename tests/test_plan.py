@@ -90,14 +90,17 @@ def test_what_an_earlier_request_left_is_not_counted(asked, tmp_path):
     assert set(later["contributions"]) < set(first["contributions"])
 
 
-@pytest.mark.parametrize("every", [None, 3])
+@pytest.mark.parametrize(("every", "all_steps_from"), [(None, None), (3, None), (3, 0.9)])
 @pytest.mark.parametrize("forget_loss", ["rewind", "npo"])
 @pytest.mark.parametrize("forget_score", ["gradient", "path"])
 @pytest.mark.parametrize("open_gap", [None, 0.1])
-def test_passes_are_counted_as_they_are_taken(every, forget_loss, forget_score, open_gap, monkeypatch):
+def test_passes_are_counted_as_they_are_taken(
+    every, all_steps_from, forget_loss, forget_score, open_gap, monkeypatch
+):
     """Forward passes of a prompt by stage: of the configuration, and of the run."""
     # Half of these short prompts is the template's: what they share would be computed in passes of its own.
     monkeypatch.setattr("curerec.recommender.score.can_share", lambda model: False)
+    monkeypatch.setattr("curerec.methods.unlearn.LEAST_STEPS", 2)
     task = made_task()
     config = CureConfig().model_validate(
         {
@@ -114,6 +117,7 @@ def test_passes_are_counted_as_they_are_taken(every, forget_loss, forget_score, 
                 "forget_loss": forget_loss,
                 "schedule": "linear",  # all steps are taken
                 "max_steps": 7,
+                "all_steps_from": all_steps_from,
                 "check_every": 3,
                 "check_size": 25,
                 "batch_size": 500,  # all of D_f
@@ -146,6 +150,7 @@ def test_passes_are_counted_as_they_are_taken(every, forget_loss, forget_score, 
     finally:
         handle.remove()
     assert list(outcome.details["stages"]) == list(work)
+    assert (outcome.trace[-1]["step"] < 7) == (all_steps_from is not None)
     counted = {name: sum(w.forwards for w in part) for name, part in work.items()}
     for name in ("contributions", "groups", "update"):
         assert counted[name] == seen.get(name, 0), name

@@ -26,11 +26,14 @@ from curerec.recommender.tune import batches, endless
 #: Parts of the way back that are tried, from the smallest.
 DEPTHS = (0.2, 0.35, 0.5, 0.65, 0.8, 0.9, 1.0)
 
+#: What a request takes at the least where small ones take fewer (``all_steps_from``).
+LEAST_STEPS = 15
+
 
 class UnlearnConfig(LoopConfig):
     """The loop and its two losses. Every value is chosen on D_v, D_c and D_f."""
 
-    added = ("open_gap",)
+    added = ("open_gap", "all_steps_from")
 
     forget_loss: ForgetLoss = "npo"
     beta: float = Field(0.5, gt=0, description="of NPO")
@@ -66,6 +69,30 @@ class UnlearnConfig(LoopConfig):
         description="a look on the way sets the push so that the steps left close the gap at the pace so "
         "far (``pace.py``); else it rests the push while the gap is closed",
     )
+    all_steps_from: float | None = Field(
+        None,
+        gt=0,
+        lt=1,
+        description=f"share of the training examples that a request must be for all of max_steps; a smaller "
+        f"one takes them in proportion, {LEAST_STEPS} at the least. None: all requests take all",
+    )
+
+    def for_request(self, n_forget: int, n_retain: int) -> UnlearnConfig:
+        """The same with the steps that a request of this size takes, and looks as often on the way.
+
+        Example:
+            >>> small = UnlearnConfig(max_steps=60, check_every=20, all_steps_from=0.01)
+            >>> [small.for_request(n, 1000 - n).max_steps for n in (1, 5, 10, 100)]
+            [15, 30, 60, 60]
+            >>> small.for_request(5, 995).check_every
+            10
+        """
+        if self.all_steps_from is None:
+            return self
+        part = min(1.0, n_forget / (n_forget + n_retain) / self.all_steps_from)
+        steps = min(self.max_steps, max(LEAST_STEPS, round(part * self.max_steps)))
+        every = max(1, round(self.check_every * steps / self.max_steps))
+        return self.model_copy(update={"max_steps": steps, "check_every": every})
 
 
 def rolled_back(
@@ -153,6 +180,7 @@ def run(
 
     Source: METHOD sections 7 and 8.
     """
+    config = config.for_request(len(task.forget), len(task.retain))
     with task.clock.stage("prepare"):
         watch = Watch(task, config)
         device = device_of(task.original.model)
