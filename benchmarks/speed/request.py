@@ -31,6 +31,7 @@ def main() -> None:
     parser.add_argument("--kept", action="store_true", help="also cure with an earlier request's retain side")
     args = parser.parse_args()
     opened = open_recommender(args.recommender, load(args.data))
+    fewer = opened.recipe.cure.update.all_steps_from
     users = len(set(opened.data.user_code[opened.split.train.target].tolist()))
     shares = args.shares[-1:] if args.tiny else args.shares
     ways = [(method, False) for method in args.methods] + ([("cure", True)] if args.kept else [])
@@ -47,10 +48,11 @@ def main() -> None:
                     key = {"question": "request", "share": share, "method": method, "repeat": repeat}
                     key |= {"model": opened.recommender.base["name"], "n_train": len(opened.split.train)}
                     key |= {"kept": True} if kept else {}
+                    key |= {"all_steps_from": fewer} if fewer else {}
                     if not done(args.results, key):
                         values = timed(opened, request, method, repeat, side if kept else None)
                         write(args.results, key, values, args.note)
-            show(rows_of(args.results), opened.recommender.base["name"], len(opened.split.train), share)
+            show(rows_of(args.results), opened, share)
 
 
 def timed(
@@ -83,15 +85,17 @@ def timed(
     return values
 
 
-def show(rows: list[dict[str, Any]], model: str, n_train: int, share: float) -> None:
+def show(rows: list[dict[str, Any]], opened: Opened, share: float) -> None:
     """Print the medians of a share, and what of them ``cure`` takes.
 
     Args:
         rows: of the results.
-        model, n_train: of the recommender.
+        opened: the recommender.
         share: of the users.
     """
-    wanted = {"question": "request", "model": model, "n_train": n_train, "share": share}
+    n_train, fewer = len(opened.split.train), opened.recipe.cure.update.all_steps_from
+    wanted = {"question": "request", "model": opened.recommender.base["name"], "n_train": n_train}
+    wanted |= {"share": share, **({"all_steps_from": fewer} if fewer else {})}
     mine = [r for r in rows if wanted.items() <= r["key"].items()]
     times: dict[str, list[float]] = {}
     for row in mine:
