@@ -60,7 +60,7 @@ def pieces(x: torch.Tensor, size: int) -> Iterator[slice]:
         x: [batch, pos, d_model].
         size: how many of its shape are made.
     """
-    step = len(x)
+    step = max(len(x), 1)
     if x.device.type == "cpu" and x.numel():
         each = size * x[0].numel() * x.element_size()
         step = max(1, CACHED // each, LEAST_ROWS // x.shape[1])
