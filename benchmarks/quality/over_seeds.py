@@ -47,6 +47,11 @@ def main() -> None:
     parser.add_argument("--others", nargs="+", default=["pcgrad", "npo", "random_modules"])
     options = parser.parse_args()
     found = residuals(options.folders, options.dataset, options.request)
+    if absent := sorted({"cure", *options.others} - set(found)):
+        parser.error(
+            f"no rows of {', '.join(absent)} for {options.request} on {options.dataset} in these folders: "
+            "name --dataset, --request or --others"
+        )
     print(
         "| method | seeds | residual less `cure`'s | 95 % over seeds | `cure` nearer on | p |\n"
         + "|---" * 6

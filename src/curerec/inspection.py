@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import Any, Literal
 
 import numpy as np
 from pydantic import Field
 
+from curerec.aligned import Aligned, Corruption, aligned, falling
 from curerec.circuits import DEFAULT, SCORERS
 from curerec.circuits.compact import fewest_parts
 from curerec.circuits.core import find_core, stable_core
@@ -17,7 +18,6 @@ from curerec.circuits.exchange import CircuitFile, CompactSet, NecessarySet, Ove
 from curerec.circuits.faithfulness import Faithfulness, Judge, judge_edges, judge_modules
 from curerec.circuits.matters import matters
 from curerec.circuits.necessary import necessary
-from curerec.circuits.patching import moving_pairs
 from curerec.circuits.reading import attention_reading
 from curerec.circuits.selection import JUDGED, halves
 from curerec.circuits.stability import overlaps
@@ -27,14 +27,11 @@ from curerec.errors import ModelError, PromptError
 from curerec.machine import machine, peak_memory_bytes, versions
 from curerec.pipeline import Opened
 from curerec.progress import Clock
-from curerec.prompts.counterfactual import counterfactual_pairs
-from curerec.prompts.encoding import Encoder, Prompts, queries
-from curerec.prompts.others import other_prompts
+from curerec.prompts.encoding import Encoder, queries
 from curerec.prompts.templates import TEMPLATES
 from curerec.recommender import storage
 from curerec.records import Circuit, Examples
 
-Corruption = Literal["prompt", "history"]
 Level = Literal["parts", "connections"]
 
 
@@ -57,55 +54,6 @@ class InspectConfig(Strict):
     draws: int = Field(200, gt=1, description="bootstrap resamples")
     batch_size: int = Field(32, gt=0)
     seed: int = Field(0, ge=0)
-
-
-@dataclass(frozen=True)
-class Aligned:
-    """Clean and corrupt prompts of the same lengths, and counts of what became of the prompts asked for."""
-
-    clean: Prompts
-    corrupt: Prompts
-    counts: dict[str, int]
-
-    def take(self, index: np.ndarray) -> Aligned:
-        """The pairs at ``index``."""
-        return Aligned(self.clean.take(index), self.corrupt.take(index), self.counts)
-
-
-def aligned(
-    opened: Opened,
-    examples: Examples,
-    corruption: Corruption,
-    *,
-    opposite: bool = True,
-    template: str | None = None,
-    seed: int = 0,
-) -> Aligned:
-    """Counterfactual pairs of examples.
-
-    Args:
-        opened: the recommender with its data.
-        examples: to be corrupted.
-        corruption: ``prompt`` (:func:`curerec.prompts.others.other_prompts`) or ``history``
-            (:func:`curerec.prompts.counterfactual.counterfactual_pairs`).
-        opposite: of ``prompt``.
-        template: in place of the recommender's own.
-        seed: of the draws.
-
-    Raises:
-        PromptError: no pair can be made.
-    """
-    made = opened.recommender
-    encoder = Encoder(made.tokenizer, template or made.template, opened.data.titles["title"].to_pylist())
-    wanted = queries(opened.data, examples)
-    if corruption == "history":
-        pairs = counterfactual_pairs(opened.data, wanted, encoder, opened.split.train.target, seed=seed)
-        counts = {"asked": len(examples), "unaligned": pairs.unaligned, "made": len(pairs)}
-        return Aligned(encoder.encode(pairs.clean), encoder.encode(pairs.corrupt), counts)
-    prompts = encoder.encode(wanted)
-    kept, partner = other_prompts(prompts, opposite=opposite, seed=seed)
-    counts = {"asked": len(examples), "unaligned": len(examples) - len(kept), "made": len(kept)}
-    return Aligned(prompts.take(kept), prompts.take(partner), counts)
 
 
 def inspect(
@@ -141,7 +89,7 @@ def inspect(
         pool = drawn(opened.split.valid, config.pool)
         # Pairs by PageRank are the ones that fall most, so that more of them are others.
         more = config.edges_most if config.edges and config.corruption == "prompt" else 0
-        of_edges = _moving(opened, pool, config, max(config.pairs, more), seed=config.seed)
+        of_edges = _falling(opened, pool, config, max(config.pairs, more), seed=config.seed)
         pairs = of_edges.take(np.arange(min(config.pairs, len(of_edges.clean))))
     with clock.stage("circuit"):
         options = _options(opened, config.scorer)
@@ -216,25 +164,8 @@ def inspect(
     return file.model_copy(update={**found, "nodes": nodes})
 
 
-def _moving(
-    opened: Opened,
-    pool: Examples,
-    config: InspectConfig,
-    n: int,
-    *,
-    template: str | None = None,
-    seed: int = 0,
-) -> Aligned:
-    """At most ``n`` pairs whose margin falls: of the history kind the ones that fall most, else as drawn.
-
-    They are in no order: the first of them, which smaller searches take, are not of the first users alone.
-    """
-    made = aligned(opened, pool, config.corruption, template=template, seed=seed)
-    model, answers = opened.recommender.model, opened.recommender.answers
-    most = n if config.corruption == "history" else len(made.clean)
-    moved = moving_pairs(model, made.clean, made.corrupt, answers, most, batch_size=config.batch_size)
-    kept = made.take(np.random.default_rng([seed, 101]).permutation(moved)[:n])
-    return replace(kept, counts={**made.counts, "fell": len(moved)})
+def _falling(opened: Opened, pool: Examples, config: InspectConfig, n: int, **how: Any) -> Aligned:
+    return falling(opened, pool, config.corruption, n, batch_size=config.batch_size, **how)
 
 
 def _options(opened: Opened, scorer: str) -> dict[str, Any]:
@@ -307,7 +238,7 @@ def _variants(opened: Opened, config: InspectConfig, pool: Examples, granularity
     model, answers = opened.recommender.model, opened.recommender.answers
 
     def found(scorer: str, seed: int, template: str | None = None) -> Circuit:
-        pairs = _moving(opened, pool, config, config.variants, template=template, seed=seed)
+        pairs = _falling(opened, pool, config, config.variants, template=template, seed=seed)
         return find_core(
             model,
             pairs.clean,
@@ -385,7 +316,7 @@ def judge_imported(opened: Opened, file: CircuitFile, config: InspectConfig | No
         )
     rng = np.random.default_rng([config.seed, 97])
     pool = opened.split.valid.take(np.sort(rng.permutation(len(opened.split.valid))[: config.pool]))
-    pairs = _moving(opened, pool, config, config.pairs, seed=config.seed)
+    pairs = _falling(opened, pool, config, config.pairs, seed=config.seed)
     names = [n.name for n in file.nodes]
     judge = judge_modules(model, pairs.clean, pairs.corrupt, answers, names, batch_size=config.batch_size)
     core = {k for k, n in enumerate(file.nodes) if n.in_graph}

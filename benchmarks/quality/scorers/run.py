@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 
+from curerec.aligned import aligned
 from curerec.circuits import SCORERS
 from curerec.circuits.choice import cheapest_trusted
 from curerec.circuits.compact import fewest_parts
@@ -23,7 +24,6 @@ from curerec.circuits.selection import JUDGED, halves
 from curerec.circuits.stability import agreement
 from curerec.cli.inputs import quiet
 from curerec.data.fetch import load
-from curerec.inspection import aligned
 from curerec.machine import machine, versions
 from curerec.pipeline import open_recommender
 from curerec.recommender.storage import load_base

@@ -70,7 +70,13 @@ def pieces(x: torch.Tensor, size: int) -> Iterator[slice]:
 
 @dataclass(frozen=True)
 class Pulling:
-    """Readers of one kind: their place, the gradient at them [batch, pos, readers, width], and their maps."""
+    """Readers of one kind, and what they pull by; see :meth:`curerec.circuits.wiring.NormAt.pulled_through`.
+
+    Attributes:
+        place: among all readers.
+        grad: at what they make of their input, [batch, pos, readers, width].
+        maps: of :meth:`curerec.circuits.wiring.NormAt.read_by`, [readers, width, d_model].
+    """
 
     place: slice
     grad: torch.Tensor
@@ -119,7 +125,7 @@ def taps(
                 total[rows, at, place] += product[:, :, first : first + size]
                 first += size
 
-    def readers_of(k: int, kinds: str, at: NormAt, *, there: bool) -> list[Pulling]:
+    def pulling_of(k: int, kinds: str, at: NormAt, *, there: bool) -> list[Pulling]:
         found = []
         for reading in wiring.layers[k].readings:
             parts = [p for p in reading.parts if p[0] in kinds and (k, p[0]) in grads]
@@ -136,7 +142,7 @@ def taps(
     def attention_ready(k: int, at: NormAt) -> Callable[[torch.Tensor], None]:
         def meet_all(kinds: str, below: range, *, mlp: bool, there: bool) -> None:
             norm = at.at(answer.of) if there else at
-            found = readers_of(k, kinds, norm, there=there)
+            found = pulling_of(k, kinds, norm, there=there)
             places = [pulling.place for pulling in found]
             read = grads.pop((k, "mlp read")) if mlp else None
             if read is not None:
