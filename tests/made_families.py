@@ -92,6 +92,26 @@ def subsets(model_type: str) -> list[tuple[str, ...]]:
     return [tuple(by_part), tuple(out), tuple(n for n, p in known.items() if p.block == "mlp")]
 
 
+#: Kinds of models by name, see :func:`model_of_kind`: with an adapter on all projections, on some of them,
+#: and of four layers with six heads over two groups, so that some layers are neither first nor last.
+WITH_LORA = tuple(f"{t}+lora" for t in TYPES)
+PARTLY = tuple(f"{t}+lora{k}" for t in ("llama", "gpt2") for k in range(3))
+DEEP = ("llama+deep", "gemma2+deep")
+
+
+def model_of_kind(kind: str, vocabulary: int, **more: Any) -> Any:
+    """A model of ``TYPE``, ``TYPE+lora``, ``TYPE+loraN`` (the N-th of :func:`subsets`) or ``TYPE+deep``."""
+    model_type, _, extra = kind.partition("+")
+    if extra == "deep":
+        more |= {"num_hidden_layers": 4, "num_attention_heads": 6, "num_key_value_heads": 2, "head_dim": 4}
+        more |= {"hidden_size": 24}
+    model = made_family_model(model_type, vocabulary, **more)
+    if not extra.startswith("lora"):
+        return model
+    which = extra.removeprefix("lora")
+    return lora_on(model, subsets(model_type)[int(which)] if which else None)
+
+
 @contextmanager
 def in_double(model: Any) -> Iterator[Any]:
     """The model in float64 throughout: RMS norms and eager softmax, which cast to float32, included."""

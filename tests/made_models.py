@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -17,6 +18,8 @@ from transformers import (
     Qwen3ForCausalLM,
 )
 
+from curerec.circuits.activations import sites_of
+from curerec.circuits.patching import patched_margins
 from curerec.data.splits import examples
 from curerec.prompts.encoding import Encoder, Prompts, queries
 from curerec.recommender.nano import nano_tokenizer
@@ -54,6 +57,15 @@ def other_titles(prompts: Prompts, words: int, *, seed: int = 0) -> Prompts:
             at = slice(prompts.offsets[n] + start, prompts.offsets[n] + stop)
             ids[at] = rng.integers(30, words, stop - start)
     return Prompts(ids, prompts.offsets, prompts.spans, prompts.label)
+
+
+def falling(
+    model: Any, clean: Prompts, corrupt: Prompts, answers: tuple[int, int]
+) -> tuple[Prompts, Prompts]:
+    """The pairs with the labels for which a random model's margin falls: circuits are judged on such."""
+    nothing, everything = patched_margins(model, clean, corrupt, answers, [set(), set(sites_of(model).names)])
+    label = np.where(everything < nothing, clean.label, 1 - clean.label).astype(clean.label.dtype)
+    return replace(clean, label=label), replace(corrupt, label=label)
 
 
 def made_model(

@@ -101,6 +101,8 @@ def test_passes_are_counted_as_they_are_taken(
     # Half of these short prompts is the template's: what they share would be computed in passes of its own.
     monkeypatch.setattr("curerec.recommender.score.can_share", lambda model: False)
     monkeypatch.setattr("curerec.methods.unlearn.LEAST_STEPS", 2)
+    monkeypatch.setattr("curerec.methods.unlearn.LOOK_RATIO", 0)
+    monkeypatch.setattr("curerec.methods.unlearn.LEAST_LOOK", 15)
     task = made_task()
     config = CureConfig().model_validate(
         {
@@ -154,7 +156,7 @@ def test_passes_are_counted_as_they_are_taken(
     counted = {name: sum(w.forwards for w in part) for name, part in work.items()}
     for name in ("contributions", "groups", "update"):
         assert counted[name] == seen.get(name, 0), name
-    look = 50  # how far to go back is found by three of them, or two
+    look = 2 * (25 if all_steps_from is None else 15)  # how far to go back is found by three of them, or two
     assert seen["prepare"] in (counted["prepare"], counted["prepare"] - (look if open_gap else 0))
     # Which prompts give a pair that moves is known when they have been run.
     kept = outcome.circuit.pairs

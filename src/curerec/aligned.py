@@ -7,7 +7,9 @@ from typing import Literal
 
 import numpy as np
 
-from curerec.circuits.patching import moving_pairs
+from curerec.circuits.activations import sites_of
+from curerec.circuits.passes import MOVED
+from curerec.circuits.patching import most_falling, patched_margins
 from curerec.pipeline import Opened
 from curerec.prompts.counterfactual import counterfactual_pairs
 from curerec.prompts.encoding import Encoder, Prompts, queries
@@ -58,7 +60,12 @@ def aligned(
     wanted = queries(opened.data, examples)
     if corruption == "history":
         pairs = counterfactual_pairs(opened.data, wanted, encoder, opened.split.train.target, seed=seed)
-        counts = {"asked": len(examples), "unaligned": pairs.unaligned, "made": len(pairs)}
+        counts = {
+            "asked": len(examples),
+            "unaligned": pairs.unaligned,
+            "made": len(pairs),
+            "replaced": int(pairs.replaced.sum()),
+        }
         return Aligned(encoder.encode(pairs.clean), encoder.encode(pairs.corrupt), counts)
     prompts = encoder.encode(wanted)
     kept, partner = other_prompts(prompts, opposite=opposite, seed=seed)
@@ -78,6 +85,9 @@ def falling(
 ) -> Aligned:
     """At most ``n`` pairs whose margin falls: of the history kind the ones that fall most, else as drawn.
 
+    The counts are of all pairs made, not of those kept: ``moved`` (by more than 0.001 logits), ``fell`` and
+    ``flipped`` (the answer turned round). With the history kind ``replaced`` counts the items of all pairs.
+
     They are in no order: the first of them, which smaller searches take, are not of the first users alone.
 
     Args:
@@ -92,6 +102,16 @@ def falling(
     made = aligned(opened, pool, corruption, template=template, seed=seed)
     model, answers = opened.recommender.model, opened.recommender.answers
     most = n if corruption == "history" else len(made.clean)
-    moved = moving_pairs(model, made.clean, made.corrupt, answers, most, batch_size=batch_size)
-    kept = made.take(np.random.default_rng([seed, 101]).permutation(moved)[:n])
-    return replace(kept, counts={**made.counts, "fell": len(moved)})
+    everything = set(sites_of(model).names)
+    full, empty = patched_margins(
+        model, made.clean, made.corrupt, answers, [set(), everything], batch_size=batch_size
+    )
+    counts = {
+        **made.counts,
+        "moved": int((np.abs(full - empty) > MOVED).sum()),
+        "fell": int((full > empty).sum()),
+        "flipped": int(((full > 0) != (empty > 0)).sum()),
+    }
+    fallen = most_falling(full - empty, most)
+    kept = made.take(np.random.default_rng([seed, 101]).permutation(fallen)[:n])
+    return replace(kept, counts=counts)

@@ -13,13 +13,26 @@ from curerec.aligned import Aligned, Corruption, aligned, falling
 from curerec.circuits import DEFAULT, SCORERS
 from curerec.circuits.compact import fewest_parts
 from curerec.circuits.core import find_core, stable_core
+from curerec.circuits.edge_core import SCORER as EDGES_DEFAULT
 from curerec.circuits.edge_core import stable_edges
-from curerec.circuits.exchange import CircuitFile, CompactSet, NecessarySet, Overlap, Reads, shape_of, to_file
+from curerec.circuits.edges import EDGE_SCORERS
+from curerec.circuits.exchange import (
+    CircuitFile,
+    CompactSet,
+    Edge,
+    Measures,
+    NecessarySet,
+    Node,
+    Overlap,
+    Reads,
+    shape_of,
+    to_file,
+)
 from curerec.circuits.faithfulness import Faithfulness, Judge, judge_edges, judge_modules
 from curerec.circuits.matters import matters
 from curerec.circuits.necessary import necessary
 from curerec.circuits.reading import attention_reading
-from curerec.circuits.selection import JUDGED, halves
+from curerec.circuits.selection import JUDGED, halves, selecting
 from curerec.circuits.stability import overlaps
 from curerec.circuits.wiring import wiring_of
 from curerec.config import Strict
@@ -42,9 +55,15 @@ class InspectConfig(Strict):
         "prompt", description="another user's prompt of the same length, or history items by PageRank"
     )
     scorer: str = DEFAULT
-    pairs: int = Field(128, gt=3, description="counterfactual pairs, half to rank and half to judge")
+    pairs: int = Field(
+        128,
+        gt=3,
+        description="counterfactual pairs at most, half to rank and half to judge; 64 to begin with",
+    )
     pool: int = Field(800, gt=3, description="validation prompts that pairs are made from")
     faithfulness: float = Field(0.9, gt=0, le=1)
+    select: str = Field("faithful", description="parts: faithful, top:K or threshold:X (logits)")
+    select_edges: str = Field("faithful", description="connections, likewise")
     edges: int = Field(128, ge=0, description="pairs that the edges are scored on at first; 0: no edges")
     edges_most: int = Field(512, gt=3, description="pairs they are scored on where resamples overturn them")
     test: int = Field(400, ge=0, description="test prompts of the knock-out; 0: none")
@@ -76,9 +95,11 @@ def inspect(
 
     Raises:
         PromptError: pairs cannot be made, or none moves the answer.
-        ConfigError: unknown scorer.
+        ConfigError: unknown scorer, or way to select.
     """
     config, clock = config or InspectConfig(), clock or Clock()
+    for way in (config.select, config.select_edges):
+        selecting(way)  # refused before anything is run
     model, answers = opened.recommender.model, opened.recommender.answers
     rng = np.random.default_rng([config.seed, 97])
 
@@ -98,10 +119,10 @@ def inspect(
             pairs.clean,
             pairs.corrupt,
             answers,
-            start=len(pairs.clean),
             scorer=config.scorer,
             options=options,
             threshold=config.faithfulness,
+            select=config.select,
             counts=pairs.counts,
             draws=config.draws,
             details=True,
@@ -116,7 +137,11 @@ def inspect(
                 of_edges.corrupt,
                 answers,
                 start=config.edges,
+                scorer=config.scorer if config.scorer in EDGE_SCORERS else EDGES_DEFAULT,
                 threshold=config.faithfulness,
+                select=config.select_edges,
+                draws=config.draws,
+                details=True,
                 batch_size=config.batch_size,
                 seed=config.seed,
             )
@@ -143,9 +168,10 @@ def inspect(
     }
     if config.test:
         with clock.stage("knock-out"):
-            used = of_edges.take(np.arange(len(circuit.edges.scores) if circuit.edges else 0))
+            used = pairs.take(np.arange(len(circuit.scores)))
+            few = of_edges.take(np.arange(len(circuit.edges.scores) if circuit.edges else 0))
             examples = drawn(opened.split.test, config.test)
-            found |= _knocked_out(opened, config, circuit, found["compact"], pairs, used, examples)
+            found |= _knocked_out(opened, config, circuit, found["compact"], used, few, examples)
     if config.variants:
         with clock.stage("other seeds, templates, scorers"):
             found["overlaps"] = _variants(opened, config, pool, circuit.granularity)
@@ -161,6 +187,7 @@ def inspect(
         n.model_copy(update={"groups": dict((groups or {}).get(n.name, {})), "reads": reads.get(n.name)})
         for n in file.nodes
     ]
+    found["cost"] = {**found["cost"], "time_s": clock.total_s}
     return file.model_copy(update={**found, "nodes": nodes})
 
 
@@ -234,10 +261,14 @@ def _knocked_out(
 
 
 def _variants(opened: Opened, config: InspectConfig, pool: Examples, granularity: str) -> list[Overlap]:
-    """Overlap of the circuits of other seeds, templates and scorers, each from pairs of its own."""
+    """Overlap of the circuits of other seeds, templates and scorers, each from pairs of its own.
+
+    Scorers rank by themselves here: were those that exact patching finds doubtful replaced by exact scores,
+    as everywhere else, all would agree in a small model, however bad they are.
+    """
     model, answers = opened.recommender.model, opened.recommender.answers
 
-    def found(scorer: str, seed: int, template: str | None = None) -> Circuit:
+    def found(scorer: str, seed: int, template: str | None = None, trust: bool = True) -> Circuit:
         pairs = _falling(opened, pool, config, config.variants, template=template, seed=seed)
         return find_core(
             model,
@@ -248,6 +279,8 @@ def _variants(opened: Opened, config: InspectConfig, pool: Examples, granularity
             options=_options(opened, scorer),
             granularity="block" if granularity == "block" else "head_mlp",
             threshold=config.faithfulness,
+            select=config.select,
+            trust=trust,
             draws=20,
             batch_size=config.batch_size,
             seed=seed,
@@ -261,12 +294,12 @@ def _variants(opened: Opened, config: InspectConfig, pool: Examples, granularity
     asked: dict[str, dict[str, Any]] = {
         "seeds": {str(s): (config.scorer, s) for s in range(first + 1, first + 4)},
         "templates": {t: (config.scorer, first, t) for t in TEMPLATES if t != opened.recommender.template},
-        "scorers": {s: (s, first) for s in scorers},
+        "scorers": {s: (s, first, None, False) for s in [config.scorer, *scorers]},
     }
-    names = {"seeds": str(first), "templates": opened.recommender.template, "scorers": config.scorer}
+    names = {"seeds": str(first), "templates": opened.recommender.template}
     out = []
     for over, others in asked.items():
-        circuits = {names[over]: own}
+        circuits = {} if over == "scorers" else {names[over]: own}
         for name, arguments in others.items():
             try:
                 circuits[name] = found(*arguments)
@@ -286,14 +319,20 @@ def _about(opened: Opened, config: InspectConfig) -> dict[str, str | int | float
         "template": made.template,
         "weights_sha256": made.card.get("weights_sha256"),
         "seed": config.seed,
-        "faithfulness_asked": config.faithfulness,
+        "faithfulness_asked": config.faithfulness if config.select == "faithful" else None,
+        "select": config.select,
+        "select_connections": config.select_edges if config.edges else None,
         **{f"version_{k}": v for k, v in versions().items()},
         **{k: str(v) for k, v in where.items()},
     }
 
 
 def judge_imported(opened: Opened, file: CircuitFile, config: InspectConfig | None = None) -> CircuitFile:
-    """An imported circuit, with its faithfulness on this recommender.
+    """An imported circuit, with what its parts and its connections carry in this recommender.
+
+    Measured are faithfulness and completeness of both, on pairs of validation prompts that had no say in the
+    choice. Of the file only the circuit itself is kept, with the scores and the order that it was chosen by;
+    what else was measured there was measured of another model, and is left out.
 
     Args:
         opened: the recommender.
@@ -302,13 +341,13 @@ def judge_imported(opened: Opened, file: CircuitFile, config: InspectConfig | No
 
     Raises:
         ModelError: the circuit is of another model.
+        PromptError: pairs cannot be made, or none moves the answer.
     """
     config = config or InspectConfig()
     model, answers = opened.recommender.model, opened.recommender.answers
     wiring = wiring_of(model)
-    if shape_of(wiring, model.config.hidden_size) != file.shape or {n.name for n in file.nodes} != set(
-        wiring.sources[1:]
-    ):
+    names = wiring.sources[1:]
+    if shape_of(wiring, model.config.hidden_size) != file.shape or {n.name for n in file.nodes} != set(names):
         raise ModelError(
             "is of a model of another shape",
             where="circuit",
@@ -317,16 +356,40 @@ def judge_imported(opened: Opened, file: CircuitFile, config: InspectConfig | No
     rng = np.random.default_rng([config.seed, 97])
     pool = opened.split.valid.take(np.sort(rng.permutation(len(opened.split.valid))[: config.pool]))
     pairs = _falling(opened, pool, config, config.pairs, seed=config.seed)
-    names = [n.name for n in file.nodes]
+
+    def measured(judge: Judge, total: int, core: set[int]) -> Measures:
+        f = Faithfulness(judge, total)
+        kept, without = f.of([core, f.complement(core)])
+        return Measures(faithfulness=float(kept), completeness=1 - float(without))
+
     judge = judge_modules(model, pairs.clean, pairs.corrupt, answers, names, batch_size=config.batch_size)
-    core = {k for k, n in enumerate(file.nodes) if n.in_graph}
-    measured = matters(judge, len(names), core, pairs.clean.label, seed=config.seed)
-    nodes = file.nodes_measured.model_copy(update={"faithfulness": measured["margin_kept"]})
-    return file.model_copy(
-        update={
-            "nodes_measured": nodes,
-            "about": _about(opened, config),
-            "corruption": config.corruption,
-            "pairs": {**pairs.counts, "kept": len(pairs.clean)},
-        }
+    inside = {n.name for n in file.nodes if n.in_graph}
+    of_nodes = measured(judge, len(names), {k for k, name in enumerate(names) if name in inside})
+    of_edges, chosen = None, {(e.source, e.reader) for e in file.edges if e.in_graph}
+    if chosen:
+        few = pairs.take(np.arange(min(len(pairs.clean), JUDGED)))
+        judge = judge_edges(model, few.clean, few.corrupt, answers, batch_size=config.batch_size)
+        source, reader = np.nonzero(wiring.mask)
+        joined = [(wiring.sources[s], wiring.readers[r]) for s, r in zip(source, reader, strict=True)]
+        of_edges = measured(judge, len(joined), {k for k, pair in enumerate(joined) if pair in chosen})
+    return CircuitFile(
+        shape=file.shape,
+        scorer=file.scorer,
+        granularity=file.granularity,
+        nodes=[Node(name=n.name, score=n.score, in_graph=n.in_graph, rank=n.rank) for n in file.nodes],
+        nodes_measured=of_nodes,
+        edges=[
+            Edge(source=e.source, reader=e.reader, score=e.score, in_graph=e.in_graph) for e in file.edges
+        ],
+        edges_scorer=file.edges_scorer,
+        edges_granularity=file.edges_granularity,
+        edges_measured=of_edges,
+        about={**_about(opened, config), "faithfulness_asked": None, "select": "imported"},
+        corruption=config.corruption,
+        pairs={**pairs.counts, "kept": len(pairs.clean)},
+        notes=[
+            "imported: which parts and connections are in the circuit, their scores and their order are the "
+            "file's; what they keep of the margin was measured on this recommender. All else that the file "
+            "may have held was measured elsewhere and is left out"
+        ],
     )

@@ -265,31 +265,37 @@ def judge(
 
     plain = Candidate(base)
     now, was, before = losses(new), losses(original), losses(plain)
-    attack = membership(*now, groups=groups)
-    told, chance = advantage(*now, groups=groups), advantage(*before, groups=groups)
     kept = [utility(ground.logits(c, "valid"), split.valid.label) for c in (original, new)]
-    sides = [_sides(ground, one) for one in (new, plain)]
-    said, unsaid = (answers(*side) for side in sides)
-    drawn = [gap_draws(*side, groups=groups) for side in sides]
-    apart = drawn[0] - drawn[1]
-    apart = apart[np.isfinite(apart)]
     probes = (ground.logits(original, "forget")[:PROBES], ground.logits(new, "forget")[:PROBES])
+    told: dict[str, Any] = dict.fromkeys(
+        ("membership_auc", "membership_error", "membership_original", "advantage", "advantage_error")
+    ) | dict.fromkeys(("answers_gap", "answers_se", "answers_control"))
+    if min(map(len, now)) >= 2:  # of a single example nothing can be told: these checks are not judged then
+        attack = membership(*now, groups=groups)
+        apart, chance = advantage(*now, groups=groups), advantage(*before, groups=groups)
+        sides = [_sides(ground, one) for one in (new, plain)]
+        said, unsaid = (answers(*side) for side in sides)
+        drawn = np.subtract(*(gap_draws(*side, groups=groups) for side in sides))
+        drawn = drawn[np.isfinite(drawn)]
+        told = {
+            "membership_auc": attack["auc"],
+            "membership_error": (attack["high"] - attack["low"]) / 2,
+            "membership_original": membership(*was, groups=groups)["auc"],
+            "membership_target": membership(*before, groups=groups)["auc"],
+            "advantage": apart["value"],
+            "advantage_error": apart["error"],
+            "advantage_target": chance["value"],
+            "answers_gap": said["gap"],
+            "answers_se": float(drawn.std(ddof=1)) if len(drawn) > 1 else None,
+            "answers_control": said["control"],
+            "answers_target": unsaid["gap"],
+        }
     return verdict(
         probes_changed=probes_changed(*probes),
-        membership_auc=attack["auc"],
-        membership_error=(attack["high"] - attack["low"]) / 2,
-        membership_original=membership(*was, groups=groups)["auc"],
-        membership_target=membership(*before, groups=groups)["auc"],
-        advantage=told["value"],
-        advantage_error=told["error"],
-        advantage_target=chance["value"],
         auc_drop=kept[0]["auc"] - kept[1]["auc"],
         ece_rise=kept[1]["ece"] - kept[0]["ece"],
-        answers_gap=said["gap"],
-        answers_se=float(apart.std(ddof=1)) if len(apart) > 1 else None,
-        answers_control=said["control"],
-        answers_target=unsaid["gap"],
         limits=limits,
+        **told,
     )
 
 

@@ -196,7 +196,11 @@ class EdgeCircuit:
         curve: (number of edges, faithfulness) pairs, from none to all.
         granularity: ``head_mlp``, or ``block`` where the edges between two layers' heads were chosen or left
             together.
-        faithfulness, completeness, jaccard, scorer, cpr, cmd, minimality, notes: as of :class:`Circuit`.
+        low, high: float32 [edges], bootstrap interval of the mean scores; None where it was not computed.
+        minimality: for each edge of ``core``, the faithfulness lost when it alone is dropped; nan of those it
+            was not measured of.
+        faithfulness, completeness, jaccard, jaccard_chance, scorer, cpr, cmd, knockouts, cost, notes: as of
+            :class:`Circuit`.
     """
 
     sources: tuple[str, ...]
@@ -215,6 +219,11 @@ class EdgeCircuit:
     minimality: tuple[float, ...] = ()
     granularity: str = "head_mlp"
     notes: tuple[str, ...] = ()
+    jaccard_chance: float = float("nan")
+    low: np.ndarray | None = None
+    high: np.ndarray | None = None
+    knockouts: dict[str, float] = field(default_factory=dict)
+    cost: dict[str, float] = field(default_factory=dict)
 
     @cached_property
     def names(self) -> tuple[str, ...]:
@@ -238,6 +247,7 @@ class Circuit:
         scorer: name of the scorer of ``scores``.
         pairs: counts: ``moved``, ``flipped``, ``unaligned``, ``kept``.
         jaccard: mean pairwise overlap of the core circuit over bootstrap resamples.
+        jaccard_chance: the overlap that random circuits of its size have; nan where it was not computed.
         completeness: 1 - f(everything but the core circuit).
         low, high: float32 [modules], bootstrap interval of the mean scores; None where it was not computed.
         agreement: ``pearson``, ``spearman``, ``top_recall`` of the mean scores against exact patching, over
@@ -274,6 +284,7 @@ class Circuit:
     notes: tuple[str, ...] = ()
     edges: EdgeCircuit | None = None
     order: tuple[int, ...] = ()
+    jaccard_chance: float = float("nan")
 
 
 @dataclass(frozen=True)

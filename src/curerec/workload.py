@@ -77,7 +77,7 @@ def of_cure(config: CureConfig, sizes: Sizes, kept: Collection[str] = ()) -> dic
         sizes: of the request and the model.
         kept: what an earlier request left for this one: ``circuit``, ``contributions`` (those on D_c).
     """
-    update = config.update
+    update = config.update.for_request(sizes.forget, sizes.retain)
     rewind = update.forget_loss == "rewind"
     pool = min(max(config.pairs, config.pair_pool), sizes.valid)
     pairs = min(config.pairs, pool)
@@ -139,7 +139,6 @@ def of_cure(config: CureConfig, sizes: Sizes, kept: Collection[str] = ()) -> dic
 
 def _steps(update: UnlearnConfig, sizes: Sizes, look: list[Work]) -> list[Work]:
     """Work of the update loop, if all of its steps are taken."""
-    update = update.for_request(sizes.forget, sizes.retain)
     steps, size = update.max_steps, min(update.retain_batch_size or update.batch_size, sizes.retain)
     retained = Work("gradient", steps * size, "retain", batch=size)
     ready = min(AHEAD * size, sizes.retain) * -(-steps // AHEAD)

@@ -1,11 +1,11 @@
-"""The paired bootstrap finds a planted difference and none where there is none."""
+"""The paired comparison finds a planted difference, and none where there is none as often as it says."""
 
 from __future__ import annotations
 
 import numpy as np
 import pytest
 
-from curerec.bench.significance import Yard, compared, holm
+from curerec.bench.significance import Yard, compared, compared_means, holm
 from curerec.evaluation.residual import Reference
 
 
@@ -62,12 +62,43 @@ def test_damage_everywhere_is_no_excess():
     assert plain.difference < less.difference < 0
 
 
-def test_equals_are_not_told_apart():
-    hits = 0
-    for salt in range(20):
-        yards, said = planted({"a": 0.5, "b": 0.5}, n=150, salt=salt)
-        hits += compared(yards, said["a"], said["b"], draws=200).p < 0.05
-    assert hits <= 4
+def means_of(yards, a, b):
+    """[ours, theirs, floor, ceiling] of each seed."""
+    return [
+        np.array([y.distance(a[s]).mean(), y.distance(b[s]).mean(), y.floor.mean(), y.ceiling.mean()])
+        for s, y in yards.items()
+    ]
+
+
+@pytest.mark.parametrize("n_seeds", [3, 5])
+@pytest.mark.parametrize("level", [0.05, 0.05 / 3])
+def test_equals_are_told_apart_as_rarely_as_it_says(n_seeds, level):
+    """Two methods of one law, whose seeds scatter: a bootstrap's quantiles reject .2 (3 seeds) and .1 (5)."""
+    rng, by_examples, by_means, runs = np.random.default_rng(0), 0, 0, 120
+    for salt in range(runs):
+        yards, said = {}, ({}, {})
+        for s in range(n_seeds):
+            truth, shift = rng.normal(size=100), rng.normal(size=100)
+            yards[s] = Yard.of(sigmoid(truth + shift), sigmoid(truth + 0.1 * rng.normal(size=(2, 100))))
+            for one in said:
+                share = 0.4 + 0.1 * rng.normal()
+                one[s] = sigmoid(truth + share * shift + 0.1 * rng.normal(size=100))
+        by_examples += compared(yards, *said, draws=60, seed=salt).p < level
+        by_means += compared_means(means_of(yards, *said)).p < level
+    # Three standard errors of the count above what a test of that level rejects.
+    most = runs * level + 3 * np.sqrt(runs * level * (1 - level))
+    assert by_examples <= most and by_means <= most
+
+
+def test_means_alone_say_the_same():
+    yards, said = planted({"a": 0.3, "b": 0.6})
+    whole = compared(yards, said["a"], said["b"], draws=2000)
+    alone = compared_means(means_of(yards, said["a"], said["b"]))
+    assert alone.difference == pytest.approx(whole.difference)
+    assert alone.seeds == whole.seeds == 5 and alone.p < 0.01
+    assert alone.high - alone.low < whole.high - whole.low < 3 * (alone.high - alone.low)
+    assert compared_means(means_of(yards, said["a"], said["a"])).p == 1
+    assert compared_means(means_of(yards, said["a"], said["b"])[:2]) is None
 
 
 def test_pairing_matters():

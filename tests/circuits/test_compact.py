@@ -35,9 +35,8 @@ def test_what_works_against_the_answer_goes_first_and_what_does_nothing_next():
 
 
 def test_pairs_that_move_nothing_are_refused():
-    f = Faithfulness(lambda sets: np.zeros((len(sets), 4)), 5)
     with pytest.raises(PromptError, match="moved the answer"):
-        compact(f, f)
+        Faithfulness(lambda sets: np.zeros((len(sets), 4)), 5)
 
 
 def test_of_parts_that_hold_the_same_one_is_enough():

@@ -11,11 +11,11 @@ from curerec.circuits.core import bootstrap_jaccard, faithfulness, find_core, ra
 from curerec.circuits.patching import patched_margins
 from curerec.circuits.selection import halves
 from curerec.errors import PromptError
-from made_models import made_model, made_prompts, other_titles
+from made_models import falling, made_model, made_prompts, other_titles
 
 CLEAN, ENCODER = made_prompts(7)
 WORDS, ANSWERS = len(ENCODER.tokenizer), ENCODER.answers
-CORRUPT = other_titles(CLEAN, WORDS)
+CLEAN, CORRUPT = falling(made_model(WORDS), CLEAN, other_titles(CLEAN, WORDS), ANSWERS)
 PLANTED = {"layers.0.head.2", "layers.0.mlp", "layers.1.head.1", "layers.1.mlp"}
 
 
@@ -125,6 +125,6 @@ def test_the_overlap_of_resamples(size):
 
 def test_other_corruptions_give_other_scores():
     model = planted()
-    one = find_core(model, CLEAN, CORRUPT, ANSWERS, draws=4)
-    two = find_core(model, CLEAN, other_titles(CLEAN, WORDS, seed=9), ANSWERS, draws=4)
+    pairs = [falling(model, CLEAN, other_titles(CLEAN, WORDS, seed=s), ANSWERS) for s in (0, 9)]
+    one, two = (find_core(model, *pair, ANSWERS, draws=4) for pair in pairs)
     assert not np.allclose(one.scores, two.scores)

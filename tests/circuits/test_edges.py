@@ -16,7 +16,7 @@ from curerec.circuits.scorers import atp, atp_ig, relp
 from curerec.circuits.wiring import NormAt, weight_of, wiring_of
 from curerec.errors import ConfigError
 from made_double import doubled
-from made_families import TYPES, in_double, lora_on, made_family_model
+from made_families import DEEP, PARTLY, TYPES, WITH_LORA, in_double, made_family_model, model_of_kind
 from made_models import made_model, made_prompts, other_titles, with_lora
 
 CLEAN, ENCODER = made_prompts(4)
@@ -26,25 +26,21 @@ NODES = {"atp": atp.score, "atp_ig": atp_ig.score, "relp": relp.score}
 LLAMA = made_model(WORDS)
 
 
-def family_model(kind):
-    """Of a model type, with an adapter where the name says so."""
-    model = made_family_model(kind.removesuffix("+lora"), WORDS)
-    return lora_on(model) if kind.endswith("+lora") else model
-
-
-KINDS = [*TYPES, "llama+lora", "gpt2+lora", "gemma2+lora"]
+KINDS = [*TYPES, *WITH_LORA, *PARTLY, *DEEP]
 
 
 @pytest.mark.parametrize("scorer", EDGE_SCORERS)
 @pytest.mark.parametrize("kind", KINDS)
 def test_a_sources_edges_add_up_to_its_node_score(kind, scorer):
-    with in_double(family_model(kind)) as model:
+    with in_double(model_of_kind(kind, WORDS)) as model:
         edges = edge_scores(model, CLEAN, CORRUPT, ANSWERS, scorer=scorer, batch_size=3)
         nodes = NODES[scorer](model, CLEAN, CORRUPT, ANSWERS)
     assert edges.values.dtype == np.float64 and edges.sources == ("input", *nodes.names)
     want = np.concatenate([nodes.embedding[:, None], nodes.values], 1)
     np.testing.assert_allclose(edges.of_sources(), want, atol=1e-10, rtol=1e-10)
     assert np.abs(want).max(0).min() > 1e-6
+    if kind in DEEP:
+        assert edges.values.shape[1] == wiring_of(model).mask.sum() > 500
     assert (
         nodes.cost.forward_equivalents <= edges.cost.forward_equivalents <= (13 if scorer == "atp_ig" else 5)
     )
@@ -52,7 +48,7 @@ def test_a_sources_edges_add_up_to_its_node_score(kind, scorer):
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_edge_scores_against_central_differences(kind):
-    with in_double(family_model(kind)) as model:
+    with in_double(model_of_kind(kind, WORDS)) as model:
         got = edge_scores(model, CLEAN, CORRUPT, ANSWERS)
         mask = wiring_of(model).mask
         eps = 1e-5
@@ -72,7 +68,7 @@ def test_edge_scores_against_central_differences(kind):
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_all_edges_patched_is_the_corrupt_run_and_none_the_clean_one(kind):
-    model = family_model(kind)
+    model = model_of_kind(kind, WORDS)
     wiring = wiring_of(model)
     nothing, everything = np.zeros_like(wiring.mask), np.ones_like(wiring.mask)
     got = edge_patched_margins(model, CLEAN, CORRUPT, ANSWERS, [nothing, everything], batch_size=3)
@@ -154,7 +150,7 @@ def test_edges_do_not_depend_on_whether_the_last_layer_is_cut(model_type, scorer
 
 @pytest.mark.parametrize("kind", ["gpt2", "llama+lora", "gemma2", "phi"])
 def test_edges_do_not_depend_on_how_many_examples_are_met_at_a_time(kind, monkeypatch):
-    with in_double(family_model(kind)) as model:
+    with in_double(model_of_kind(kind, WORDS)) as model:
         together = edge_scores(model, CLEAN, CORRUPT, ANSWERS, batch_size=4).values
         monkeypatch.setattr(edge_taps, "CACHED", 1)
         monkeypatch.setattr(edge_taps, "LEAST_ROWS", 1)

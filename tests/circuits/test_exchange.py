@@ -20,7 +20,7 @@ from curerec.circuits.exchange import (
 from curerec.circuits.wiring import wiring_of
 from curerec.errors import ModelError
 from made_families import made_family_model
-from made_models import made_prompts, other_titles
+from made_models import falling, made_prompts, other_titles
 
 CLEAN, ENCODER = made_prompts(6)
 WORDS, ANSWERS = len(ENCODER.tokenizer), ENCODER.answers
@@ -32,8 +32,9 @@ def file(request):
     from dataclasses import replace
 
     model = made_family_model(request.param, WORDS)
-    circuit = find_core(model, CLEAN, CORRUPT, ANSWERS, draws=4, details=True)
-    edges = find_edges(model, CLEAN, CORRUPT, ANSWERS, scorer="atp", draws=4, sizes=6)
+    pair = falling(model, CLEAN, CORRUPT, ANSWERS)
+    circuit = find_core(model, *pair, ANSWERS, draws=4, details=True)
+    edges = find_edges(model, *pair, ANSWERS, scorer="atp", draws=4, sizes=6, details=True)
     return to_file(replace(circuit, edges=edges), shape_of(wiring_of(model), model.config.hidden_size))
 
 
@@ -41,7 +42,7 @@ def test_there_and_back(file, tmp_path):
     write(file, tmp_path / "circuit.json")
     assert read(tmp_path / "circuit.json") == file
     raw = json.loads((tmp_path / "circuit.json").read_text())
-    assert raw["format"] == "curerec-circuit" and raw["version"] == 4
+    assert raw["format"] == "curerec-circuit" and raw["version"] == 5
     assert "NaN" not in (tmp_path / "circuit.json").read_text()
     assert sum(n["in_graph"] for n in raw["nodes"]) > 0
 
@@ -112,7 +113,7 @@ def test_a_foreign_file_that_is_none_is_refused(damage, tmp_path):
 @pytest.mark.parametrize(
     ("change", "match"),
     [
-        ({"version": 5}, "version 1 to 4"),
+        ({"version": 6}, "version 1 to 5"),
         ({"shape": {"n_layers": 0}}, "shape"),
         ({"surprise": 1}, "surprise"),
         ({"nodes": [{"name": 3}]}, "nodes.0.name"),
@@ -126,7 +127,7 @@ def test_a_damaged_file_is_refused_with_its_field(change, match, tmp_path):
     path.write_text(json.dumps(whole | change))
     with pytest.raises(ModelError, match=match):
         read(path)
-    for version in (1, 2, 3):  # of the versions before
+    for version in (1, 2, 3, 4):  # of the versions before
         path.write_text(json.dumps({k: v for k, v in whole.items() if k != "compact"} | {"version": version}))
         assert read(path).nodes == []
     path.write_text("{")

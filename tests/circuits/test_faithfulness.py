@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
+import torch
 
+from curerec.circuits.activations import sites_of
 from curerec.circuits.edge_core import find_edges
 from curerec.circuits.edge_patching import edge_patched_margins
 from curerec.circuits.faithfulness import (
@@ -30,7 +34,7 @@ from curerec.circuits.selection import (
 from curerec.circuits.wiring import wiring_of
 from curerec.errors import PromptError
 from made_families import TYPES, made_family_model
-from made_models import made_model, made_prompts, other_titles
+from made_models import falling, made_model, made_prompts, other_titles
 
 CLEAN, ENCODER = made_prompts(5)
 WORDS, ANSWERS = len(ENCODER.tokenizer), ENCODER.answers
@@ -176,14 +180,42 @@ def test_pruning_by_hand():
 @pytest.mark.parametrize("model_type", TYPES)
 def test_edge_circuits_of_every_family(model_type):
     model = made_family_model(model_type, WORDS)
+    clean, corrupt = falling(model, CLEAN, CORRUPT, ANSWERS)
     circuit = find_edges(
-        model, CLEAN, CORRUPT, ANSWERS, scorer="atp", draws=4, sizes=6, details=model_type == "gpt2"
+        model, clean, corrupt, ANSWERS, scorer="atp", draws=4, sizes=6, details=model_type == "gpt2"
     )
     assert circuit.curve[0] == (0, pytest.approx(0, abs=1e-5))
     assert circuit.curve[-1] == (len(circuit.source), pytest.approx(1, abs=1e-5))
     assert circuit.faithfulness >= 0.9 and reachable(circuit.core, wiring_of(model))
     assert 0 <= circuit.jaccard <= 1 and np.isfinite([circuit.cpr, circuit.cmd, circuit.completeness]).all()
     assert len(circuit.minimality) == (len(circuit.core) if model_type == "gpt2" else 0)
+
+
+@pytest.mark.parametrize("of", [judge_modules, judge_edges])
+def test_pairs_that_move_by_rounding_alone_are_refused(of):
+    """The counterfactual differs in a token whose embedding differs by 1e-7: the margin's change is noise."""
+    model = made_model(WORDS, tied=False)
+    ids = CLEAN.ids.copy()
+    with torch.no_grad():
+        table = model.get_input_embeddings().weight
+        table[WORDS - 1] = table[ids[0]] * (1 + 1e-7)
+    ids[ids == ids[0]] = WORDS - 1
+    corrupt = replace(CLEAN, ids=ids)
+    total = len(sites_of(model).names) if of is judge_modules else int(wiring_of(model).mask.sum())
+    names = [sites_of(model).names] if of is judge_modules else []
+    judge = of(model, CLEAN, corrupt, ANSWERS, *names)
+    full, empty = judge([range(total), ()])
+    assert 0 < np.abs(full - empty).max() < 1e-4
+    with pytest.raises(PromptError, match=r"none of the 5 judging pairs moved the answer by more than 0.001"):
+        Faithfulness(judge, total)
+
+
+def test_pairs_that_raise_the_margin_are_refused():
+    with pytest.raises(PromptError, match=r"5 judging pairs do not lower the margin.*moving_pairs"):
+        Faithfulness(lambda sets: -np.repeat([[len(s)] for s in sets], 5, axis=1), 4)
+    f = faithfulness(np.array([0.0, 1.0]), np.array([0.5, 0.6]), np.array([0.0, 1.0]))
+    assert np.isnan(f)  # one falls by .4, the other rises by .5
+    assert np.isnan(faithfulness(np.ones(3) + 5e-4, np.ones(3), np.ones((2, 3)), axis=0)).all()
 
 
 def test_edges_of_pairs_that_move_nothing_and_of_one_pair_are_refused():

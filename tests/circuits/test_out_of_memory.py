@@ -9,9 +9,12 @@ import pytest
 import torch
 
 from curerec.circuits import SCORERS
+from curerec.circuits.activations import sites_of
 from curerec.circuits.core import find_core
 from curerec.circuits.edge_core import find_edges
 from curerec.circuits.exchange import shape_of, to_file
+from curerec.circuits.faithfulness import judge_edges, judge_modules
+from curerec.circuits.passes import Cost
 from curerec.circuits.wiring import wiring_of
 from curerec.errors import ModelError
 from made_models import made_model, made_prompts, other_titles, with_lora
@@ -23,12 +26,12 @@ MODEL = with_lora(made_model(WORDS))
 
 
 @contextmanager
-def room_for(n):
+def room_for(n, error=torch.OutOfMemoryError):
     """Memory for so many prompts a pass; what does not fit fails inside the second layer."""
 
     def full(module, args):
         if len(args[0]) > n:
-            raise torch.OutOfMemoryError("planted")
+            raise error("planted: DefaultCPUAllocator: can't allocate memory")
 
     handle = MODEL.get_base_model().model.layers[1].register_forward_pre_hook(full)
     try:
@@ -37,7 +40,7 @@ def room_for(n):
         handle.remove()
 
 
-@pytest.mark.parametrize("name", [n for n in SCORERS if n != "adapter"])
+@pytest.mark.parametrize("name", SCORERS)
 def test_the_batch_is_halved_and_the_scores_are_the_same(name):
     want = SCORERS[name](MODEL, CLEAN, CORRUPT, ANSWERS)
     with room_for(2):
@@ -57,6 +60,25 @@ def test_the_record_says_so():
     assert any("memory ran out" in note for note in edges.notes)
 
 
-def test_one_pair_too_many_is_an_error():
-    with room_for(0), pytest.raises(ModelError, match="one pair"):
-        SCORERS["atp"](MODEL, CLEAN, CORRUPT, ANSWERS)
+@pytest.mark.parametrize("of", [judge_modules, judge_edges])
+@pytest.mark.parametrize("error", [torch.OutOfMemoryError, RuntimeError])
+def test_judges_say_so_and_keep_to_what_fitted(of, error):
+    names = [sites_of(MODEL).names] if of is judge_modules else []
+    pair = (MODEL, CLEAN, CORRUPT, ANSWERS, *names)
+    sets = [range(5), ()]
+    want, cost = of(*pair)(sets), Cost()
+    judge = of(*pair, batch_size=6, cost=cost)
+    with room_for(2, error):
+        for calls in (1, 2):
+            np.testing.assert_allclose(judge(sets), want, atol=1e-5)
+            assert cost.smallest_batch <= 2 and cost.examples == len(CLEAN)
+            assert cost.halved == 2  # 6, 3, 1: and the second call begins there
+            assert cost.forward_equivalents == calls * 3
+    (note,) = cost.notes(" while judging")
+    assert note == "memory ran out 2 time(s) while judging; went on with 1 pairs a pass"
+
+
+@pytest.mark.parametrize("name", ["atp", "adapter"])
+def test_one_pair_too_many_is_an_error(name):
+    with room_for(0), pytest.raises(ModelError, match="one p"):
+        SCORERS[name](MODEL, CLEAN, CORRUPT, ANSWERS)

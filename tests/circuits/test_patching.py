@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 import torch
 
+from curerec.circuits import SCORERS
 from curerec.circuits.activations import patching, recording, sites_of
 from curerec.circuits.passes import margin
 from curerec.circuits.patching import atp, exact, patched_margins
@@ -27,7 +28,7 @@ MODELS = {
     "qwen3": lambda: made_model(WORDS, "qwen3"),
     "lora": lambda: with_lora(made_model(WORDS)),
 }
-MODEL = MODELS["llama"]()
+MODEL, LORA = MODELS["llama"](), MODELS["lora"]()
 NAMES = sites_of(MODEL).names
 
 
@@ -183,6 +184,6 @@ def test_pairs_that_do_not_align_are_refused_by_position():
         (CLEAN, CORRUPT.take(np.arange(3)), "empty or uneven"),
         (CLEAN.take(order), CLEAN.take(order[::-1]), r"pair 1 has \d+ clean and \d+ corrupt tokens"),
     ):
-        for call in (atp, lambda *a: exact(*a, NAMES[:1])):
+        for call in (atp, lambda *a: exact(*a, NAMES[:1]), *SCORERS.values()):
             with pytest.raises(PromptError, match=match):
-                call(MODEL, clean, corrupt, ANSWERS)
+                call(LORA, clean, corrupt, ANSWERS)

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
 
 from curerec.circuits.reading import WHERE, Reading, attention_reading, token_parts
+from curerec.prompts.templates import PARTS
 from made_families import TYPES, lora_on, made_family_model
 from made_models import made_model, made_prompts
 
@@ -64,3 +67,51 @@ def test_claims_say_how_common_they_are():
     assert one["mass"] == pytest.approx(0.41) and one["low"] < 0.41 < one["high"]
     assert one["tokens"] == pytest.approx(0.1) and sum(one["by_part"].values()) == pytest.approx(1)
     assert two["part"] is None
+
+
+def planted_reader(head, marked):
+    """A model whose head ``head`` of layer 0 looks at one token alone, and whose other heads of that layer
+    look everywhere alike: the token has a feature of its own, which is a key, and every token asks for it.
+
+    The slowest pair of the rotary embedding carries it: over a prompt's length it hardly turns.
+    """
+    slow = {"rope_type": "default", "rope_theta": 1e8}
+    model = made_model(WORDS, tied=False, rope_parameters=slow)
+    attention = model.model.layers[0].self_attn
+    with torch.no_grad():
+        table = model.get_input_embeddings().weight
+        table[:, 0], table[:, 1] = 0.0, 1.0  # the marked token's own feature; what all have
+        table[marked, 0] = 1.0
+        model.model.layers[0].input_layernorm.weight.fill_(1.0)
+        attention.q_proj.weight.zero_()
+        attention.k_proj.weight.zero_()
+        attention.q_proj.weight[4 * head + 1, 1] = 30.0
+        attention.k_proj.weight[4 * (head // 2) + 1, 0] = 30.0
+    return model
+
+
+@pytest.mark.parametrize("part", PARTS)
+@pytest.mark.parametrize("head", [0, 3])
+def test_a_planted_head_reads_its_part_and_no_other_does(part, head):
+    clean, _ = made_prompts(24)
+    marked, ids = max(set(range(WORDS)) - set(clean.ids.tolist())), clean.ids.copy()
+    for n, start, stop, _, of in clean.spans:
+        if PARTS[of] == part:
+            ids[clean.offsets[n] + start : clean.offsets[n] + stop] = marked
+    found = attention_reading(planted_reader(head, marked), replace(clean, ids=ids), ANSWERS)
+    claims = found.claims()[:4]
+    assert [c["part"] for c in claims] == [part if h == head else None for h in range(4)]
+    has_it = np.asarray([(place == PARTS.index(part)).any() for place in token_parts(clean)])
+    np.testing.assert_allclose(found.mass[has_it, head, PARTS.index(part)], 1, atol=1e-3)
+    assert claims[head]["prompts"] == pytest.approx(has_it.mean()) and has_it.mean() > 0.5
+    assert claims[head]["low"] <= claims[head]["mass"] <= claims[head]["high"]
+    assert claims[head]["mass"] == pytest.approx(has_it.mean(), abs=0.05)
+
+
+def test_of_three_parts_one_is_the_largest_by_chance():
+    """Heads that prefer none: a claim about the largest of three is made of hardly any."""
+    rng = np.random.default_rng(1)
+    tokens = np.full((100, 4), 0.25)
+    mass = tokens[:, None] + 0.05 * rng.normal(size=(100, 400, 4))
+    found = Reading(tuple(f"h{k}" for k in range(400)), WHERE, mass, tokens).claims()
+    assert np.mean([c["part"] is not None for c in found]) < 0.05

@@ -10,16 +10,19 @@ import pytest
 from curerec.circuits import edge_core
 from curerec.circuits.edge_core import find_edges, stable_edges
 from curerec.circuits.exchange import VERSION, shape_of, to_file
+from curerec.circuits.faithfulness import Faithfulness, judge_edges
 from curerec.circuits.passes import Cost
+from curerec.circuits.selection import JUDGED, greedy_order, halves, pruned
+from curerec.circuits.stability import bootstrap_intervals
 from curerec.circuits.wiring import of_blocks, wiring_of
 from curerec.reports import circuit_page
 from made_core import found_circuit
 from made_families import TYPES, made_family_model
-from made_models import made_model, made_prompts, other_titles
+from made_models import falling, made_model, made_prompts, other_titles
 
 CLEAN, ENCODER = made_prompts(8)
 WORDS, ANSWERS = len(ENCODER.tokenizer), ENCODER.answers
-CORRUPT = other_titles(CLEAN, WORDS)
+CLEAN, CORRUPT = falling(made_model(WORDS), CLEAN, other_titles(CLEAN, WORDS), ANSWERS)
 
 
 def block(name):
@@ -50,8 +53,9 @@ def test_the_graph_of_blocks(model_type):
 def test_edges_of_a_block_are_taken_together(model_type):
     model = made_family_model(model_type, WORDS)
     wiring = wiring_of(model)
+    pair = falling(model, CLEAN, CORRUPT, ANSWERS)
     circuit = find_edges(
-        model, CLEAN, CORRUPT, ANSWERS, scorer="atp", granularity="block", threshold=0.5, draws=4, sizes=12
+        model, *pair, ANSWERS, scorer="atp", granularity="block", threshold=0.5, draws=4, sizes=12
     )
     assert circuit.granularity == "block" and 0 <= circuit.jaccard <= 1
     assert len(set(circuit.core)) == len(circuit.core)
@@ -84,6 +88,7 @@ def test_the_fall_back_is_in_the_record(monkeypatch):
         return 0.25 if len(asked) < 3 else 0.3
 
     monkeypatch.setattr(edge_core, "paired_overlap", overlap)
+    monkeypatch.setattr(edge_core, "chance_jaccard", lambda *a: 0.0)
     circuit = stable_edges(model, CLEAN, CORRUPT, ANSWERS, start=4, scorer="atp", draws=4, sizes=4)
     assert asked[0] == asked[1] > asked[2] and len(asked) == 3
     assert circuit.granularity == "block" and len(circuit.scores) == len(CLEAN)
@@ -97,6 +102,7 @@ def test_the_fall_back_is_in_the_record(monkeypatch):
 
 def test_stable_at_once(monkeypatch):
     monkeypatch.setattr(edge_core, "paired_overlap", lambda member: 0.8)
+    monkeypatch.setattr(edge_core, "chance_jaccard", lambda *a: 0.1)
     circuit = stable_edges(
         made_model(WORDS), CLEAN, CORRUPT, ANSWERS, start=4, scorer="atp", draws=4, sizes=4
     )
@@ -130,3 +136,77 @@ def test_costs_add_up():
 
 def test_pages_know_the_version_that_is_written():
     assert circuit_page.VERSION == VERSION
+
+
+@pytest.mark.parametrize("select", ["top:7", "threshold:0.05"])
+def test_connections_can_be_asked_for_by_number_or_score(select):
+    model = made_model(WORDS)
+    circuit = find_edges(model, CLEAN, CORRUPT, ANSWERS, scorer="atp", select=select, draws=4, sizes=4)
+    wiring = wiring_of(model)
+    mean = circuit.scores[halves(len(CLEAN), 0, judged=JUDGED)[0]].mean(0)
+    if select == "top:7":
+        chosen = [k for k, _ in zip(greedy_order(mean, wiring), range(7), strict=False)]
+    else:
+        chosen = sorted(np.flatnonzero(np.abs(mean) >= 0.05).tolist(), key=lambda k: -abs(mean[k]))
+    assert circuit.core == pruned(chosen, wiring) and circuit.core
+    judge = halves(len(CLEAN), 0, judged=JUDGED)[1]
+    f = Faithfulness(judge_edges(model, CLEAN.take(judge), CORRUPT.take(judge), ANSWERS), len(mean))
+    assert circuit.faithfulness == pytest.approx(float(f.of([circuit.core])[0]), abs=1e-4)
+    assert 0 < circuit.jaccard_chance < 1
+
+
+def test_the_smallest_faithful_circuit_is_found_between_the_sizes_of_the_grid():
+    model = made_model(WORDS)
+    coarse, fine = (
+        find_edges(model, CLEAN, CORRUPT, ANSWERS, scorer="atp", threshold=0.5, draws=4, sizes=sizes)
+        for sizes in (4, 999)
+    )
+    sizes = [n for n, _ in coarse.curve]
+    at = sizes.index(len(coarse.core))
+    assert len(sizes) > 5 and coarse.curve[at][1] >= 0.5 > coarse.curve[at - 1][1]
+    curve = dict(fine.curve)
+    assert max(n for n in curve if n < len(coarse.core)) == sizes[at - 1]  # none lies between the two
+    for n, value in coarse.curve:
+        assert curve[n] == pytest.approx(value, abs=1e-4)
+
+
+def test_intervals_and_what_is_lost_with_each_connection():
+    model = made_model(WORDS)
+    circuit = find_edges(
+        model, CLEAN, CORRUPT, ANSWERS, scorer="atp", threshold=0.5, draws=50, sizes=4, details=True
+    )
+    low, high = bootstrap_intervals(circuit.scores, draws=50)
+    np.testing.assert_allclose(circuit.low, low, atol=1e-6)
+    np.testing.assert_allclose(circuit.high, high, atol=1e-6)
+    lost = np.asarray(circuit.minimality)
+    tried = np.flatnonzero(np.isfinite(lost))
+    assert len(lost) == len(circuit.core) and len(tried) == min(len(lost), edge_core.DROPPED)
+    mean = np.abs(circuit.scores.mean(0)[list(circuit.core)])
+    assert mean[tried].min() >= np.delete(mean, tried).max(initial=0)
+    at, judge = int(tried[0]), halves(len(CLEAN), 0, judged=JUDGED)[1]
+    f = Faithfulness(judge_edges(model, CLEAN.take(judge), CORRUPT.take(judge), ANSWERS), len(circuit.source))
+    without = [k for k in circuit.core if k != circuit.core[at]]
+    assert lost[at] == pytest.approx(circuit.faithfulness - float(f.of([without])[0]), abs=1e-4)
+    whole = replace(found_circuit(), edges=circuit)
+    file = to_file(whole, shape_of(wiring_of(model), model.config.hidden_size))
+    assert file.edges[circuit.core[at]].dropped == pytest.approx(lost[at])
+    assert file.edges[0].low <= file.edges[0].score <= file.edges[0].high
+    assert file.edges_measured.jaccard_chance == circuit.jaccard_chance
+    assert file.edges_knockouts == circuit.knockouts and circuit.knockouts["random"] >= 0
+
+
+def test_details_are_of_the_circuit_in_the_end_alone(monkeypatch):
+    asked, whole = [], edge_core.knockouts
+
+    def counting(f, core, **how):
+        asked.append(len(core))
+        return whole(f, core, **how)
+
+    monkeypatch.setattr(edge_core, "knockouts", counting)
+    monkeypatch.setattr(edge_core, "paired_overlap", lambda member: 0.1)
+    how = {"scorer": "atp", "draws": 4, "sizes": 4, "threshold": 0.5}
+    circuit = stable_edges(made_model(WORDS), CLEAN, CORRUPT, ANSWERS, start=4, details=True, **how)
+    assert asked == [len(circuit.core)] == [len(circuit.minimality)] and len(circuit.notes) == 2
+    if circuit.granularity == "head_mlp":
+        alone = find_edges(made_model(WORDS), CLEAN, CORRUPT, ANSWERS, details=True, **how)
+        np.testing.assert_allclose(circuit.minimality, alone.minimality, atol=1e-4)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 
 import pytest
 
@@ -27,7 +28,7 @@ def out(made_path, tmp_path_factory):
 
 def test_it_leaves_a_file_in_both_forms_and_a_page(out):
     file = read(out / "circuit.json")
-    assert file.version == 4 and file.shape.n_layers == 2 and len(file.nodes) == 10
+    assert file.version == 5 and file.shape.n_layers == 2 and len(file.nodes) == 10
     assert sorted(n.rank for n in file.nodes) == list(range(10))
     core = [n for n in file.nodes if n.in_graph]
     assert sorted(n.rank for n in core) == list(range(len(core)))
@@ -40,7 +41,8 @@ def test_it_leaves_a_file_in_both_forms_and_a_page(out):
     assert 0 < len(file.compact.members) <= file.compact.total == 10
     assert file.compact.matters.keys() == file.matters.keys()
     assert {o.over for o in file.overlaps} == {"seeds", "templates", "scorers"}
-    assert file.cost["forward_equivalents"] == 12 and file.cost["process_peak_bytes"] > 0
+    assert file.cost["forward_equivalents"] == file.cost["edges_forward_equivalents"] == 12
+    assert file.cost["process_peak_bytes"] > 0
     assert file.corruption == "prompt" and file.edges and file.edges_measured.faithfulness is not None
     theirs = read_eap_ig(out / "circuit.eap-ig.json", n_kv_heads=file.shape.n_kv_heads)
     assert [(n.name, n.in_graph) for n in theirs.nodes] == [(n.name, n.in_graph) for n in file.nodes]
@@ -50,7 +52,17 @@ def test_it_leaves_a_file_in_both_forms_and_a_page(out):
 
 def test_it_prints_the_cost_and_what_was_found(out):
     printed = out.joinpath("printed").read_text()
-    assert "12 forward-equivalents an example" in printed and "MiB" in printed
+    assert "12 forward-equivalents an example to score the parts, 12 the connections, " in printed
+    assert "s for all of it, judging included" in printed and "MiB" in printed
+    assert re.search(r"overlap over resamples \d\.\d\d \(by chance \d\.\d\d\)", printed)
+    assert "exact patching of 10 parts: Spearman" in printed
+    pairs = read(out / "circuit.json").pairs
+    assert (
+        f"pairs: {pairs['asked']} asked for, {pairs['unaligned']} without a twin of the same length, "
+        f"{pairs['made']} made; of these {pairs['moved']} moved the margin by more than .001, "
+        f"{pairs['fell']} lowered it, {pairs['flipped']} turned the answer round; {pairs['kept']} used, "
+        f"{pairs['judged']} of them to judge"
+    ) in printed
     assert (
         "fewest parts: " in printed and "without the circuit" in printed and "overlap over scorers" in printed
     )
@@ -68,6 +80,68 @@ def test_an_imported_circuit_is_drawn_and_judged(out, made_path, tmp_path):
     assert judged.code == 0, judged
     file = read(tmp_path / "judged" / "circuit.json")
     assert file.nodes_measured.faithfulness is not None and file.about["base"]
+    assert file.edges_measured.faithfulness is not None and file.edges_measured.jaccard is None
+    assert file.matters == {} and file.necessary == [] and "test AUC" not in judged.out
+    assert "connections: " in judged.out and "None" not in judged.out
+    assert "was measured on this recommender" in (tmp_path / "judged" / "circuit.html").read_text()
+
+
+def test_an_import_that_holds_little_is_drawn_and_said(tmp_path):
+    """Whatever the schema leaves out is left out of what is printed, and of the page."""
+    bare = {
+        "format": "curerec-circuit",
+        "version": 5,
+        "shape": {"n_layers": 1, "n_heads": 1, "n_kv_heads": 1, "d_model": 4},
+        "scorer": "imported",
+        "nodes": [{"name": "layers.0.head.0", "in_graph": True,
+                   "reads": {"part": "elsewhere"}}, {"name": "layers.0.mlp"}],
+        "edges": [{"source": "input", "reader": "layers.0.head.0.q", "in_graph": True}],
+        "edges_measured": {"faithfulness": None, "jaccard": None},
+        "overlaps": [{"over": "seeds", "names": ["0"], "matrix": [[None]]}],
+        "compact": {"members": ["layers.0.mlp"], "total": 2},
+        "necessary": [{"level": "parts", "members": ["layers.0.mlp"], "total": 2},
+                      {"level": "connections", "members": ["input->logits"], "total": 4,
+                       "matters": {"auc_without": None}}],
+        "matters": {"auc": 0.7, "auc_floor": None},
+        "edges_matter": {"lost": 0.5},
+        "agreement": {"spearman": None},
+        "pairs": {"kept": 3},
+    }  # fmt: skip
+    (tmp_path / "bare.json").write_text(json.dumps(bare))
+    result = curerec("circuit", "--import", tmp_path / "bare.json", "--out", tmp_path / "drawn")
+    assert result.code == 0, result
+    said = result.out
+    assert "connections: 1 of 1\n" in said and "overlap over seeds: not measured (0)" in said
+    assert "without the 1 parts it cannot do without it loses not measured of the margin" in said
+    assert "test AUC 0.700; without the circuit not measured" in said and "None" not in said
+    assert (tmp_path / "drawn" / "circuit.html").exists()
+
+
+def test_impossible_imports_are_refused(tmp_path, out, made_path):
+    raw = json.loads((out / "circuit.eap-ig.json").read_text())
+    to = ("--out", tmp_path / "x")
+    (tmp_path / "a.json").write_text(
+        json.dumps(raw | {"edges": {"logits->m0": {"score": 1, "in_graph": True}}})
+    )
+    refused(curerec("circuit", "--import", tmp_path / "a.json", *to), "logits", "cannot have")
+    few = raw | {"cfg": raw["cfg"] | {"n_heads": 1}, "nodes": {}, "edges": {}}
+    (tmp_path / "b.json").write_text(json.dumps(few))
+    model = ("--recommender", made_path.full, "--data", made_path.data)
+    refused(curerec("circuit", *model, "--import", tmp_path / "b.json", *to), "key/value heads")
+    assert not (tmp_path / "x").exists()
+
+
+def test_a_circuit_of_a_size_asked_for(made_path, tmp_path):
+    result = curerec(
+        "circuit", "--recommender", made_path.full, "--data", made_path.data, "--out", tmp_path / "top",
+        "--select", "top:3", "--select-edges", "threshold:0.01", "--pairs", 8, "--edges", 6, "--test", 0,
+        "--reading", 0, "--variants", 0,
+    )  # fmt: skip
+    assert result.code == 0 and "circuit: 3 of 10 parts" in result.out, result
+    file = read(tmp_path / "top" / "circuit.json")
+    assert file.about["select"] == "top:3" and file.about["select_connections"] == "threshold:0.01"
+    help_text = " ".join(curerec("circuit", "--help").out.split())
+    assert "top:K" in help_text and "Connections: the same where" in help_text
 
 
 def test_history_counterfactuals_and_lora(made_path, tmp_path):
@@ -86,6 +160,7 @@ def test_what_cannot_be_done_is_refused(made_path, tmp_path, out):
     refused(curerec("circuit", *to), "nothing to look at")
     refused(curerec("circuit", *read_from, *to, "--scorer", "magic"), "magic", "atp_ig")
     refused(curerec("circuit", *read_from, *to, "--corruption", "none"), "corruption")
+    refused(curerec("circuit", *read_from, *to, "--select", "top:0"), "top:0", "threshold:X")
     refused(curerec("circuit", *read_from, "--out", made_path.full), "holds")
     (tmp_path / "bad.json").write_text("[1]")
     refused(curerec("circuit", "--import", tmp_path / "bad.json", *to), "JSON")

@@ -48,8 +48,18 @@ def test_users_widen_the_error():
 
 def test_no_draw_with_both_sets_is_said():
     with pytest.raises(ConfigError, match="no draw held both sets"):
-        for seed in range(50):  # two users, one a side: a draw holds both with chance 1/2
-            advantage(np.zeros(2), np.ones(2), draws=1, seed=seed, groups=(np.zeros(2), np.ones(2)))
+        for seed in range(3000):  # of 25 users none of the five of one set: chance .004
+            groups = np.arange(5), np.arange(5, 25)
+            advantage(np.zeros(5), np.ones(20), draws=1, seed=seed, groups=groups)
+
+
+def test_of_a_single_user_rows_are_drawn():
+    """All draws of one user are the same set: the error would be as if that set were known without any."""
+    rng = np.random.default_rng(3)
+    one, others = rng.normal(size=10), rng.normal(size=400)
+    users = np.zeros(10), np.arange(400) // 4 + 1
+    assert advantage(one, others, groups=users) == advantage(one, others)
+    assert advantage(one, others)["error"] > 0.2
 
 
 @pytest.mark.parametrize(("a", "b"), [([], [1.0, 2.0]), ([1.0, np.nan], [1.0, 2.0]), ([1.0, 2.0], [1.0])])

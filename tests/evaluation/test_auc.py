@@ -100,7 +100,6 @@ def test_interval_of_a_resample_is_what_a_plain_loop_gives(a, b, seed):
         ([1.0], [1.0], {"draws": 0}, "at least 1"),
         ([1.0], [1.0], {"level": 1.0}, "between 0 and 1"),
         ([1.0, 2.0], [1.0], {"groups": ([0], [1])}, "for 2, 1 rows"),
-        ([1.0], [1.0], {"groups": ([0], [0])}, "1 user"),
     ],
 )
 def test_bad_input_is_named(a, b, options, says):

@@ -6,10 +6,11 @@ import pytest
 import torch
 
 from curerec.evaluation import METRICS
-from curerec.evaluation.metric import evaluate
+from curerec.evaluation.metric import CannotError, evaluate
 from curerec.evaluation.quantise import BLOCK, NF4, int8, nf4, quantised
 from curerec.recommender.families import family_of
 from curerec.recommender.families.base import linear_of
+from curerec.recommender.storage import NOT_STORABLE
 from made_models import made_encoder
 from made_scene import made_scene, same_state, state
 
@@ -82,3 +83,11 @@ def test_all_models_of_the_scale_are_rounded():
         evaluate(METRICS["jsd"], scene).value, rel=0.2
     )
     assert made_encoder()  # the catalogue's words are those of the scene
+
+
+def test_what_answers_beside_an_adapter_is_not_merged_away():
+    """Else the number would be of a model without it: of the original, as far as the deleted data goes."""
+    model = made_scene("lora").subject.model
+    setattr(next(model.modules()).base_model, NOT_STORABLE, "it routes")
+    with pytest.raises(CannotError, match="beside the adapter"):
+        quantised(model, "int8")

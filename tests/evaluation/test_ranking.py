@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 from sklearn.metrics import ndcg_score
 
 from curerec.errors import ConfigError
-from curerec.evaluation.ranking import hit_rate, ndcg
+from curerec.evaluation.ranking import hit_rate, lists, ndcg
+from made_scene import made_scene
 
 
 def test_equals_scikit_learn():
@@ -46,3 +49,18 @@ def test_a_list_longer_than_the_items_holds_all():
 def test_bad_input_is_named(scores):
     with pytest.raises(ConfigError, match="scores"):
         ndcg(scores)
+
+
+def test_one_list_a_user_whatever_the_order_of_the_split():
+    """Splits by time across users hold their test examples interleaved."""
+    ground = made_scene().ground
+    ground.rank_users = 10**9
+    split = ground.split
+    mixed = split.test.take(np.random.default_rng(0).permutation(len(split.test)))
+    liked = split.test.target[split.test.label == 1]
+    users = len(np.unique(ground.data.user_code[liked]))
+    asked = lists(ground, negatives=3)
+    ground.split = replace(split, test=mixed)
+    again = lists(ground, negatives=3)
+    assert len(asked.candidate) == len(again.candidate) == users * 4
+    np.testing.assert_array_equal(asked.candidate[::4], again.candidate[::4])

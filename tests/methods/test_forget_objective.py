@@ -100,6 +100,28 @@ def test_the_push_is_bounded_over_several_looks():
     assert all(0 < one <= 1.5 * MOST for one in found)
 
 
+def test_after_a_rest_the_push_goes_on_as_it_was():
+    """While nothing pushed there was no pace: a gap that opened a little calls for no push thrice as hard."""
+    pace = Pace(watching(0.5, 0.6), 60, 1.5)
+    assert pace.push({"step": 20, "membership_auc": 0.499}) == 0
+    assert pace.push({"step": 40, "membership_auc": 0.501}) == 1.5
+
+
+@pytest.mark.parametrize("loss", ["rewind", "npo", "grad_ascent"])
+def test_both_answers_are_pushed_alike_however_rare_one_is(loss):
+    """Else forgetting moves P(yes) towards the rarer answer."""
+    task = made_task("full")
+    label = task.forget_prompts.label
+    rare = np.flatnonzero(label == 1)[:3]
+    task.forget = task.forget.take(np.sort(np.r_[np.flatnonzero(label == 0), rare]))
+    task.__dict__.pop("forget_prompts")
+    objective = objective_of(task, loss)
+    residual = 1 - objective.original.softmax(-1).gather(1, objective.label[:, None])[:, 0]
+    push = objective.weight * (1 if loss == "rewind" else residual)
+    no, yes = (float(push[objective.label == answer].sum()) for answer in (0, 1))
+    assert no == pytest.approx(yes, rel=1e-5)
+
+
 def test_damping_holds_back_parameters_with_little_gradient():
     def moved(damping):
         p = torch.nn.Parameter(torch.zeros(2))

@@ -76,7 +76,7 @@ def test_a_falling_rate_takes_every_step_and_only_steers_on_the_way(last):
     assert done.steps == 10 and [point["closed"] for point in told] == [True, False, True, False]
     assert weight == pytest.approx(0.1 * (1 + sum(1 - k / 9 for k in range(9))))
     assert weight == pytest.approx(watch.at[-1])  # what was judged is what is handed back
-    word = {OPEN: "limit of 10 steps", SHUT: CLOSED, BAD: "utility guard"}[last]
+    word = {OPEN: "limit of 10 steps", SHUT: CLOSED, BAD: "were taken all the same"}[last]
     assert word in done.stop_reason and "step before" not in done.stop_reason
 
 

@@ -250,8 +250,19 @@ def test_salient_weights_hold_more_of_the_gradient_than_the_twin_s():
     ("saliency", "kind", "granularity"),
     [(None, "full", "row"), (0.05, "full", "row"), (0.05, "lora", "row"), (0.05, "lora", "projection")],
 )
-def test_the_twin_takes_back_as_many_weights_of_less_memory(saliency, kind, granularity):
-    """And no more weights differ from the original's than the record says."""
+def test_the_twin_takes_back_as_many_weights_of_less_memory(saliency, kind, granularity, monkeypatch):
+    """And no more weights differ from the original's than the record says.
+
+    Going back scales one of an adapter's two factors: weights drawn in the other would go nowhere.
+    """
+    reached = []
+
+    def rolled(model, units, deltas, kept, masks):
+        at = {branch.weight for branch in units.branches}
+        reached.append(sum(int(mask.sum()) for name, mask in masks.items() if name in at))
+        roll_back(model, units, deltas, kept, masks)
+
+    monkeypatch.setattr("curerec.methods.unlearn.roll_back", rolled)
     settings = {
         **SMALL,
         "granularity": granularity,
@@ -260,12 +271,13 @@ def test_the_twin_takes_back_as_many_weights_of_less_memory(saliency, kind, gran
         "kept": {"forget": 0.0, "shared": 0.0},
         "update": {"max_steps": 1},
     }
-    task = made_task()
+    task = made_task(kind)
     ours, twin = (
         METHODS[m][0](task, CureConfig.model_validate(settings)) for m in ("cure", "random_modules")
     )
     said = [out.details["rolled_back"] for out in (ours, twin)]
     assert said[0]["weights"] == said[1]["weights"] > 0
+    assert reached == [said[0]["weights"]] * 2
     assert said[0]["attributed"] > 2 * abs(said[1]["attributed"])
     for out in (ours, twin):
         check_only_trainable_changed(out, task)

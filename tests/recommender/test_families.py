@@ -173,6 +173,74 @@ def test_any_number_of_heads(heads, kv):
         refused(model, "of another")
 
 
+@pytest.mark.parametrize("model_type", ["llama", "gemma2", "phi"])
+def test_queries_keys_and_values_of_another_input_are_refused(model_type, monkeypatch):
+    """Edge scores take it that they read the norm's output as it is."""
+    model = made_family_model(model_type, WORDS)
+    attention = model.get_decoder().layers[1].self_attn
+    forward = attention.forward
+
+    def scaled(hidden_states, *args, **kwargs):
+        return forward(0.3 * hidden_states, *args, **kwargs)
+
+    monkeypatch.setattr(attention, "forward", scaled)
+    refused(model, r"self_attn\.q_proj of layer 1 does not read what input_layernorm gives")
+
+
+@pytest.mark.parametrize("model_type", TYPES)
+def test_an_mlp_of_another_input_is_refused(model_type):
+    model = made_family_model(model_type, WORDS)
+    family_of(model).layer_list(model)[1].mlp.register_forward_pre_hook(lambda m, args: (0.3 * args[0],))
+    refused(model, r"mlp of layer 1 does not read what \w+ gives")
+
+
+NORMS = {
+    "llama": ["input_layernorm", "post_attention_layernorm", "norm"],
+    "gpt2": ["ln_1", "ln_2", "ln_f"],
+    "gemma2": [
+        *("input_layernorm", "post_attention_layernorm", "pre_feedforward_layernorm"),
+        *("post_feedforward_layernorm", "norm"),
+    ],
+    "phi": ["input_layernorm", "final_layernorm"],
+}
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize(("model_type", "name"), [(t, n) for t, names in NORMS.items() for n in names])
+def test_a_norm_of_another_formula_is_refused(model_type, name, dtype):
+    """One that divides by the mean size, and one that has no eps."""
+    model = made_family_model(model_type, WORDS).to(dtype)
+    family = family_of(model)
+    for owner in (family.layer_list(model)[1], family.decoder(model)):
+        if hasattr(owner, name):
+            break
+    whole = getattr(owner, name)
+    kind = type(whole)
+
+    class OddNorm(kind):
+        def forward(self, x):
+            wide = x.float()
+            return super().forward(x) * (wide.square().mean(-1, keepdim=True).sqrt() / wide.abs().mean()).to(
+                x.dtype
+            )
+
+    whole.__class__ = OddNorm
+    refused(model, rf"{name}.* is neither a LayerNorm nor an RMS norm")
+    whole.__class__ = kind
+    check_structure(model)
+    if hasattr(whole, "variance_epsilon"):
+        del whole.variance_epsilon
+        whole.forward = lambda x: x
+        refused(model, rf"{name}.* is neither a LayerNorm nor an RMS norm")
+
+
+def test_a_norm_that_does_not_read_what_the_heads_write_is_refused():
+    model = made_family_model("gemma2", WORDS)
+    norm = model.get_decoder().layers[0].post_attention_layernorm
+    norm.register_forward_pre_hook(lambda module, args: (args[0] + 1,))
+    refused(model, "post_attention_layernorm of layer 0 does not read what the heads write")
+
+
 def test_cross_attention_is_refused():
     refused(made_family_model("gpt2", WORDS, add_cross_attention=True), "crossattention")
 

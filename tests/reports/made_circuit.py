@@ -29,6 +29,7 @@ def made_circuit(*, layers: int = 2, heads: int = 4, seed: int = 0) -> dict[str,
             {
                 "name": name, "score": scores[k], "low": scores[k] - 0.1, "high": scores[k] + 0.1,
                 "exact": scores[k] + 0.02, "in_graph": order.index(k) < size, "rank": order.index(k),
+                "dropped": 0.2 if order.index(k) < size else None,
                 "groups": {"forget": k % 3, "shared": 2, "retain": (k + 1) % 4, "frozen": 1}, "reads": reads,
             }
         )  # fmt: skip
@@ -48,12 +49,13 @@ def made_circuit(*, layers: int = 2, heads: int = 4, seed: int = 0) -> dict[str,
         "margin_random_kept": 0.2, "prompts": 400.0, "draws": 10.0, "lost": 0.96, "lost_random": 0.17,
     }  # fmt: skip
     measured = {
-        "faithfulness": 0.93, "completeness": 0.97, "jaccard": 0.88, "cpr": 0.61, "cmd": 0.39,
-        "curve": [[n, min(1.0, 1.8 * n / total)] for n in range(total + 1)], "minimality": [],
+        "faithfulness": 0.93, "completeness": 0.97, "jaccard": 0.88, "jaccard_chance": 0.35,
+        "cpr": 0.61, "cmd": 0.39,
+        "curve": [[n, min(1.0, 1.8 * n / total)] for n in range(total + 1)], "minimality": [0.2, None],
     }  # fmt: skip
     return {
         "format": "curerec-circuit",
-        "version": 4,
+        "version": 5,
         "about": {"data": "ml-100k", "base": "nano", "seed": 0, "faithfulness_asked": 0.9},
         "corruption": "prompt",
         "shape": {
@@ -65,13 +67,15 @@ def made_circuit(*, layers: int = 2, heads: int = 4, seed: int = 0) -> dict[str,
         "nodes": nodes,
         "nodes_measured": measured,
         "edges": [
-            {"source": s, "reader": r, "score": float(v), "in_graph": bool(v < -0.1)}
+            {"source": s, "reader": r, "score": float(v), "low": float(v) - 0.1, "high": float(v) + 0.1,
+             "in_graph": bool(v < -0.1), "dropped": 0.05 if v < -0.1 else None}
             for (s, r), v in zip(edges, drawn, strict=True)
         ],
         "edges_scorer": "atp_ig",
         "edges_granularity": "block",
         "edges_pairs": 256,
         "edges_measured": measured,
+        "edges_knockouts": {"random": 0.3, "random_mean": 0.2, "greedy": 0.4},
         "agreement": {"pearson": 0.9, "spearman": 0.85, "top_recall": 1.0, "modules": float(total)},
         "knockouts": {"random": 0.1, "random_mean": 0.05, "greedy": 0.2},
         "matters": matters,
@@ -86,7 +90,8 @@ def made_circuit(*, layers: int = 2, heads: int = 4, seed: int = 0) -> dict[str,
         ],
         "overlaps": [{"over": "seeds", "names": ["0", "1"], "matrix": [[1.0, 0.8], [0.8, 1.0]], "mean": 0.8}],
         "pairs": {"asked": 400, "unaligned": 8, "made": 392, "fell": 96, "kept": 96, "judged": 48,
-                  "moved": 48, "flipped": 27},
-        "cost": {"forward_equivalents": 12.0, "process_peak_bytes": 7e8},
+                  "moved": 350, "flipped": 127},
+        "cost": {"forward_equivalents": 12.0, "edges_forward_equivalents": 12.0, "time_s": 84.0,
+                 "process_peak_bytes": 7e8},
         "notes": ["memory ran out 1 time(s); went on with 16 pairs a pass"],
     }  # fmt: skip

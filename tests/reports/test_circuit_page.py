@@ -87,8 +87,8 @@ def test_a_bare_import_has_a_page_too():
     )
     page = render_circuit(bare.model_dump(mode="json"))
     assert "1 of 2\u00a0parts belongs" in page and "hidden" in page
-    with pytest.raises(DataError, match="version 4"):
-        render_circuit({"format": "curerec-circuit", "version": 3})
+    with pytest.raises(DataError, match="version 5"):
+        render_circuit({"format": "curerec-circuit", "version": 4})
 
 
 def test_a_large_model_shows_its_heaviest_lines(tmp_path):
@@ -108,3 +108,39 @@ def test_the_fewest_parts_stand_in_the_table_and_every_set_found_is_marked():
     assert "The fewest parts found" in say.compact_text(file["compact"])
     assert say.compact_rows({**file["compact"], "matters": {}}) == []
     assert "that are enough" not in render_circuit({**file, "compact": None})
+
+
+def test_the_overlap_of_chance_stands_beside_the_overlap():
+    page = " ".join(render_circuit(made_circuit()).replace("\u00a0", " ").split())
+    assert (
+        "overlap of the circuit over resamples of the pairs; random circuits of its size overlap by 35 %"
+        in page
+    )
+    assert page.count("overlap by 35 %") == 3  # beside the slider, among the measures, of the connections
+    file = made_circuit()
+    file["nodes_measured"] = file["nodes_measured"] | {"jaccard": 1.0, "jaccard_chance": 1.0}
+    assert "which says nothing: it is all there is to choose from" in render_circuit(file)
+    file["nodes_measured"] = file["nodes_measured"] | {"jaccard_chance": None}  # of an earlier version
+    assert "of the pairs." in render_circuit(file)
+
+
+def test_connections_have_figures_of_their_own():
+    page = " ".join(render_circuit(made_circuit()).replace("\u00a0", " ").split())
+    assert "(CPR)</dt><dd>0.610" in page and "(CMD)</dt><dd>0.390" in page
+    assert "20 % of the margin, of 1 tried" in page and "Largest gap after losing a random half" in page
+    assert "Lost without it" in page and "of the circuit with the largest scores" in page
+    table = say.edge_table(made_circuit()["edges"], 5)
+    assert len(table.rows) == 5 and table.rows[0][3] == "5\u00a0%"
+    assert "The connections" not in render_circuit(made_circuit() | {"edges": [], "edges_measured": None})
+
+
+def test_what_became_of_the_pairs_is_said():
+    page = " ".join(render_circuit(made_circuit()).split())
+    assert (
+        "400 asked for, 8 without a twin of the same length, 392 made; of these 350 moved the margin by more "
+        "than .001, 96 lowered it, 127 turned the answer round; 96 used, 48 of them to judge"
+    ) in page
+    assert "84 s for all of it, judging included" in page
+    assert say.pairs_text({"moved": 3, "kept": 9}) == (
+        "of those that judge 3 moved the margin by more than .001; 9 used"
+    )

@@ -15,7 +15,7 @@ from curerec.bench import artefacts, rows
 from curerec.bench.lines import read_lines
 from curerec.bench.plan import config_hash, plan, title_of
 from curerec.bench.recipe import TWINS, Ask, BenchRecipe
-from curerec.bench.significance import LEVEL, Yard, compared, holm
+from curerec.bench.significance import LEVEL, Compared, Yard, compared, compared_means, holm
 from curerec.config import parse
 from curerec.data import durable
 from curerec.errors import ConfigError, DataError
@@ -35,7 +35,7 @@ def summarise(out: Path) -> dict[str, Any]:
     A block is a data set, a model and a request; a line of it is a model or method with the mean over the
     seeds that ran and the half-width of the 95 % Student interval. Rows of an earlier configuration are left
     out and counted. Significance is worked out from the stored predictions; where those are not at hand (only
-    the rows were kept) it is taken from the summary beside them.
+    the rows were kept) from the rows' means.
 
     Raises:
         DataError: the folder holds no benchmark.
@@ -48,9 +48,6 @@ def summarise(out: Path) -> dict[str, Any]:
     for ask in _asks(recipe):
         for dataset, model in recipe.places_of(ask):
             blocks.append(_block(recipe, ask, dataset, model, mine, out))
-    kept = out / "summary.json"
-    old = json.loads(kept.read_text(encoding="utf-8")) if kept.exists() else {}
-    _recall(blocks, old)
     return plain(
         {
             "schema": SCHEMA,
@@ -165,7 +162,7 @@ def _block(
     floor, ceiling = means["floor"], means["ceiling"]
     rankable = None if floor is None or ceiling is None else ceiling > 0 and ceiling >= RANKABLE * floor
     if rankable:
-        _mark(lines, cells, yard, out, recipe.draws)
+        _mark(lines, cells, yard, retrains, out, recipe.draws)
     return {
         "dataset": dataset,
         "model": model,
@@ -301,32 +298,52 @@ def _mark(
     lines: list[dict[str, Any]],
     cells: list[dict[str, Any]],
     yard: list[dict[str, Any]],
+    retrains: list[dict[str, Any]],
     out: Path,
     draws: int,
 ) -> None:
     """Compare our method with each other one of a block; p-values are corrected for how many there are."""
-    on: dict[str, _Side] = {part: _side(part, cells, yard, out) for part in ("forget", "control")}
-    residual, excess = {}, {}
-    (yards, said), (unseen, elsewhere) = on["forget"], on["control"]
-    if OURS not in said:
+    (yards, said), (unseen, elsewhere) = (_side(part, cells, yard, out) for part in ("forget", "control"))
+    good = [r for r in cells if not r["failure"]]
+    of = {line["name"]: [r for r in good if r["method"] == line["name"]] for line in lines}
+    if not of.get(OURS):
         return
-    for name in (line["name"] for line in lines):
-        if name not in said or name == OURS:
-            continue
-        pair = said[OURS], said[name]
-        if (one := compared(yards, *pair, draws=draws)) is not None:
-            residual[name] = one
-        if OURS in elsewhere and name in elsewhere:
-            less = unseen, elsewhere[OURS], elsewhere[name]
-            if (one := compared(yards, *pair, less=less, draws=draws)) is not None:
-                excess[name] = one
-    for key, found in (("against", residual), ("against_excess", excess)):
-        adjusted = dict(zip(found, holm([one.p for one in found.values()]), strict=True))
+    ends = [_by_seed(rows_, lambda r: (r.get("excess_jsd"),)) for rows_ in (retrains, yard)]
+    residual: dict[str, Compared] = {}
+    excess: dict[str, Compared] = {}
+    for name in (line["name"] for line in lines if of[line["name"]] and line["name"] != OURS):
+        seeds = {r["seed"] for r in of[OURS]} & {r["seed"] for r in of[name]}
+        pair, less = (
+            (said.get(OURS, {}), said.get(name, {})),
+            (elsewhere.get(OURS, {}), elsewhere.get(name, {})),
+        )
+        if all(seeds <= set(one) for one in (yards, *pair)):
+            found = compared(yards, *pair, draws=draws)
+        else:
+            found = compared_means(_means(seeds, of[OURS], of[name]))
+        if found is not None:
+            residual[name] = found
+        if all(seeds <= set(one) for one in (yards, *pair, unseen, *less)):
+            found = compared(yards, *pair, less=(unseen, *less), draws=draws)
+        else:
+            sides = [_by_seed(of[n], lambda r: (r.get("excess_jsd"),)) for n in (OURS, name)]
+            common = sorted(set.intersection(*(set(one) for one in (*sides, *ends))))
+            found = compared_means([np.concatenate([one[s] for one in (*sides, *ends)]) for s in common])
+        if found is not None:
+            excess[name] = found
+    for key, all_ in (("against", residual), ("against_excess", excess)):
+        adjusted = dict(zip(all_, holm([one.p for one in all_.values()]), strict=True))
         for line in lines:
-            one = found.get(line["name"])
+            one = all_.get(line["name"])
             if one is not None:
                 p = adjusted[line["name"]]
                 line[key] = {**asdict(one), "p_holm": p, "significant": p < LEVEL}
+
+
+def _means(seeds: set[int], ours: list[dict[str, Any]], theirs: list[dict[str, Any]]) -> list[np.ndarray]:
+    """[ours, theirs, floor, ceiling] of each seed, nats, from rows."""
+    sides = [_by_seed(rows_, lambda r: (r["jsd"], r["floor"], r["ceiling"])) for rows_ in (ours, theirs)]
+    return [np.r_[sides[0][s][0], sides[1][s]] for s in sorted(seeds) if s in sides[0] and s in sides[1]]
 
 
 _Side = tuple[dict[int, Yard], dict[str, dict[int, np.ndarray]]]
@@ -355,23 +372,6 @@ def _yard(out: Path, row: dict[str, Any], part: str) -> Yard | None:
 
 def _predictions(out: Path, row: dict[str, Any]) -> artefacts.Arrays | None:
     return artefacts.read_arrays(out / artefacts.PREDICTIONS / row["predictions"])
-
-
-def _recall(blocks: list[dict[str, Any]], old: dict[str, Any]) -> None:
-    """Where nothing could be compared here, what an earlier summary of the same seeds found."""
-    before = {
-        (b["dataset"], b["model"], b["request"], line["name"]): line
-        for b in old.get("blocks", [])
-        for line in b["lines"]
-    }
-    for block in blocks:
-        for line in block["lines"]:
-            was = before.get((block["dataset"], block["model"], block["request"], line["name"]))
-            if not was or not block["rankable"] or was["seeds"] != line["seeds"]:
-                continue
-            for key in ("against", "against_excess"):
-                if line[key] is None:
-                    line[key] = was.get(key)
 
 
 def _search(recipe: BenchRecipe, out: Path) -> dict[str, Any] | None:

@@ -34,7 +34,7 @@ def text_table(summary: Mapping[str, Any]) -> str:
         out.append("Seconds are those of a shared machine: cells ran beside each other.")
     marks = [a for b in bench.blocks for x in b.lines for a in (x.against, x.against_excess) if a]
     if any(a.significant for a in marks):
-        out.append("*: differs from cure (paired bootstrap over seeds and examples, p < .05 after Holm).")
+        out.append("*: differs from cure (paired, over seeds and examples; p < .05 after Holm).")
     if bench.left_out:
         out.append(f"{bench.left_out} rows of other configurations were left out.")
     return "\n".join(out).rstrip() + "\n"

@@ -78,6 +78,14 @@ def layer_of(module: str) -> int:
     return int(module.split(".")[1])
 
 
+def recomputing() -> bool:
+    """Whether a layer with gradient checkpointing is run again, for the backward pass.
+
+    What is recorded was recorded the first time; hooks that change what is computed must do so again.
+    """
+    return bool(torch._C._current_graph_task_id() != -1)
+
+
 @contextmanager
 def recording(
     sites: Sites, *, into: Callable[[str, torch.Tensor], None] | None = None
@@ -92,10 +100,10 @@ def recording(
     keep = into or seen.__setitem__
 
     def before(name: str) -> Any:
-        return lambda module, args: keep(name, args[0])
+        return lambda module, args: None if recomputing() else keep(name, args[0])
 
     def after(name: str) -> Any:
-        return lambda module, args, output: keep(name, output)
+        return lambda module, args, output: None if recomputing() else keep(name, output)
 
     handles = [sites.first.register_forward_pre_hook(before("input"))]
     handles += [m.register_forward_pre_hook(before(n)) for n, m in sites.attention.items()]

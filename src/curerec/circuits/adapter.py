@@ -11,10 +11,10 @@ import torch
 from jaxtyping import Float
 from torch.func import functional_call
 
-from curerec.circuits.passes import frozen, margin
+from curerec.circuits.passes import Cost, each_part, frozen, margin
 from curerec.prompts.encoding import Prompts
 from curerec.recommender.families import family_of
-from curerec.recommender.score import answer_logits, by_length, device_of, to_batch, wide
+from curerec.recommender.score import answer_logits, device_of, to_batch, wide
 from curerec.recommender.units import Branch, Units
 
 Deltas = dict[str, torch.Tensor]
@@ -45,6 +45,7 @@ def adapter_scores(
     *,
     batch_size: int = 128,
     objective: Literal["loss", "margin"] = "loss",
+    cost: Cost | None = None,
 ) -> Float[np.ndarray, "n units"]:
     """First-order rise of each example's cross-entropy if a unit's change by fine-tuning were removed.
 
@@ -58,13 +59,17 @@ def adapter_scores(
         answers: token ids of (no, yes).
         units: which rows belong together, [n_units].
         deltas: from :func:`weight_deltas`.
-        batch_size: prompts a pass.
+        batch_size: prompts a pass; halved where memory runs out.
         objective: ``margin`` scores the change of the margin instead of the loss: logits, negative where the
             unit helps.
+        cost: to be filled.
 
     Returns:
         float32 [n, n_units] (float64 of a model in float64), nats: positive where the unit helps to predict
         the example.
+
+    Raises:
+        ModelError: a single prompt does not fit in memory.
 
     Source: METHOD section 3, scorer ``adapter``.
     """
@@ -76,43 +81,49 @@ def adapter_scores(
     decoder = family_of(model).decoder(model)
     cap = getattr(model.config, "final_logit_softcapping", None)
     owners = [torch.from_numpy(b.unit).to(device) for b in units.branches]
+    spent = cost or Cost()
+
+    def work(index: np.ndarray) -> None:
+        tape: list[tuple[int, torch.Tensor, torch.Tensor]] = []
+        states: list[torch.Tensor] = []
+        handles = [decoder.register_forward_hook(lambda m, a, y, seen=states: seen.append(y[0].detach()))]
+        handles += [
+            _watch(modules[b.module], b, k, tape, len(index))
+            for k, b in enumerate(units.branches)
+            if b.kind not in ("head", "head_bias")
+        ]
+        try:
+            ids, last = to_batch(prompts, index, device)
+            embeds = model.get_input_embeddings()(ids)
+            if not embeds.requires_grad:
+                embeds.requires_grad_()
+            logits = answer_logits(model, ids, last, answers, inputs_embeds=embeds)
+        finally:
+            for handle in handles:
+                handle.remove()
+        wanted = label[torch.from_numpy(index).to(device)]
+        if objective == "margin":
+            loss = margin(logits, wanted).sum()
+        else:
+            loss = torch.nn.functional.cross_entropy(logits, wanted, reduction="sum")
+        *grads, g_logits = torch.autograd.grad(loss, [*(y for _, _, y in tape), logits])
+        if cap:
+            g_logits = g_logits * (1 - (logits / cap) ** 2)
+        total = torch.zeros(len(index), len(units.names), device=device, dtype=kind)
+        with torch.no_grad():
+            for (k, x, y), g in zip(tape, grads, strict=True):
+                branch = units.branches[k]
+                _accumulate(total, branch, owners[k], x, y, wide(g), deltas, modules[branch.module])
+            for branch, owner in zip(units.branches, owners, strict=True):
+                if branch.kind in ("head", "head_bias"):
+                    state = states[0][torch.arange(len(last), device=device), last]
+                    _accumulate_head(total, branch, owner, state, g_logits, deltas, answers)
+        out[index] = total.cpu().numpy()
+        spent.forwards += len(index)
+        spent.backwards += len(index)
+
     with frozen(model), unmerged(model):
-        for index in by_length(prompts, batch_size):
-            tape: list[tuple[int, torch.Tensor, torch.Tensor]] = []
-            states: list[torch.Tensor] = []
-            handles = [decoder.register_forward_hook(lambda m, a, y, seen=states: seen.append(y[0].detach()))]
-            handles += [
-                _watch(modules[b.module], b, k, tape, len(index))
-                for k, b in enumerate(units.branches)
-                if b.kind not in ("head", "head_bias")
-            ]
-            try:
-                ids, last = to_batch(prompts, index, device)
-                embeds = model.get_input_embeddings()(ids)
-                if not embeds.requires_grad:
-                    embeds.requires_grad_()
-                logits = answer_logits(model, ids, last, answers, inputs_embeds=embeds)
-            finally:
-                for handle in handles:
-                    handle.remove()
-            wanted = label[torch.from_numpy(index).to(device)]
-            if objective == "margin":
-                loss = margin(logits, wanted).sum()
-            else:
-                loss = torch.nn.functional.cross_entropy(logits, wanted, reduction="sum")
-            *grads, g_logits = torch.autograd.grad(loss, [*(y for _, _, y in tape), logits])
-            if cap:
-                g_logits = g_logits * (1 - (logits / cap) ** 2)
-            total = torch.zeros(len(index), len(units.names), device=device, dtype=kind)
-            with torch.no_grad():
-                for (k, x, y), g in zip(tape, grads, strict=True):
-                    branch = units.branches[k]
-                    _accumulate(total, branch, owners[k], x, y, wide(g), deltas, modules[branch.module])
-                for branch, owner in zip(units.branches, owners, strict=True):
-                    if branch.kind in ("head", "head_bias"):
-                        state = states[0][torch.arange(len(last), device=device), last]
-                        _accumulate_head(total, branch, owner, state, g_logits, deltas, answers)
-            out[index] = total.cpu().numpy()
+        each_part(model, prompts, batch_size, work, spent)
     return out
 
 

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from curerec.circuits.activations import Activations, Sites, patching, recording, sites_of
+from curerec.circuits.activations import Activations, Sites, patching, recording, site_of, sites_of
 from curerec.circuits.passes import (
     Cost,
     PairBatch,
@@ -79,6 +79,7 @@ def attribute(
                 answer_logits(model, batch.corrupt, batch.last, answers)
         else:
             deltas = differences(model, sites, batch, answers, lean=lean)
+        held = {site_of(m): deltas[site_of(m)] for m in given}  # the tap turns these into differences
         column = {name: k for k, name in enumerate(sites.names)}
         total = torch.zeros(
             len(batch.index),
@@ -113,7 +114,7 @@ def attribute(
             with (
                 context(model),
                 at_answer(model, batch.last, lean),
-                patching(sites, deltas, given),  # before the tap, which turns activations into differences
+                patching(sites, held, given),  # before the tap
                 recording(sites, into=tap),
             ):
                 m = margin(

@@ -6,7 +6,7 @@ need one another and undo one another: the set that does most *together* is anot
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -16,7 +16,7 @@ from curerec.circuits.activations import sites_of
 from curerec.circuits.attribution import attribute
 from curerec.circuits.faithfulness import Faithfulness, judge_modules
 from curerec.circuits.passes import check_halves
-from curerec.circuits.selection import halves, sizes_to_judge, smallest_faithful
+from curerec.circuits.selection import halves, sizes_to_judge, smallest_prefix
 from curerec.prompts.encoding import Prompts
 
 SHARE = 0.15  # of what is left that one round takes out
@@ -100,14 +100,13 @@ def compact(
         judging: over other pairs.
         effects: as for :func:`elimination_order`, of the choosing pairs.
         threshold: smallest faithfulness accepted.
-
-    Raises:
-        PromptError: the judging pairs move nothing.
     """
     order = elimination_order(choosing, effects=effects)
-    sizes = sizes_to_judge(judging.total)
-    curve = judging.curve([order[:size] for size in sizes])
-    at = smallest_faithful(curve, threshold)
+
+    def judged(sizes: Sequence[int]) -> Sequence[tuple[int, float]]:
+        return judging.curve([order[:size] for size in sizes])
+
+    sizes, curve, at = smallest_prefix(judged, sizes_to_judge(judging.total), threshold)
     return Compact(order[: sizes[at]], curve[at][1], curve, order)
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -17,21 +17,23 @@ from curerec.circuits.faithfulness import (
     knockouts,
     minimality,
 )
-from curerec.circuits.passes import Scores, check_halves
+from curerec.circuits.passes import Cost, Scores, check_halves
 from curerec.circuits.patching import exact
-from curerec.circuits.selection import ranking, sizes_to_judge, smallest_faithful
+from curerec.circuits.selection import ranking, selecting, sizes_to_judge, smallest_prefix
 from curerec.circuits.stability import (
+    STABLE,
     Granularity,
     agreement,
     bootstrap_intervals,
     bootstrap_jaccard,
+    chance_jaccard,
     settle,
 )
 from curerec.errors import ConfigError
 from curerec.prompts.encoding import Prompts
 from curerec.records import Circuit
 
-TOP_EXACT = 20  # modules re-scored exactly, plus as many at random (METHOD section 3)
+TOP_EXACT = 20  # modules re-scored exactly, plus as many heads and as many MLPs at random (METHOD section 3)
 TRUSTED = 0.8  # Spearman with, or recall of, exact patching below which exact scores decide the top
 
 
@@ -45,6 +47,8 @@ def find_core(
     options: dict[str, Any] | None = None,
     granularity: Granularity = "head_mlp",
     threshold: float = 0.9,
+    select: str = "faithful",
+    trust: bool = True,
     counts: dict[str, int] | None = None,
     draws: int = 200,
     details: bool = False,
@@ -56,10 +60,10 @@ def find_core(
     """Score all modules and choose the core circuit.
 
     Modules are ranked on one half of the pairs and the prefix is judged on the other half: a circuit that is
-    faithful only to the pairs that chose it is none. The top of the ranking and a random sample are re-scored
-    exactly on the ranking half; where the scorer's order of them agrees with the exact one by less than
-    Spearman 0.8, or finds less than 0.8 of the largest, the exact scores take its place, and the record says
-    so.
+    faithful only to the pairs that chose it is none. The top of the ranking and a random sample of heads and
+    of MLPs are re-scored exactly on the ranking half; where the scorer's order of them agrees with the exact
+    one by less than Spearman 0.8, or finds less than 0.8 of the largest, the exact scores take its place, and
+    the record says so. Where the sample is not the whole model, heads and MLPs must agree each by themselves.
 
     Args:
         model: decoder of a known family.
@@ -69,7 +73,14 @@ def find_core(
         options: of the scorer.
         granularity: ``block`` takes or leaves all heads of a layer together.
         threshold: smallest faithfulness accepted.
-        counts: numbers about the pairs that the record should hold.
+        select: ``faithful``: the smallest prefix of the ranking that reaches ``threshold``, see
+            :func:`curerec.circuits.selection.smallest_prefix`. ``top:K``: the K modules (blocks) of largest
+            |mean score| on the ranking half. ``threshold:X``: those of at least X logits.
+        trust: re-score a sample exactly, and let exact scores rank where the scorer disagrees with them.
+            False: the scorer itself ranks, whatever it is worth: to compare scorers, which else all are exact
+            ones.
+        counts: numbers about the pairs that the record should hold; of ``moved`` and ``flipped`` those given
+            stand, without them they are of the judging half.
         draws: bootstrap resamples for the overlap of the circuit and the intervals of its scores.
         details: also drop-one effects and knock-outs, which cost one and some dozens of passes a module of
             the circuit.
@@ -79,7 +90,7 @@ def find_core(
         progress: told (done, total).
 
     Raises:
-        ConfigError: unknown scorer.
+        ConfigError: unknown scorer, or way to select.
         PromptError: fewer than two pairs, pairs that do not align, or none that moves the answer.
 
     Source: METHOD section 4.
@@ -88,6 +99,7 @@ def find_core(
         raise ConfigError(
             "is no scorer", where=f"scorer {scorer!r}", mend=f"Choose from {', '.join(SCORERS)}"
         )
+    way = selecting(select)
     check_halves(clean)
     if found is None:
         found = SCORERS[scorer](model, clean, corrupt, answers, batch_size=batch_size, **(options or {}))
@@ -97,19 +109,44 @@ def find_core(
     rank_half, judge_half = order[: len(order) // 2], order[len(order) // 2 :]
     members = _members(names, granularity)
     basis, rescored, agree, notes = _trusted(
-        found, model, clean.take(rank_half), corrupt.take(rank_half), answers, rank_half, rng, batch_size
+        found,
+        model,
+        clean.take(rank_half),
+        corrupt.take(rank_half),
+        answers,
+        rank_half,
+        rng,
+        batch_size,
+        trust,
     )
     grouped = np.stack([basis[:, m].sum(1) for m in members], 1)
-    ranked = ranking(grouped[rank_half] if len(grouped) == len(clean) else grouped)
-    sizes = sizes_to_judge(len(members))
-    sets = [[k for g in ranked[:size] for k in members[g]] for size in sizes]
+    ranking_scores = grouped[rank_half] if len(grouped) == len(clean) else grouped
+    ranked, chosen = ranking(ranking_scores), way.first(ranking_scores)
+    judging = Cost()
     judge = judge_modules(
-        model, clean.take(judge_half), corrupt.take(judge_half), answers, names, batch_size=batch_size
+        model,
+        clean.take(judge_half),
+        corrupt.take(judge_half),
+        answers,
+        names,
+        batch_size=batch_size,
+        cost=judging,
     )
     f = Faithfulness(judge, len(names))
-    curve = f.curve(sets)
-    at = smallest_faithful(curve, threshold)
-    core = tuple(sets[at])
+
+    def first(size: int) -> list[int]:
+        return [k for g in ranked[:size] for k in members[g]]
+
+    def judged(sizes: Sequence[int]) -> Sequence[tuple[int, float]]:
+        return f.curve([first(size) for size in sizes])
+
+    sizes = sizes_to_judge(len(members))
+    if chosen is None:
+        sizes, curve, at = smallest_prefix(judged, sizes, threshold)
+    else:
+        sizes = sorted({*sizes, len(chosen)})
+        curve, at = tuple(judged(sizes)), sizes.index(len(chosen))
+    core = tuple(first(sizes[at]))
     low, high = bootstrap_intervals(found.values, draws=draws, seed=seed)
     cpr, cmd = areas(curve)
     pairs = {
@@ -119,6 +156,7 @@ def find_core(
         "moved": int((np.abs(f.full - f.empty) > 1e-3).sum()),
         "flipped": int(((f.full > 0) != (f.empty > 0)).sum()),
     }
+    pairs |= {k: v for k, v in (counts or {}).items() if k in ("moved", "flipped")}
     cost = {"forward_equivalents": found.cost.forward_equivalents}
     if found.cost.peak_bytes is not None:
         cost["peak_bytes"] = found.cost.peak_bytes
@@ -142,8 +180,9 @@ def find_core(
         knockouts=knockouts(f, core, seed=seed) if details else {},
         granularity=granularity,
         cost=cost,
-        notes=(*found.cost.notes(), *notes),
-        order=tuple(sets[-1]),
+        notes=(*found.cost.notes(), *judging.notes(" while judging"), *notes),
+        order=tuple(first(len(members))),
+        jaccard_chance=chance_jaccard(len(members), sizes[at]),
     )
 
 
@@ -154,13 +193,15 @@ def stable_core(
     answers: tuple[int, int],
     *,
     start: int = 64,
-    least: float = 0.8,
+    least: float = STABLE,
     **find: Any,
 ) -> Circuit:
     """A core circuit that resamples do not overturn, if need be from more pairs or of coarser modules.
 
     Begins with the first ``start`` pairs and doubles them while the overlap over resamples is below
-    ``least``; when there are no more, takes all heads of a layer as one module. Each step is in the notes.
+    ``least``, or too near that of random circuits of its size; when there are no more, takes all heads of a
+    layer as one module, unless so many modules were asked for. Each step is in the notes
+    (:func:`curerec.circuits.stability.settle`).
 
     Args:
         model, clean, corrupt, answers: as for :func:`find_core`; the pairs are the most that may be used.
@@ -175,7 +216,8 @@ def stable_core(
             model, clean.take(index), corrupt.take(index), answers, **{**find, "granularity": granularity}
         )
 
-    circuit, said = settle(of, len(clean), start=start, least=least)
+    coarser = selecting(find.get("select", "faithful")).kind == "faithful"
+    circuit, said = settle(of, len(clean), start=start, least=least, coarser=coarser)
     return replace(circuit, notes=(*circuit.notes, *said))
 
 
@@ -198,6 +240,7 @@ def _trusted(
     rows: np.ndarray,
     rng: np.random.Generator,
     batch_size: int,
+    trust: bool,
 ) -> tuple[np.ndarray, np.ndarray, dict[str, float], tuple[str, ...]]:
     """Scores to rank by, exact mean scores, agreement of the two, and what to say about it.
 
@@ -205,28 +248,49 @@ def _trusted(
     replaced by their exact scores.
     """
     scores = found.values
+    mean = np.full(len(found.names), np.nan, np.float32)
+    if not trust:
+        return scores, mean, {}, ()
     ranked = ranking(scores[rows])
-    sample = np.unique(np.r_[ranked[:TOP_EXACT], rng.permutation(len(found.names))[:TOP_EXACT]])
+    head = np.asarray([".head." in name for name in found.names])
+    # A scorer may be blind to one kind: of heads and MLPs alike as many are drawn.
+    drawn = rng.permutation(len(found.names))
+    drawn = np.r_[drawn[head[drawn]][:TOP_EXACT], drawn[~head[drawn]][:TOP_EXACT]]
+    sample = np.unique(np.r_[ranked[:TOP_EXACT], drawn])
     chosen = [found.names[k] for k in sample]
     exactly = (
         scores[np.ix_(rows, sample)]
         if found.scorer == "exact"
         else exact(model, clean, corrupt, answers, chosen, batch_size=batch_size)
     )
-    mean = np.full(len(found.names), np.nan, np.float32)
-    mean[sample] = exactly.mean(0)
-    agree = agreement(scores[np.ix_(rows, sample)].mean(0), exactly.mean(0), top=TOP_EXACT)
+    guess, truth = scores[np.ix_(rows, sample)].mean(0), exactly.mean(0)
+    mean[sample] = truth
+    agree = agreement(guess, truth, top=TOP_EXACT)
+    doubts = _doubts(agree, "")
+    if len(sample) < len(found.names):
+        for kind, mine in (("head", head[sample]), ("mlp", ~head[sample])):
+            own = agreement(guess[mine], truth[mine], top=TOP_EXACT)
+            if np.isnan(own["spearman"]) and mine.sum() >= 3 and np.ptp(truth[mine]) > 1e-12:
+                own |= {"spearman": 0.0, "top_recall": 0.0}  # it gives all of this kind one score
+            agree |= {f"{kind}_{name}": value for name, value in own.items()}
+            doubts += _doubts(own, {"head": " of heads", "mlp": " of MLPs"}[kind])
     # The scorer ``adapter`` asks another question than a patch does; its order stands.
-    doubtful = agree["spearman"] < TRUSTED or agree["top_recall"] < TRUSTED
-    if not doubtful or found.scorer == "adapter":
+    if not doubts or found.scorer == "adapter":
         return scores, mean, agree, ()
     basis = scores[rows].copy()
     basis[:, sample] = exactly
-    note = (
-        f"{found.scorer} agrees with exact patching by Spearman {agree['spearman']:.2f} and finds "
-        f"{agree['top_recall']:.0%} of the largest only: the exact scores of {len(sample)} modules rank them"
-    )
+    note = f"{found.scorer} {', and '.join(doubts)} only: the exact scores of {len(sample)} modules rank them"
     return basis, mean, agree, (note,)
+
+
+def _doubts(agree: dict[str, float], of: str) -> list[str]:
+    """Why a scorer does not rank; empty where it agrees with exact patching, or that cannot be told (nan)."""
+    if not (agree["spearman"] < TRUSTED or agree["top_recall"] < TRUSTED):
+        return []
+    return [
+        f"agrees with exact patching{of} by Spearman {agree['spearman']:.2f} and finds "
+        f"{agree['top_recall']:.0%} of the largest"
+    ]
 
 
 __all__ = ["bootstrap_jaccard", "faithfulness", "find_core", "ranking", "stable_core"]

@@ -8,13 +8,12 @@ from typing import Any
 import numpy as np
 
 from curerec.circuits.activations import sites_of
+from curerec.circuits.passes import MOVED
 from curerec.circuits.patching import patched_margins
 from curerec.data.popularity import popularity_decile
 from curerec.prompts.counterfactual import Pairs
 from curerec.prompts.encoding import Encoder
 from curerec.records import Interactions
-
-MOVED = 1e-3  # logits: a smaller change of the margin is rounding
 
 
 @dataclass(frozen=True)

@@ -6,7 +6,8 @@ import re
 from pathlib import Path
 from typing import Any
 
-from curerec.circuits.exchange import CircuitFile, Edge, Node, Shape, read_json
+from curerec.circuits.exchange import CircuitFile, Edge, Node, read_json
+from curerec.circuits.graph import Shape, check_graph, check_heads, edges_of
 from curerec.circuits.wiring import INPUT, LOGITS
 from curerec.errors import ModelError
 
@@ -18,9 +19,14 @@ def to_eap_ig(file: CircuitFile) -> dict[str, Any]:
     edge with an equal share of its score, so that scores still add up. The signs are this package's: negative
     where an edge supports the answer; scores of a loss, as EAP-IG's own, have the opposite one.
 
-    Source: github.com/hannamw/EAP-IG, ``Graph.to_json``; names ``input``, ``a0.h1``, ``m0``, ``logits``,
-        edges ``a0.h1->m1``, ``a0.h0->a1.h0<q>``.
+    Their circuit is its edges: a node without any is pruned away. A circuit of parts alone is therefore given
+    all edges that leave the prompt or one of its parts, as their selection by nodes gives it: the same run.
+    A score that is not known is written as 0, for their reader takes numbers alone.
+
+    Source: github.com/hannamw/EAP-IG, ``Graph.to_json``, ``from_json`` and ``apply_topn`` with ``node``;
+        names ``input``, ``a0.h1``, ``m0``, ``logits``, edges ``a0.h1->m1``, ``a0.h0->a1.h0<q>``.
     """
+    check_heads(file.shape.n_heads, file.shape.n_kv_heads)
     share = file.shape.n_heads // file.shape.n_kv_heads
     wanted = {e.source for e in file.edges if e.in_graph}
     nodes: dict[str, dict[str, Any]] = {"input": {"in_graph": INPUT in wanted or not file.edges}}
@@ -33,10 +39,10 @@ def to_eap_ig(file: CircuitFile) -> dict[str, Any]:
         nodes["input"]["score"] = _outgoing(file, INPUT)
     nodes["logits"] = {"in_graph": True}
     edges: dict[str, dict[str, Any]] = {}
-    for edge in file.edges:
+    for edge in file.edges or _of_parts(file):
         targets = _targets(edge.reader, share)
         for target in targets:
-            score = None if edge.score is None else edge.score / len(targets)
+            score = (edge.score or 0.0) / len(targets)
             edges[f"{_short(edge.source)}->{target}"] = {"score": score, "in_graph": edge.in_graph}
     cfg = file.shape.model_dump(exclude={"n_kv_heads"})
     return {"cfg": cfg, "nodes": nodes, "edges": edges}
@@ -54,10 +60,13 @@ def from_eap_ig(
         scorer: name for the record.
 
     Raises:
-        ModelError: a part is missing or a name is none of a node or edge.
+        ModelError: a part is missing, a name is none of a node or edge, or a model of this size has no such
+            part or connection.
     """
     try:
         cfg = raw["cfg"]
+        if n_kv_heads:
+            check_heads(int(cfg["n_heads"]), n_kv_heads)
         shape = Shape(
             n_layers=cfg["n_layers"],
             n_heads=cfg["n_heads"],
@@ -87,6 +96,7 @@ def from_eap_ig(
             where="circuit",
             mend="It needs cfg, nodes and edges with names like a0.h1, m0 and a0.h0->a1.h0<q>",
         ) from None
+    check_graph(shape, [n.name for n in nodes], edges)
     return CircuitFile(
         shape=shape,
         scorer=scorer,
@@ -135,6 +145,12 @@ def _reader(target: str, share: int) -> str:
         layer, head, kind = found[1], int(found[2]), found[3]
         return f"layers.{layer}.head.{head}.q" if kind == "q" else f"layers.{layer}.kv.{head // share}.{kind}"
     return _long(target)
+
+
+def _of_parts(file: CircuitFile) -> list[Edge]:
+    """All edges; in the circuit are those that leave the prompt or a part that is."""
+    inside = {INPUT, *(n.name for n in file.nodes if n.in_graph)}
+    return [Edge(source=s, reader=r, in_graph=s in inside) for s, r in edges_of(file.shape)]
 
 
 def _outgoing(file: CircuitFile, source: str) -> float:

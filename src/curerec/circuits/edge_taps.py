@@ -10,7 +10,7 @@ from typing import Any
 
 import torch
 
-from curerec.circuits.activations import Activations
+from curerec.circuits.activations import Activations, recomputing
 from curerec.circuits.wiring import INPUT, NormAt, Wiring, weight_of
 from curerec.recommender.score import wide
 
@@ -198,7 +198,7 @@ def taps(
         def hook(norm: Any, args: Any) -> None:
             # Where the last layer is cut, keys and values are read everywhere, then all else at the answer.
             there = args[0].shape[1] == 1
-            if k == top and lean and there == (ready is attention_ready):
+            if recomputing() or (k == top and lean and there == (ready is attention_ready)):
                 return
             args[0].register_hook(ready(k, NormAt.of(norm, args[0], fixed_scale=fixed_scale)))
 
@@ -214,7 +214,7 @@ def taps(
                 for kind, first, heads in parts:
                     grads[k, kind] = grad[..., first : first + heads * wiring.width]
 
-            if parts and y.requires_grad:
+            if parts and y.requires_grad and not recomputing():
                 y.register_hook(store)
 
         return hook
@@ -222,14 +222,16 @@ def taps(
     def at_mlp(k: int) -> Any:
         def hook(module: Any, args: Any) -> Any:
             x = args[0].view_as(args[0])  # a tensor of its own: the norm's output may have other readers
-            x.register_hook(lambda grad: grads.__setitem__((k, "mlp"), grad))
+            if not recomputing():
+                x.register_hook(lambda grad: grads.__setitem__((k, "mlp"), grad))
             return (x, *args[1:])
 
         return hook
 
     def at_post(k: int) -> Any:
         def hook(norm: Any, args: Any) -> None:
-            posts[k] = NormAt.of(norm, args[0], fixed_scale=fixed_scale)
+            if not recomputing():
+                posts[k] = NormAt.of(norm, args[0], fixed_scale=fixed_scale)
 
         return hook
 

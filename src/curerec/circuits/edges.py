@@ -156,7 +156,8 @@ def edge_scores(
                 recording(sites, into=subtract) if once else nullcontext(),
             ):
                 logits = answer_logits(model, batch.clean, batch.last, answers, inputs_embeds=x)
-            torch.autograd.grad(margin(logits, batch.label).sum(), x)
+                # Inside, since a checkpointed layer is run again on the way back.
+                torch.autograd.grad(margin(logits, batch.label).sum(), x)
         values[batch.index] = (total / len(alphas))[:, source, reader].cpu().numpy()
         cost.forwards += (1 + len(alphas) + (not once)) * len(batch.index)
         cost.backwards += len(alphas) * len(batch.index)

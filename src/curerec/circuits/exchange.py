@@ -8,30 +8,23 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import numpy as np
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, BeforeValidator, ConfigDict, ValidationError
 
+from curerec.circuits.graph import Shape, check_graph
 from curerec.circuits.wiring import Wiring
 from curerec.errors import ModelError
 from curerec.records import Circuit
 
 FORMAT = "curerec-circuit"
-VERSION = 4  # 1 had no ranks, readings, overlaps and knock-outs, 2 no compact circuit, 3 no edges of blocks
+#: 1 had no ranks, readings, overlaps and knock-outs, 2 no compact circuit, 3 no edges of blocks, 4 no overlap
+#: of chance, intervals of edges, knock-outs of edges and drop-one effects by name.
+VERSION = 5
 # JSON has no nan; a number that was not computed is null.
 Number = Annotated[float | None, BeforeValidator(lambda v: None if v is None or math.isnan(v) else v)]
 
 
 class _Strict(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
-
-
-class Shape(_Strict):
-    """The graph's size: what names mean."""
-
-    n_layers: int = Field(gt=0)
-    n_heads: int = Field(gt=0)
-    n_kv_heads: int = Field(gt=0)
-    d_model: int = Field(gt=0)
-    parallel_attn_mlp: bool = False
 
 
 class Reads(_Strict):
@@ -54,7 +47,8 @@ class Node(_Strict):
     """A head or MLP.
 
     ``score`` is the mean (logits) with its bootstrap interval, ``exact`` that of exact patching, ``rank`` the
-    place in the order the circuit grows by (0 first), ``groups`` how many update units of it have which role.
+    place in the order the circuit grows by (0 first), ``dropped`` the faithfulness that the circuit loses
+    when this part alone is dropped, ``groups`` how many update units of it have which role.
     """
 
     name: str
@@ -64,25 +58,36 @@ class Node(_Strict):
     exact: Number = None
     in_graph: bool = False
     rank: int | None = None
+    dropped: Number = None
     groups: dict[str, int] = {}
     reads: Reads | None = None
 
 
 class Edge(_Strict):
-    """A source and the reader it writes to: mean score (logits), whether it is in the circuit."""
+    """A source and the reader it writes to.
+
+    ``score`` is the mean (logits) with its bootstrap interval, ``dropped`` as of a :class:`Node`.
+    """
 
     source: str
     reader: str
     score: Number = None
+    low: Number = None
+    high: Number = None
     in_graph: bool = False
+    dropped: Number = None
 
 
 class Measures(_Strict):
-    """What was measured of a selection of nodes or edges; null where it was not."""
+    """What was measured of a selection of nodes or edges; null where it was not.
+
+    ``jaccard_chance`` is the overlap of random sets of the circuit's size, which ``jaccard`` has to exceed.
+    """
 
     faithfulness: Number = None
     completeness: Number = None
     jaccard: Number = None
+    jaccard_chance: Number = None
     cpr: Number = None
     cmd: Number = None
     curve: list[tuple[int, Number]] = []
@@ -136,7 +141,7 @@ class CircuitFile(_Strict):
     """
 
     format: Literal["curerec-circuit"] = "curerec-circuit"
-    version: Literal[1, 2, 3, 4] = 4  # older ones are read as well
+    version: Literal[1, 2, 3, 4, 5] = 5  # older ones are read as well
     about: dict[str, str | int | float | None] = {}
     corruption: str | None = None
     shape: Shape
@@ -149,6 +154,7 @@ class CircuitFile(_Strict):
     edges_granularity: str | None = None
     edges_pairs: int | None = None
     edges_measured: Measures | None = None
+    edges_knockouts: dict[str, Number] = {}
     agreement: dict[str, Number] = {}
     knockouts: dict[str, Number] = {}
     matters: dict[str, Number] = {}
@@ -176,6 +182,7 @@ def to_file(circuit: Circuit, shape: Shape) -> CircuitFile:
     """A circuit with what was measured of it, without its per-example scores."""
     core = set(circuit.core)
     mean = circuit.scores.mean(0)
+    dropped = dict(zip(circuit.core, circuit.minimality, strict=False))
     rank = {k: at for at, k in enumerate(circuit.order)}
 
     def number(values: np.ndarray | None, k: int) -> float | None:
@@ -190,18 +197,23 @@ def to_file(circuit: Circuit, shape: Shape) -> CircuitFile:
             exact=number(circuit.exact, k),
             in_graph=k in core,
             rank=rank.get(k),
+            dropped=dropped.get(k),
         )
         for k, name in enumerate(circuit.modules)
     ]
     edges: list[Edge] = []
     if circuit.edges is not None:
         chosen, scores = set(circuit.edges.core), circuit.edges.scores.mean(0)
+        dropped = dict(zip(circuit.edges.core, circuit.edges.minimality, strict=False))
         edges = [
             Edge(
                 source=circuit.edges.sources[s],
                 reader=circuit.edges.readers[r],
                 score=float(scores[k]),
+                low=number(circuit.edges.low, k),
+                high=number(circuit.edges.high, k),
                 in_graph=k in chosen,
+                dropped=dropped.get(k),
             )
             for k, (s, r) in enumerate(zip(circuit.edges.source, circuit.edges.reader, strict=True))
         ]
@@ -216,10 +228,14 @@ def to_file(circuit: Circuit, shape: Shape) -> CircuitFile:
         edges_granularity=circuit.edges.granularity if circuit.edges else None,
         edges_pairs=len(circuit.edges.scores) if circuit.edges else None,
         edges_measured=_measures(circuit.edges) if circuit.edges else None,
+        edges_knockouts=circuit.edges.knockouts if circuit.edges else {},
         agreement=circuit.agreement,
         knockouts=circuit.knockouts,
         pairs=circuit.pairs,
-        cost=circuit.cost,
+        cost={
+            **circuit.cost,
+            **({f"edges_{k}": v for k, v in circuit.edges.cost.items()} if circuit.edges else {}),
+        },
         notes=[
             *circuit.notes,
             *(f"connections: {n}" for n in (circuit.edges.notes if circuit.edges else ())),
@@ -228,7 +244,7 @@ def to_file(circuit: Circuit, shape: Shape) -> CircuitFile:
 
 
 def _measures(circuit: Any) -> Measures:
-    names = ("faithfulness", "completeness", "jaccard", "cpr", "cmd")
+    names = ("faithfulness", "completeness", "jaccard", "jaccard_chance", "cpr", "cmd")
     return Measures(
         **{name: getattr(circuit, name) for name in names},
         curve=list(circuit.curve),
@@ -245,7 +261,8 @@ def read(path: Path) -> CircuitFile:
     """Read ``circuit.json``; what an earlier version did not have is empty.
 
     Raises:
-        ModelError: it is no circuit of this version; the message names the first field at fault.
+        ModelError: it is no circuit of this version, the message names the first field at fault; or a model
+            of its size has no such part or connection.
     """
     raw = read_json(path)
     if raw.get("format") != FORMAT or raw.get("version") not in range(1, VERSION + 1):
@@ -255,7 +272,7 @@ def read(path: Path) -> CircuitFile:
             mend="Write it again with this version, or import it with eap_ig.from_eap_ig",
         )
     try:
-        return CircuitFile.model_validate(raw).model_copy(update={"version": VERSION})
+        file = CircuitFile.model_validate(raw).model_copy(update={"version": VERSION})
     except ValidationError as error:
         at = ".".join(str(p) for p in error.errors()[0]["loc"])
         raise ModelError(
@@ -263,6 +280,9 @@ def read(path: Path) -> CircuitFile:
             where=f"circuit {path.name}",
             mend="Write it again with this version",
         ) from None
+    edges = [(e.source, e.reader) for e in file.edges]
+    check_graph(file.shape, [n.name for n in file.nodes], edges, where=f"circuit {path.name}")
+    return file
 
 
 def read_json(path: Path) -> dict[str, Any]:

@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 
 from curerec.circuits.edge_patching import edge_patched_margins
+from curerec.circuits.passes import MOVED, Cost
 from curerec.circuits.patching import patched_margins
 from curerec.circuits.wiring import wiring_of
 from curerec.errors import PromptError
@@ -28,31 +29,68 @@ def judge_modules(
     names: Sequence[str],
     *,
     batch_size: int = 64,
+    cost: Cost | None = None,
 ) -> Judge:
-    """Judge of sets of modules, as indices into ``names``."""
+    """Judge of sets of modules, as indices into ``names``.
+
+    Args:
+        model, clean, corrupt, answers: as for :func:`curerec.circuits.patching.patched_margins`.
+        names: of all modules.
+        batch_size: pairs a pass; where memory ran out once, later calls begin with what fitted.
+        cost: to be filled, over all calls; ``cost.notes(" while judging")`` says whether memory ran out.
+    """
     everything = set(names)
 
-    def judge(sets: Sequence[Collection[int]]) -> np.ndarray:
+    def runs(sets: Sequence[Collection[int]], size: int, spent: Cost) -> np.ndarray:
         patched = [everything - {names[k] for k in kept} for kept in sets]
-        return patched_margins(model, clean, corrupt, answers, patched, batch_size=batch_size)
+        return patched_margins(model, clean, corrupt, answers, patched, batch_size=size, cost=spent)
 
-    return judge
+    return _noting(runs, batch_size, cost)
 
 
 def judge_edges(
-    model: Any, clean: Prompts, corrupt: Prompts, answers: tuple[int, int], *, batch_size: int = 16
+    model: Any,
+    clean: Prompts,
+    corrupt: Prompts,
+    answers: tuple[int, int],
+    *,
+    batch_size: int = 16,
+    cost: Cost | None = None,
 ) -> Judge:
-    """Judge of sets of edges, as indices in the order of :func:`curerec.circuits.edges.edge_scores`."""
+    """Judge of sets of edges, as indices in the order of :func:`curerec.circuits.edges.edge_scores`.
+
+    Args:
+        model, clean, corrupt, answers: as for :func:`curerec.circuits.edge_patching.edge_patched_margins`.
+        batch_size, cost: as for :func:`judge_modules`.
+    """
     mask = wiring_of(model).mask
     source, reader = np.nonzero(mask)
 
-    def judge(sets: Sequence[Collection[int]]) -> np.ndarray:
+    def runs(sets: Sequence[Collection[int]], size: int, spent: Cost) -> np.ndarray:
         patched = []
         for kept in sets:
             chosen = np.fromiter(kept, int, len(kept))
             patched.append(mask.copy())
             patched[-1][source[chosen], reader[chosen]] = False
-        return edge_patched_margins(model, clean, corrupt, answers, patched, batch_size=batch_size)
+        return edge_patched_margins(model, clean, corrupt, answers, patched, batch_size=size, cost=spent)
+
+    return _noting(runs, batch_size, cost)
+
+
+def _noting(
+    runs: Callable[[Sequence[Collection[int]], int, Cost], np.ndarray], batch_size: int, cost: Cost | None
+) -> Judge:
+    """A judge that keeps to the batch that fitted, and adds up what its calls took."""
+    total, size = cost if cost is not None else Cost(), batch_size
+
+    def judge(sets: Sequence[Collection[int]]) -> np.ndarray:
+        nonlocal size
+        spent = Cost()
+        margins = runs(sets, size, spent)
+        if spent.halved:
+            size = spent.smallest_batch
+        total.add(spent)
+        return margins
 
     return judge
 
@@ -69,13 +107,33 @@ def faithfulness(
         axis: any value makes the result an array whatever the shape of ``kept``.
 
     Returns:
-        float64 [...]; nan where the pairs move nothing.
+        float64 [...]; nan where it is not defined (:func:`undefined`).
 
     Source: METHOD section 4; Wang et al. 2022 (IOI), normalised as in Marks et al. 2024.
     """
-    gap = float(full.mean() - empty.mean())
-    value = (kept.mean(-1) - empty.mean()) / gap if abs(gap) > 1e-9 else np.full(kept.shape[:-1], np.nan)
+    # Of float32 margins the mean itself would round.
+    full, empty, kept = (np.asarray(m, np.float64) for m in (full, empty, kept))
+    if undefined(full, empty):
+        value = np.full(kept.shape[:-1], np.nan)
+    else:
+        value = (kept.mean(-1) - empty.mean()) / (full.mean() - empty.mean())
     return value if axis is not None or np.ndim(value) else float(value)
+
+
+def undefined(full: np.ndarray, empty: np.ndarray) -> str | None:
+    """Why faithfulness cannot be said of these pairs; None where it can.
+
+    A gap that is rounding, or one of the wrong sign, would make any circuit faithful or none.
+
+    Args:
+        full, empty: margins of the clean and of the wholly patched run, [n].
+    """
+    fall = np.asarray(full, np.float64) - empty
+    if not (np.abs(fall) > MOVED).any():
+        return f"none of the {len(fall)} judging pairs moved the answer by more than {MOVED} logits"
+    if not fall.mean() > 0:
+        return f"the corrupted prompts of the {len(fall)} judging pairs do not lower the margin on average"
+    return None
 
 
 class Faithfulness:
@@ -84,11 +142,21 @@ class Faithfulness:
     Args:
         judge: of modules or edges.
         total: number of elements, indices 0 to total - 1.
+
+    Raises:
+        PromptError: f is not defined, since no pair moves the margin by more than rounding, or the pairs do
+            not lower it on average.
     """
 
     def __init__(self, judge: Judge, total: int) -> None:
         self.judge, self.total = judge, total
         self.full, self.empty = judge([range(total), ()])
+        if why := undefined(self.full, self.empty):
+            raise PromptError(
+                why,
+                where="circuit",
+                mend="Use pairs whose margin falls (curerec.circuits.patching.moving_pairs), or more of them",
+            )
 
     def of(self, sets: Sequence[Collection[int]]) -> np.ndarray:
         """f of each set of kept elements, float64 [sets]."""
@@ -97,17 +165,8 @@ class Faithfulness:
         return np.asarray(faithfulness(self.full, self.empty, self.judge(sets), axis=0), np.float64)
 
     def curve(self, sets: Sequence[Collection[int]]) -> tuple[tuple[int, float], ...]:
-        """(size, f) of each set of kept elements.
-
-        Raises:
-            PromptError: the pairs move nothing, so f is not defined.
-        """
-        values = self.of(sets)
-        if np.isnan(values).any():
-            raise PromptError(
-                "none of the pairs moved the answer", where="circuit", mend="Use other or more pairs"
-            )
-        return tuple((len(s), float(v)) for s, v in zip(sets, values, strict=True))
+        """(size, f) of each set of kept elements."""
+        return tuple((len(s), float(v)) for s, v in zip(sets, self.of(sets), strict=True))
 
     def complement(self, core: Collection[int]) -> set[int]:
         """All elements but those of a circuit."""

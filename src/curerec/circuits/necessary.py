@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
 
 from curerec.circuits.faithfulness import Faithfulness
-from curerec.circuits.selection import sizes_to_judge
+from curerec.circuits.selection import sizes_to_judge, smallest_prefix
 
 
 @dataclass(frozen=True)
@@ -35,7 +36,8 @@ def necessary(f: Faithfulness, mean: np.ndarray, *, threshold: float = 0.9, most
         f: over the judging pairs.
         mean: mean score of every element on other pairs, negative where it supports the answer.
         threshold: share of the margin that has to go.
-        most: sizes that are tried.
+        most: sizes that are tried at first; between the last that fails and the first that takes enough
+            bisection goes on, as in :func:`curerec.circuits.selection.smallest_prefix`.
 
     Returns:
         The set; all elements that support the answer where no smaller prefix takes enough.
@@ -45,9 +47,10 @@ def necessary(f: Faithfulness, mean: np.ndarray, *, threshold: float = 0.9, most
     sizes = [n for n in sizes_to_judge(len(order), most=most) if n]
     if not sizes:
         return Necessary((), 0.0, ())
-    kept = [f.complement({int(k) for k in order[:n]}) for n in sizes]
-    lost = 1 - f.of(kept)
-    enough = np.flatnonzero(lost >= threshold)
-    at = int(enough[0]) if len(enough) else len(sizes) - 1
-    curve = tuple((n, float(v)) for n, v in zip(sizes, lost, strict=True))
-    return Necessary(tuple(int(k) for k in order[: sizes[at]]), float(lost[at]), curve)
+
+    def judged(sizes: Sequence[int]) -> Sequence[tuple[int, float]]:
+        lost = 1 - f.of([f.complement({int(k) for k in order[:n]}) for n in sizes])
+        return [(n, float(v)) for n, v in zip(sizes, lost, strict=True)]
+
+    sizes, curve, at = smallest_prefix(judged, sizes, threshold)
+    return Necessary(tuple(int(k) for k in order[: sizes[at]]), curve[at][1], curve)

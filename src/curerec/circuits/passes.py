@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
 import torch
+from transformers.modeling_layers import GradientCheckpointingLayer
 
 from curerec.errors import ModelError, PromptError
 from curerec.prompts.encoding import Prompts
@@ -16,6 +17,10 @@ from curerec.recommender.fused import fused_activations
 from curerec.recommender.lean import answer_only
 from curerec.recommender.memory import keep_freed
 from curerec.recommender.score import by_length, device_of, to_batch
+
+MOVED = 1e-3  # logits: a smaller change of the margin is rounding
+#: What torch says where the C library has no memory to give: a CPU's allocator raises a plain RuntimeError.
+_NO_MEMORY = ("not enough memory", "can't allocate memory", "cannot allocate memory")
 
 
 @dataclass(frozen=True)
@@ -69,11 +74,17 @@ class Cost:
             peak_bytes=max(peaks, default=None),
         )
 
-    def notes(self) -> tuple[str, ...]:
-        """What a reader should be told."""
+    def add(self, more: Cost) -> None:
+        """Take in what further passes over the same pairs took."""
+        both = self.with_more(more) if self.examples else more
+        self.__dict__.update(replace(both, examples=more.examples).__dict__)
+
+    def notes(self, doing: str = "") -> tuple[str, ...]:
+        """What a reader should be told; ``doing``: what was done meanwhile, such as `` while judging``."""
         if not self.halved:
             return ()
-        return (f"memory ran out {self.halved} time(s); went on with {self.smallest_batch} pairs a pass",)
+        size = self.smallest_batch
+        return (f"memory ran out {self.halved} time(s){doing}; went on with {size} pairs a pass",)
 
 
 @dataclass(frozen=True)
@@ -140,37 +151,49 @@ def check_halves(clean: Prompts) -> None:
         )
 
 
-def each_batch(
+def ran_out(error: BaseException) -> bool:
+    """Whether an error says that memory ran out, on a GPU or a CPU.
+
+    >>> ran_out(RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried to allocate 8 bytes."))
+    True
+    """
+    said = str(error).lower()
+    return isinstance(error, torch.OutOfMemoryError | MemoryError) or (
+        isinstance(error, RuntimeError) and any(sign in said for sign in _NO_MEMORY)
+    )
+
+
+def each_part(
     model: Any,
-    clean: Prompts,
-    corrupt: Prompts,
+    prompts: Prompts,
     batch_size: int,
-    work: Callable[[PairBatch], None],
+    work: Callable[[np.ndarray], None],
     cost: Cost | None = None,
+    *,
+    what: str = "one prompt",
 ) -> Cost:
-    """Call ``work`` on all pairs, batch by batch, longest first; where memory runs out, with half the batch.
+    """Call ``work`` on all prompts in batches, longest first; where memory runs out, with half the batch.
 
     Args:
         model: gives the device.
-        clean, corrupt: aligned prompts, [n].
-        batch_size: pairs a pass.
-        work: told a batch; must write its result rather than add to one, since it may be called again with
-            a part of the same pairs.
+        prompts: [n].
+        batch_size: prompts a pass.
+        work: told which prompts, int64 [batch]; must write its result rather than add to one, since it may be
+            called again with a part of the same prompts.
         cost: to be filled; its passes are counted by ``work``.
+        what: one of them, for the message.
 
     Raises:
-        PromptError: pairs are missing or do not align.
-        ModelError: a single pair does not fit in memory.
+        ModelError: a single prompt does not fit in memory.
     """
-    check_aligned(clean, corrupt)
     device = device_of(model)
     cost = cost or Cost()
-    cost.examples, cost.smallest_batch = len(clean), min(batch_size, len(clean))
+    cost.examples, cost.smallest_batch = len(prompts), min(batch_size, len(prompts))
     if device.type == "cuda":
         torch.cuda.reset_peak_memory_stats(device)
     elif device.type == "cpu":
         keep_freed()
-    todo = list(by_length(clean, batch_size))[::-1]
+    todo = list(by_length(prompts, batch_size))[::-1]
     while todo:
         index = todo.pop()
         if len(index) > cost.smallest_batch:  # memory ran out on a batch before: do not try this size again
@@ -178,14 +201,13 @@ def each_batch(
             continue
         counted = cost.forwards, cost.backwards
         try:
-            ids, last = to_batch(clean, index, device)
-            other, _ = to_batch(corrupt, index, device)
-            label = torch.from_numpy(clean.label[index].astype(np.int64)).to(device)
-            work(PairBatch(index, ids, other, last, label))
-        except torch.OutOfMemoryError:
+            work(index)
+        except (RuntimeError, MemoryError) as error:
+            if not ran_out(error):
+                raise
             if len(index) == 1:
                 raise ModelError(
-                    "one pair of prompts does not fit in memory",
+                    f"{what} does not fit in memory",
                     where="circuit",
                     mend="Use shorter prompts, a smaller model or a device with more memory",
                 ) from None
@@ -199,15 +221,59 @@ def each_batch(
     return cost
 
 
+def each_batch(
+    model: Any,
+    clean: Prompts,
+    corrupt: Prompts,
+    batch_size: int,
+    work: Callable[[PairBatch], None],
+    cost: Cost | None = None,
+) -> Cost:
+    """Call ``work`` on all pairs, batch by batch, as :func:`each_part` does on prompts.
+
+    Args:
+        model: gives the device.
+        clean, corrupt: aligned prompts, [n].
+        batch_size: pairs a pass.
+        work: told a batch; must write its result rather than add to one.
+        cost: to be filled; its passes are counted by ``work``.
+
+    Raises:
+        PromptError: pairs are missing or do not align.
+        ModelError: a single pair does not fit in memory.
+    """
+    check_aligned(clean, corrupt)
+    device = device_of(model)
+
+    def on_device(index: np.ndarray) -> None:
+        ids, last = to_batch(clean, index, device)
+        other, _ = to_batch(corrupt, index, device)
+        label = torch.from_numpy(clean.label[index].astype(np.int64)).to(device)
+        work(PairBatch(index, ids, other, last, label))
+
+    return each_part(model, clean, batch_size, on_device, cost, what="one pair of prompts")
+
+
+def _runs_twice(layer: Any) -> bool:
+    """Whether it is a layer whose checkpoint lets gradients be asked of what is inside it."""
+    keywords = getattr(getattr(layer, "_gradient_checkpointing_func", None), "keywords", {})
+    return isinstance(layer, GradientCheckpointingLayer) and keywords.get("use_reentrant") is False
+
+
 @contextmanager
 def frozen(model: Any) -> Iterator[None]:
     """All parameters frozen, dropout off and activation functions fused inside; afterwards all as it was.
 
-    The embedding output is then the only gradient leaf, and no pass computes a weight gradient.
+    The embedding output is then the only gradient leaf, and no pass computes a weight gradient. Layers with
+    gradient checkpointing keep it: they save memory in training mode alone, so they themselves are in that
+    mode inside; none of their parts is.
     """
     flags = [(p, p.requires_grad) for p in model.parameters()]
     modes = [(m, m.training) for m in model.modules()]
     model.eval()
+    for m in model.modules():
+        if getattr(m, "gradient_checkpointing", False) and _runs_twice(m):
+            m.training = True
     for p, _ in flags:
         p.requires_grad_(False)
     try:

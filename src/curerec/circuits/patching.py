@@ -177,7 +177,18 @@ def moving_pairs(
     """
     names = set(sites_of(model).names)
     whole, corrupted = patched_margins(model, clean, corrupt, answers, [set(), names], batch_size=batch_size)
-    fall = whole - corrupted
+    return most_falling(whole - corrupted, keep)
+
+
+def most_falling(fall: np.ndarray, keep: int) -> np.ndarray:
+    """The at most ``keep`` pairs that fall most, int [<= keep], in their order; see :func:`moving_pairs`.
+
+    Args:
+        fall: of each pair's margin, logits, [n].
+
+    Raises:
+        PromptError: fewer than two fall.
+    """
     best = np.argsort(-fall, kind="stable")[:keep]
     best = np.sort(best[fall[best] > 0])
     if len(best) < 2:

@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 import heapq
-from collections.abc import Iterator, Sequence
+import math
+import re
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
 
 import numpy as np
 
 from curerec.circuits.wiring import INPUT, LOGITS, Wiring
+from curerec.errors import ConfigError
 
 #: Pairs that judge circuits of edges at most. Ranks of thousands of edges take hundreds of pairs to settle;
 #: the faithfulness of a set does not, and each pair is run once a set.
@@ -47,6 +51,57 @@ def above(scores: np.ndarray, threshold: float) -> tuple[int, ...]:
     return tuple(int(i) for i in ranking(scores) if means[i] >= threshold)
 
 
+@dataclass(frozen=True)
+class Select:
+    """How a circuit is chosen from scores.
+
+    Attributes:
+        kind: ``faithful`` (the smallest faithful one), ``top`` (so many) or ``threshold`` (all of at least so
+            large a mean score).
+        value: of ``top`` elements, of ``threshold`` logits.
+    """
+
+    kind: str = "faithful"
+    value: float = 0.0
+
+    def first(self, scores: np.ndarray) -> tuple[int, ...] | None:
+        """The elements chosen, the largest first; None where faithfulness decides.
+
+        Args:
+            scores: [examples, elements].
+        """
+        if self.kind == "top":
+            return top_k(scores, int(self.value))
+        return above(scores, self.value) if self.kind == "threshold" else None
+
+
+def selecting(text: str) -> Select:
+    """A way to choose from its name.
+
+    >>> selecting("faithful").kind, selecting("top:12").value, selecting("threshold:0.05").value
+    ('faithful', 12.0, 0.05)
+
+    Raises:
+        ConfigError: it is none.
+    """
+    if text == "faithful":
+        return Select()
+    if found := re.fullmatch(r"top:([1-9]\d*)", text):
+        return Select("top", float(found[1]))
+    if text.startswith("threshold:"):
+        try:
+            value = float(text.removeprefix("threshold:"))
+        except ValueError:
+            value = math.nan
+        if math.isfinite(value) and value >= 0:
+            return Select("threshold", value)
+    raise ConfigError(
+        "is no way to choose a circuit",
+        where=f"select {text[:40]!r}",
+        mend="Use faithful, top:K (so many) or threshold:X (|mean score| of at least X logits)",
+    )
+
+
 def smallest_faithful(curve: Sequence[tuple[int, float]], threshold: float) -> int:
     """Place in the curve of the first size with faithfulness >= ``threshold``; the last if there is none."""
     for at, (_, f) in enumerate(curve):
@@ -61,6 +116,34 @@ def sizes_to_judge(n: int, *, most: int = 48) -> list[int]:
         return list(range(n + 1))
     grid = np.unique(np.geomspace(1, n, min(most, 32)).round().astype(int))
     return sorted({0, n, *(int(k) for k in grid)})
+
+
+def smallest_prefix(
+    judge: Callable[[Sequence[int]], Sequence[tuple[int, float]]], sizes: Sequence[int], threshold: float
+) -> tuple[list[int], tuple[tuple[int, float], ...], int]:
+    """The smallest faithful prefix: first on a grid of sizes, then by bisection below the first that passes.
+
+    Faithfulness need not grow with the size: of several sizes between a failing and a passing one at which it
+    crosses the threshold, the one on the path of the bisection is taken. The prefix found passes and the one
+    an element smaller does not; a smaller one still may.
+
+    Args:
+        judge: points (size, faithfulness) of the prefixes of these lengths.
+        sizes: the grid, rising.
+        threshold: smallest faithfulness accepted.
+
+    Returns:
+        The sizes judged, rising, their points, and the place of the prefix chosen; the last where none
+        passes.
+    """
+    sizes, curve = list(sizes), list(judge(sizes))
+    at = smallest_faithful(curve, threshold)
+    while at and curve[at][1] >= threshold and sizes[at] - sizes[at - 1] > 1:
+        middle = (sizes[at - 1] + sizes[at]) // 2
+        sizes.insert(at, middle)
+        curve.insert(at, *judge([middle]))
+        at += curve[at][1] < threshold
+    return sizes, tuple(curve), at
 
 
 def greedy_order(mean: np.ndarray, wiring: Wiring) -> Iterator[int]:

@@ -7,9 +7,15 @@ from dataclasses import dataclass
 from typing import Literal, TypeVar
 
 import numpy as np
-from scipy.stats import pearsonr, spearmanr
+from scipy.stats import hypergeom, pearsonr, spearmanr
 
 from curerec.records import Circuit, EdgeCircuit
+
+STABLE = 0.8  # overlap over resamples that is enough
+#: Share of the way from the overlap of chance to 1 that is enough, too: Cohen's kappa from which agreement is
+#: called substantial (Landis and Koch 1977). It asks for more than :data:`STABLE` of circuits of over two
+#: thirds of the model, of which random ones overlap by half and more.
+BEYOND = 0.6
 
 
 def bootstrap_means(scores: np.ndarray, *, draws: int, rng: np.random.Generator) -> np.ndarray:
@@ -52,6 +58,34 @@ def paired_overlap(member: np.ndarray) -> float:
     a, b = member[: 2 * both : 2], member[1 : 2 * both : 2]
     union = (a | b).sum(1)
     return float(np.mean(np.where(union > 0, (a & b).sum(1) / np.maximum(union, 1), 1.0)))
+
+
+def chance_jaccard(total: int, size: int) -> float:
+    """Expected |A & B| / |A | B| of two random sets of ``size`` elements of ``total``; 1 of none or all.
+
+    The number of common elements is hypergeometric. Connected circuits of edges are held to the same figure,
+    as if any edges could make one up.
+
+    >>> round(chance_jaccard(10, 9), 2), round(chance_jaccard(54, 50), 2), chance_jaccard(10, 10)
+    (0.82, 0.86, 1.0)
+    """
+    if not 0 < size < total:
+        return 1.0
+    both = np.arange(max(0, 2 * size - total), size + 1)
+    return float(hypergeom.pmf(both, total, size, size) @ (both / (2 * size - both)))
+
+
+def beyond_chance(overlap: float, chance: float) -> float:
+    """(J - J0) / (1 - J0): 0 of random circuits, 1 of equal ones.
+
+    The overlap itself where chance is not known (nan); nan where chance gives 1, of circuits of everything.
+
+    >>> round(beyond_chance(0.95, 0.82), 2), beyond_chance(0.7, float("nan"))
+    (0.72, 0.7)
+    """
+    if np.isnan(chance):
+        return overlap
+    return (overlap - chance) / (1 - chance) if chance < 1 - 1e-9 else float("nan")
 
 
 def agreement(guess: np.ndarray, truth: np.ndarray, *, top: int = 20) -> dict[str, float]:
@@ -125,9 +159,18 @@ Found = TypeVar("Found", Circuit, EdgeCircuit)
 
 
 def settle(
-    find: Callable[[int, Granularity], Found], pairs: int, *, start: int, least: float = 0.8
+    find: Callable[[int, Granularity], Found],
+    pairs: int,
+    *,
+    start: int,
+    least: float = STABLE,
+    coarser: bool = True,
 ) -> tuple[Found, tuple[str, ...]]:
     """Look for a circuit that resamples do not overturn: first with more pairs, then with coarser modules.
+
+    Its overlap has to reach ``least``, and :data:`BEYOND` of the way from the overlap of chance to 1. A
+    circuit of everything is handed back at once: each resample has it, whatever the scores, and nothing can
+    mend that.
 
     Args:
         find: finds a circuit, of modules or of edges, from the first so many pairs at ``head_mlp`` or
@@ -135,6 +178,7 @@ def settle(
         pairs: how many there are.
         start: how many to begin with.
         least: overlap over resamples that is enough.
+        coarser: whether coarser modules will do; not where so many single ones were asked for.
 
     Returns:
         The circuit, and what was done to get it, in words. Where nothing helps, the more stable of the two
@@ -143,19 +187,41 @@ def settle(
     said: list[str] = []
     used = min(start, pairs)
 
-    def short(circuit: Found) -> str:
-        return f"overlap over resamples {circuit.jaccard:.2f} is below {least} with {used} pairs"
+    def beyond(circuit: Found) -> float:
+        return beyond_chance(circuit.jaccard, circuit.jaccard_chance)
 
-    while (fine := find(used, "head_mlp")).jaccard < least and used < pairs:
+    def enough(circuit: Found) -> bool:
+        return circuit.jaccard >= least and beyond(circuit) >= BEYOND
+
+    def short(circuit: Found) -> str:
+        found = f"overlap over resamples {circuit.jaccard:.2f}"
+        if circuit.jaccard >= least:
+            chance = f"{circuit.jaccard_chance:.2f}"
+            return f"{found} is too near the {chance} of random circuits of its size with {used} pairs"
+        return f"{found} is below {least} with {used} pairs"
+
+    while True:
+        fine = find(used, "head_mlp")
+        if enough(fine):
+            return fine, tuple(said)
+        if np.isnan(beyond(fine)):
+            held = "is all there is to choose from" if fine.core else "holds nothing"
+            said.append(
+                f"the circuit found with {used} pairs {held}: every resample has it, so its overlap says "
+                "nothing of how stable it is, nor does it say which parts matter"
+            )
+            return fine, tuple(said)
+        if used == pairs:
+            break
         said.append(f"{short(fine)}: went on with {min(2 * used, pairs)}")
         used = min(2 * used, pairs)
-    if fine.jaccard >= least:
-        return fine, tuple(said)
+    if not coarser:
+        return fine, (*said, f"{short(fine)}: this circuit is not stable")
     coarse = find(used, "block")
-    if coarse.jaccard >= least:
+    if enough(coarse):
         said.append(f"{short(fine)}, all there are: took all heads of a layer as one module")
         return coarse, tuple(said)
-    better = coarse if coarse.jaccard > fine.jaccard else fine
+    better = coarse if beyond(coarse) > beyond(fine) else fine  # never one that takes everything (nan)
     said.append(
         f"{short(fine)}, {coarse.jaccard:.2f} with all heads of a layer as one module: this circuit, of "
         f"{'such' if better is coarse else 'single'} modules, is not stable"

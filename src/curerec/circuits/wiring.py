@@ -13,6 +13,7 @@ import torch
 
 from curerec.errors import ModelError
 from curerec.recommender.families import family_of
+from curerec.recommender.families.norms import norm_parts
 from curerec.recommender.score import wide
 
 INPUT, LOGITS = "input", "logits"
@@ -242,26 +243,7 @@ class NormAt:
             ModelError: neither of the two.
         """
         x = wide(x.detach())
-        eps = getattr(norm, "variance_epsilon", None)
-        eps = getattr(norm, "eps", None) if eps is None else eps
-        centring = isinstance(norm, torch.nn.LayerNorm)
-        if eps is None or not (centring or type(norm).__name__.endswith("Norm")):
-            raise ModelError(
-                f"{type(norm).__name__} is no norm this package can read through",
-                where="circuit",
-                mend="Use a model of a known family",
-            )
-        with torch.no_grad():
-            if centring:
-                mean, gain = x.mean(-1, keepdim=True), wide(norm.weight.detach())
-                variance = (x - mean).square().mean(-1, keepdim=True)
-            else:
-                # What the norm makes of a constant is its gain, however the family stores it; hooks on the
-                # norm must not take this for a pass of the model, so it is not called but its forward is.
-                probe = torch.full((x.shape[-1],), 1024.0, dtype=x.dtype, device=x.device)
-                mean, variance = None, x.square().mean(-1, keepdim=True)
-                gain = wide(norm.forward(probe)) * (1 + eps / 1024.0**2) ** 0.5
-            scale = (variance + eps).rsqrt()
+        mean, scale, gain = norm_parts(norm, x)
         return cls(x, mean, scale, gain, fixed_scale)
 
     @property

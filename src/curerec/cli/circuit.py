@@ -23,13 +23,32 @@ def circuit(
         typer.Option("--data", help="Public data set or a path. Default: what it was trained on."),
     ] = None,
     scorer: Annotated[
-        str | None, typer.Option("--scorer", help="exact, atp, atp_ig, relp, ig_node or adapter.")
+        str | None,
+        typer.Option(
+            "--scorer",
+            help="exact, atp, atp_ig, relp, ig_node or adapter. Connections: the same where it is atp, "
+            "atp_ig or relp, else atp_ig.",
+        ),
     ] = None,
     corruption: Annotated[
         str,
         typer.Option("--corruption", help="prompt (another user's) or history (items by PageRank)."),
     ] = "prompt",
-    pairs: Annotated[int, typer.Option("--pairs", min=4, help="Counterfactual pairs.")] = 128,
+    select: Annotated[
+        str,
+        typer.Option(
+            "--select",
+            help="How parts are chosen: faithful (as few as keep 90 % of the margin), top:K (so many) or "
+            "threshold:X (scores of at least X logits).",
+        ),
+    ] = "faithful",
+    select_edges: Annotated[
+        str, typer.Option("--select-edges", help="How connections are chosen, likewise.")
+    ] = "faithful",
+    pairs: Annotated[
+        int,
+        typer.Option("--pairs", min=4, help="Counterfactual pairs at most; 64 to begin with."),
+    ] = 128,
     edges: Annotated[
         int, typer.Option("--edges", min=0, help="Pairs that connections are scored on at first; 0: none.")
     ] = 128,
@@ -82,6 +101,7 @@ def circuit(
     from curerec.circuits.by_role import groups_of_record
     from curerec.circuits.eap_ig import to_eap_ig
     from curerec.circuits.exchange import write
+    from curerec.circuits.selection import selecting
     from curerec.inspection import InspectConfig, inspect, judge_imported
     from curerec.progress import Clock
     from curerec.reports.circuit_page import write_circuit_page
@@ -92,8 +112,12 @@ def circuit(
         raise ConfigError(
             "is no scorer", where=f"--scorer {scorer}", mend=f"Choose from {', '.join(SCORERS)}"
         )
+    for way in (select, select_edges):
+        selecting(way)
     asked = {
         "scorer": scorer or DEFAULT,
+        "select": select,
+        "select_edges": select_edges,
         "corruption": corruption,
         "pairs": pairs,
         "edges": edges,
@@ -144,59 +168,90 @@ def _imported(path: Path, opened: Any) -> Any:
 
 
 def _say(file: Any, out: Path) -> None:
-    """Print what was found, a line each."""
+    """Print what was found, a line each; of an imported file only what it holds."""
+    from curerec.reports.circuit_words import pairs_text
+    from curerec.reports.figures import NBSP
+
     measured = file.nodes_measured
     core = sum(n.in_graph for n in file.nodes)
-    line = f"circuit: {core} of {len(file.nodes)} parts"
-    if measured.faithfulness is not None:
-        line += f", faithfulness {measured.faithfulness:.3f}"
-    if measured.jaccard is not None:
-        line += f", overlap over resamples {measured.jaccard:.2f}"
-    typer.echo(line)
+    typer.echo(f"circuit: {core} of {len(file.nodes)} parts{_kept(measured)}")
     if file.edges_measured is not None:
         chosen = sum(e.in_graph for e in file.edges)
-        typer.echo(
-            f"connections: {chosen} of {len(file.edges)}, faithfulness "
-            f"{file.edges_measured.faithfulness:.3f}, "
-            f"overlap {file.edges_measured.jaccard:.2f} ({file.edges_pairs} pairs)"
-        )
+        used = f" ({file.edges_pairs} pairs)" if file.edges_pairs else ""
+        typer.echo(f"connections: {chosen} of {len(file.edges)}{_kept(file.edges_measured)}{used}")
+    if file.pairs:
+        typer.echo(f"pairs: {pairs_text(file.pairs)}".replace(NBSP, " "))
+    if file.agreement:
+        typer.echo(f"exact patching of {_number(file.agreement.get('modules'), 0)} parts: {_agree(file)}")
     for what, found in (("circuit", file.matters), ("connections", file.edges_matter)):
         if found:
             typer.echo(
-                f"test AUC {found['auc']:.3f}; without the {what} {found['auc_without']:.3f}, without a "
-                f"random set of its size {found['auc_random']:.3f}, all patched {found['auc_floor']:.3f}"
+                f"test AUC {_of(found, 'auc')}; without the {what} {_of(found, 'auc_without')}, without a "
+                f"random set of its size {_of(found, 'auc_random')}, all patched {_of(found, 'auc_floor')}"
             )
     if file.compact is not None:
         fewest, found = file.compact, file.compact.matters
-        line = (
-            f"fewest parts: {len(fewest.members)} of {fewest.total}, faithfulness {fewest.faithfulness:.3f}"
-        )
+        line = f"fewest parts: {len(fewest.members)} of {fewest.total}"
+        line += f", faithfulness {_number(fewest.faithfulness)}"
         if found:
             line += (
-                f"; test AUC with them alone {found['auc_kept']:.3f}, "
-                f"without them {found['auc_without']:.3f}, "
-                f"without as many random ones {found['auc_random']:.3f}"
+                f"; test AUC with them alone {_of(found, 'auc_kept')}, "
+                f"without them {_of(found, 'auc_without')}, "
+                f"without as many random ones {_of(found, 'auc_random')}"
             )
         typer.echo(line)
     for needed in file.necessary:
-        found = needed.matters
-        typer.echo(
-            f"without the {len(needed.members)} {needed.level} it cannot do without "
-            f"{found['auc_without']:.3f}, without as many random ones {found['auc_random']:.3f}"
-        )
+        line = f"without the {len(needed.members)} {needed.level} it cannot do without"
+        if found := needed.matters:
+            line += f" {_of(found, 'auc_without')}, without as many random ones {_of(found, 'auc_random')}"
+        else:
+            line += f" it loses {_number(needed.lost, 2)} of the margin"
+        typer.echo(line)
     for table in file.overlaps:
-        typer.echo(f"overlap over {table.over}: {table.mean:.2f} ({', '.join(table.names)})")
+        typer.echo(f"overlap over {table.over}: {_number(table.mean, 2)} ({', '.join(table.names)})")
     cost = file.cost
     if cost.get("forward_equivalents"):
         peak = cost.get("peak_bytes") or cost.get("process_peak_bytes") or 0
         kind = "device" if cost.get("peak_bytes") else "process"
-        typer.echo(
-            f"cost: {cost['forward_equivalents']:g} forward-equivalents an example, "
-            f"{kind} peak {peak / 2**20:.0f} MiB"
-        )
+        line = f"cost: {cost['forward_equivalents']:g} forward-equivalents an example to score the parts, "
+        if cost.get("edges_forward_equivalents"):
+            line += f"{cost['edges_forward_equivalents']:g} the connections, "
+        if cost.get("time_s"):
+            line += f"{cost['time_s']:.0f} s for all of it, judging included, "
+        typer.echo(f"{line}{kind} peak {peak / 2**20:.0f} MiB")
     for note in file.notes:
         typer.echo(f"note: {note}")
     typer.echo(f"page: {out / 'circuit.html'}")
+
+
+def _number(value: float | None, digits: int = 3) -> str:
+    return "not measured" if value is None else f"{value:.{digits}f}"
+
+
+def _of(found: dict[str, float | None], name: str) -> str:
+    return _number(found.get(name))
+
+
+def _kept(measured: Any) -> str:
+    """Faithfulness and overlap of a selection, where they were measured."""
+    line = ""
+    if measured.faithfulness is not None:
+        line += f", faithfulness {measured.faithfulness:.3f}"
+    if measured.jaccard is not None:
+        line += f", overlap over resamples {measured.jaccard:.2f}"
+        if measured.jaccard_chance is not None:
+            line += f" (by chance {measured.jaccard_chance:.2f})"
+    return line
+
+
+def _agree(file: Any) -> str:
+    """How far the scorer agrees with exact patching: of all parts re-scored, and of heads and MLPs apart."""
+    said = []
+    for kind, of in (("", ""), ("head_", "of heads "), ("mlp_", "of MLPs ")):
+        rank, recall = file.agreement.get(f"{kind}spearman"), file.agreement.get(f"{kind}top_recall")
+        if rank is not None or recall is not None:
+            said.append(f"{of}Spearman {_number(rank, 2)}, recall of the largest {_number(recall, 2)}")
+    return "; ".join(said) or "too few to compare"
 
 
 def attach(app: typer.Typer) -> None:

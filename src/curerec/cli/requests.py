@@ -61,7 +61,7 @@ def init(
 
 
 @requests.command(
-    epilog="Example: curerec request add --store runs/service --user 196 --user 186 --due 2030-01-31"
+    epilog="Example: curerec request add --store runs/service --file request.csv --due 2030-01-31"
 )
 def add(
     store: StoreFolder,

@@ -12,6 +12,9 @@ from curerec.evaluation.inputs import MEND
 
 _CELLS = 1 << 21  # weights held at once (16 MiB)
 
+#: With fewer users in a set draws of users hardly vary it, of a single one not at all: rows are drawn then.
+LEAST_USERS = 5
+
 Groups = tuple[np.ndarray, np.ndarray]  # user of each row of the first set, [m], and of the second, [n]
 
 
@@ -21,7 +24,8 @@ def resamples(
     """Weights of the rows in bootstrap draws, some draws at a time.
 
     Without ``groups`` rows are drawn within each set. With it whole users are drawn, each bringing their rows
-    of both sets; a draw that leaves a set empty is left out.
+    of both sets; a draw that leaves a set empty is left out. Where a set is of fewer than :data:`LEAST_USERS`
+    users rows are drawn all the same: of one user alone all draws of users would be the same set.
 
     Args:
         m, n: rows of the two sets.
@@ -33,7 +37,7 @@ def resamples(
         Weights float64 [k, m] and [k, n], each row summing to 1.
 
     Raises:
-        ConfigError: no draws, lengths that differ, fewer than 2 users, or no draw with both sets in it.
+        ConfigError: no draws, lengths that differ, or no draw with both sets in it.
     """
     if draws < 1:
         raise ConfigError("must be at least 1", where="draws")
@@ -42,10 +46,11 @@ def resamples(
         a, b = (np.asarray(g) for g in groups)
         if a.shape != (m,) or b.shape != (n,):
             raise ConfigError(f"shapes {a.shape}, {b.shape} for {m}, {n} rows", where="groups", mend=MEND)
-        users, code = np.unique(np.concatenate([a, b]), return_inverse=True)
-        if len(users) < 2:
-            raise ConfigError("1 user; drawing users needs at least 2", where="groups", mend=MEND)
-        sizes, rows = (len(users), len(users)), (code[:m], code[m:])
+        if min(len(np.unique(a)), len(np.unique(b))) < LEAST_USERS:
+            groups = None
+        else:
+            users, code = np.unique(np.concatenate([a, b]), return_inverse=True)
+            sizes, rows = (len(users), len(users)), (code[:m], code[m:])
     rng = np.random.default_rng(seed)
     step, any_kept = max(1, _CELLS // (m + n)), False
     for start in range(0, draws, step):

@@ -20,6 +20,7 @@ from curerec.evaluation.residual import residual_of
 from curerec.evaluation.scene import Scene
 from curerec.recommender.families import family_of
 from curerec.recommender.families.base import linear_of
+from curerec.recommender.storage import NOT_STORABLE
 
 BLOCK = 64
 #: The sixteen values of NF4: quantiles of a normal distribution, scaled to [-1, 1], 0 among them.
@@ -91,12 +92,15 @@ def quantised(model: Any, form: str) -> Any:
         form: key of :data:`FORMATS`.
 
     Raises:
-        CannotError: several models answer together, or the base is in few bits already.
+        CannotError: several models answer together, the base is in few bits already, or something that
+            answers beside an adapter would be lost in merging it.
     """
     if hasattr(model, "answer_logits"):
         raise CannotError("several models answer together: there are no merged weights to round")
     if any(not p.is_floating_point() for p in model.parameters()):
         raise CannotError("its base is packed in 8 or 4 bits already")
+    if hasattr(model, "merge_and_unload") and any(hasattr(m, NOT_STORABLE) for m in model.modules()):
+        raise CannotError("it answers some prompts from beside the adapter: merging would drop that")
     new = copy.deepcopy(model)
     if hasattr(new, "merge_and_unload"):
         new = new.merge_and_unload()

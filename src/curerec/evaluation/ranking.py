@@ -84,8 +84,9 @@ def lists(ground: Ground, *, negatives: int = NEGATIVES) -> Queries:
     """
     data, test = ground.data, ground.split.test
     liked = np.flatnonzero(test.label == 1)
+    liked = liked[np.argsort(test.target[liked], kind="stable")]  # rows of the data: by user, then by time
     user = data.user_code[test.target[liked]]
-    last = liked[np.append(np.diff(user) != 0, True)] if len(liked) else liked  # rows are in time order
+    last = liked[np.append(np.diff(user) != 0, True)] if len(liked) else liked
     if not len(last):
         raise CannotError("nobody liked a test item")
     rng = np.random.default_rng([ground.seed, 17])

@@ -137,7 +137,8 @@ class ForgetObjective:
                 with part_of_the_way(model, deltas, alpha) as (halfway, _):
                     earlier = torch.from_numpy(score(halfway, self.prompts, task.answers))
                 push = push + residual(earlier.to(self.original))
-            weight = push = push / len(PATH)
+            push = push / len(PATH)
+            weight = push.clone()  # changed below, answer by answer, while `push` has to stay
         if self.config.balance:
             for answer in (0, 1):
                 mine = label == answer

@@ -212,8 +212,8 @@ def walk(
     """Take steps, look, and keep the running average of the weights.
 
     With a constant rate the first look at which the gap is closed ends the loop, and one that finds utility
-    harmed ends it with the average of the look before. With a falling rate looks on the way only steer: the
-    rate is high there and utility lower than at the end.
+    harmed ends it with the average of the look before. With a falling rate looks on the way only steer, since
+    the rate is high there and utility lower than at the end; harm that is left at the end is said, and kept.
 
     Args:
         watch: at D_f, D_c and D_v.
@@ -260,10 +260,11 @@ def walk(
             store(params, iterate)
             return False
         if watch.harmed(seen):
-            stop = f"the utility guard: validation AUC fell by more than {config.max_auc_drop:g}"
+            stop = f"validation AUC fell by more than {config.max_auc_drop:g}"
             if not annealed:
-                stop += "; the step before is kept"
+                stop = f"the utility guard: {stop}; the step before is kept"
                 return True
+            stop += f"; all {total} steps were taken all the same"
         elif watch.closed(seen):
             stop = CLOSED
         kept = [p.detach().clone() for p in params]

@@ -14,7 +14,8 @@ class Pace:
     With a rate that falls to 0 over T steps, t of them cover ``1 - (1 - t/T)^2`` of the way. If the
     membership AUC has fallen from ``m_0`` to ``m_t``, the steps left at the same push would take it down by
     ``(m_0 - m_t) (1 - t/T)^2 / (1 - (1 - t/T)^2)``; the push is multiplied by what is left to the target over
-    that, up to three times the first. The pace is that since the look before.
+    that, up to three times the first. The pace is that since the look before. Since a rest, in which nothing
+    pushed, there is none: the push then goes on as it was.
 
     Args:
         watch: knows the target and the first look.
@@ -28,6 +29,7 @@ class Pace:
         self.watch, self.total = watch, steps
         self.weight, self.most = push, MOST * push
         self.before = {"step": 0.0, **watch.first}
+        self.rested = False
 
     def push(self, point: Log) -> float:
         """Weight of the forget loss from here on.
@@ -39,9 +41,11 @@ class Pace:
         fell = self.before["membership_auc"] - point["membership_auc"]
         wanted = point["membership_auc"] - self.watch.target
         ahead = fell * left_now**2 / (left_then**2 - left_now**2)
-        self.before = point
-        if wanted <= 0:
+        self.before, rested, self.rested = point, self.rested, wanted <= 0
+        if self.rested:
             return 0.0
+        if rested:
+            return self.weight
         # Without a pace (sampling error hid it) the push goes up by as much as may be.
         factor = wanted / ahead if ahead > 0 else MOST
         self.weight = min(self.most, self.weight * factor)

@@ -29,6 +29,10 @@ DEPTHS = (0.2, 0.35, 0.5, 0.65, 0.8, 0.9, 1.0)
 #: What a request takes at the least where small ones take fewer (``all_steps_from``).
 LEAST_STEPS = 15
 
+#: Of D_c and D_v small requests look at so many times D_f, and at so many at the least. The error of a
+#: membership AUC is that of its smaller set; more than four times D_f take less than an eighth off it.
+LOOK_RATIO, LEAST_LOOK = 4, 300
+
 
 class UnlearnConfig(LoopConfig):
     """The loop and its two losses. Every value is chosen on D_v, D_c and D_f."""
@@ -74,17 +78,20 @@ class UnlearnConfig(LoopConfig):
         gt=0,
         lt=1,
         description=f"share of the training examples that a request must be for all of max_steps; a smaller "
-        f"one takes them in proportion, {LEAST_STEPS} at the least. None: all requests take all",
+        f"one takes them in proportion, {LEAST_STEPS} at the least, and looks at {LOOK_RATIO} times as many "
+        f"of D_c and D_v as of D_f, {LEAST_LOOK} at the least. None: all requests take and look at all",
     )
 
     def for_request(self, n_forget: int, n_retain: int) -> UnlearnConfig:
         """The same with the steps that a request of this size takes, and looks as often on the way.
 
         Example:
-            >>> small = UnlearnConfig(max_steps=60, check_every=20, all_steps_from=0.01)
-            >>> [small.for_request(n, 1000 - n).max_steps for n in (1, 5, 10, 100)]
+            >>> small = UnlearnConfig(max_steps=60, check_every=20, check_size=1500, all_steps_from=0.01)
+            >>> [small.for_request(n, 100_000 - n).max_steps for n in (100, 500, 1000, 10_000)]
             [15, 30, 60, 60]
-            >>> small.for_request(5, 995).check_every
+            >>> [small.for_request(n, 100_000 - n).check_size for n in (50, 100, 500, 10_000)]
+            [300, 400, 1500, 1500]
+            >>> small.for_request(500, 99_500).check_every
             10
         """
         if self.all_steps_from is None:
@@ -92,7 +99,8 @@ class UnlearnConfig(LoopConfig):
         part = min(1.0, n_forget / (n_forget + n_retain) / self.all_steps_from)
         steps = min(self.max_steps, max(LEAST_STEPS, round(part * self.max_steps)))
         every = max(1, round(self.check_every * steps / self.max_steps))
-        return self.model_copy(update={"max_steps": steps, "check_every": every})
+        size = min(self.check_size, max(LEAST_LOOK, LOOK_RATIO * n_forget)) if part < 1 else self.check_size
+        return self.model_copy(update={"max_steps": steps, "check_every": every, "check_size": size})
 
 
 def rolled_back(

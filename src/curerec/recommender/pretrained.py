@@ -61,7 +61,7 @@ def fetch_smollm2(
     if store.manifest(target) is not None:
         return target
     if importlib.util.find_spec("gguf") is None:
-        mend = "Install it: pip install 'curerec[gguf]'."
+        mend = "It is the extra curerec[gguf]; in a clone: pip install -e '.[gguf]'."
         raise FetchError(
             "the GGUF file needs the package gguf, which is not installed", where=NAME, mend=mend
         )

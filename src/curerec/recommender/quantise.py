@@ -36,7 +36,7 @@ def quantise(model: Any, bits: int) -> Any:
         mend = "Set model.base_bits to 16"
         raise ModelError("is not offered for this family", where=f"base in {bits} bits", mend=mend)
     if importlib.util.find_spec("bitsandbytes") is None:
-        mend = "Install it: pip install 'curerec[quant]', or set model.base_bits to 16"
+        mend = "In a clone: pip install -e '.[quant]'. Or set model.base_bits to 16"
         raise ModelError("needs the package bitsandbytes", where=f"base in {bits} bits", mend=mend)
     import bitsandbytes as bnb
 

@@ -17,7 +17,7 @@ import torch
 from curerec.errors import ModelError
 from curerec.recommender.families import Family, family_of
 from curerec.recommender.families.base import KEY, QUERY, VALUE, Block, Projection
-from curerec.recommender.families.structure import is_norm
+from curerec.recommender.families.norms import is_norm
 
 Granularity = Literal["head_mlp", "projection", "row"]
 Kind = Literal["linear", "bias", "embedding", "positions", "norm", "head", "head_bias"]

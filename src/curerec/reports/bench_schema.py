@@ -29,7 +29,7 @@ class Failure(Part):
 
 
 class Against(Part):
-    """Our method's residual, or its excess, less this one's: paired bootstrap over seeds and examples."""
+    """Our method's residual, or its excess, less this one's: paired, over seeds and examples."""
 
     difference: float
     low: float

@@ -22,8 +22,9 @@ from curerec.reports.grid import ORDER, ROLE_NAMES
 from curerec.reports.svg import clean, finite
 from curerec.reports.templating import template
 
-VERSION = 4  # as circuits.exchange.VERSION: pages are made without torch, which importing that would bring
+VERSION = 5  # as circuits.exchange.VERSION: pages are made without torch, which importing that would bring
 MANY = 40  # rows of the table that are shown unfolded
+EDGES_SHOWN = 24  # connections in their table; circuit.json holds all
 
 
 def render_circuit(file: Mapping[str, Any]) -> str:
@@ -89,6 +90,7 @@ def _view(file: Mapping[str, Any]) -> dict[str, Any]:
         "measures": say.measures(file),
         "tables": _tables(file),
         "edge_facts": _edge_facts(file, edges) if edges else [],
+        "edge_table": say.edge_table(file["edges"], EDGES_SHOWN),
         "overlaps": [(o["over"], o["mean"], say.overlap_table(o)) for o in file["overlaps"]],
         "node_table": say.node_table(nodes),
         "many": MANY,
@@ -158,12 +160,14 @@ def _node_lines(n: Mapping[str, Any]) -> list[str]:
     if finite(n["score"]):
         between = f.interval(n["low"], n["high"]) if len(finite(n["low"], n["high"])) == 2 else ""
         lines.append(f"score {f.fixed(n['score'])}" + (f" (95 % interval {between})" if between else ""))
+    if finite(n["dropped"]):
+        lines.append(f"the circuit loses {f.percent(n['dropped'])} of the margin without it")
     if finite(n["exact"]):
         lines.append(f"exact patching {f.fixed(n['exact'])}")
     reads = n["reads"]
     if reads and reads["part"]:
         lines.append(
-            f"reads {say.PARTS[reads['part']]}: {f.percent(reads['mass'])} of its attention, "
+            f"reads {say.part_text(reads['part'])}: {f.percent(reads['mass'])} of its attention, "
             f"{f.percent(reads['tokens'])} of the tokens"
         )
     if n["groups"] and say.group_text(n["groups"]):
@@ -181,11 +185,20 @@ def _edge_lines(x: Link) -> list[str]:
 def _edge_facts(file: Mapping[str, Any], m: Mapping[str, Any]) -> list[tuple[str, str]]:
     chosen = sum(e["in_graph"] for e in file["edges"])
     scorer = file["edges_scorer"] or f.NONE
+    k = file["edges_knockouts"]
     rows = [
         ("Connections in the circuit", f"{f.count(chosen)} of {f.count(len(file['edges']))}"),
         ("They keep of the margin", f.percent(m["faithfulness"])),
         ("Lost without them", f.percent(m["completeness"])),
-        ("Their overlap over resamples", f.percent(m["jaccard"])),
+        (
+            "Their overlap over resamples",
+            f.percent(m["jaccard"]) + say.chance_text(m) if finite(m["jaccard"]) else "",
+        ),
+        ("Mean faithfulness over all sizes (CPR)", f.fixed(m["cpr"]) if finite(m["cpr"]) else ""),
+        ("Mean distance from 1 (CMD)", f.fixed(m["cmd"]) if finite(m["cmd"]) else ""),
+        ("Most lost by dropping one", _most_dropped(m)),
+        ("Largest gap after losing a random half", f.percent(k["random"]) if finite(k.get("random")) else ""),
+        ("Gap after the worst few", f.percent(k["greedy"]) if finite(k.get("greedy")) else ""),
         ("Scorer of connections", scorer),
         ("Pairs they were scored on", f.count(file["edges_pairs"]) if file["edges_pairs"] else ""),
         (
@@ -195,27 +208,22 @@ def _edge_facts(file: Mapping[str, Any], m: Mapping[str, Any]) -> list[tuple[str
             ),
         ),
     ]
-    return [(k, v) for k, v in rows if v]
+    return [(name, v) for name, v in rows if v]
+
+
+def _most_dropped(m: Mapping[str, Any]) -> str:
+    """The largest drop-one effect, and of how many it was measured."""
+    lost = finite(*m["minimality"])
+    return f"{f.percent(max(lost))} of the margin, of {f.count(len(lost))} tried" if lost else ""
 
 
 def _facts(file: Mapping[str, Any]) -> list[tuple[str, str]]:
     pairs, cost = file["pairs"], file["cost"]
-    names = {
-        "asked": "asked for",
-        "unaligned": "without a twin of the same length",
-        "made": "made",
-        "fell": "whose margin falls",
-        "kept": "used",
-        "judged": "of these to judge",
-        "moved": "moved by more than .001",
-        "flipped": "with the answer turned round",
-    }
-    listed = ", ".join(f"{f.count(pairs[k])} {text}" for k, text in names.items() if k in pairs)
     peak = cost.get("peak_bytes") or cost.get("process_peak_bytes")
     rows = [
         ("Scorer of parts", file["scorer"]),
         ("Chosen by", {"block": "all heads of a layer together"}.get(file["granularity"], "head and MLP")),
-        ("Pairs", listed),
+        ("Pairs", say.pairs_text(pairs)),
         ("Cost of the scores", _passes(cost)),
         (
             "Peak memory",
@@ -226,5 +234,12 @@ def _facts(file: Mapping[str, Any]) -> list[tuple[str, str]]:
 
 
 def _passes(cost: Mapping[str, Any]) -> str:
-    passes = cost.get("forward_equivalents")
-    return f"{passes:g} forward-equivalents an example" if passes is not None and finite(passes) else ""
+    """Passes of the two scorings, and seconds of everything."""
+    said = [
+        f"{cost[key]:g} forward-equivalents an example{of}"
+        for key, of in (("forward_equivalents", ""), ("edges_forward_equivalents", " for connections"))
+        if finite(cost.get(key))
+    ]
+    if finite(cost.get("time_s")):
+        said.append(f"{f.count(cost['time_s'])} s for all of it, judging included")
+    return "; ".join(said)

@@ -24,6 +24,11 @@ CORRUPTIONS = {
 }
 
 
+def part_text(part: str) -> str:
+    """A part of the prompt in words; its own name where an imported file has another."""
+    return PARTS.get(part, part)
+
+
 def sentence(file: Mapping[str, Any]) -> str:
     """The page's first sentence."""
     core, total = sum(n["in_graph"] for n in file["nodes"]), len(file["nodes"])
@@ -49,9 +54,9 @@ def reading(nodes: Sequence[Mapping[str, Any]]) -> list[str]:
             continue
         between = f"{f.percent(r['low'])} to {f.percent(r['high'])}"
         out.append(
-            f"{title_of(n['name'])} reads {PARTS[r['part']]}: {f.percent(r['mass'])} of its attention from "
-            f"the answer position (95 % interval {between}), with {f.percent(r['tokens'])} of the tokens; "
-            f"more than that share in {f.percent(r['prompts'])} of the prompts."
+            f"{title_of(n['name'])} reads {part_text(r['part'])}: {f.percent(r['mass'])} of its attention "
+            f"from the answer position (95 % interval {between}), with {f.percent(r['tokens'])} of the "
+            f"tokens; more than that share in {f.percent(r['prompts'])} of the prompts."
         )
     return out
 
@@ -64,7 +69,7 @@ def reading_summary(nodes: Sequence[Mapping[str, Any]]) -> str:
     counted: dict[str | None, int] = {}
     for n in heads:
         counted[n["reads"]["part"]] = counted.get(n["reads"]["part"], 0) + 1
-    said = [f"{count} {PARTS[part]}" for part, count in counted.items() if part is not None]
+    said = [f"{count} {part_text(part)}" for part, count in counted.items() if part is not None]
     if None in counted:
         said.append(f"{counted[None]} no part more than its share")
     return (
@@ -78,18 +83,23 @@ def matters_rows(found: Mapping[str, Any]) -> list[tuple[str, str, str]]:
     """(what was patched, test AUC, remark)."""
     if not found:
         return []
-    auc = {k: f.fixed(found.get(k)) for k in found}
-    spread = f"{auc['auc_random_low']} to {auc['auc_random_high']} over {f.plural(found['draws'], 'draw')}"
+
+    def auc(name: str) -> str:
+        return f.fixed(found.get(name))
+
+    spread = (
+        f"{auc('auc_random_low')} to {auc('auc_random_high')} over {f.plural(found.get('draws'), 'draw')}"
+    )
     return [
-        ("nothing (the whole model)", auc["auc"], ""),
-        ("everything", auc["auc_floor"], "what is left without any part: the floor"),
-        ("the circuit", auc["auc_without"], f"{_share(found.get('lost'))} of the way to the floor"),
+        ("nothing (the whole model)", auc("auc"), ""),
+        ("everything", auc("auc_floor"), "what is left without any part: the floor"),
+        ("the circuit", auc("auc_without"), f"{_share(found.get('lost'))} of the way to the floor"),
         (
             "random sets of its size",
-            auc["auc_random"],
+            auc("auc_random"),
             f"{spread}; {_share(found.get('lost_random'))} of the way",
         ),
-        ("all but the circuit", auc["auc_kept"], f"keeps {_share(found.get('margin_kept'))} of the margin"),
+        ("all but the circuit", auc("auc_kept"), f"keeps {_share(found.get('margin_kept'))} of the margin"),
     ]
 
 
@@ -98,20 +108,20 @@ def compact_rows(found: Mapping[str, Any]) -> list[tuple[str, str, str]]:
     m, many = found["matters"], f.plural(len(found["members"]), "part")
     if not m:
         return []
-    alone = f"keeps {_share(m['margin_kept'])} of the margin"
+    alone = f"keeps {_share(m.get('margin_kept'))} of the margin"
     rows = _set_rows(f"the {many} that are enough", many, m)
-    return [*rows, (f"all but the {many} that are enough", f.fixed(m["auc_kept"]), alone)]
+    return [*rows, (f"all but the {many} that are enough", f.fixed(m.get("auc_kept")), alone)]
 
 
 def _set_rows(name: str, many: str, m: Mapping[str, Any]) -> list[tuple[str, str, str]]:
     """A set knocked out, and random ones of its size."""
-    low, high = f.fixed(m["auc_random_low"]), f.fixed(m["auc_random_high"])
-    spread = f"{low} to {high} over {f.plural(m['draws'], 'draw')}"
+    low, high = f.fixed(m.get("auc_random_low")), f.fixed(m.get("auc_random_high"))
+    spread = f"{low} to {high} over {f.plural(m.get('draws'), 'draw')}"
     return [
-        (name, f.fixed(m["auc_without"]), f"{_share(m.get('lost'))} of the way to the floor"),
+        (name, f.fixed(m.get("auc_without")), f"{_share(m.get('lost'))} of the way to the floor"),
         (
             f"random sets of {many}",
-            f.fixed(m["auc_random"]),
+            f.fixed(m.get("auc_random")),
             f"{spread}; {_share(m.get('lost_random'))} of the way",
         ),
     ]
@@ -122,7 +132,7 @@ def compact_text(found: Mapping[str, Any]) -> str:
     names = [title_of(n) for n in found["members"]]
     listed = "; ".join(names[:12]) + (f"; and {len(names) - 12} more" if len(names) > 12 else "")
     m = found["matters"]
-    other = f" Random sets of as many keep {_share(m['margin_random_kept'])}." if m else ""
+    other = f" Random sets of as many keep {_share(m.get('margin_random_kept'))}." if m else ""
     return (
         f"The fewest parts found that carry the answer together are {f.count(len(names))} of "
         f"{f.count(found['total'])}, by taking one after another out; alone they keep "
@@ -157,7 +167,7 @@ def necessary_text(found: Mapping[str, Any]) -> str:
 
 
 def _edge_title(name: str) -> str:
-    source, reader = name.split("->")
+    source, reader = name.split("->", 1)
     kinds = {"q": "queries", "k": "keys", "v": "values"}
     *path, kind = reader.split(".")
     if kind in kinds:
@@ -193,7 +203,11 @@ def measures(file: Mapping[str, Any]) -> list[tuple[str, str]]:
     rows = [
         (m["faithfulness"], f.percent, "of the margin is kept by the circuit alone (faithfulness)."),
         (m["completeness"], f.percent, "of it is lost when the circuit is fed altered input."),
-        (m["jaccard"], f.percent, "overlap of the circuit over resamples of the pairs."),
+        (
+            m["jaccard"],
+            f.percent,
+            "overlap of the circuit over resamples of the pairs" + chance_text(m) + ".",
+        ),
         (m["cpr"], f.fixed, "mean faithfulness over all sizes (CPR; higher is better)."),
         (m["cmd"], f.fixed, "mean distance of faithfulness from 1 (CMD; lower is better)."),
         (
@@ -207,8 +221,58 @@ def measures(file: Mapping[str, Any]) -> list[tuple[str, str]]:
             lambda v: f.fixed(v, 2),
             "rank correlation of the scores with exact patching.",
         ),
+        *(
+            (
+                file["agreement"].get(f"{kind}_spearman"),
+                lambda v: f.fixed(v, 2),
+                f"the same of {name} alone.",
+            )
+            for kind, name in (("head", "heads"), ("mlp", "MLPs"))
+        ),
     ]
     return [(show(value), meaning) for value, show, meaning in rows if finite(value)]
+
+
+def chance_text(m: Mapping[str, Any]) -> str:
+    """What an overlap over resamples has to be compared with; empty where that was not measured.
+
+    Example:
+        >>> chance_text({"jaccard": 0.95, "jaccard_chance": 0.82})
+        '; random circuits of its size overlap by 82\\xa0%'
+    """
+    chance = m.get("jaccard_chance")
+    if not finite(m["jaccard"], chance) or chance is None:
+        return ""
+    if chance >= 1 - 1e-9:
+        return ", which says nothing: it is all there is to choose from"
+    return f"; random circuits of its size overlap by {f.percent(chance)}"
+
+
+def pairs_text(pairs: Mapping[str, int]) -> str:
+    """What became of the prompts that altered twins were asked for.
+
+    Example:
+        >>> pairs_text({"asked": 9, "made": 8, "flipped": 5, "kept": 4, "judged": 2})
+        '9 asked for, 8 made; of these 5 turned the answer round; 4 used, 2 of them to judge'
+    """
+    first = {
+        "asked": "asked for",
+        "unaligned": "without a twin of the same length",
+        "made": "made",
+    }
+    then = {
+        "moved": "moved the margin by more than .001",
+        "fell": "lowered it",
+        "flipped": "turned the answer round",
+    }
+    last = {"kept": "used", "judged": "of them to judge"}
+    listed = [
+        ", ".join(f"{f.count(pairs[k])} {text}" for k, text in names.items() if k in pairs)
+        for names in (first, then, last)
+    ]
+    if listed[1]:  # of all that were made where that is known; else of those that judge
+        listed[1] = ("of these " if "made" in pairs else "of those that judge ") + listed[1]
+    return "; ".join(text for text in listed if text)
 
 
 def overlap_table(overlap: Mapping[str, Any]) -> Table:
@@ -233,14 +297,32 @@ def node_table(nodes: Sequence[Mapping[str, Any]]) -> Table:
             f.fixed(n["score"]),
             f.interval(n["low"], n["high"]) if len(finite(n["low"], n["high"])) == 2 else f.NONE,
             f.fixed(n["exact"]),
-            PARTS[n["reads"]["part"]].removeprefix("the ") if n["reads"] and n["reads"]["part"] else f.NONE,
+            f.percent(n["dropped"]),
+            part_text(n["reads"]["part"]).removeprefix("the ")
+            if n["reads"] and n["reads"]["part"]
+            else f.NONE,
         ]
         if grouped:
             role = leading(n["groups"])
             row.append(ROLE_NAMES[role] if role else f.NONE)
         rows.append(row)
-    heads = ["Part", "In the circuit", "Score", "95 % interval", "Exact", "Reads"]
+    heads = ["Part", "In the circuit", "Score", "95 % interval", "Exact", "Lost without it", "Reads"]
     return Table([*heads, "Group"] if grouped else heads, rows)
+
+
+def edge_table(edges: Sequence[Mapping[str, Any]], most: int) -> Table:
+    """The connections of the circuit with the largest scores, at most so many."""
+    inside = [e for e in edges if e["in_graph"] and finite(e["score"])]
+    rows = [
+        [
+            _edge_title(f"{e['source']}->{e['reader']}"),
+            f.fixed(e["score"]),
+            f.interval(e["low"], e["high"]) if len(finite(e["low"], e["high"])) == 2 else f.NONE,
+            f.percent(e["dropped"]),
+        ]
+        for e in sorted(inside, key=lambda e: -abs(e["score"]))[:most]
+    ]
+    return Table(["Connection", "Score", "95 % interval", "Lost without it"], rows)
 
 
 def group_text(groups: Mapping[str, int]) -> str:

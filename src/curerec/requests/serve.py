@@ -60,7 +60,7 @@ def serve(
         from curerec.requests.api import make_app
     except ImportError:
         raise ConfigError(
-            "needs the extra `serve`", where="serve", mend="pip install 'curerec[serve]'"
+            "needs the extra `serve`", where="serve", mend="In a clone: pip install -e '.[serve]'"
         ) from None
     if not (root / DATABASE).is_file():
         raise StorageError("is no store", where=root.name, mend="`curerec request init` makes one")

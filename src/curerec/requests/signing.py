@@ -15,7 +15,7 @@ def _library() -> tuple[Any, Any]:
         from cryptography.hazmat.primitives.asymmetric import ed25519
     except ImportError:
         raise ConfigError(
-            "needs the extra `sign`", where="signatures", mend="pip install 'curerec[sign]'"
+            "needs the extra `sign`", where="signatures", mend="In a clone: pip install -e '.[sign]'"
         ) from None
     return serialization, ed25519
 

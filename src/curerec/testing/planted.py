@@ -1,6 +1,13 @@
 """Planted circuits: small Llamas whose answer is known to be carried by known modules and no other.
 
 A scorer that does not find these finds nothing. For users' own scorers as much as for this package's.
+
+From outside all modules look alike: each writes random vectors, as large as what the circuit writes and
+different between the two prompts of a pair, to dimensions of the residual stream that no planted module and
+no answer reads. So neither the size of a write, nor that of its change, nor that of weights tells the
+circuit. What those vectors do to the answer through the norms' scale is kept below 1e-5 of the whole by one
+large constant dimension, beside which they do not count: with writes of some 100 and a constant of 1e5 the
+scale changes by a millionth.
 """
 
 from __future__ import annotations
@@ -14,6 +21,7 @@ import torch
 from sklearn.metrics import roc_auc_score
 from transformers import LlamaConfig, LlamaForCausalLM
 
+from curerec.circuits.patching import exact
 from curerec.prompts.encoding import Prompts
 
 Kind = Literal["head", "mlp", "two_step", "and", "or"]
@@ -21,9 +29,15 @@ KINDS: tuple[Kind, ...] = ("head", "mlp", "two_step", "and", "or")
 
 D, WIDTH, INNER, VOCABULARY, LENGTH = 32, 8, 12, 24, 8
 NO, YES, OFF_A, ON_A, OFF_B, ON_B, FIRST_WORD = 0, 1, 2, 3, 4, 5, 6
-# Dimensions of the residual stream with a meaning; the other ones hold what tells words apart.
+# Dimensions of the residual stream with a meaning; then 14 that tell words apart, and what nobody reads.
 SIGNAL_A, SIGNAL_B, HELD_A, HELD_B, ANSWER, ONE = range(6)
-CONSTANT = 8.0  # of the dimension ONE: large, so that a signal hardly moves the norms' scale
+IDLE = slice(20, D)
+CONSTANT = 1e5  # of the dimension ONE: so large that nothing else moves the norms' scale
+#: Bounds of what a module outside the circuit may score, relative to the largest score, and of a planted
+#: module's score as a multiple of its exact effect: ``relp`` gives a gate's signal half, and the slope of an
+#: AND gate is twice what one of its arms does.
+SILENT, LEAST, MOST = 1e-4, 0.4, 2.5
+COUNTS = 0.1  # of the largest exact effect: below it a module's score has no size to be held to
 
 
 @dataclass(frozen=True)
@@ -34,7 +48,7 @@ class Planted:
         kind: ``head``: one head; ``mlp``: one MLP; ``two_step``: a head, then an MLP; ``and``, ``or``: two
             heads and the MLP that joins them (patching one head of ``and`` takes all away, of ``or`` next to
             nothing).
-        model: Llama in eval mode; every other module writes exactly nothing.
+        model: Llama in eval mode; every other module writes what nothing planted and no answer reads.
         base_state: weights before the circuit was planted, for the scorer ``adapter``.
         clean, corrupt: aligned prompts, [n]; the signals are on in ``clean`` and off in ``corrupt``.
         answers: token ids of (no, yes).
@@ -76,7 +90,7 @@ def planted(
     The signal is a token (``ON`` or ``OFF``) whose embedding holds +1 or -1 in a dimension of its own, early
     in the prompt (for ``mlp`` at its end). A planted head attends evenly and writes the signal, held at 1, to
     the last position; a planted MLP reads held signals there and writes the answer. Nothing else reaches the
-    two answer rows of the output embedding.
+    two answer rows of the output embedding, but for less than 1e-5 of the margin through the norms' scale.
 
     Args:
         kind: see :class:`Planted`.
@@ -142,29 +156,43 @@ def recovery(
 def check_scorer(
     scorer: Callable[..., Any], *, seeds: int = 20, kinds: Sequence[Kind] = KINDS, **options: Any
 ) -> None:
-    """Check a scorer on planted circuits: all other modules score nothing, so every planted one comes first.
+    """Check a scorer on planted circuits: every planted module comes first, the others score nothing.
+
+    A planted module whose exact effect is at least a tenth of the largest must score with the sign of that
+    effect, and between :data:`LEAST` and :data:`MOST` times as much.
 
     Args:
         scorer: called as ``scorer(model, clean, corrupt, answers, **options)``; gives an object with
-            ``names`` and ``values`` [n, modules].
+            ``names`` and ``values`` [n, modules], in logits.
         seeds: models of each kind.
         kinds: of circuits.
         options: of the scorer.
 
     Raises:
-        AssertionError: it ranks a module that writes nothing before one that carries the answer.
+        AssertionError: it ranks a module that does nothing for the answer before one that carries it, gives
+            one more than :data:`SILENT` of the largest score, or scores a planted one with the wrong sign or
+            size.
     """
     for kind in kinds:
         for seed in range(seeds):
             truth = planted(kind, seed=seed)
             found = scorer(truth.model, truth.clean, truth.corrupt, truth.answers, **options)
-            result = recovery(truth, found.names, np.asarray(found.values))
-            assert result.auroc == 1.0, f"{kind}, seed {seed}: AUROC {result.auroc:.3f}"
-            assert result.others < 1e-4, f"{kind}, seed {seed}: a silent module scores {result.others:.1e}"
+            values, at = np.asarray(found.values), f"{kind}, seed {seed}"
+            result = recovery(truth, found.names, values)
+            assert result.auroc > 1 - 1e-9, f"{at}: AUROC {result.auroc:.3f}"
+            assert result.others < SILENT, f"{at}: a silent module scores {result.others:.1e} of the largest"
+            effect = exact(
+                truth.model, truth.clean, truth.corrupt, truth.answers, sorted(truth.modules)
+            ).mean(0)
+            for name, want in zip(sorted(truth.modules), effect, strict=True):
+                if abs(want) >= COUNTS * np.abs(effect).max():
+                    ratio = float(values[:, list(found.names).index(name)].mean() / want)
+                    assert ratio > 0, f"{at}: {name} has the wrong sign"
+                    assert LEAST <= ratio <= MOST, f"{at}: {name} scores {ratio:.2f} times its exact effect"
 
 
 def _silent_model(layers: int, heads: int, length: int, rng: np.random.Generator) -> Any:
-    """A Llama with random readers whose modules write nothing."""
+    """A Llama with random readers whose modules write where nobody reads."""
     config = LlamaConfig(
         vocab_size=VOCABULARY,
         hidden_size=D,
@@ -183,24 +211,32 @@ def _silent_model(layers: int, heads: int, length: int, rng: np.random.Generator
     with torch.no_grad():
         for p in model.parameters():
             if p.ndim == 2:
-                p.copy_(torch.from_numpy(0.3 * rng.normal(size=p.shape)))
-        for block in model.model.layers:
-            block.self_attn.o_proj.weight.zero_()
-            block.mlp.down_proj.weight.zero_()
+                p.copy_(torch.from_numpy(rng.normal(size=p.shape)))
         tokens = model.model.embed_tokens.weight
         tokens[:, [SIGNAL_A, SIGNAL_B, HELD_A, HELD_B, ANSWER]] = 0
+        tokens[:, IDLE] = 0
         tokens[:, ONE] = CONSTANT
         for token, dim, value in (
             (OFF_A, SIGNAL_A, -1), (ON_A, SIGNAL_A, 1), (OFF_B, SIGNAL_B, -1), (ON_B, SIGNAL_B, 1)
         ):  # fmt: skip
             tokens[token, dim] = value
+        for block in model.model.layers:
+            attention, mlp = block.self_attn, block.mlp
+            for p in (attention.q_proj, attention.k_proj, attention.v_proj, mlp.gate_proj, mlp.up_proj):
+                p.weight *= 0.3 * _scale(model)  # of the residual stream itself, before its norm
+                p.weight[:, ONE] = 0
+                p.weight[:, IDLE] = 0  # or writes would grow from layer to layer
+            for p in (attention.o_proj, mlp.down_proj):
+                p.weight *= 2
+                p.weight[: IDLE.start] = 0
         model.lm_head.weight.zero_()
-        model.lm_head.weight[YES, ANSWER], model.lm_head.weight[NO, ANSWER] = 2, -2
+        model.lm_head.weight[YES, ANSWER] = 2 * _scale(model)
+        model.lm_head.weight[NO, ANSWER] = -2 * _scale(model)
     return model
 
 
 def _scale(model: Any) -> float:
-    """Root mean square of a typical residual stream, by which its norms divide."""
+    """Root mean square of a residual stream, by which its norms divide."""
     return float(model.model.embed_tokens.weight.square().mean(1).sqrt().mean())
 
 
@@ -208,10 +244,11 @@ def _plant_head(model: Any, layer: int, head: int, signal: int, target: int, len
     """Make a head write the mean of a signal over all positions, times their number, to a dimension."""
     attention = model.model.layers[layer].self_attn
     rows = slice(head * WIDTH, (head + 1) * WIDTH)
-    for p in (attention.q_proj, attention.k_proj, attention.v_proj):
+    for p in (attention.q_proj, attention.k_proj):
         p.weight[rows] = 0
-    attention.v_proj.weight[head * WIDTH, signal] = 1
-    attention.o_proj.weight[target, head * WIDTH] = length * _scale(model)
+    attention.v_proj.weight[head * WIDTH] = 0  # its other values are written for nothing, as all heads' are
+    attention.v_proj.weight[head * WIDTH, signal] = _scale(model)
+    attention.o_proj.weight[target, head * WIDTH] = length
 
 
 def _plant_mlp(
@@ -225,6 +262,7 @@ def _plant_mlp(
     steep = 6.0
     for p in (mlp.gate_proj, mlp.up_proj):
         p.weight[: len(gates)] = 0
+    mlp.down_proj.weight[:, : len(gates)] = 0
     for unit, (sign, shift) in enumerate(gates):
         if shift is None:  # the gate stands open
             mlp.gate_proj.weight[unit, ONE] = 10 * scale / CONSTANT

@@ -55,7 +55,8 @@ def score(
                 a = (bad[name] - alpha * delta).detach().requires_grad_()
                 with patching(sites, {name: a}, {module}):
                     logits = answer_logits(model, batch.clean, batch.last, answers, inputs_embeds=embeds)
-                (grad,) = torch.autograd.grad(margin(logits, batch.label).sum(), a)
+                    # Inside, since a checkpointed layer is run again on the way back.
+                    (grad,) = torch.autograd.grad(margin(logits, batch.label).sum(), a)
                 # Of the other heads of the layer the patch reads nothing, so their gradient is zero.
                 total += (wide(delta) * wide(grad)).sum((1, 2))
             values[batch.index, column] = (total / steps).cpu().numpy()

@@ -14,6 +14,7 @@ from curerec.circuits.wiring import Layer, NormAt, Reading, wiring_of
 from curerec.errors import ModelError
 from curerec.prompts.encoding import Prompts
 from curerec.recommender.families import family_of
+from curerec.recommender.families.norms import is_norm
 
 
 def score(
@@ -25,6 +26,10 @@ def score(
     - activation functions: f(x) = x * r with r = f(x) / x a constant (identity rule);
     - gates: of a product each factor gets half (half rule);
     - attention: the pattern is a constant, so relevance flows through the values alone (AH rule).
+
+    A cap of the answer logits (Gemma-2) belongs to the metric and keeps its slope: without biases,
+    coefficient times input then adds up to the margin of ``u (1 - (z / cap)^2)``, with u the logits before
+    the cap and z after it; without a cap, to the margin itself.
 
     The forward pass is the model's own. The backward pass then does not see local slopes, which far from the
     first order of a large change say little.
@@ -48,7 +53,9 @@ def linearised(model: Any) -> Iterator[None]:
     paths = [p.path for p in projections if "down_proj" in p.parts]
     gated = any("gate_proj" in p.parts for p in projections)
     with ExitStack() as stack:
-        norms = {id(m): m for layer in wiring.layers for m in _norms(layer)} | {0: wiring.final_norm}
+        norms = {id(wiring.final_norm): wiring.final_norm}
+        for layer, module in zip(wiring.layers, family.layer_list(model), strict=True):
+            norms |= {id(m): m for m in _norms(layer, module.get_submodule(family.mlp_out))}
         for norm in norms.values():
             stack.callback(norm.register_forward_hook(_constant_scale).remove)
         for layer, module in zip(wiring.layers, family.layer_list(model), strict=True):
@@ -62,9 +69,10 @@ def linearised(model: Any) -> Iterator[None]:
         yield
 
 
-def _norms(layer: Layer) -> list[Any]:
+def _norms(layer: Layer, mlp_out: Any) -> list[Any]:
+    """All norms on the residual path of a layer; what the MLP adds may come out of one, too (Gemma)."""
     post = [layer.post] if layer.post is not None else []
-    return [layer.attention_norm, layer.mlp_norm, *post]
+    return [layer.attention_norm, layer.mlp_norm, *post, *([mlp_out] if is_norm(mlp_out) else [])]
 
 
 def _activation(mlp: Any) -> Any:

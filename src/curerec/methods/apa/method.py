@@ -7,9 +7,9 @@ from typing import Any
 import numpy as np
 import torch
 from pydantic import Field
-from sklearn.cluster import KMeans
 
 from curerec.methods.apa.merged import Adaptive, states_of
+from curerec.methods.receraser.partition import balanced
 from curerec.methods.shards.serve import serve
 from curerec.methods.shards.together import Together
 from curerec.methods.shards.training import ShardConfig, Shards, before_deletion
@@ -44,7 +44,7 @@ def apa(task: Task, config: ApaConfig | None = None) -> Outcome:
         before = before_deletion(task)
         states = states_of(base, task.encode(before.examples))
         n = min(config.shards, len(np.unique(states, axis=0)))
-        shard = KMeans(n, random_state=task.seed, n_init=3).fit_predict(states)
+        shard = balanced(states, n, seed=task.seed)
         return Shards(task, before, shard, np.zeros(len(shard), int), config.epochs_factor)
 
     def answer(shards: Shards) -> Together:

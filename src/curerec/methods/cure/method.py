@@ -268,9 +268,10 @@ def update_by_groups(
     """
     role = rows_of_roles(groups)
     codes = torch.from_numpy(role).to(device_of(task.original.model))
-    masks, rolled, about = weights_of(
-        task, config, units, role, None if as_large_as is None else rows_of_roles(as_large_as)
-    )
+    with task.clock.stage("groups"):
+        masks, rolled, about = weights_of(
+            task, config, units, role, None if as_large_as is None else rows_of_roles(as_large_as)
+        )
     rules = Rules(units, codes, weight=retain_weight(task, config.update), masks=masks)
     done = run(task, rules, config.update, config.kept.of(role), rolled)
     return outcome(task, name, done, groups=groups, circuit=circuit, units=units, **about)
@@ -310,7 +311,8 @@ def weights_of(
         rolled = remembering(units, ours, gradient, change, config.rolled_back)
         if as_large_as is not None:
             count = n_salient(rolled, units, ours)
-            drawn = at_random(units, role, gradient, count, seed=task.seed, salt=99)
+            able = {name: g for name, g in gradient.items() if name in change}  # what going back reaches
+            drawn = at_random(units, role, able, count, seed=task.seed, salt=99)
             rolled = only_forgetting(drawn, units, role)
         about["rolled_back"] = {
             "weights": n_salient(rolled, units, role),

@@ -23,11 +23,12 @@ def random_modules(task: Task, config: CureConfig | None = None) -> Outcome:
     """
     config = config or CureConfig()
     _, units, groups = explain(task, config)
-    if units.granularity == "projection" and task.base_state is not None:
-        units, groups = by_row(units_of(task.original.model, "row"), groups)
-    else:
-        units = replace(units, types=comparable(units.types))
-    twin = random_groups(groups, units.types, seed=task.seed)
+    with task.clock.stage("groups"):
+        if units.granularity == "projection" and task.base_state is not None:
+            units, groups = by_row(units_of(task.original.model, "row"), groups)
+        else:
+            units = replace(units, types=comparable(units.types))
+        twin = random_groups(groups, units.types, seed=task.seed)
     return update_by_groups(task, config, units, twin, None, "random_modules", as_large_as=groups)
 
 

@@ -11,6 +11,7 @@ import torch
 from curerec.errors import ModelError
 from curerec.recommender.families import family_of, known_types
 from curerec.recommender.families.base import KEY, QUERY, VALUE, Family, linear_of
+from curerec.recommender.families.norms import is_norm, norm_parts
 
 N_TOKENS, MIDDLE = 4, 2
 NOISE = 3.0  # standard deviations added to the queries, keys or values of one head
@@ -31,7 +32,9 @@ def check_structure(model: Any) -> None:
       a fused map is what it is called, and slices are heads;
     - slices times their columns of the output projection, plus its bias, are the attention's output;
     - embedding (and positions) enter the first layer, each layer adds what attention and MLP write, each of
-      the two reads what was there before, and the sum of all goes into the final norm.
+      the two reads what was there before, and the sum of all goes into the final norm;
+    - every norm on that way computes ``scale (x - mean) gain + bias`` or, without the mean, an RMS norm, and
+      what it gives is what queries, keys, values and the MLP read, as edge scores and ``relp`` take it.
 
     Args:
         model: decoder of a known family, plain or wrapped by PEFT, adapters merged or not; left as it was.
@@ -54,6 +57,7 @@ def check_structure(model: Any) -> None:
         model.train(training)
     _check_heads(family, model, taps)
     _check_residual(family, model, taps)
+    _check_norms(family, model, taps)
 
 
 def _refuse(model: Any, what: str) -> ModelError:
@@ -81,11 +85,6 @@ def _check_parameters(family: Family, model: Any) -> None:
             rows = linear_of(layer.get_submodule(projection.path)).weight.shape[1 if family.transposed else 0]
             if sum(family.part_sizes(model, projection, rows)) != rows:
                 raise _refuse(model, f"layer {k} has {rows} outputs of {projection.path}")
-
-
-def is_norm(module: Any) -> bool:
-    """Whether a module is a norm (LayerNorm, LlamaRMSNorm, ...)."""
-    return type(module).__name__.endswith("Norm")
 
 
 Taps = dict[str, torch.Tensor]
@@ -147,20 +146,27 @@ def _taps(family: Family, model: Any) -> Iterator[Taps]:
         add(decoder.get_input_embeddings().register_forward_hook(note_output("embedding")))
         if family.positions:
             add(decoder.get_submodule(family.positions).register_forward_hook(note_output("positions")))
-        add(decoder.get_submodule(family.final_norm).register_forward_pre_hook(note_input("final")))
+        final = decoder.get_submodule(family.final_norm)
+        add(final.register_forward_pre_hook(note_input("final")))
+        add(final.register_forward_hook(note_output("final.out")))
         for k, layer in enumerate(family.layer_list(model)):
             for name in ("attention_in", "mlp_in"):
                 module = layer.get_submodule(getattr(family, name))
                 add(module.register_forward_pre_hook(note_input(f"{k}.{name}")))
+                add(module.register_forward_hook(note_output(f"{k}.{name}.out")))
             for name in ("attention_write", "mlp_out"):
                 module = layer.get_submodule(getattr(family, name))
+                add(module.register_forward_pre_hook(note_input(f"{k}.{name}.in")))
                 add(module.register_forward_hook(note_output(f"{k}.{name}")))
+            add(layer.get_submodule("mlp").register_forward_pre_hook(note_input(f"{k}.mlp.in")))
             out = layer.get_submodule(family.attention_out)
             add(out.register_forward_pre_hook(undisturbed(f"{k}.heads")))
             add(linear_of(out).register_forward_hook(note_output(f"{k}.attention")))
+            add(out.register_forward_hook(note_output(f"{k}.attention_out")))
             for projection in family.projections.values():
                 if set(projection.parts) & set(first):
                     module = layer.get_submodule(projection.path)
+                    add(module.register_forward_pre_hook(note_input(f"{k}.{projection.path}.in")))
                     add(module.register_forward_hook(disturb(projection.parts)))
         yield seen
 
@@ -238,3 +244,44 @@ def _check_residual(family: Family, model: Any, taps: Taps) -> None:
         stream = middle + taps[f"{k}.mlp_out"]
     if not _same(taps["final"], stream):
         raise _refuse(model, "the final norm does not read the sum of embedding and writes")
+
+
+def _check_norms(family: Family, model: Any, taps: Taps) -> None:
+    taps = {name: value[0] for name, value in taps.items()}
+    for k, layer in enumerate(family.layer_list(model)):
+        for name in ("attention_in", "mlp_in", "attention_write", "mlp_out"):
+            path = getattr(family, name)
+            before, after = (
+                (f"{k}.{name}", f"{k}.{name}.out")
+                if name.endswith("_in")
+                else (f"{k}.{name}.in", f"{k}.{name}")
+            )
+            norm = layer.get_submodule(path)
+            if (name.endswith("_in") or is_norm(norm)) and not _computes(norm, taps[before], taps[after]):
+                raise _refuse(model, f"{path} of layer {k} is neither a LayerNorm nor an RMS norm")
+        written = family.attention_write != family.attention_out
+        if written and not _same(taps[f"{k}.attention_write.in"], taps[f"{k}.attention_out"]):
+            raise _refuse(model, f"{family.attention_write} of layer {k} does not read what the heads write")
+        readers = [p.path for p in family.projections.values() if {QUERY, KEY, VALUE} & set(p.parts)]
+        for name, paths in (("attention_in", readers), ("mlp_in", ["mlp"])):
+            for path in paths:
+                if not _same(taps[f"{k}.{path}.in"], taps[f"{k}.{name}.out"]):
+                    raise _refuse(
+                        model, f"{path} of layer {k} does not read what {getattr(family, name)} gives"
+                    )
+    if not _computes(
+        family.decoder(model).get_submodule(family.final_norm), taps["final"], taps["final.out"]
+    ):
+        raise _refuse(model, f"{family.final_norm} is neither a LayerNorm nor an RMS norm")
+
+
+def _computes(norm: Any, x: torch.Tensor, y: torch.Tensor) -> bool:
+    """Whether the norm is the formula that circuits read through it by."""
+    x = x if x.dtype == torch.float64 else x.float()
+    try:
+        mean, scale, gain = norm_parts(norm, x)
+    except ModelError:
+        return False
+    want = scale * (x if mean is None else x - mean) * gain
+    bias = getattr(norm, "bias", None)
+    return _same(y, (want if bias is None else want + bias).to(y.dtype))

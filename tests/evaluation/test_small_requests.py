@@ -1,0 +1,50 @@
+"""What is too small to be judged is said not to be, and nothing breaks on it."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+import made_recommender as made
+from curerec.data.forget import without_rows
+from curerec.measure import Candidate, judge
+from curerec.pipeline import base_model
+
+
+@pytest.fixture(scope="module")
+def opened(tmp_path_factory):
+    return made.opened(made.trained(tmp_path_factory.mktemp("small")))
+
+
+def of_rows(opened, rows):
+    deleted = np.zeros(len(opened.data), bool)
+    deleted[rows] = True
+    return without_rows(opened.data, opened.split, deleted, source="test")
+
+
+def test_a_request_of_one_example_is_not_judged(opened):
+    """Its update is done by then: an error here would lose the result."""
+    for row in opened.split.train.target[::-1]:
+        split = of_rows(opened, [row])
+        if len(split.forget) == 1:  # no later history holds it
+            break
+    assert len(split.forget) == 1
+    original = Candidate(opened.recommender.model)
+    plain = base_model(opened, seed=0)
+    found = judge(opened, split, original, Candidate(plain), plain)
+    told = {check["name"]: check["passed"] for check in found["checks"]}
+    assert found["verified"] is not True
+    assert told["membership"] is told["distribution"] is told["deleted_answers"] is None
+    assert told["utility"] is not None
+
+
+def test_a_single_user_is_judged_with_the_error_of_their_rows(opened):
+    """Draws of whole users would give one user no error at all, and any gap would then be a failure."""
+    user = opened.data.user_code
+    code, n = np.unique(user[opened.split.train.target], return_counts=True)
+    split = of_rows(opened, user == code[n.argmax()])
+    original = Candidate(opened.recommender.model)
+    plain = base_model(opened, seed=0)
+    found = judge(opened, split, original, Candidate(plain), plain)
+    (check,) = (check for check in found["checks"] if check["name"] == "membership")
+    assert check["passed"] is None or check["limit"] > 0.1

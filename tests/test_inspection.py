@@ -1,0 +1,191 @@
+"""The examination of a recommender: imported circuits, overlaps that can fail, and pairs that are used."""
+
+from __future__ import annotations
+
+import json
+
+import numpy as np
+import pytest
+
+from curerec import inspection
+from curerec.circuits import SCORERS
+from curerec.circuits.eap_ig import from_eap_ig, to_eap_ig
+from curerec.circuits.edge_patching import edge_patched_margins
+from curerec.circuits.exchange import CircuitFile, Measures, read, write
+from curerec.circuits.passes import Scores
+from curerec.circuits.patching import patched_margins
+from curerec.circuits.scorers import atp
+from curerec.circuits.selection import JUDGED
+from curerec.circuits.wiring import wiring_of
+from curerec.errors import ConfigError
+from curerec.inspection import InspectConfig, inspect, judge_imported
+from made_recommender import opened, trained
+
+SMALL = InspectConfig(
+    pairs=12, pool=60, edges=6, edges_most=12, test=40, reading=8, variants=8, draws=20, batch_size=8
+)
+BARE = SMALL.model_copy(update={"edges": 0, "test": 0, "reading": 0, "variants": 0, "compact": False})
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    return tmp_path_factory.mktemp("inspection")
+
+
+@pytest.fixture(scope="module")
+def made(folder):
+    return opened(trained(folder))
+
+
+@pytest.fixture(scope="module")
+def file(made):
+    return inspect(made, SMALL, groups={"layers.0.mlp": {"forget": 3}})
+
+
+@pytest.fixture(scope="module")
+def other(folder):
+    """A recommender of the same shape and other weights."""
+    return opened(trained(folder, seed=7))
+
+
+def by_hand(made, sets, level):
+    """f of each set kept, with every other part or connection patched, in the plain way."""
+    model, answers = made.recommender.model, made.recommender.answers
+    rng = np.random.default_rng([SMALL.seed, 97])
+    pool = made.split.valid.take(np.sort(rng.permutation(len(made.split.valid))[: SMALL.pool]))
+    pairs = inspection._falling(made, pool, SMALL, SMALL.pairs, seed=SMALL.seed)
+    wiring = wiring_of(model)
+    if level == "parts":
+        names = set(wiring.sources[1:])
+        runs = patched_margins(
+            model, pairs.clean, pairs.corrupt, answers, [set(), names, *(names - s for s in sets)]
+        )
+    else:
+        masks = []
+        for kept in sets:
+            mask = wiring.mask.copy()
+            for source, reader in kept:
+                mask[wiring.sources.index(source), wiring.readers.index(reader)] = False
+            masks.append(mask)
+        few = pairs.take(np.arange(min(JUDGED, len(pairs.clean))))
+        nothing = np.zeros_like(wiring.mask)
+        runs = edge_patched_margins(model, few.clean, few.corrupt, answers, [nothing, wiring.mask, *masks])
+    full, empty, *kept = runs.mean(1)
+    return [(k - empty) / (full - empty) for k in kept]
+
+
+def test_an_imported_circuit_holds_what_was_measured_here_alone(file, other, tmp_path):
+    """Nothing that was measured of the recommender that it was found in stands under the other's name."""
+    write(file, tmp_path / "circuit.json")
+    judged = judge_imported(other, read(tmp_path / "circuit.json"), SMALL)
+    parts = {n.name for n in file.nodes if n.in_graph}
+    joined = {(e.source, e.reader) for e in file.edges if e.in_graph}
+    everything = {n.name for n in file.nodes}
+    kept, without = by_hand(other, [parts, everything - parts], "parts")
+    assert judged.nodes_measured.faithfulness == pytest.approx(kept, abs=1e-4)
+    assert judged.nodes_measured.completeness == pytest.approx(1 - without, abs=1e-4)
+    rest = {(e.source, e.reader) for e in file.edges} - joined
+    kept, without = by_hand(other, [joined, rest], "connections")
+    assert judged.edges_measured.faithfulness == pytest.approx(kept, abs=1e-4)
+    assert judged.edges_measured.completeness == pytest.approx(1 - without, abs=1e-4)
+    assert judged.nodes_measured.faithfulness != pytest.approx(file.nodes_measured.faithfulness, abs=1e-3)
+    blank = CircuitFile(shape=file.shape, scorer=file.scorer, nodes=[])
+    fields = ("matters", "edges_matter", "knockouts", "edges_knockouts", "overlaps", "compact", "necessary")
+    for name in (*fields, "agreement", "cost", "edges_pairs"):
+        assert getattr(judged, name) == getattr(blank, name) != getattr(file, name), name
+    for measured in (judged.nodes_measured, judged.edges_measured):
+        bare = measured.model_copy(update={"faithfulness": None, "completeness": None})
+        assert bare == Measures()
+    for node, old in zip(judged.nodes, file.nodes, strict=True):
+        assert (node.name, node.in_graph, node.rank, node.score) == (
+            old.name,
+            old.in_graph,
+            old.rank,
+            old.score,
+        )
+        assert node.low is node.exact is node.reads is node.dropped is None and node.groups == {}
+    assert all(e.low is None and e.dropped is None for e in judged.edges)
+    assert judged.about["weights_sha256"] == other.recommender.card["weights_sha256"]
+    assert judged.pairs["kept"] <= 12 and "imported" in judged.notes[0]
+
+
+def test_a_circuit_of_parts_is_worth_as_much_in_the_other_form(file, made):
+    """Exported without connections and read again, all that leave its parts are in it: the same run."""
+    alone = file.model_copy(update={"edges": [], "edges_measured": None, "edges_scorer": None})
+    raw = json.loads(json.dumps(to_eap_ig(alone)))
+    back = from_eap_ig(raw, n_kv_heads=file.shape.n_kv_heads)
+    judged = judge_imported(made, back, SMALL)
+    assert judged.edges_measured.faithfulness == pytest.approx(judged.nodes_measured.faithfulness, abs=1e-3)
+
+
+def test_what_is_said_of_pairs_and_cost(file):
+    assert file.pairs["asked"] == 54 and file.pairs["made"] > file.pairs["fell"] >= file.pairs["kept"]
+    assert file.pairs["moved"] > file.pairs["judged"]  # of all that were made
+    assert file.cost["edges_forward_equivalents"] == 12 and file.cost["time_s"] > 0
+    assert file.edges_scorer == "atp_ig" and file.about["select"] == "faithful"
+    inside = [n for n in file.nodes if n.in_graph]
+    assert all(n.dropped is not None for n in inside) and len(inside) == len(file.nodes_measured.minimality)
+    assert all(e.low <= e.score <= e.high for e in file.edges)
+    lost = [e.dropped for e in file.edges if e.dropped is not None]
+    assert 0 < len(lost) <= 24 and all(e.in_graph for e in file.edges if e.dropped is not None)
+    assert file.edges_knockouts.keys() == file.knockouts.keys()
+
+
+def test_connections_have_as_many_resamples_as_were_asked_for(made, monkeypatch):
+    asked = {}
+
+    def stop(*pairs, **how):
+        asked.update(how)
+        raise InterruptedError
+
+    monkeypatch.setattr(inspection, "stable_edges", stop)
+    for scorer, other in (("relp", "relp"), ("exact", "atp_ig")):
+        config = BARE.model_copy(update={"edges": 6, "draws": 33, "scorer": scorer, "select_edges": "top:5"})
+        with pytest.raises(InterruptedError):
+            inspect(made, config)
+        assert (asked["draws"], asked["scorer"], asked["select"]) == (33, other, "top:5")
+
+
+def test_parts_are_looked_for_with_more_pairs_where_resamples_overturn_them(made, monkeypatch):
+    """Sixty-four to begin with, and the others where those are not enough."""
+    from curerec.circuits import core as core_module
+
+    monkeypatch.setattr(core_module, "bootstrap_jaccard", lambda *a, **k: 0.25)
+    made_pairs = inspection._falling
+
+    def many(opened, pool, config, n, **how):
+        pairs = made_pairs(opened, pool, config, n, **how)
+        return pairs.take(np.arange(n) % len(pairs.clean))
+
+    monkeypatch.setattr(inspection, "_falling", many)
+    found = inspect(made, BARE.model_copy(update={"pairs": 80}))
+    assert any("with 64 pairs: went on with 80" in note for note in found.notes)
+
+
+def test_a_scorer_of_noise_does_not_agree_with_the_others(made, monkeypatch):
+    """With few modules the exact ranking would stand in for each of them, and all would agree."""
+
+    def noise(*args, **kwargs):
+        found = atp.score(*args, **{k: v for k, v in kwargs.items() if k == "batch_size"})
+        values = np.random.default_rng(5).normal(size=found.values.shape).astype(np.float32)
+        return Scores(found.names, values, None, "noise", found.cost)
+
+    for name in list(SCORERS):
+        if name not in ("atp_ig", "exact"):
+            monkeypatch.delitem(SCORERS, name)
+    monkeypatch.setitem(SCORERS, "noise", noise)
+    config = SMALL.model_copy(update={"faithfulness": 0.5})
+    rng = np.random.default_rng([config.seed, 97])
+    pool = made.split.valid.take(np.sort(rng.permutation(len(made.split.valid))[: config.pool]))
+    table = next(t for t in inspection._variants(made, config, pool, "head_mlp") if t.over == "scorers")
+    assert table.names == ["atp_ig", "exact", "noise"]
+    matrix = np.asarray(table.matrix)
+    assert matrix[0, 1] > matrix[2, :2].max() and table.mean < 0.9
+
+
+def test_a_circuit_of_so_many_parts(made):
+    found = inspect(made, BARE.model_copy(update={"select": "top:3"}))
+    assert sorted(n.rank for n in found.nodes if n.in_graph) == [0, 1, 2]
+    assert found.about["faithfulness_asked"] is None and found.about["select"] == "top:3"
+    with pytest.raises(ConfigError, match="top:K"):
+        inspect(made, BARE.model_copy(update={"select_edges": "best"}))
