@@ -130,7 +130,7 @@ def test_marks_of_significance(tmp_path):
 
 
 def test_marks_are_of_the_rows_at_hand_alone(tmp_path):
-    """A mark against an earlier `cure`, left in the summary, must not come back for a new one that was not run."""
+    """A mark against an earlier `cure`, left in the summary, must not come back for one that was not run."""
     made_rows(tmp_path, recipe(), worth=WORTH)
     assert line(write_summary(tmp_path), "random_modules")["against"]["significant"]
     path = tmp_path / "rows.jsonl"

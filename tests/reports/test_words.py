@@ -90,3 +90,17 @@ def test_what_was_not_judged_names_the_checks_that_could_not_be_decided():
     state, _, sentence = verdict(as_record(record))
     assert state == "open" and "check could not be decided (deleted answers)" in sentence
     assert "retrained" not in sentence
+
+
+@pytest.mark.parametrize(
+    ("overlap", "chance", "stable"),
+    [(0.86, None, True), (0.86, 0.35, True), (0.86, 0.82, False), (0.75, 0.1, False), (1.0, 1.0, False)],
+)
+def test_an_overlap_is_held_against_that_of_random_circuits(overlap, chance, stable) -> None:
+    """Nine of ten parts overlap by .82 whatever chose them."""
+    record = full_record()
+    record["circuit"] |= {"jaccard": overlap, "jaccard_chance": chance}
+    page = " ".join(render(record).split())
+    assert ("the choice is stable." in page) is stable
+    assert ("in part a matter of chance." in page) is not stable
+    assert ("Random choices of as many overlap by" in page) is (chance is not None)

@@ -38,6 +38,7 @@ def circuit_part(
         "modules": [circuit.modules[k] for k in circuit.core],
         "scorer": circuit.scorer,
         "jaccard": circuit.jaccard,
+        "jaccard_chance": circuit.jaccard_chance if np.isfinite(circuit.jaccard_chance) else None,
         "pairs": circuit.pairs,
         "curve": [list(point) for point in circuit.curve],
         "scores": [

@@ -162,6 +162,7 @@ class CircuitPart(Part):
     modules: list[str] | None = None
     scorer: Text = None
     jaccard: Number = None
+    jaccard_chance: Number = None
     pairs: dict[str, int | None] | None = None
     curve: list[tuple[Number, Number]] | None = None
     scores: list[Score] | None = None

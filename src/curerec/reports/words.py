@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from curerec.reports import figures as f
-from curerec.reports.parts import HeadReads
+from curerec.reports.parts import CircuitPart, HeadReads
 from curerec.reports.schema import Record
 from curerec.reports.svg import finite
 from curerec.reports.verdicts import CHOICES, asked_for, why
@@ -262,6 +262,12 @@ def stopping(record: Record) -> list[str]:
     ]
 
 
+def _stable(c: CircuitPart) -> bool:
+    """As :func:`curerec.circuits.stability.settle` has it, which needs more than reports may import."""
+    chance = c.jaccard_chance or 0.0
+    return (c.jaccard or 0.0) >= 0.8 and (c.jaccard or 0.0) - chance >= 0.6 * (1 - chance) > 0
+
+
 def circuit(record: Record) -> Explained:
     """Section 6."""
     c = record.circuit
@@ -290,7 +296,12 @@ def circuit(record: Record) -> Explained:
             f.percent(c.jaccard),
             c.jaccard,
             "overlap on average when it is chosen anew from resampled prompts: the choice is "
-            + ("stable." if (c.jaccard or 0) >= 0.8 else "in part a matter of chance."),
+            + ("stable." if _stable(c) else "in part a matter of chance.")
+            + (
+                f" Random choices of as many overlap by {f.percent(c.jaccard_chance)}."
+                if c.jaccard_chance is not None
+                else ""
+            ),
         ),
         (
             f.fixed(c.spearman_exact, 2),

@@ -151,6 +151,7 @@ class CureEngine:
             "faithfulness": found.faithfulness,
             "completeness": found.completeness,
             "jaccard": found.jaccard,
+            "jaccard_chance": found.jaccard_chance if np.isfinite(found.jaccard_chance) else None,
             "scorer": found.scorer,
             "pairs": found.pairs,
             "kept": "circuit" in self.task.shared.get("kept", ()),
@@ -352,6 +353,7 @@ def _circuit(stored: dict[str, Any]) -> Circuit:
         faithfulness=stored["faithfulness"],
         completeness=stored["completeness"],
         jaccard=stored["jaccard"],
+        jaccard_chance=np.nan if (chance := stored.get("jaccard_chance")) is None else chance,
         scorer=stored["scorer"],
         pairs=stored["pairs"],
     )
