@@ -89,6 +89,11 @@ def variants(recipe: Recipe) -> dict[str, tuple[str, Any]]:
         "cure, no labels of D_r": ("cure", stepping(steps, retain_labels=0.0)),
         "cure, overturned units task-shared": ("cure", changed(uncertain="shared")),
         "cure, NPO loss": ("cure", changed(update=updated(forget_loss="npo"))),
+        "its loop alone: no circuit, no groups, nothing back": ("npo", recipe.cure.update),
+        "its loop alone, NPO loss": ("npo", updated(forget_loss="npo")),
+        "PCGrad in its loop": ("pcgrad", recipe.config_of("pcgrad")),
+        "PCGrad in its loop, push 1": ("pcgrad", recipe.config_of("pcgrad").model_copy(update={"push": 1.0})),
+        "CAGrad in its loop": ("cagrad", recipe.config_of("cagrad")),
         "npo": ("npo", recipe.npo),
     }
 
