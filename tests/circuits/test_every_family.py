@@ -43,6 +43,7 @@ CORRUPT = other_titles(CLEAN, WORDS)
 FEW = np.array([0, 3])
 LABEL = torch.from_numpy(CLEAN.label.astype(np.int64))
 GRANULARITIES = ["row", "projection", "head_mlp"]
+WITH_ADAPTER = [*GRANULARITIES, "rank"]  # rank-one terms are an adapter's alone
 
 
 def losses(model, prompts):
@@ -112,9 +113,11 @@ def test_scores_beside_patched_modules_against_central_differences(model_type):
     close(found.values, want, 1e-3)
 
 
-@pytest.mark.parametrize("granularity", ["projection", "head_mlp"])
+@pytest.mark.parametrize(
+    ("lora", "granularity"),
+    [(lora, g) for lora in (False, True) for g in ("projection", "head_mlp", *(["rank"] if lora else []))],
+)
 @pytest.mark.parametrize("model_type", TYPES)
-@pytest.mark.parametrize("lora", [False, True])
 def test_adapter_scores_against_central_differences(model_type, lora, granularity):
     """-d/de of the loss with the unit's change at 1 + e, for every unit."""
     model, base = tuned_pair(made_family_model(model_type, WORDS))
@@ -155,7 +158,7 @@ def test_units_share_out_the_whole_of_the_change(model_type, which):
         for p in model.parameters():
             p.requires_grad_(True)
         loss = losses(model, CLEAN)
-        for granularity in GRANULARITIES:
+        for granularity in GRANULARITIES if which == "full" else WITH_ADAPTER:
             units = units_of(model, granularity)
             deltas = weight_deltas(model, {k: v.double() for k, v in base.items()}, units)
             got = adapter_scores(model, CLEAN, ANSWERS, units, deltas, batch_size=4)

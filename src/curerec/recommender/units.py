@@ -1,7 +1,7 @@
 """Units of update: which slice of which parameter belongs to which named unit.
 
 A unit is what gets a role and a rule of its own. Granularities (METHOD section 1): ``head_mlp``,
-``projection``, ``row``. The map is the same for full fine-tuning (weights) and LoRA (rows of B for q, k and
+``projection``, ``row`` and, of LoRA, ``rank`` (:mod:`.units_rank`). The map is the same for full fine-tuning (weights) and LoRA (rows of B for q, k and
 v, columns of A for o). A fused map (GPT-2's ``c_attn``) has the units of its parts: names are ``q_proj``,
 ``k_proj``, ... in every family, and LoRA's A, which the parts share, is a factor that several units use.
 """
@@ -19,7 +19,7 @@ from curerec.recommender.families import Family, family_of
 from curerec.recommender.families.base import KEY, QUERY, VALUE, Block, Projection
 from curerec.recommender.families.norms import is_norm
 
-Granularity = Literal["head_mlp", "projection", "row"]
+Granularity = Literal["head_mlp", "projection", "row", "rank"]
 Kind = Literal["linear", "bias", "embedding", "positions", "norm", "head", "head_bias"]
 SHARED_FACTOR = -1  # a LoRA factor that several units use
 
@@ -98,8 +98,12 @@ def units_of(model: Any, granularity: Granularity) -> Units:
 
     Raises:
         ModelError: the model has no parameter that fine-tuning could have changed, or an adapter on a module
-            that no unit knows.
+            that no unit knows; or ``rank`` of a model without an adapter, which has no rank-one terms.
     """
+    if granularity == "rank":
+        from curerec.recommender.units_rank import rank_units  # which builds on the projections' units
+
+        return rank_units(model)
     family = family_of(model)
     modules = dict(model.named_modules())
     name_of = {id(m): n for n, m in modules.items()}

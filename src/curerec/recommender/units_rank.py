@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from typing import Any, cast
+from typing import Any
 
 import numpy as np
 
 from curerec.errors import ModelError
 from curerec.recommender.families import family_of
-from curerec.recommender.units import Branch, Granularity, Place, Units, units_of
+from curerec.recommender.units import Branch, Place, Units, units_of
 
 
 def rank_units(model: Any) -> Units:
@@ -52,6 +52,6 @@ def rank_units(model: Any) -> Units:
         rows = replace(branch, weight=branch.factor, factor=branch.weight, dim=0, transposed=False)
         branches.append(replace(rows, unit=owner))
         names += [f"layers.{layer}.{short}.rank.{r}" for r in range(rank)]
-        places += [Place(layer, short, None)] * rank
+        places += [Place(layer, short, None, projection.block)] * rank
     types = np.asarray([p.module for p in places], dtype=object)
-    return Units(tuple(names), tuple(places), tuple(branches), cast(Granularity, "rank"), types)
+    return Units(tuple(names), tuple(places), tuple(branches), "rank", types)
