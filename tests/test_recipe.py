@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import pytest
 
+from curerec.bench.recipe import load_bench
 from curerec.cli.inputs import recipe_for
 from curerec.config import parse
 from curerec.errors import ConfigError
 from curerec.methods import METHODS
 from curerec.recipe import Recipe
+from curerec.recipes import load_recipe
 from curerec.recommender.bases import make_nano
 from curerec.recommender.storage import load_base
 
@@ -71,3 +73,17 @@ def test_another_base_by_option_leaves_the_small_models_size_behind(tmp_path):
     assert recipe_for(str(sized), "nano", None).model.nano.layers == 3
     other = recipe_for(str(sized), "smollm2-135m", None)
     assert parse(Recipe, other.model_dump(mode="json"), where="card") == other
+
+
+@pytest.mark.parametrize("method", ["pcgrad", "cagrad"])
+def test_other_rules_on_the_same_losses_run_in_the_same_loop(method):
+    """Else a table compares loops: damping and one gradient of all of D_f are worth more than most rules."""
+    recipe = load_recipe("demo")
+    ours, theirs = recipe.cure.update, recipe.config_of(method)
+    fields = type(ours).model_fields
+    assert all(getattr(theirs, name) == getattr(ours, name) for name in fields)
+    bench = load_bench("nano")
+    inside = bench.setting("ml-100k", "nano", ask=bench.requests[0], seed=bench.seeds[0])
+    assert inside.config_of(method).model_dump() == theirs.model_dump()
+    points = bench.search.grids
+    assert points[method] == {k.removeprefix("update."): v for k, v in points["cure"].items()}
