@@ -3,7 +3,8 @@
 The same of the excess: how much nearer on the deleted data than on data that nobody was trained on.
 
 Quantiles of a bootstrap over three or five seeds reject equals two to four times as often as they say: all
-resamples agree as soon as all seeds do. So only the standard error is taken from the bootstrap.
+resamples agree as soon as all seeds do. So the error is that of the scatter over seeds, which has the noise
+of the examples in it, and no smaller than what a bootstrap over examples finds.
 """
 
 from __future__ import annotations
@@ -79,9 +80,10 @@ def compared(
 ) -> Compared | None:
     """The difference of two methods' residuals, or of their excess residuals, with its interval.
 
-    A draw takes seeds with replacement and, within each, examples with replacement; both methods, the floor
-    and the ceiling are taken of the same examples, so what is hard for both cancels. The spread of the draws
-    is the standard error, widened by ``sqrt(S / (S - 1))`` for S seeds, of a t with S - 1 degrees of freedom.
+    The standard error is the larger of two: that of a ratio of means over seeds, and the spread of draws of
+    examples within every seed, where both methods, the floor and the ceiling are taken of the same examples,
+    so that what is hard for both cancels. (Draws of seeds *and* examples would count their noise twice: the
+    scatter of the seeds has it in it.) It is held against a t with one degree of freedom less than seeds.
 
     ``residual = (mean d - mean floor) / (mean ceiling - mean floor)``, means over all drawn seeds: the floor
     of a single seed is one pair of retrains, and its ratio alone may say nothing. Of the excess, each of the
@@ -96,7 +98,8 @@ def compared(
     Returns:
         None with fewer than three seeds in common, or where a resample leaves no distance to forget.
 
-    Source: PROTOCOL section 3; Davison and Hinkley 1997, section 3.8 (two-stage resampling).
+    Source: PROTOCOL section 3; Cochran 1977, section 6.4 (error of a ratio of means); Davison and Hinkley
+    1997, section 3.8 (what resampling at two levels estimates).
     """
     sides = [(yards, ours, theirs, 1), *([(*less, -1)] if less else [])]
     common = sorted(set.intersection(*(set(one) for *parts, _ in sides for one in parts)))
@@ -115,19 +118,18 @@ def compared(
             drawn += sign * (weights @ columns.T / n)
         point.append(means)
         resampled.append(drawn)
-    chosen = rng.integers(0, len(common), (draws, len(common)))
-    gaps = _gap(np.stack(resampled)[chosen, np.arange(draws)[:, None]].mean(1).T)
+    gaps = _gap(np.mean(resampled, 0).T)
     if not np.isfinite(gaps).all():
         return None
-    error = np.std(gaps, ddof=1) * np.sqrt(len(common) / (len(common) - 1))
-    return _told(float(_gap(np.mean(point, 0))), float(error), len(common))
+    return compared_means(point, least_error=float(np.std(gaps, ddof=1)))
 
 
-def compared_means(means: Sequence[np.ndarray]) -> Compared | None:
+def compared_means(means: Sequence[np.ndarray], *, least_error: float = 0.0) -> Compared | None:
     """The same from the means of each seed alone, where answers to single examples were not kept.
 
     Args:
         means: of each seed that both have: [ours, theirs, floor, ceiling], nats.
+        least_error: that the standard error is not to fall below.
 
     Returns:
         None with fewer than three seeds, or where nothing was there to forget.
@@ -142,7 +144,8 @@ def compared_means(means: Sequence[np.ndarray]) -> Compared | None:
         return None
     ours, theirs, floor, ceiling = values.T
     left = (ours - theirs - difference * (ceiling - floor)) / (ceiling - floor).mean()
-    return _told(difference, float(np.std(left, ddof=1) / np.sqrt(len(left))), len(left))
+    error = max(float(np.std(left, ddof=1) / np.sqrt(len(left))), least_error)
+    return _told(difference, error, len(left))
 
 
 def _told(difference: float, error: float, seeds: int) -> Compared:
