@@ -44,10 +44,23 @@ OPTIONS: dict[str, tuple[str, dict[str, Any]]] = {
     "gemma3_text": ("Gemma3", {**_GEMMA, "layer_types": ["sliding_attention", "full_attention"]}),
     "phi": ("Phi", {**_GROUPED, **_DRY, "partial_rotary_factor": 0.5, "qk_layernorm": True}),
     "phi3": ("Phi3", {**_GROUPED, **_DRY}),
+    # SmolLM2-135M's shape: nine heads over three groups, no power of two, embeddings tied.
+    "smollm2": (
+        "Llama",
+        {
+            **_GROUPED,
+            "hidden_size": 36,
+            "num_attention_heads": 9,
+            "num_key_value_heads": 3,
+            "tie_word_embeddings": True,
+        },
+    ),
 }
+#: What Transformers calls a type that goes by another name here.
+MODEL_TYPES = {"smollm2": "llama"}
 TYPES = tuple(OPTIONS)
 #: Types whose layers hold what others' hold: their slowest tests are left to the soak.
-ALIKE = ("mistral", "qwen2", "qwen3", "gemma3_text")
+ALIKE = ("mistral", "qwen2", "qwen3", "gemma3_text", "smollm2")
 
 
 def made_family_model(
@@ -55,7 +68,8 @@ def made_family_model(
 ) -> Any:
     """A random model in float32 and eval mode, weights large enough for logits to move."""
     prefix, options = OPTIONS[model_type]
-    config = transformers.AutoConfig.for_model(model_type, vocab_size=vocabulary, **{**options, **more})
+    known = MODEL_TYPES.get(model_type, model_type)
+    config = transformers.AutoConfig.for_model(known, vocab_size=vocabulary, **{**options, **more})
     assert type(config).__name__.startswith(prefix)
     torch.manual_seed(1)
     model = transformers.AutoModelForCausalLM.from_config(
@@ -66,7 +80,7 @@ def made_family_model(
 
 def family_of_type(model_type: str) -> Any:
     """The family of a model type."""
-    return next(f for f in FAMILIES if model_type in f.model_types)
+    return next(f for f in FAMILIES if MODEL_TYPES.get(model_type, model_type) in f.model_types)
 
 
 def lora_on(model: Any, targets: tuple[str, ...] | None = None, *, r: int = 3) -> Any:
@@ -93,18 +107,22 @@ def subsets(model_type: str) -> list[tuple[str, ...]]:
 
 
 #: Kinds of models by name, see :func:`model_of_kind`: with an adapter on all projections, on some of them,
-#: and of four layers with six heads over two groups, so that some layers are neither first nor last.
+#: of four layers with six heads over two groups, so that some layers are neither first nor last, and with
+#: one key and value head for all.
 WITH_LORA = tuple(f"{t}+lora" for t in TYPES)
 PARTLY = tuple(f"{t}+lora{k}" for t in ("llama", "gpt2") for k in range(3))
 DEEP = ("llama+deep", "gemma2+deep")
+MULTI_QUERY = ("llama+mqa",)
 
 
 def model_of_kind(kind: str, vocabulary: int, **more: Any) -> Any:
-    """A model of ``TYPE``, ``TYPE+lora``, ``TYPE+loraN`` (the N-th of :func:`subsets`) or ``TYPE+deep``."""
+    """A model of ``TYPE``, ``TYPE+lora``, ``TYPE+loraN`` (N-th of :func:`subsets`), ``+deep`` or ``+mqa``."""
     model_type, _, extra = kind.partition("+")
     if extra == "deep":
         more |= {"num_hidden_layers": 4, "num_attention_heads": 6, "num_key_value_heads": 2, "head_dim": 4}
         more |= {"hidden_size": 24}
+    if extra == "mqa":
+        more |= {"num_key_value_heads": 1}
     model = made_family_model(model_type, vocabulary, **more)
     if not extra.startswith("lora"):
         return model

@@ -9,6 +9,8 @@ import pytest
 
 from curerec import inspection
 from curerec.circuits import SCORERS
+from curerec.circuits.adapter import adapter_scores, weight_deltas
+from curerec.circuits.adapter_exact import exact_adapter
 from curerec.circuits.eap_ig import from_eap_ig, to_eap_ig
 from curerec.circuits.edge_patching import edge_patched_margins
 from curerec.circuits.exchange import CircuitFile, Measures, read, write
@@ -17,8 +19,12 @@ from curerec.circuits.patching import patched_margins
 from curerec.circuits.scorers import atp
 from curerec.circuits.selection import JUDGED
 from curerec.circuits.wiring import wiring_of
-from curerec.errors import ConfigError
-from curerec.inspection import InspectConfig, inspect, judge_imported
+from curerec.errors import ConfigError, ModelError
+from curerec.imported import judge_imported
+from curerec.inspection import InspectConfig, inspect
+from curerec.prompts.encoding import Encoder, queries
+from curerec.recommender.storage import load_base
+from curerec.recommender.units import units_of
 from made_recommender import opened, trained
 
 SMALL = InspectConfig(
@@ -72,6 +78,45 @@ def by_hand(made, sets, level):
         runs = edge_patched_margins(model, few.clean, few.corrupt, answers, [nothing, wiring.mask, *masks])
     full, empty, *kept = runs.mean(1)
     return [(k - empty) / (full - empty) for k in kept]
+
+
+@pytest.mark.parametrize(("kind", "granularity"), [("full", "projection"), ("lora", "rank"), ("lora", "row")])
+def test_what_fine_tuning_stored_is_what_the_adapter_scorer_says(folder, kind, granularity, tmp_path):
+    made = opened(trained(folder, kind))
+    config = BARE.model_copy(update={"units": granularity, "unit_prompts": 20, "select": "top:3"})
+    found = inspect(made, config)
+    model = made.recommender.model
+    rng = np.random.default_rng([config.seed, 103])
+    valid = made.split.valid.take(np.sort(rng.permutation(len(made.split.valid))[:20]))
+    encoder = Encoder(
+        made.recommender.tokenizer, made.recommender.template, made.data.titles["title"].to_pylist()
+    )
+    prompts = encoder.encode(queries(made.data, valid))
+    units = units_of(model, granularity)
+    base = load_base(made.base)[0].state_dict() if kind == "full" else {}
+    deltas = weight_deltas(model, base, units)
+    want = adapter_scores(model, prompts, encoder.answers, units, deltas, objective="margin")
+    assert [u.name for u in found.units] == list(units.names)
+    assert (found.units_granularity, found.units_prompts) == (granularity, 20)
+    np.testing.assert_allclose([u.score for u in found.units], want.mean(0), atol=1e-6)
+    assert np.abs(want.mean(0)).max() > 1e-4
+    assert all(u.low <= u.score <= u.high for u in found.units)
+    exact = exact_adapter(model, prompts, encoder.answers, units, deltas, most=30)
+    assert {units.names[k] for k in exact.index} == {u.name for u in found.units if u.exact is not None}
+    of = {u.name: u.exact for u in found.units}
+    for k, value in zip(exact.index, exact.values.mean(0), strict=True):
+        assert of[units.names[k]] == pytest.approx(value, abs=1e-5)
+    write(found, tmp_path / "circuit.json")
+    assert read(tmp_path / "circuit.json").units == found.units
+    again = judge_imported(made, found, config)  # measured anew, not taken over
+    assert [u.name for u in again.units] == [u.name for u in found.units]
+    assert judge_imported(made, found, BARE).units == []
+
+
+def test_rank_one_terms_of_a_recommender_without_an_adapter_are_refused_first(made, monkeypatch):
+    monkeypatch.setattr(inspection, "falling", None)  # nothing is run before
+    with pytest.raises(ModelError, match="no rank-one terms"):
+        inspect(made, BARE.model_copy(update={"units": "rank"}))
 
 
 def test_an_imported_circuit_holds_what_was_measured_here_alone(file, other, tmp_path):

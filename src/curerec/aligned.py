@@ -11,7 +11,7 @@ from curerec.circuits.activations import sites_of
 from curerec.circuits.passes import MOVED
 from curerec.circuits.patching import most_falling, patched_margins
 from curerec.pipeline import Opened
-from curerec.prompts.counterfactual import counterfactual_pairs
+from curerec.prompts.counterfactual import Start, counterfactual_pairs
 from curerec.prompts.encoding import Encoder, Prompts, queries
 from curerec.prompts.others import other_prompts
 from curerec.records import Examples
@@ -39,6 +39,7 @@ def aligned(
     *,
     opposite: bool = True,
     template: str | None = None,
+    start: Start = "item",
     seed: int = 0,
 ) -> Aligned:
     """Counterfactual pairs of examples.
@@ -50,6 +51,7 @@ def aligned(
             (:func:`curerec.prompts.counterfactual.counterfactual_pairs`).
         opposite: of ``prompt``.
         template: in place of the recommender's own.
+        start: of ``history``: where PageRank starts.
         seed: of the draws.
 
     Raises:
@@ -59,7 +61,15 @@ def aligned(
     encoder = Encoder(made.tokenizer, template or made.template, opened.data.titles["title"].to_pylist())
     wanted = queries(opened.data, examples)
     if corruption == "history":
-        pairs = counterfactual_pairs(opened.data, wanted, encoder, opened.split.train.target, seed=seed)
+        pairs = counterfactual_pairs(
+            opened.data,
+            wanted,
+            encoder,
+            opened.split.train.target,
+            start=start,
+            users=opened.data.user_code[examples.target],
+            seed=seed,
+        )
         counts = {
             "asked": len(examples),
             "unaligned": pairs.unaligned,
@@ -81,6 +91,7 @@ def falling(
     *,
     batch_size: int,
     template: str | None = None,
+    start: Start = "item",
     seed: int = 0,
 ) -> Aligned:
     """At most ``n`` pairs whose margin falls: of the history kind the ones that fall most, else as drawn.
@@ -91,7 +102,7 @@ def falling(
     They are in no order: the first of them, which smaller searches take, are not of the first users alone.
 
     Args:
-        opened, corruption, template, seed: as for :func:`aligned`.
+        opened, corruption, template, start, seed: as for :func:`aligned`.
         pool: examples to be corrupted.
         n: pairs.
         batch_size: pairs a pass.
@@ -99,7 +110,7 @@ def falling(
     Raises:
         PromptError: no pair can be made, or none falls.
     """
-    made = aligned(opened, pool, corruption, template=template, seed=seed)
+    made = aligned(opened, pool, corruption, template=template, start=start, seed=seed)
     model, answers = opened.recommender.model, opened.recommender.answers
     most = n if corruption == "history" else len(made.clean)
     everything = set(sites_of(model).names)

@@ -19,10 +19,7 @@ from curerec.circuits.edges import EDGE_SCORERS
 from curerec.circuits.exchange import (
     CircuitFile,
     CompactSet,
-    Edge,
-    Measures,
     NecessarySet,
-    Node,
     Overlap,
     Reads,
     shape_of,
@@ -34,15 +31,18 @@ from curerec.circuits.necessary import necessary
 from curerec.circuits.reading import attention_reading
 from curerec.circuits.selection import JUDGED, halves, selecting
 from curerec.circuits.stability import overlaps
+from curerec.circuits.stored import stored_in_units
 from curerec.circuits.wiring import wiring_of
 from curerec.config import Strict
-from curerec.errors import ModelError, PromptError
+from curerec.errors import PromptError
 from curerec.machine import machine, peak_memory_bytes, versions
 from curerec.pipeline import Opened
 from curerec.progress import Clock
-from curerec.prompts.encoding import Encoder, queries
+from curerec.prompts.counterfactual import Start
+from curerec.prompts.encoding import Encoder, Prompts, queries
 from curerec.prompts.templates import TEMPLATES
 from curerec.recommender import storage
+from curerec.recommender.units import Granularity, units_of
 from curerec.records import Circuit, Examples
 
 Level = Literal["parts", "connections"]
@@ -54,6 +54,7 @@ class InspectConfig(Strict):
     corruption: Corruption = Field(
         "prompt", description="another user's prompt of the same length, or history items by PageRank"
     )
+    start: Start = Field("item", description="of history: where PageRank starts, item or user")
     scorer: str = DEFAULT
     pairs: int = Field(
         128,
@@ -69,6 +70,10 @@ class InspectConfig(Strict):
     test: int = Field(400, ge=0, description="test prompts of the knock-out; 0: none")
     reading: int = Field(128, ge=0, description="prompts whose attention is read; 0: none")
     compact: bool = Field(True, description="also look for the fewest parts that carry the answer together")
+    units: Granularity | None = Field(
+        None, description="also what fine-tuning stored in each update unit of this size; none: left out"
+    )
+    unit_prompts: int = Field(128, gt=1, description="validation prompts that units are scored on")
     variants: int = Field(48, ge=0, description="pairs of each other seed, template, scorer; 0: none")
     draws: int = Field(200, gt=1, description="bootstrap resamples")
     batch_size: int = Field(32, gt=0)
@@ -96,11 +101,14 @@ def inspect(
     Raises:
         PromptError: pairs cannot be made, or none moves the answer.
         ConfigError: unknown scorer, or way to select.
+        ModelError: rank-one terms of a recommender without an adapter.
     """
     config, clock = config or InspectConfig(), clock or Clock()
+    model, answers = opened.recommender.model, opened.recommender.answers
     for way in (config.select, config.select_edges):
         selecting(way)  # refused before anything is run
-    model, answers = opened.recommender.model, opened.recommender.answers
+    if config.units:
+        units_of(model, config.units)  # likewise
     rng = np.random.default_rng([config.seed, 97])
 
     def drawn(part: Examples, n: int) -> Examples:
@@ -110,7 +118,7 @@ def inspect(
         pool = drawn(opened.split.valid, config.pool)
         # Pairs by PageRank are the ones that fall most, so that more of them are others.
         more = config.edges_most if config.edges and config.corruption == "prompt" else 0
-        of_edges = _falling(opened, pool, config, max(config.pairs, more), seed=config.seed)
+        of_edges = falling_pairs(opened, pool, config, max(config.pairs, more), seed=config.seed)
         pairs = of_edges.take(np.arange(min(config.pairs, len(of_edges.clean))))
     with clock.stage("circuit"):
         options = _options(opened, config.scorer)
@@ -161,7 +169,7 @@ def inspect(
                 curve=list(found_fewest.curve),
             )
     found: dict[str, Any] = {
-        "about": _about(opened, config),
+        "about": about(opened, config),
         "compact": fewest,
         "corruption": config.corruption,
         "cost": {**file.cost, "process_peak_bytes": peak_memory_bytes()},
@@ -178,21 +186,48 @@ def inspect(
     reads: dict[str, Reads] = {}
     if config.reading:
         with clock.stage("what heads read"):
-            made = opened.recommender
-            encoder = Encoder(made.tokenizer, made.template, opened.data.titles["title"].to_pylist())
-            sample = encoder.encode(queries(opened.data, drawn(opened.split.valid, config.reading)))
+            sample = _encoded(opened, drawn(opened.split.valid, config.reading))
             claims = attention_reading(model, sample, answers).claims(draws=config.draws, seed=config.seed)
             reads = {c.pop("head"): Reads(**c) for c in claims}
     nodes = [
         n.model_copy(update={"groups": dict((groups or {}).get(n.name, {})), "reads": reads.get(n.name)})
         for n in file.nodes
     ]
+    if config.units:
+        with clock.stage("what fine-tuning stored"):
+            found |= stored(opened, config)
     found["cost"] = {**found["cost"], "time_s": clock.total_s}
     return file.model_copy(update={**found, "nodes": nodes})
 
 
-def _falling(opened: Opened, pool: Examples, config: InspectConfig, n: int, **how: Any) -> Aligned:
-    return falling(opened, pool, config.corruption, n, batch_size=config.batch_size, **how)
+def falling_pairs(opened: Opened, pool: Examples, config: InspectConfig, n: int, **how: Any) -> Aligned:
+    return falling(
+        opened, pool, config.corruption, n, batch_size=config.batch_size, start=config.start, **how
+    )
+
+
+def _encoded(opened: Opened, part: Examples) -> Prompts:
+    made = opened.recommender
+    encoder = Encoder(made.tokenizer, made.template, opened.data.titles["title"].to_pylist())
+    return encoder.encode(queries(opened.data, part))
+
+
+def stored(opened: Opened, config: InspectConfig) -> dict[str, Any]:
+    """Scores of update units, on validation prompts drawn apart: nothing else depends on the option."""
+    assert config.units is not None
+    rng, valid = np.random.default_rng([config.seed, 103]), opened.split.valid
+    prompts = _encoded(opened, valid.take(np.sort(rng.permutation(len(valid))[: config.unit_prompts])))
+    units = stored_in_units(
+        opened.recommender.model,
+        prompts,
+        opened.recommender.answers,
+        config.units,
+        **_options(opened, "adapter"),
+        draws=config.draws,
+        batch_size=config.batch_size,
+        seed=config.seed,
+    )
+    return {"units": units, "units_granularity": config.units, "units_prompts": len(prompts)}
 
 
 def _options(opened: Opened, scorer: str) -> dict[str, Any]:
@@ -215,7 +250,7 @@ def _knocked_out(
 
     Partners have any label, so the floor is chance.
     """
-    test = aligned(opened, examples, config.corruption, opposite=False, seed=config.seed)
+    test = aligned(opened, examples, config.corruption, opposite=False, start=config.start, seed=config.seed)
     label = test.clean.label
     if len(np.unique(label)) < 2:
         return {}
@@ -269,7 +304,7 @@ def _variants(opened: Opened, config: InspectConfig, pool: Examples, granularity
     model, answers = opened.recommender.model, opened.recommender.answers
 
     def found(scorer: str, seed: int, template: str | None = None, trust: bool = True) -> Circuit:
-        pairs = _falling(opened, pool, config, config.variants, template=template, seed=seed)
+        pairs = falling_pairs(opened, pool, config, config.variants, template=template, seed=seed)
         return find_core(
             model,
             pairs.clean,
@@ -310,7 +345,7 @@ def _variants(opened: Opened, config: InspectConfig, pool: Examples, granularity
     return out
 
 
-def _about(opened: Opened, config: InspectConfig) -> dict[str, str | int | float | None]:
+def about(opened: Opened, config: InspectConfig) -> dict[str, str | int | float | None]:
     made, where = opened.recommender, machine()
     return {
         "data": opened.data.name,
@@ -320,76 +355,9 @@ def _about(opened: Opened, config: InspectConfig) -> dict[str, str | int | float
         "weights_sha256": made.card.get("weights_sha256"),
         "seed": config.seed,
         "faithfulness_asked": config.faithfulness if config.select == "faithful" else None,
+        "pagerank_from": config.start if config.corruption == "history" else None,
         "select": config.select,
         "select_connections": config.select_edges if config.edges else None,
         **{f"version_{k}": v for k, v in versions().items()},
         **{k: str(v) for k, v in where.items()},
     }
-
-
-def judge_imported(opened: Opened, file: CircuitFile, config: InspectConfig | None = None) -> CircuitFile:
-    """An imported circuit, with what its parts and its connections carry in this recommender.
-
-    Measured are faithfulness and completeness of both, on pairs of validation prompts that had no say in the
-    choice. Of the file only the circuit itself is kept, with the scores and the order that it was chosen by;
-    what else was measured there was measured of another model, and is left out.
-
-    Args:
-        opened: the recommender.
-        file: from :func:`curerec.circuits.eap_ig.from_eap_ig` or ``exchange.read``.
-        config: sizes, seed, corruption.
-
-    Raises:
-        ModelError: the circuit is of another model.
-        PromptError: pairs cannot be made, or none moves the answer.
-    """
-    config = config or InspectConfig()
-    model, answers = opened.recommender.model, opened.recommender.answers
-    wiring = wiring_of(model)
-    names = wiring.sources[1:]
-    if shape_of(wiring, model.config.hidden_size) != file.shape or {n.name for n in file.nodes} != set(names):
-        raise ModelError(
-            "is of a model of another shape",
-            where="circuit",
-            mend="Give the recommender that it was found in, and its number of key/value heads",
-        )
-    rng = np.random.default_rng([config.seed, 97])
-    pool = opened.split.valid.take(np.sort(rng.permutation(len(opened.split.valid))[: config.pool]))
-    pairs = _falling(opened, pool, config, config.pairs, seed=config.seed)
-
-    def measured(judge: Judge, total: int, core: set[int]) -> Measures:
-        f = Faithfulness(judge, total)
-        kept, without = f.of([core, f.complement(core)])
-        return Measures(faithfulness=float(kept), completeness=1 - float(without))
-
-    judge = judge_modules(model, pairs.clean, pairs.corrupt, answers, names, batch_size=config.batch_size)
-    inside = {n.name for n in file.nodes if n.in_graph}
-    of_nodes = measured(judge, len(names), {k for k, name in enumerate(names) if name in inside})
-    of_edges, chosen = None, {(e.source, e.reader) for e in file.edges if e.in_graph}
-    if chosen:
-        few = pairs.take(np.arange(min(len(pairs.clean), JUDGED)))
-        judge = judge_edges(model, few.clean, few.corrupt, answers, batch_size=config.batch_size)
-        source, reader = np.nonzero(wiring.mask)
-        joined = [(wiring.sources[s], wiring.readers[r]) for s, r in zip(source, reader, strict=True)]
-        of_edges = measured(judge, len(joined), {k for k, pair in enumerate(joined) if pair in chosen})
-    return CircuitFile(
-        shape=file.shape,
-        scorer=file.scorer,
-        granularity=file.granularity,
-        nodes=[Node(name=n.name, score=n.score, in_graph=n.in_graph, rank=n.rank) for n in file.nodes],
-        nodes_measured=of_nodes,
-        edges=[
-            Edge(source=e.source, reader=e.reader, score=e.score, in_graph=e.in_graph) for e in file.edges
-        ],
-        edges_scorer=file.edges_scorer,
-        edges_granularity=file.edges_granularity,
-        edges_measured=of_edges,
-        about={**_about(opened, config), "faithfulness_asked": None, "select": "imported"},
-        corruption=config.corruption,
-        pairs={**pairs.counts, "kept": len(pairs.clean)},
-        notes=[
-            "imported: which parts and connections are in the circuit, their scores and their order are the "
-            "file's; what they keep of the margin was measured on this recommender. All else that the file "
-            "may have held was measured elsewhere and is left out"
-        ],
-    )

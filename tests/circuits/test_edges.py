@@ -16,7 +16,16 @@ from curerec.circuits.scorers import atp, atp_ig, relp
 from curerec.circuits.wiring import NormAt, weight_of, wiring_of
 from curerec.errors import ConfigError
 from made_double import doubled
-from made_families import DEEP, PARTLY, TYPES, WITH_LORA, in_double, made_family_model, model_of_kind
+from made_families import (
+    DEEP,
+    MULTI_QUERY,
+    PARTLY,
+    TYPES,
+    WITH_LORA,
+    in_double,
+    made_family_model,
+    model_of_kind,
+)
 from made_models import made_model, made_prompts, other_titles, with_lora
 
 CLEAN, ENCODER = made_prompts(4)
@@ -26,7 +35,7 @@ NODES = {"atp": atp.score, "atp_ig": atp_ig.score, "relp": relp.score}
 LLAMA = made_model(WORDS)
 
 
-KINDS = [*TYPES, *WITH_LORA, *PARTLY, *DEEP]
+KINDS = [*TYPES, *WITH_LORA, *PARTLY, *DEEP, *MULTI_QUERY]
 
 
 @pytest.mark.parametrize("scorer", EDGE_SCORERS)

@@ -24,6 +24,7 @@ from curerec.recommender.units import units_of
 from made_families import (
     ALIKE,
     DEEP,
+    MULTI_QUERY,
     PARTLY,
     TYPES,
     WITH_LORA,
@@ -60,7 +61,7 @@ def close(got, want, floor):
     np.testing.assert_allclose(got, want, rtol=1e-6, atol=1e-6 * floor * scale)
 
 
-@pytest.mark.parametrize("kind", [*TYPES, *WITH_LORA, *PARTLY, *DEEP])
+@pytest.mark.parametrize("kind", [*TYPES, *WITH_LORA, *PARTLY, *DEEP, *MULTI_QUERY])
 def test_node_scores_against_central_differences(kind):
     """d/de of the margin with the module at a + e (a' - a), for every head and MLP."""
     model = model_of_kind(kind, WORDS)
@@ -177,7 +178,7 @@ def test_units_share_out_the_whole_of_the_change(model_type, which):
 @pytest.mark.parametrize(
     ("kind", "state"),
     [
-        *((kind, "sdpa") for kind in (*TYPES, *WITH_LORA, *PARTLY, *DEEP)),
+        *((kind, "sdpa") for kind in (*TYPES, *WITH_LORA, *PARTLY, *DEEP, *MULTI_QUERY)),
         *((kind, "merged") for kind in WITH_LORA),
         *((kind, "eager") for kind in TYPES),
     ],
@@ -317,7 +318,7 @@ def test_half_precision_ranks_the_modules_alike(model_type):
     options |= {"n_inner": 128} if model_type == "gpt2" else {"intermediate_size": 128}
     if model_type == "gemma3_text":
         options |= {"layer_types": ["sliding_attention", "full_attention"] * 2}
-    if model_type in ("llama", "qwen2", "phi", "phi3"):
+    if model_type in ("llama", "qwen2", "phi", "phi3", "smollm2"):
         options |= {"num_key_value_heads": 4}
     clean, encoder = made_prompts(24)
     corrupt = other_titles(clean, WORDS)

@@ -14,9 +14,9 @@ import pytest
 import torch
 
 from curerec.circuits.edges import edge_scores
-from curerec.circuits.scorers import atp
+from curerec.circuits.scorers import atp, atp_ig
 from curerec.circuits.wiring import wiring_of
-from made_families import made_family_model
+from made_families import LAYERS, made_family_model
 from made_models import made_prompts, other_titles
 
 pytestmark = [
@@ -51,8 +51,11 @@ def bridged(model):
     return out.eval()
 
 
-def watched(bridge, ids, label, *, layers):
-    """Activations (with gradients of the margin) at the hooks that nodes write at and edges read at."""
+def watched(bridge, ids, label, *, layers, embedding=None):
+    """Activations (with gradients of the margin) at the hooks that nodes write at and edges read at.
+
+    ``embedding`` takes the place of what the first layer reads, where it is given.
+    """
     names = ["blocks.0.hook_resid_pre", f"blocks.{layers - 1}.hook_resid_post"]
     for k in range(layers):
         names += [f"blocks.{k}.hook_{n}" for n in ("q_input", "k_input", "v_input", "mlp_in", "mlp_out")]
@@ -63,6 +66,8 @@ def watched(bridge, ids, label, *, layers):
         def keep(x, hook):
             # A copy: its hook_mlp_in hands on the residual stream itself, with the gradient of all readers.
             x = x.clone()
+            if embedding is not None and name == "blocks.0.hook_resid_pre":
+                x = embedding.clone().requires_grad_()
             if x.requires_grad:
                 x.retain_grad()
             seen[name] = x
@@ -80,17 +85,46 @@ def watched(bridge, ids, label, *, layers):
     return seen, float(m.detach())
 
 
+def slopes(bridge, ids, label, clean, corrupt, *, layers, steps):
+    """Gradients at the clean prompt, or their mean over midpoints from the corrupt to the clean embedding."""
+    if not steps:
+        return {name: x.grad for name, x in clean.items()}
+    ends = [x["blocks.0.hook_resid_pre"].detach() for x in (corrupt, clean)]
+    total = {}
+    for k in range(steps):
+        between = torch.lerp(*ends, (k + 0.5) / steps)
+        found, _ = watched(bridge, ids, label, layers=layers, embedding=between)
+        for name, x in found.items():
+            total[name] = total.get(name, 0) + x.grad / steps
+    return total
+
+
 def by_head(x, n_heads):
     return x if x.ndim == 4 else x.unflatten(-1, (n_heads, -1))
 
 
-@pytest.mark.parametrize("model_type", ["gpt2", "llama", "qwen2"])
-def test_nodes_and_edges(model_type):
-    model = made_family_model(model_type, WORDS)
+CASES = [
+    *(pytest.param(t, LAYERS, 0, id=t) for t in ("gpt2", "llama", "qwen2")),
+    pytest.param("llama", 3, 0, id="three layers"),
+    pytest.param("smollm2", LAYERS, 0, id="nine heads over three groups"),
+    pytest.param("llama", LAYERS, 3, id="atp_ig"),
+    pytest.param("gpt2", 3, 2, id="atp_ig, three layers, fused"),
+]
+
+
+@pytest.mark.parametrize(("model_type", "layers", "steps"), CASES)
+def test_nodes_and_edges(model_type, layers, steps):
+    """``steps`` points between the embeddings of ``atp_ig``; 0: ``atp``, the gradient at the clean prompt."""
+    model = made_family_model(model_type, WORDS, num_hidden_layers=layers)
     wiring = wiring_of(model)
-    nodes = atp.score(model, CLEAN, CORRUPT, ANSWERS)
-    edges = edge_scores(model, CLEAN, CORRUPT, ANSWERS)
-    bridge, layers = bridged(model), len(wiring.layers)
+    pairs = (model, CLEAN, CORRUPT, ANSWERS)
+    if steps:
+        nodes = atp_ig.score(*pairs, steps=steps)
+        edges = edge_scores(*pairs, scorer="atp_ig", steps=steps)
+    else:
+        nodes, edges = atp.score(*pairs), edge_scores(*pairs)
+    bridge = bridged(model)
+    assert len(wiring.layers) == layers
     column = {name: k for k, name in enumerate(edges.names)}
     compared = set()
     for n in range(len(CLEAN)):
@@ -106,25 +140,24 @@ def test_nodes_and_edges(model_type):
             assert float(got) == pytest.approx(float(want), abs=1e-5 * scale)
 
         gap = {k: (corrupt[k] - clean[k]).detach() for k in clean}
+        grads = slopes(bridge, ids[0], label, clean, corrupt, layers=layers, steps=steps)
         writes = {"input": gap["blocks.0.hook_resid_pre"]}
         for k in range(layers):
             z = f"blocks.{k}.attn.hook_z"
-            per_head = (by_head(gap[z], wiring.n_heads) * by_head(clean[z].grad, wiring.n_heads)).sum(
-                (0, 1, 3)
-            )
+            per_head = (by_head(gap[z], wiring.n_heads) * by_head(grads[z], wiring.n_heads)).sum((0, 1, 3))
             for h in range(wiring.n_heads):
                 name = f"layers.{k}.head.{h}"
                 near(nodes.values[n, nodes.names.index(name)], per_head[h])
                 writes[name] = gap[f"blocks.{k}.attn.hook_result"][:, :, h]
             out = f"blocks.{k}.hook_mlp_out"
             name = f"layers.{k}.mlp"
-            near(nodes.values[n, nodes.names.index(name)], (gap[out] * clean[out].grad).sum())
+            near(nodes.values[n, nodes.names.index(name)], (gap[out] * grads[out]).sum())
             writes[name] = gap[out]
-        reads = {"logits": clean[f"blocks.{layers - 1}.hook_resid_post"].grad}
+        reads = {"logits": grads[f"blocks.{layers - 1}.hook_resid_post"]}
         for k in range(layers):
-            reads[f"layers.{k}.mlp"] = clean[f"blocks.{k}.hook_mlp_in"].grad
+            reads[f"layers.{k}.mlp"] = grads[f"blocks.{k}.hook_mlp_in"]
             for kind in "qkv":
-                grad = clean[f"blocks.{k}.hook_{kind}_input"].grad
+                grad = grads[f"blocks.{k}.hook_{kind}_input"]
                 heads = wiring.n_heads if kind == "q" else wiring.n_kv
                 # Where heads share keys and values it may give each its own copy: a group is their sum.
                 grad = grad.unflatten(2, (heads, -1)).sum(3)

@@ -147,10 +147,18 @@ def test_a_circuit_of_a_size_asked_for(made_path, tmp_path):
 def test_history_counterfactuals_and_lora(made_path, tmp_path):
     result = curerec(
         "circuit", "--recommender", made_path.lora, "--data", made_path.data, "--out", tmp_path / "lora",
-        "--corruption", "history", "--pairs", 8, "--edges", 0, "--test", 0, "--reading", 0, "--variants", 0,
+        "--corruption", "history", "--start", "user", "--units", "rank", "--pairs", 8, "--edges", 0,
+        "--test", 0, "--reading", 0, "--variants", 0,
     )  # fmt: skip
     assert result.code == 0, result
     raw = json.loads((tmp_path / "lora" / "circuit.json").read_text())
+    assert len(raw["units"]) == 2 * 7 * 4 and raw["units_granularity"] == "rank" and raw["version"] == 5
+    (said,) = re.findall(r"fine-tuning stored most in \(of \d+ units\): (.*)", result.out)
+    largest = sorted(raw["units"], key=lambda u: -abs(u["score"]))[:3]
+    assert re.findall(r"layers\.\S+", said) == [u["name"] for u in largest]
+    page = (tmp_path / "lora" / "circuit.html").read_text()
+    assert "What fine-tuning stored where" in page and ", rank " in page
+    assert raw["about"]["pagerank_from"] == "user"
     assert raw["corruption"] == "history" and raw["edges"] == [] and raw["matters"] == {}
 
 
@@ -162,6 +170,11 @@ def test_what_cannot_be_done_is_refused(made_path, tmp_path, out):
     refused(curerec("circuit", *read_from, *to, "--corruption", "none"), "corruption")
     refused(curerec("circuit", *read_from, *to, "--select", "top:0"), "top:0", "threshold:X")
     refused(curerec("circuit", *read_from, "--out", made_path.full), "holds")
+    refused(curerec("circuit", *read_from, *to, "--units", "column"), "units", "projection")
+    refused(curerec("circuit", *read_from, *to, "--units", "rank"), "no rank-one terms")
+    refused(curerec("circuit", *read_from, *to, "--start", "user"), "--start", "--corruption history")
+    alone = ("circuit", "--import", out / "circuit.json", *to, "--units", "row")
+    refused(curerec(*alone), "needs the recommender", "Give --recommender")
     (tmp_path / "bad.json").write_text("[1]")
     refused(curerec("circuit", "--import", tmp_path / "bad.json", *to), "JSON")
     other = json.loads((out / "circuit.json").read_text())

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from curerec.data.graph import liked_graph, personalised_pagerank
+from curerec.data.graph import RESTART, liked_graph, personalised_pagerank
 from curerec.data.splits import examples, per_user_split
 from curerec.errors import PromptError
 from curerec.prompts.counterfactual import counterfactual_pairs
@@ -86,6 +86,42 @@ def test_the_items_that_argue_most_for_the_label_go_first():
         best += near[n, one.clean.history[n, k]] * (1 if one.clean.label[n] else -1) == rank.max()
     # `replace=1` looks at the best item alone: without a replacement for it the query is left out.
     assert best == len(one) and len(one) + one.unaligned == len(QUERIES)
+
+
+def dense_pagerank(starts):
+    """(1 - a)-walk with restart a as a linear system, solved directly: float64 [starts, nodes]."""
+    walk = liked_graph(DATA, ROWS).toarray()
+    n = len(walk)
+    # What reaches a node without edges returns to the start: the row is scaled to sum to 1.
+    rank = RESTART * np.linalg.solve(np.eye(n) - (1 - RESTART) * walk.T, np.eye(n)[:, starts]).T
+    return rank / rank.sum(1, keepdims=True)
+
+
+@pytest.mark.parametrize("start", ["item", "user"])
+def test_near_is_by_pagerank_from_where_it_was_asked_to_start(start):
+    """Against a dense solve: who goes is the most telling like, and what comes in is on the other side."""
+    users = DATA.user_code[SPLIT.valid.target[:60]]
+    one = counterfactual_pairs(DATA, QUERIES, ENCODER, ROWS, deciles=1, replace=1, start=start, users=users)
+    nodes = {"item": one.clean.candidate + len(DATA.users), "user": users[one.index]}[start]
+    near = dense_pagerank(nodes)[:, len(DATA.users) :]
+    for n in range(len(one)):
+        (k,) = np.flatnonzero(one.clean.history[n] != one.corrupt.history[n])
+        liked = np.flatnonzero(one.clean.rating[n] >= 4)
+        sign = 1 if one.clean.label[n] else -1
+        rank = sign * near[n]
+        assert rank[one.clean.history[n, k]] == pytest.approx(rank[one.clean.history[n, liked]].max())
+        assert rank[one.corrupt.history[n, k]] < rank[one.clean.history[n, k]]
+    assert len(one) > 20 and 0 < one.clean.label.sum() < len(one)
+
+
+def test_the_user_and_the_candidate_lead_to_other_counterfactuals():
+    users = DATA.user_code[SPLIT.valid.target[:60]]
+    other = counterfactual_pairs(DATA, QUERIES, ENCODER, ROWS, deciles=3, start="user", users=users)
+    same = [k for k in other.index if k in PAIRS.index]
+    ours, theirs = ({k: p.corrupt.history[n].tolist() for n, k in enumerate(p.index)} for p in (PAIRS, other))
+    assert any(ours[k] != theirs[k] for k in same)
+    with pytest.raises(PromptError, match=r"needs the user.*user_code"):
+        counterfactual_pairs(DATA, QUERIES, ENCODER, ROWS, start="user")
 
 
 def test_the_seed_decides():

@@ -50,7 +50,7 @@ def test_padding_on_the_left_and_other_embeddings(model_type):
     with torch.no_grad():
         torch.testing.assert_close(*both(model, ids, last, mask=mask), atol=1e-5, rtol=1e-5)
         ids, last = to_batch(PROMPTS, np.arange(9), CPU)
-        embeds = torch.randn(*ids.shape, 16)
+        embeds = torch.randn(*ids.shape, model.config.hidden_size)
         torch.testing.assert_close(*both(model, ids, last, inputs_embeds=embeds), atol=1e-5, rtol=1e-5)
 
 

@@ -13,7 +13,7 @@ from made_models import made_model, made_prompts, with_lora
 
 PROMPTS, ENCODER = made_prompts(12)
 WORDS = len(ENCODER.tokenizer)
-BY_TOKEN = {"llama", "mistral", "qwen2", "qwen3", "gemma2", "gemma3_text"}
+BY_TOKEN = {"llama", "smollm2", "mistral", "qwen2", "qwen3", "gemma2", "gemma3_text"}
 
 
 @pytest.fixture(autouse=True)

@@ -129,7 +129,8 @@ def test_zeroing_a_heads_values_silences_that_head_alone(kind):
     units = units_of(model, "row")
     family = family_of(model)
     sites = sites_of(model)
-    width, share = family.heads(model)[2], HEADS // family.heads(model)[1]
+    heads, groups, width = family.heads(model)
+    share = heads // groups
     member = {f"layers.0.v_proj.row.{r}" for r in range(width, 2 * width)}  # of the second group
     chosen = np.asarray([name in member for name in units.names])
     with torch.no_grad():
@@ -140,7 +141,7 @@ def test_zeroing_a_heads_values_silences_that_head_alone(kind):
         with recording(sites) as seen:
             model(torch.randint(0, WORDS, (2, 7)))
     size = sites.per_head(seen["layers.0.attn"]).abs().amax((0, 1, 3))
-    assert (size == 0).tolist() == [h // share == 1 for h in range(HEADS)]
+    assert (size == 0).tolist() == [h // share == 1 for h in range(heads)]
 
 
 def test_norms_know_whether_they_serve_heads_or_mlp():

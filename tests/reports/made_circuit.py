@@ -89,6 +89,12 @@ def made_circuit(*, layers: int = 2, heads: int = 4, seed: int = 0) -> dict[str,
              "total": len(edges), "lost": 0.91, "curve": [[1, 0.5], [2, 0.91]], "matters": matters},
         ],
         "overlaps": [{"over": "seeds", "names": ["0", "1"], "matrix": [[1.0, 0.8], [0.8, 1.0]], "mean": 0.8}],
+        "units": [
+            {"name": name, "score": s, "low": s - 0.1, "high": s + 0.1, "exact": s + 0.01}
+            for name, s in (("layers.0.q_proj.row.5", -0.4), ("embed_tokens.row.7", 0.2), ("norm", -0.01))
+        ],
+        "units_granularity": "row",
+        "units_prompts": 128,
         "pairs": {"asked": 400, "unaligned": 8, "made": 392, "fell": 96, "kept": 96, "judged": 48,
                   "moved": 350, "flipped": 127},
         "cost": {"forward_equivalents": 12.0, "edges_forward_equivalents": 12.0, "time_s": 84.0,

@@ -40,6 +40,20 @@ def test_how_connections_were_chosen_is_said():
     assert "Pairs they were scored on" not in render_circuit(bare)
 
 
+def test_update_units_are_a_table_of_the_largest_thirty():
+    file = made_circuit()
+    page = " ".join(render_circuit(file).split())
+    assert "What fine-tuning stored where" in page and "Layer 0, q_proj, row 5" in page
+    assert "3 update units (single rows of weights)" in page and "128 validation prompts" in page
+    rows = [{"name": f"layers.0.q_proj.row.{k}", "score": (-1) ** k * k / 100, "low": None, "high": None,
+             "exact": None} for k in range(50)]  # fmt: skip
+    table = say.unit_table(rows, 30)
+    assert len(table.rows) == 30 and table.rows[0][0] == "Layer 0, q_proj, row 49"
+    assert table.rows[-1][0] == "Layer 0, q_proj, row 20" and table.rows[0][2] == "–"
+    without = made_circuit() | {"units": [], "units_granularity": None, "units_prompts": None}
+    assert "What fine-tuning stored" not in render_circuit(without)
+
+
 def test_its_own_script_is_the_only_one_allowed():
     page = render_circuit(made_circuit())
     scripts = re.findall(r"<script(?P<a>[^>]*)>(?P<b>.*?)</script>", page, re.S)
@@ -56,7 +70,7 @@ def test_text_of_a_file_cannot_end_an_element():
     attack = "</script></svg><script>alert(1)</script><img src=x onerror=alert(1)>"
     file["notes"] = [attack]
     file["about"]["base"] = file["scorer"] = attack
-    file["nodes"][0]["name"] = attack
+    file["nodes"][0]["name"] = file["units"][0]["name"] = file["units_granularity"] = attack
     page = render_circuit(file)
     assert page.count("<script") == 2 and "<img" not in page
 

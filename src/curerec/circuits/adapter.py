@@ -18,6 +18,7 @@ from curerec.recommender.score import answer_logits, device_of, to_batch, wide
 from curerec.recommender.units import Branch, Units
 
 Deltas = dict[str, torch.Tensor]
+Objective = Literal["loss", "margin"]
 
 
 def weight_deltas(model: Any, base: Any, units: Units) -> Deltas:
@@ -44,7 +45,7 @@ def adapter_scores(
     deltas: Deltas,
     *,
     batch_size: int = 128,
-    objective: Literal["loss", "margin"] = "loss",
+    objective: Objective = "loss",
     cost: Cost | None = None,
 ) -> Float[np.ndarray, "n units"]:
     """First-order rise of each example's cross-entropy if a unit's change by fine-tuning were removed.
@@ -72,6 +73,7 @@ def adapter_scores(
         ModelError: a single prompt does not fit in memory.
 
     Source: METHOD section 3, scorer ``adapter``.
+    Related: :func:`curerec.circuits.adapter_exact.exact_adapter`, which measures it.
     """
     device = device_of(model)
     kind = wide(next(model.parameters()).detach().flatten()[:1]).dtype

@@ -132,12 +132,27 @@ class CompactSet(_Strict):
     matters: dict[str, Number] = {}
 
 
+class UnitScore(_Strict):
+    """An update unit: what fine-tuning stored in it is worth; see :mod:`curerec.circuits.stored`.
+
+    ``score`` is the first-order change of the margin (logits) if the unit's change were removed, with its
+    bootstrap interval; ``exact`` the measured one, of the largest units.
+    """
+
+    name: str
+    score: Number = None
+    low: Number = None
+    high: Number = None
+    exact: Number = None
+
+
 class CircuitFile(_Strict):
     """Contents of ``circuit.json``: means and measures, no example and no name of a user.
 
     ``matters`` holds the test AUC of the whole model (``auc``), with all of it patched (``auc_floor``), with
     the circuit alone (``auc_kept``), without it (``auc_without``) and without random sets of its size
     (``auc_random``, ``_low``, ``_high``); ``margin_kept`` is the faithfulness on the same prompts.
+    ``units`` are there where they were asked for, of ``units_granularity``, scored on ``units_prompts``.
     """
 
     format: Literal["curerec-circuit"] = "curerec-circuit"
@@ -162,6 +177,9 @@ class CircuitFile(_Strict):
     compact: CompactSet | None = None
     necessary: list[NecessarySet] = []
     overlaps: list[Overlap] = []
+    units: list[UnitScore] = []
+    units_granularity: str | None = None
+    units_prompts: int | None = None
     pairs: dict[str, int] = {}
     cost: dict[str, Number] = {}
     notes: list[str] = []

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from curerec.circuits.edge_patching import edge_patched_margins
-from curerec.circuits.passes import MOVED, Cost
+from curerec.circuits.passes import MOVED, READ_NOTHING, Cost
 from curerec.circuits.patching import patched_margins
 from curerec.circuits.wiring import wiring_of
 from curerec.errors import PromptError
@@ -152,11 +152,9 @@ class Faithfulness:
         self.judge, self.total = judge, total
         self.full, self.empty = judge([range(total), ()])
         if why := undefined(self.full, self.empty):
-            raise PromptError(
-                why,
-                where="circuit",
-                mend="Use pairs whose margin falls (curerec.circuits.patching.moving_pairs), or more of them",
-            )
+            still = not (np.abs(self.full - self.empty) > MOVED).any()
+            fall = "Use pairs whose margin falls (curerec.circuits.patching.moving_pairs), or more of them"
+            raise PromptError(why, where="circuit", mend=READ_NOTHING if still else fall)
 
     def of(self, sets: Sequence[Collection[int]]) -> np.ndarray:
         """f of each set of kept elements, float64 [sets]."""

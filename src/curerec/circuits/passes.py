@@ -19,6 +19,12 @@ from curerec.recommender.memory import keep_freed
 from curerec.recommender.score import by_length, device_of, to_batch
 
 MOVED = 1e-3  # logits: a smaller change of the margin is rounding
+#: How to mend pairs that say nothing, for whoever runs a method or the command.
+READ_NOTHING = (
+    "The recommender hardly reads what the counterfactuals alter: train it for longer or on more data, or "
+    "let more pairs be made to choose from (pair_pool of the method cure; --pairs and --corruption of "
+    "curerec circuit)"
+)
 #: What torch says where the C library has no memory to give: a CPU's allocator raises a plain RuntimeError.
 _NO_MEMORY = ("not enough memory", "can't allocate memory", "cannot allocate memory")
 

@@ -10,7 +10,16 @@ import numpy as np
 import torch
 
 from curerec.circuits.activations import layer_of, patching, recording, sites_of
-from curerec.circuits.passes import Cost, PairBatch, at_answer, each_batch, frozen, margin, numpy_type
+from curerec.circuits.passes import (
+    READ_NOTHING,
+    Cost,
+    PairBatch,
+    at_answer,
+    each_batch,
+    frozen,
+    margin,
+    numpy_type,
+)
 from curerec.circuits.scorers import atp as atp_scorer
 from curerec.errors import PromptError
 from curerec.prompts.encoding import Prompts
@@ -171,7 +180,7 @@ def moving_pairs(
     only ones that fall.
 
     Raises:
-        PromptError: no pair's margin falls.
+        PromptError: fewer than two pairs' margins fall.
 
     Source: METHOD section 2 ("keep pairs whose metric moves").
     """
@@ -193,8 +202,8 @@ def most_falling(fall: np.ndarray, keep: int) -> np.ndarray:
     best = np.sort(best[fall[best] > 0])
     if len(best) < 2:
         raise PromptError(
-            "no corrupted prompt lowers the margin",
+            f"{len(best) or 'none'} of {len(fall)} corrupted prompts lowers the margin, and two must",
             where="counterfactuals",
-            mend="The model does not read the history; use more pairs or another recommender",
+            mend=READ_NOTHING,
         )
     return best

@@ -34,6 +34,12 @@ def circuit(
         str,
         typer.Option("--corruption", help="prompt (another user's) or history (items by PageRank)."),
     ] = "prompt",
+    start: Annotated[
+        str | None,
+        typer.Option(
+            "--start", help="Of --corruption history: where PageRank starts, item (the candidate) or user."
+        ),
+    ] = None,
     select: Annotated[
         str,
         typer.Option(
@@ -68,6 +74,14 @@ def circuit(
             "--variants", min=0, help="Pairs of each other seed, template and scorer; 0: leave them out."
         ),
     ] = 48,
+    units: Annotated[
+        str | None,
+        typer.Option(
+            "--units",
+            help="Also score what fine-tuning stored in each projection, row, rank (rank-one term of an "
+            "adapter) or head_mlp.",
+        ),
+    ] = None,
     batch: Annotated[
         int, typer.Option("--batch", min=1, help="Prompts a pass; halved where memory runs out.")
     ] = 32,
@@ -96,13 +110,26 @@ def circuit(
         raise ConfigError(
             "nothing to look at", where="circuit", mend="Give --recommender, or a circuit with --import"
         )
+    if recommender is None and units is not None:
+        raise ConfigError(
+            "needs the recommender: what fine-tuning stored is in its weights",
+            where=f"--units {units}",
+            mend="Give --recommender as well",
+        )
+    if start is not None and corruption != "history":
+        raise ConfigError(
+            "says where PageRank starts, which only history counterfactuals use",
+            where=f"--start {start}",
+            mend="Give --corruption history as well, or leave it out",
+        )
     quiet()
     from curerec.circuits import DEFAULT, SCORERS
     from curerec.circuits.by_role import groups_of_record
     from curerec.circuits.eap_ig import to_eap_ig
     from curerec.circuits.exchange import write
     from curerec.circuits.selection import selecting
-    from curerec.inspection import InspectConfig, inspect, judge_imported
+    from curerec.imported import judge_imported
+    from curerec.inspection import InspectConfig, inspect
     from curerec.progress import Clock
     from curerec.reports.circuit_page import write_circuit_page
     from curerec.reports.files import replace_file
@@ -125,6 +152,8 @@ def circuit(
         "test": test,
         "reading": reading,
         "variants": variants,
+        "start": start or "item",
+        "units": units,
         "batch_size": batch,
         "seed": seed,
     }
@@ -169,7 +198,7 @@ def _imported(path: Path, opened: Any) -> Any:
 
 def _say(file: Any, out: Path) -> None:
     """Print what was found, a line each; of an imported file only what it holds."""
-    from curerec.reports.circuit_words import pairs_text
+    from curerec.reports.circuit_words import largest_units, pairs_text
     from curerec.reports.figures import NBSP
 
     measured = file.nodes_measured
@@ -209,6 +238,13 @@ def _say(file: Any, out: Path) -> None:
         typer.echo(line)
     for table in file.overlaps:
         typer.echo(f"overlap over {table.over}: {_number(table.mean, 2)} ({', '.join(table.names)})")
+    if file.units:
+        largest = [
+            f"{u['name']} {u['score']:.2g}"
+            + ("" if u["low"] is None or u["high"] is None else f" ({u['low']:.2g} to {u['high']:.2g})")
+            for u in largest_units(file.model_dump()["units"], 3)
+        ]
+        typer.echo(f"fine-tuning stored most in (of {len(file.units)} units): {', '.join(largest)}")
     cost = file.cost
     if cost.get("forward_equivalents"):
         peak = cost.get("peak_bytes") or cost.get("process_peak_bytes") or 0

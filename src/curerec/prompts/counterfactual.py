@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Literal
 
 import numpy as np
 
@@ -11,6 +12,8 @@ from curerec.data.popularity import popularity_decile
 from curerec.errors import PromptError
 from curerec.prompts.encoding import Encoder, Queries
 from curerec.records import Interactions
+
+Start = Literal["item", "user"]
 
 
 @dataclass(frozen=True)
@@ -49,15 +52,19 @@ def counterfactual_pairs(
     replace: int = 5,
     candidates: int = 20,
     deciles: int = 10,
+    start: Start = "item",
+    users: np.ndarray | None = None,
     seed: int = 0,
 ) -> Pairs:
-    """Corrupt queries by personalised PageRank from the candidate item.
+    """Corrupt queries by personalised PageRank from the candidate item, or from the user.
 
     For a liked candidate the ``replace`` liked history items nearest to it are replaced by items far from it;
-    for a disliked one the liked items farthest from it are replaced by items near it. "Near" and "far" are
-    the ends of the PageRank order among items with the same number of tokens (so positions align) in the same
-    popularity decile (so popularity is not what changes); one of the ``candidates`` most extreme is drawn at
-    random, never one already in the prompt.
+    for a disliked one the liked items farthest from it are replaced by items near it. From the user, near is
+    what their training likes and those of like-minded users lead to, whatever the candidate is.
+
+    "Near" and "far" are the ends of the PageRank order among items with the same number of tokens (so
+    positions align) in the same popularity decile (so popularity is not what changes); one of the
+    ``candidates`` most extreme is drawn at random, never one already in the prompt.
 
     Args:
         data: interactions.
@@ -67,18 +74,27 @@ def counterfactual_pairs(
         replace: at most so many items a prompt.
         candidates: how many of the most extreme replacements to draw from.
         deciles: number of popularity classes.
+        start: ``item``: the walk starts at the candidate; ``user``: at who is asked for.
+        users: user code of each query, int [n]; needed with ``user``.
         seed: of the draws.
 
     Raises:
-        PromptError: no query could be corrupted.
+        PromptError: no query could be corrupted, or ``user`` without the users.
 
     Source: METHOD section 2; PageRank counterfactuals are the paper's, alignment is this project's.
     """
     rng = np.random.default_rng([seed, 23])
     n_users, n_items = len(data.users), len(data.items)
     walk = liked_graph(data, train_rows)
-    starts, inverse = np.unique(q.candidate, return_inverse=True)
-    parts = [starts[k : k + 256] + n_users for k in range(0, len(starts), 256)]
+    if start == "user" and (users is None or len(users) != len(q)):
+        raise PromptError(
+            "PageRank from the user needs the user of each query",
+            where="counterfactuals",
+            mend="Pass users: data.user_code[examples.target]",
+        )
+    nodes = users if start == "user" and users is not None else q.candidate + n_users
+    starts, inverse = np.unique(nodes, return_inverse=True)
+    parts = [starts[k : k + 256] for k in range(0, len(starts), 256)]
     ranks = [personalised_pagerank(walk, part, n_users=n_users, tol=1e-6) for part in parts]
     near = np.concatenate([rank[:, n_users:] for rank in ranks])
     popularity = np.bincount(data.item_code[train_rows], minlength=n_items)

@@ -1,9 +1,10 @@
 """Units of update: which slice of which parameter belongs to which named unit.
 
 A unit is what gets a role and a rule of its own. Granularities (METHOD section 1): ``head_mlp``,
-``projection``, ``row`` and, of LoRA, ``rank`` (:mod:`.units_rank`). The map is the same for full fine-tuning (weights) and LoRA (rows of B for q, k and
-v, columns of A for o). A fused map (GPT-2's ``c_attn``) has the units of its parts: names are ``q_proj``,
-``k_proj``, ... in every family, and LoRA's A, which the parts share, is a factor that several units use.
+``projection``, ``row`` and, of LoRA alone, ``rank`` (:mod:`.units_rank`). The map is the same for full
+fine-tuning (weights) and LoRA (rows of B for q, k and v, columns of A for o). A fused map (GPT-2's
+``c_attn``) has the units of its parts: names are ``q_proj``, ``k_proj``, ... in every family, and LoRA's A,
+which the parts share, is a factor that several units use.
 """
 
 from __future__ import annotations

@@ -25,6 +25,7 @@ from curerec.reports.templating import template
 VERSION = 5  # as circuits.exchange.VERSION: pages are made without torch, which importing that would bring
 MANY = 40  # rows of the table that are shown unfolded
 EDGES_SHOWN = 24  # connections in their table; circuit.json holds all
+UNITS_SHOWN = 30  # update units likewise
 
 
 def render_circuit(file: Mapping[str, Any]) -> str:
@@ -86,11 +87,13 @@ def _view(file: Mapping[str, Any]) -> dict[str, Any]:
         "most_edges": MOST_EDGES,
         "readings": say.reading(nodes),
         "reading_summary": say.reading_summary(nodes),
-        "corruption": say.CORRUPTIONS.get(file["corruption"] or "", ""),
+        "corruption": say.corruption_text(file),
         "measures": say.measures(file),
         "tables": _tables(file),
         "edge_facts": _edge_facts(file, edges) if edges else [],
         "edge_table": say.edge_table(file["edges"], EDGES_SHOWN),
+        "units_text": say.units_text(file),
+        "unit_table": say.unit_table(file["units"], UNITS_SHOWN),
         "overlaps": [(o["over"], o["mean"], say.overlap_table(o)) for o in file["overlaps"]],
         "node_table": say.node_table(nodes),
         "many": MANY,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -17,6 +18,12 @@ PARTS = {
     "candidate": "the candidate",
     "frame": "the template's words",
 }
+UNIT_SIZES = {
+    "head_mlp": "attention heads and MLPs, and what belongs to neither",
+    "projection": "whole projections",
+    "row": "single rows of weights",
+    "rank": "rank-one terms of the adapter",
+}
 CORRUPTIONS = {
     "prompt": "each altered twin is another user's prompt of the same length, with the other answer",
     "history": "in each altered twin the earlier likes that speak for the answer gave way to equally popular "
@@ -27,6 +34,12 @@ CORRUPTIONS = {
 def part_text(part: str) -> str:
     """A part of the prompt in words; its own name where an imported file has another."""
     return PARTS.get(part, part)
+
+
+def corruption_text(file: Mapping[str, Any]) -> str:
+    """What was altered in the twins; empty where the file does not say."""
+    said = CORRUPTIONS.get(file["corruption"] or "", "")
+    return f"{said}, begun at the user" if said and file["about"].get("pagerank_from") == "user" else said
 
 
 def sentence(file: Mapping[str, Any]) -> str:
@@ -323,6 +336,56 @@ def edge_table(edges: Sequence[Mapping[str, Any]], most: int) -> Table:
         for e in sorted(inside, key=lambda e: -abs(e["score"]))[:most]
     ]
     return Table(["Connection", "Score", "95 % interval", "Lost without it"], rows)
+
+
+def largest_units(units: Sequence[Mapping[str, Any]], most: int) -> list[Mapping[str, Any]]:
+    """The update units with the largest absolute scores, at most so many."""
+    return sorted((u for u in units if finite(u["score"])), key=lambda u: -abs(u["score"]))[:most]
+
+
+def unit_table(units: Sequence[Mapping[str, Any]], most: int) -> Table:
+    """The largest update units: to first order with the interval, and exactly."""
+    rows = [
+        [
+            unit_title(u["name"]),
+            f.significant(u["score"]),  # a single row's is often below .001
+            f"{f.significant(u['low'])} to {f.significant(u['high'])}"
+            if len(finite(u["low"], u["high"])) == 2
+            else f.NONE,
+            f.significant(u["exact"]),
+        ]
+        for u in largest_units(units, most)
+    ]
+    return Table(["Unit", "Score", "95 % interval", "Exact"], rows)
+
+
+def unit_title(name: str) -> str:
+    """An update unit's name in words.
+
+    Example:
+        >>> unit_title("layers.0.q_proj.row.5"), unit_title("layers.1.mlp"), unit_title("embed_tokens.row.7")
+        ('Layer 0, q_proj, row 5', 'Layer 1, MLP', 'embed_tokens, row 7')
+    """
+    found = re.fullmatch(r"(?:layers\.(\d+)\.)?([a-z_.]+?)(?:\.(row|rank)\.(\d+))?", name)
+    if found is None or title_of(name) != name:
+        return title_of(name)
+    layer, place, kind, number = found.groups()
+    said = [f"Layer {layer}"] if layer else []
+    return ", ".join([*said, place, *([f"{kind} {number}"] if kind else [])])
+
+
+def units_text(file: Mapping[str, Any]) -> str:
+    """What the units are and what their score means; empty where none were scored."""
+    units, size = file["units"], file["units_granularity"] or "unit"
+    if not units:
+        return ""
+    prompts = file["units_prompts"]
+    on = f", on {f.plural(prompts, 'validation prompt')}" if prompts else ""
+    return (
+        f"{f.plural(len(units), 'update unit')} ({UNIT_SIZES.get(size, size)}). A score is the first-order "
+        f"change of the margin, in logits, if what fine-tuning changed there were taken back{on}: what "
+        "supports the answer scores below 0. Exact: the change with the unit really taken back."
+    )
 
 
 def group_text(groups: Mapping[str, int]) -> str:
