@@ -59,7 +59,7 @@ def by_hand(made, sets, level):
     model, answers = made.recommender.model, made.recommender.answers
     rng = np.random.default_rng([SMALL.seed, 97])
     pool = made.split.valid.take(np.sort(rng.permutation(len(made.split.valid))[: SMALL.pool]))
-    pairs = inspection._falling(made, pool, SMALL, SMALL.pairs, seed=SMALL.seed)
+    pairs = inspection.falling_pairs(made, pool, SMALL, SMALL.pairs, seed=SMALL.seed)
     wiring = wiring_of(model)
     if level == "parts":
         names = set(wiring.sources[1:])
@@ -196,13 +196,13 @@ def test_parts_are_looked_for_with_more_pairs_where_resamples_overturn_them(made
     from curerec.circuits import core as core_module
 
     monkeypatch.setattr(core_module, "bootstrap_jaccard", lambda *a, **k: 0.25)
-    made_pairs = inspection._falling
+    made_pairs = inspection.falling_pairs
 
     def many(opened, pool, config, n, **how):
         pairs = made_pairs(opened, pool, config, n, **how)
         return pairs.take(np.arange(n) % len(pairs.clean))
 
-    monkeypatch.setattr(inspection, "_falling", many)
+    monkeypatch.setattr(inspection, "falling_pairs", many)
     found = inspect(made, BARE.model_copy(update={"pairs": 80}))
     assert any("with 64 pairs: went on with 80" in note for note in found.notes)
 
