@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
 
 from curerec.groups.assign import FORGET, FROZEN, RETAIN, SHARED
+from curerec.methods.pcgrad.method import projected
 from curerec.methods.rules import Rules, uniform
 from made_models import made_encoder
 from made_updates import setting
@@ -25,13 +28,15 @@ def slices(units, gradients, unit):
     return torch.cat(parts)
 
 
-def rule(role, f, r, w):
+def rule(role, f, r, w, both=False):
     if role == FROZEN:
         return torch.zeros_like(f)
     if role == RETAIN:
         return w * r
     if role == SHARED:
-        f = f - min(0.0, float(f @ r)) / float(r @ r) * r
+        against = min(0.0, float(f @ r))
+        kept = r - against / float(f @ f) * f if both else r
+        return f - against / float(r @ r) * r + w * kept
     return f + w * r
 
 
@@ -39,15 +44,16 @@ def rule(role, f, r, w):
 @pytest.mark.parametrize(
     ("kind", "weight"), [("llama", 0.0), ("llama", 1.0), ("llama", 3.0), ("gpt2", 2.0), ("phi3", 2.0)]
 )
-def test_combine_against_one_unit_at_a_time(kind, granularity, lora, weight):
+@pytest.mark.parametrize("both", [False, True])
+def test_combine_against_one_unit_at_a_time(kind, granularity, lora, weight, both):
     """Also where the weights are stored the other way round, and several units share one fused map."""
     units, role, forget, retain = setting(granularity, lora, kind=kind)
-    got, seen = Rules(units, role, weight=weight).combine(forget, retain)
+    got, seen = Rules(units, role, weight=weight, both=both).combine(forget, retain)
     assert set(got) == set(forget)
     for unit in range(len(units.names)):
         f = slices(units, forget, unit)
         r = slices(units, retain, unit)
-        want = rule(int(role[unit]), f, r, weight)
+        want = rule(int(role[unit]), f, r, weight, both)
         d = slices(units, got, unit)
         torch.testing.assert_close(d, want, atol=2e-5, rtol=1e-4)
         cos = float(f @ r / (f.norm() * r.norm()))
@@ -56,7 +62,8 @@ def test_combine_against_one_unit_at_a_time(kind, granularity, lora, weight):
 
 
 @pytest.mark.parametrize("granularity", ["row", "projection", "head_mlp"])
-def test_a_shared_factor_takes_the_most_conservative_role(granularity):
+@pytest.mark.parametrize("both", [False, True])
+def test_a_shared_factor_takes_the_most_conservative_role(granularity, both):
     units, role, forget, retain = setting(granularity, True, seed=4)
     mixed = 0
     for roles in (
@@ -65,14 +72,14 @@ def test_a_shared_factor_takes_the_most_conservative_role(granularity):
         torch.full_like(role, RETAIN),
         torch.full_like(role, FROZEN),
     ):
-        rules = Rules(units, roles, weight=2.0)
+        rules = Rules(units, roles, weight=2.0, both=both)
         got, _ = rules.combine(forget, retain)
         for branch in units.branches:
             present = set(roles[branch.unit].tolist()) - {FROZEN}
             wanted = FROZEN if not present else present.pop() if len(present) == 1 else SHARED
             mixed += wanted == SHARED
             f, r = (g[branch.factor].reshape(-1).double() for g in (forget, retain))
-            want = rule(wanted, f, r, 2.0).view_as(got[branch.factor])
+            want = rule(wanted, f, r, 2.0, both).view_as(got[branch.factor])
             torch.testing.assert_close(got[branch.factor].double(), want, atol=2e-5, rtol=1e-4)
             assert (branch.factor in rules.trainable()) == (wanted != FROZEN)
     assert mixed
@@ -132,3 +139,17 @@ def test_uniform_is_the_weighted_sum():
     got, _ = Rules(units, uniform(units), weight=0.5).combine(forget, retain)
     for name in got:
         torch.testing.assert_close(got[name], forget[name] + 0.5 * retain[name])
+
+
+def test_a_unit_that_is_all_there_is_follows_pcgrad():
+    """Both projected in one task-shared unit over everything: the rule of the baseline."""
+    units, role, forget, retain = setting("projection", False)
+    one = replace(units, branches=tuple(replace(b, unit=np.zeros_like(b.unit)) for b in units.branches))
+    names = {b.weight for b in units.branches}
+    dot = sum(float((forget[n].double() * retain[n].double()).sum()) for n in names)
+    retain = {n: g * (-1 if dot > 0 else 1) for n, g in retain.items()}  # they are to conflict
+    ff, rr = (sum(float(g[n].double().square().sum()) for n in names) for g in (forget, retain))
+    a, b = projected(ff, -abs(dot) * 3.0, 9.0 * rr)
+    got, _ = Rules(one, torch.full_like(role, SHARED), weight=3.0, both=True).combine(forget, retain)
+    for name in names:
+        torch.testing.assert_close(got[name], a * forget[name] + b * 3.0 * retain[name], atol=1e-5, rtol=1e-4)

@@ -26,7 +26,9 @@ class Rules:
     ================= ==========================
 
     with ``proj(g_f) = g_f - min(0, <g_f, g_r>) / (|g_r|^2 + eps) g_r``: where the two objectives conflict,
-    what of the forget step would undo retaining is taken out (the one-sided projection of PCGrad).
+    what of the forget step would undo retaining is taken out (the one-sided projection of PCGrad). With
+    ``both`` the other side is projected, too, where they conflict, ``w g_r`` onto what is normal to g_f (PCGrad
+    itself, unit by unit): retaining then takes back nothing of what forgetting gains to first order.
 
     Args:
         units: of the model.
@@ -34,10 +36,12 @@ class Rules:
         weight: w, weight of the retain gradient.
         masks: weights that may move, by parameter name (:mod:`curerec.methods.saliency`); the others have
             gradient 0 for every rule. None: all weights of a unit that is not frozen.
+        both: project both gradients of task-shared units, not that of forgetting alone.
         eps: keeps the quotient finite; far below any squared gradient, since a KL to the model itself starts
             at a gradient of 0 and a larger one would switch the projection off while it is small.
 
-    Source: METHOD section 7 (this project's definition of the paper's group-specific rules).
+    Source: METHOD section 7 (this project's definition of the paper's group-specific rules); Yu et al. 2020,
+    arXiv 2001.06782, algorithm 1, for ``both``.
     """
 
     def __init__(
@@ -47,9 +51,11 @@ class Rules:
         *,
         weight: float = 1.0,
         masks: Masks | None = None,
+        both: bool = False,
         eps: float = 1e-30,
     ) -> None:
         self.units, self.role, self.weight, self.masks, self.eps = units, role, weight, masks, eps
+        self.both = both
         self.owner: dict[str, tuple[int, torch.Tensor]] = {}
         self.factors: dict[str, torch.Tensor] = {}
         for branch in units.branches:
@@ -106,12 +112,16 @@ class Rules:
         pairs = ((forget, retain), (forget, forget), (retain, retain))
         dot, ff, rr = (inner_products(self.units, a, b).to(self.role.device) for a, b in pairs)
         projected = self.shared & (dot < 0)
-        pull = torch.where(projected, -dot / (rr + self.eps), torch.zeros_like(dot)) + self.retain_weight
+        none = torch.zeros_like(dot)
+        pull = torch.where(projected, -dot / (rr + self.eps), none) + self.retain_weight
+        push = self.forget_weight
+        if self.both:
+            push = torch.where(projected, -self.retain_weight * dot / (ff + self.eps), none) + push
         out: Gradients = {}
         for name, (dim, owner) in self.owner.items():
             if name in forget:
                 shape = [-1 if d == dim else 1 for d in range(forget[name].ndim)]
-                a, c = self.forget_weight[owner].view(shape), pull[owner].view(shape)
+                a, c = push[owner].view(shape), pull[owner].view(shape)
                 out[name] = a * forget[name] + c * retain[name]
         for name, role in self.factors.items():
             if name in forget:
@@ -125,8 +135,10 @@ class Rules:
         if role == RETAIN:
             return self.weight * r
         if role == SHARED:
-            dot, rr = (f.float() * r.float()).sum(), r.float().square().sum()
-            f = f - torch.clamp(dot, max=0) / (rr + self.eps) * r
+            dot, ff, rr = (f.float() * r.float()).sum(), f.float().square().sum(), r.float().square().sum()
+            against = torch.clamp(dot, max=0)
+            more = self.weight * against / (ff + self.eps) if self.both else 0.0
+            return (1 - more) * f + (self.weight - against / (rr + self.eps)) * r
         return f + self.weight * r
 
 

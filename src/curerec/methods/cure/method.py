@@ -55,7 +55,7 @@ class Kept(Strict):
 class CureConfig(Strict):
     """Circuit, groups and update. Every value is chosen on D_v, D_c and D_f."""
 
-    added = ("saliency", "rolled_back")
+    added = ("saliency", "rolled_back", "project")
 
     pairs: int = Field(128, gt=1, description="counterfactual pairs that the circuit is scored on")
     pair_pool: int = Field(
@@ -101,6 +101,11 @@ class CureConfig(Strict):
         le=1,
         description="share of all weights that are taken back (``kept``) before the update: in the units "
         "that can forget, those in whose change most of D_f is remembered; none: those that may move",
+    )
+    project: Literal["both"] | None = Field(
+        None,
+        description="where the gradients of a task-shared unit conflict: both lose what works against the "
+        "other; none: that of forgetting alone does",
     )
     kept: Kept = Kept()
     update: UnlearnConfig = UnlearnConfig(forget_loss="rewind")
@@ -272,7 +277,8 @@ def update_by_groups(
         masks, rolled, about = weights_of(
             task, config, units, role, None if as_large_as is None else rows_of_roles(as_large_as)
         )
-    rules = Rules(units, codes, weight=retain_weight(task, config.update), masks=masks)
+    weight = retain_weight(task, config.update)
+    rules = Rules(units, codes, weight=weight, masks=masks, both=config.project == "both")
     done = run(task, rules, config.update, config.kept.of(role), rolled)
     return outcome(task, name, done, groups=groups, circuit=circuit, units=units, **about)
 
