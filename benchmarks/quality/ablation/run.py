@@ -88,6 +88,8 @@ def variants(recipe: Recipe) -> dict[str, tuple[str, Any]]:
         "cure, 90 steps": ("cure", stepping(90)),
         "cure, no labels of D_r": ("cure", stepping(steps, retain_labels=0.0)),
         "cure, overturned units task-shared": ("cure", changed(uncertain="shared")),
+        "cure, the forget gradient alone projected": ("cure", changed(project=None)),
+        "random groups, the forget gradient alone projected": ("random_modules", changed(project=None)),
         "cure, NPO loss": ("cure", changed(update=updated(forget_loss="npo"))),
         "its loop alone: no circuit, no groups, nothing back": ("npo", recipe.cure.update),
         "its loop alone, NPO loss": ("npo", updated(forget_loss="npo")),
