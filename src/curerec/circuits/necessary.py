@@ -1,4 +1,4 @@
-"""The smallest set whose loss takes the answer away: what is necessary, beside what is sufficient."""
+"""The first by score whose loss takes the answer away: what is necessary, beside what is sufficient."""
 
 from __future__ import annotations
 

@@ -174,8 +174,8 @@ def necessary_text(found: Mapping[str, Any]) -> str:
             f"sets of as many {_share(other[0])}."
         )
     return (
-        f"The smallest set of supporting {unit}s whose loss takes {_share(found['lost'])} of the margin has "
-        f"{f.plural(len(names), unit)} of {f.count(found['total'])}: {listed}.{verdict}"
+        f"Taken by score, {f.plural(len(names), f'supporting {unit}')} of {f.count(found['total'])} are "
+        f"the first whose loss takes {_share(found['lost'])} of the margin: {listed}.{verdict}"
     )
 
 
