@@ -8,7 +8,7 @@ from typing import Literal
 import numpy as np
 
 from curerec.circuits.activations import sites_of
-from curerec.circuits.passes import MOVED
+from curerec.circuits.counterfactuals import outcomes
 from curerec.circuits.patching import most_falling, patched_margins
 from curerec.pipeline import Opened
 from curerec.prompts.counterfactual import Start, counterfactual_pairs
@@ -117,12 +117,7 @@ def falling(
     full, empty = patched_margins(
         model, made.clean, made.corrupt, answers, [set(), everything], batch_size=batch_size
     )
-    counts = {
-        **made.counts,
-        "moved": int((np.abs(full - empty) > MOVED).sum()),
-        "fell": int((full > empty).sum()),
-        "flipped": int(((full > 0) != (empty > 0)).sum()),
-    }
+    counts = {**made.counts, **outcomes(full, empty)}
     fallen = most_falling(full - empty, most)
     kept = made.take(np.random.default_rng([seed, 101]).permutation(fallen)[:n])
     return replace(kept, counts=counts)

@@ -201,6 +201,7 @@ def inspect(
 
 
 def falling_pairs(opened: Opened, pool: Examples, config: InspectConfig, n: int, **how: Any) -> Aligned:
+    """:func:`curerec.aligned.falling` as the configuration has it; ``how``: its seed and template."""
     return falling(
         opened, pool, config.corruption, n, batch_size=config.batch_size, start=config.start, **how
     )
@@ -346,6 +347,7 @@ def _variants(opened: Opened, config: InspectConfig, pool: Examples, granularity
 
 
 def about(opened: Opened, config: InspectConfig) -> dict[str, str | int | float | None]:
+    """What a circuit was found in, and how it was asked for: plain values for ``circuit.json``."""
     made, where = opened.recommender, machine()
     return {
         "data": opened.data.name,

@@ -34,9 +34,14 @@ class Clock:
         self.seconds: dict[str, float] = {}
 
     @contextmanager
-    def stage(self, name: str) -> Iterator[Advance]:
-        """Time what happens inside and report its progress; a stage entered twice adds up."""
-        advance = self.reporter.stage(name)
+    def stage(self, name: str, *, told: bool = True) -> Iterator[Advance]:
+        """Time what happens inside and report its progress; a stage entered twice adds up.
+
+        Args:
+            name: of the stage.
+            told: False for the sequel of a stage that was reported already: only its seconds count.
+        """
+        advance = (self.reporter if told else Silent()).stage(name)
         start = time.perf_counter()
         try:
             yield advance

@@ -47,4 +47,5 @@ def test_a_single_user_is_judged_with_the_error_of_their_rows(opened):
     plain = base_model(opened, seed=0)
     found = judge(opened, split, original, Candidate(plain), plain)
     (check,) = (check for check in found["checks"] if check["name"] == "membership")
-    assert check["passed"] is None or check["limit"] > 0.1
+    # 1.96 standard errors of an AUC from so few rows on one side are at least this much (Hanley and McNeil).
+    assert check["limit"] > 1.5 / np.sqrt(12 * len(split.forget))

@@ -25,6 +25,7 @@ from curerec.methods.saliency import (
     salient,
     share_of_gradient,
 )
+from curerec.progress import Clock, Silent
 from curerec.recipe import Recipe
 from curerec.recommender.units import units_of
 from curerec.testing.methods import check_only_trainable_changed
@@ -282,6 +283,23 @@ def test_the_twin_takes_back_as_many_weights_of_less_memory(saliency, kind, gran
     for out in (ours, twin):
         check_only_trainable_changed(out, task)
         assert out.n_trainable > said[0]["weights"]
+
+
+@pytest.mark.parametrize("method", ["cure", "random_modules"])
+def test_every_stage_is_told_once_and_all_seconds_count(method):
+    told = []
+
+    class Noted(Silent):
+        def stage(self, name):
+            told.append(name)
+            return super().stage(name)
+
+    task = made_task()
+    task.clock = Clock(Noted())
+    settings = {**SMALL, "saliency": 0.1, "rolled_back": 0.1, "update": {"max_steps": 1}}
+    out = METHODS[method][0](task, CureConfig.model_validate(settings))
+    assert told == list(out.details["stages"]) and len(set(told)) == len(told)
+    assert out.t_total_s == pytest.approx(sum(out.details["stages"].values()))
 
 
 def test_weights_that_are_taken_back_need_not_move():

@@ -110,9 +110,11 @@ def main() -> None:
     parser.add_argument("--variants", nargs="+", help="only these; default: all")
     parser.add_argument("--results", type=Path, default=HERE / "results.jsonl")
     parser.add_argument("--table", action="store_true", help="only print the means of the newest rows")
+    parser.add_argument("--config", default="", help="of --table: first digits of another config_hash")
     options = parser.parse_args()
     if options.table:
-        print(table([json.loads(line) for line in options.results.read_text(encoding="utf-8").splitlines()]))
+        rows = [json.loads(line) for line in options.results.read_text(encoding="utf-8").splitlines()]
+        print(table([row for row in rows if row["config_hash"].startswith(options.config)]))
         return
     quiet()
     data, recipe = ratings(options.data, load_recipe("demo"))

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 
 from curerec.circuits import DEFAULT, SCORERS
+from curerec.circuits.counterfactuals import outcomes
 from curerec.circuits.faithfulness import (
     Faithfulness,
     areas,
@@ -149,14 +150,8 @@ def find_core(
     core = tuple(first(sizes[at]))
     low, high = bootstrap_intervals(found.values, draws=draws, seed=seed)
     cpr, cmd = areas(curve)
-    pairs = {
-        **(counts or {}),
-        "kept": len(clean),
-        "judged": len(judge_half),
-        "moved": int((np.abs(f.full - f.empty) > 1e-3).sum()),
-        "flipped": int(((f.full > 0) != (f.empty > 0)).sum()),
-    }
-    pairs |= {k: v for k, v in (counts or {}).items() if k in ("moved", "flipped")}
+    seen = {k: v for k, v in outcomes(f.full, f.empty).items() if k != "fell"}
+    pairs = {**seen, **(counts or {}), "kept": len(clean), "judged": len(judge_half)}
     cost = {"forward_equivalents": found.cost.forward_equivalents}
     if found.cost.peak_bytes is not None:
         cost["peak_bytes"] = found.cost.peak_bytes

@@ -273,7 +273,7 @@ def update_by_groups(
     """
     role = rows_of_roles(groups)
     codes = torch.from_numpy(role).to(device_of(task.original.model))
-    with task.clock.stage("groups"):
+    with task.clock.stage("groups", told=False):
         masks, rolled, about = weights_of(
             task, config, units, role, None if as_large_as is None else rows_of_roles(as_large_as)
         )

@@ -23,7 +23,7 @@ def random_modules(task: Task, config: CureConfig | None = None) -> Outcome:
     """
     config = config or CureConfig()
     _, units, groups = explain(task, config)
-    with task.clock.stage("groups"):
+    with task.clock.stage("groups", told=False):
         if units.granularity == "projection" and task.base_state is not None:
             units, groups = by_row(units_of(task.original.model, "row"), groups)
         else:
