@@ -12,6 +12,7 @@ from made_circuit import made_circuit
 
 from curerec.circuits.exchange import CircuitFile
 from curerec.errors import DataError
+from curerec.reports import circuit_tables as tables
 from curerec.reports import circuit_words as say
 from curerec.reports.circuit_graph import links
 from curerec.reports.circuit_page import render_circuit, write_circuit_page
@@ -47,7 +48,7 @@ def test_update_units_are_a_table_of_the_largest_thirty():
     assert "3 update units (single rows of weights)" in page and "128 validation prompts" in page
     rows = [{"name": f"layers.0.q_proj.row.{k}", "score": (-1) ** k * k / 100, "low": None, "high": None,
              "exact": None} for k in range(50)]  # fmt: skip
-    table = say.unit_table(rows, 30)
+    table = tables.unit_table(rows, 30)
     assert len(table.rows) == 30 and table.rows[0][0] == "Layer 0, q_proj, row 49"
     assert table.rows[-1][0] == "Layer 0, q_proj, row 20" and table.rows[0][2] == "–"
     without = made_circuit() | {"units": [], "units_granularity": None, "units_prompts": None}
@@ -143,7 +144,7 @@ def test_connections_have_figures_of_their_own():
     assert "(CPR)</dt><dd>0.610" in page and "(CMD)</dt><dd>0.390" in page
     assert "20 % of the margin, of 1 tried" in page and "Largest gap after losing a random half" in page
     assert "Lost without it" in page and "of the circuit with the largest scores" in page
-    table = say.edge_table(made_circuit()["edges"], 5)
+    table = tables.edge_table(made_circuit()["edges"], 5)
     assert len(table.rows) == 5 and table.rows[0][3] == "5\u00a0%"
     assert "The connections" not in render_circuit(made_circuit() | {"edges": [], "edges_measured": None})
 

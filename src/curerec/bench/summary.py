@@ -3,28 +3,25 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Sequence
-from dataclasses import asdict
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from scipy.stats import t as student
 
-from curerec.bench import artefacts, rows
+from curerec.bench import rows
 from curerec.bench.lines import read_lines
+from curerec.bench.marks import by_seed, mark
 from curerec.bench.plan import config_hash, plan, title_of
-from curerec.bench.recipe import TWINS, Ask, BenchRecipe
-from curerec.bench.significance import LEVEL, Compared, Yard, compared, compared_means, holm
+from curerec.bench.recipe import Ask, BenchRecipe
 from curerec.config import parse
 from curerec.data import durable
 from curerec.errors import ConfigError, DataError
-from curerec.evaluation.inputs import p_yes
 from curerec.evaluation.residual import RANKABLE
 from curerec.reports.bench_schema import SCHEMA
-from curerec.reports.schema import is_retrain, plain
+from curerec.reports.schema import plain
 
-OURS = next(iter(TWINS))
 #: Columns that are averaged, beyond those of the protocol.
 FURTHER = ("auc_drop", "test_ece", "jsd_test", "excess_jsd", "valid_auc", "latency_ratio")
 
@@ -162,7 +159,7 @@ def _block(
     floor, ceiling = means["floor"], means["ceiling"]
     rankable = None if floor is None or ceiling is None else ceiling > 0 and ceiling >= RANKABLE * floor
     if rankable:
-        _mark(lines, cells, yard, retrains, out, recipe.draws)
+        mark(lines, cells, yard, retrains, out, recipe.draws)
     return {
         "dataset": dataset,
         "model": model,
@@ -239,8 +236,8 @@ def _pooled_residual(mine: Sequence[dict[str, Any]]) -> dict[str, Any] | None:
         mine: rows of one line, each with ``jsd``, ``floor`` and ``ceiling``, nats.
     """
     mine = [r for r in mine if None not in (r.get("residual"), r["jsd"], r["floor"], r["ceiling"])]
-    by_seed = _by_seed(mine, lambda r: (r["jsd"], r["floor"], r["ceiling"]))
-    return _ratio_of_means(list(by_seed.values()))
+    found = by_seed(mine, lambda r: (r["jsd"], r["floor"], r["ceiling"]))
+    return _ratio_of_means(list(found.values()))
 
 
 def _pooled_excess(
@@ -252,20 +249,9 @@ def _pooled_excess(
         mine: rows of one line.
         yard, retrains: rows of the originals and of the retrains, for the two ends.
     """
-    at = [_by_seed(rows_, lambda r: (r.get("excess_jsd"),)) for rows_ in (mine, retrains, yard)]
+    at = [by_seed(rows_, lambda r: (r.get("excess_jsd"),)) for rows_ in (mine, retrains, yard)]
     common = sorted(set(at[0]) & set(at[1]) & set(at[2]))
     return _ratio_of_means([np.concatenate([one[s] for one in at]) for s in common])
-
-
-def _by_seed(
-    found: Sequence[dict[str, Any]], values: Callable[[dict[str, Any]], tuple[float | None, ...]]
-) -> dict[int, np.ndarray]:
-    """Means of some values of the rows of each seed; rows that lack one are left out."""
-    out: dict[int, list[tuple[float | None, ...]]] = {}
-    for row in found:
-        if None not in (one := values(row)):
-            out.setdefault(row["seed"], []).append(one)
-    return {s: np.mean(np.array(rows_, float), axis=0) for s, rows_ in sorted(out.items())}
 
 
 def _ratio_of_means(parts: Sequence[np.ndarray]) -> dict[str, Any] | None:
@@ -292,86 +278,6 @@ def _ratio_of_means(parts: Sequence[np.ndarray]) -> dict[str, Any] | None:
         if np.isfinite(pseudo).all():
             half = float(student.ppf(0.975, n - 1) * np.std(pseudo, ddof=1) / np.sqrt(n))
     return {"mean": whole, "half": half, "n": n}
-
-
-def _mark(
-    lines: list[dict[str, Any]],
-    cells: list[dict[str, Any]],
-    yard: list[dict[str, Any]],
-    retrains: list[dict[str, Any]],
-    out: Path,
-    draws: int,
-) -> None:
-    """Compare our method with each other one of a block; p-values are corrected for how many there are."""
-    (yards, said), (unseen, elsewhere) = (_side(part, cells, yard, out) for part in ("forget", "control"))
-    good = [r for r in cells if not r["failure"]]
-    of = {line["name"]: [r for r in good if r["method"] == line["name"]] for line in lines}
-    if not of.get(OURS):
-        return
-    ends = [_by_seed(rows_, lambda r: (r.get("excess_jsd"),)) for rows_ in (retrains, yard)]
-    residual: dict[str, Compared] = {}
-    excess: dict[str, Compared] = {}
-    for name in (line["name"] for line in lines if of[line["name"]] and line["name"] != OURS):
-        seeds = {r["seed"] for r in of[OURS]} & {r["seed"] for r in of[name]}
-        pair, less = (
-            (said.get(OURS, {}), said.get(name, {})),
-            (elsewhere.get(OURS, {}), elsewhere.get(name, {})),
-        )
-        if all(seeds <= set(one) for one in (yards, *pair)):
-            found = compared(yards, *pair, draws=draws)
-        else:
-            found = compared_means(_means(seeds, of[OURS], of[name]))
-        if found is not None:
-            residual[name] = found
-        if all(seeds <= set(one) for one in (yards, *pair, unseen, *less)):
-            found = compared(yards, *pair, less=(unseen, *less), draws=draws)
-        else:
-            sides = [_by_seed(of[n], lambda r: (r.get("excess_jsd"),)) for n in (OURS, name)]
-            common = sorted(set.intersection(*(set(one) for one in (*sides, *ends))))
-            found = compared_means([np.concatenate([one[s] for one in (*sides, *ends)]) for s in common])
-        if found is not None:
-            excess[name] = found
-    for key, all_ in (("against", residual), ("against_excess", excess)):
-        adjusted = dict(zip(all_, holm([one.p for one in all_.values()]), strict=True))
-        for line in lines:
-            one = all_.get(line["name"])
-            if one is not None:
-                p = adjusted[line["name"]]
-                line[key] = {**asdict(one), "p_holm": p, "significant": p < LEVEL}
-
-
-def _means(seeds: set[int], ours: list[dict[str, Any]], theirs: list[dict[str, Any]]) -> list[np.ndarray]:
-    """[ours, theirs, floor, ceiling] of each seed, nats, from rows."""
-    sides = [_by_seed(rows_, lambda r: (r["jsd"], r["floor"], r["ceiling"])) for rows_ in (ours, theirs)]
-    return [np.r_[sides[0][s][0], sides[1][s]] for s in sorted(seeds) if s in sides[0] and s in sides[1]]
-
-
-_Side = tuple[dict[int, Yard], dict[str, dict[int, np.ndarray]]]
-
-
-def _side(part: str, cells: list[dict[str, Any]], yard: list[dict[str, Any]], out: Path) -> _Side:
-    """Yards by seed, and P(yes) by method and seed, on D_f or D_c; without cells that kept none."""
-    yards = {r["seed"]: y for r in yard if (y := _yard(out, r, part)) is not None}
-    said: dict[str, dict[int, np.ndarray]] = {}
-    for row in cells:
-        arrays = None if row["failure"] else _predictions(out, row)
-        if arrays is not None and part in arrays:
-            said.setdefault(row["method"], {})[row["seed"]] = arrays[part].astype(np.float64)
-    return yards, said
-
-
-def _yard(out: Path, row: dict[str, Any], part: str) -> Yard | None:
-    arrays = artefacts.read_arrays(out / artefacts.YARDSTICKS / row["yardstick"])
-    if arrays is None or f"original/{part}" not in arrays:
-        return None
-    names = sorted(set(filter(is_retrain, (name.split("/")[0] for name in arrays))))
-    if len(names) < 2:
-        return None
-    return Yard.of(p_yes(arrays[f"original/{part}"]), np.stack([p_yes(arrays[f"{n}/{part}"]) for n in names]))
-
-
-def _predictions(out: Path, row: dict[str, Any]) -> artefacts.Arrays | None:
-    return artefacts.read_arrays(out / artefacts.PREDICTIONS / row["predictions"])
 
 
 def _search(recipe: BenchRecipe, out: Path) -> dict[str, Any] | None:

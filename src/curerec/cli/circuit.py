@@ -198,7 +198,8 @@ def _imported(path: Path, opened: Any) -> Any:
 
 def _say(file: Any, out: Path) -> None:
     """Print what was found, a line each; of an imported file only what it holds."""
-    from curerec.reports.circuit_words import largest_units, pairs_text
+    from curerec.reports.circuit_tables import largest_units
+    from curerec.reports.circuit_words import pairs_text
     from curerec.reports.figures import NBSP
 
     measured = file.nodes_measured

@@ -13,6 +13,7 @@ from typing import Any
 from markupsafe import Markup
 
 from curerec.errors import DataError
+from curerec.reports import circuit_tables as tables
 from curerec.reports import circuit_words as say
 from curerec.reports import figures as f
 from curerec.reports.circuit_curve import curve
@@ -91,11 +92,11 @@ def _view(file: Mapping[str, Any]) -> dict[str, Any]:
         "measures": say.measures(file),
         "tables": _tables(file),
         "edge_facts": _edge_facts(file, edges) if edges else [],
-        "edge_table": say.edge_table(file["edges"], EDGES_SHOWN),
+        "edge_table": tables.edge_table(file["edges"], EDGES_SHOWN),
         "units_text": say.units_text(file),
-        "unit_table": say.unit_table(file["units"], UNITS_SHOWN),
-        "overlaps": [(o["over"], o["mean"], say.overlap_table(o)) for o in file["overlaps"]],
-        "node_table": say.node_table(nodes),
+        "unit_table": tables.unit_table(file["units"], UNITS_SHOWN),
+        "overlaps": [(o["over"], o["mean"], tables.overlap_table(o)) for o in file["overlaps"]],
+        "node_table": tables.node_table(nodes),
         "many": MANY,
         "facts": _facts(file),
         "about": [(k.replace("_", " "), str(v)) for k, v in file["about"].items() if v is not None],
