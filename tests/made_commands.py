@@ -207,7 +207,7 @@ def make_path(folder: Path) -> types.SimpleNamespace:
     made.demo = step("demo", "demo", *read, "--recipe", made.recipe)
     made.request.write_bytes((made.demo / "request.csv").read_bytes())
     made.full = step("full", "train", *read, "--recipe", made.recipe)
-    made.lora = step("lora", "train", *read, "--recipe", made.recipe_lora)
+    made.lora = step("lora", "train", *read, "--recipe", made.recipe_lora, "--no-prepare")
     made.before = tree(made.full) | tree(made.lora)
     ask = ("--request", made.request)
     for name in ("new", "again"):

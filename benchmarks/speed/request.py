@@ -1,7 +1,7 @@
 """Questions 3 and the plan's: a request's seconds by stage at shares of the users, Retrain's, and the plan's.
 
 All in one run on one machine. ``--methods`` takes any that unlearn. ``--kept``: also a request that finds
-what an earlier one of the same recommender left of its retain side, as the command does from the second on.
+the retain side that `curerec train` left, as the command does.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from common import done, options, rows_of, write
 
 from curerec.data.fetch import load
 from curerec.data.forget import draw_request
-from curerec.pipeline import Opened, open_recommender, unlearn
+from curerec.pipeline import Opened, open_recommender, prepare, unlearn
 from curerec.plan import PLANNED, plan
 from curerec.records import ForgetRequest
 
@@ -28,7 +28,7 @@ def main() -> None:
     parser.add_argument("--data", required=True)
     parser.add_argument("--shares", type=float, nargs="*", default=[0.001, 0.01, 0.1])
     parser.add_argument("--methods", nargs="*", default=["cure", "e2urec", "retrain"])
-    parser.add_argument("--kept", action="store_true", help="also cure with an earlier request's retain side")
+    parser.add_argument("--kept", action="store_true", help="also cure as the command runs it")
     args = parser.parse_args()
     opened = open_recommender(args.recommender, load(args.data))
     fewer = opened.recipe.cure.update.all_steps_from
@@ -37,9 +37,8 @@ def main() -> None:
     ways = [(method, False) for method in args.methods] + ([("cure", True)] if args.kept else [])
     with tempfile.TemporaryDirectory() as folder:
         side = Path(folder)
-        if args.kept:  # an earlier request, of other users
-            earlier = draw_request(opened.data, opened.split, share=1.01 / users, seed=2)
-            unlearn(opened, earlier, "cure", retain_side=side)
+        if args.kept:
+            prepare(opened, side)
         for share in shares:
             real = max(share, 1.01 / users)  # at least one user
             request = draw_request(opened.data, opened.split, share=real, seed=1)
@@ -65,7 +64,7 @@ def timed(
         request: what to delete.
         method: that unlearns.
         seed: of the method.
-        side: folder of an earlier request's retain side; None: the first request.
+        side: folder of the retain side that training left; None: nothing was left.
     """
     values: dict[str, object] = {"n_users": len(request.ids)}
     planned = None

@@ -8,12 +8,14 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 
 from curerec.data.output import check_out
 from curerec.errors import ModelError, RequestError
 from curerec.machine import versions
 from curerec.methods import METHODS, Task
+from curerec.methods.cure.method import prepare as prepare_cure
 from curerec.models import base_folder, check_finite, check_fits, check_template, device, fresh_model
 from curerec.progress import Clock, Reporter, Silent
 from curerec.prompts.encoding import Encoder, answer_tokens, queries
@@ -308,6 +310,38 @@ def _deterministic(seed: int) -> Any:
     with torch.random.fork_rng():
         torch.manual_seed(seed)
         yield
+
+
+def prepare(
+    opened: Opened, retain_side: Path, config: Any = None, *, seed: int = 0, clock: Clock | None = None
+) -> None:
+    """Take the part of a `cure` request that no request changes, once, for all that come.
+
+    The core circuit and what units hold for unseen data depend on the recommender alone. Requests that are
+    given the same folder take from it what does not touch the people they delete.
+
+    Args:
+        opened: from :func:`open_recommender`.
+        retain_side: from :func:`curerec.data.cache.retain_side_at`.
+        config: of `cure`; None takes the recipe's.
+        seed: of the requests to come.
+        clock: stages and their seconds.
+
+    Raises:
+        CurerecError: the recommender cannot be explained; a request would say the same.
+    """
+    train, split = opened.split.train, opened.split
+    nothing = ForgetSplit(
+        forget=train.take(np.zeros(0, np.int64)),
+        retain=train,
+        control=split.control,
+        valid=split.valid,
+        test=split.test,
+        deleted=np.zeros(len(opened.data.user_code), bool),
+    )
+    task = task_for(opened, nothing, seed=seed, clock=clock, retain_side=retain_side)
+    with _deterministic(seed):
+        prepare_cure(task, config or opened.recipe.config_of("cure"))
 
 
 def save_unlearned(opened: Opened, outcome: Outcome, request: ForgetRequest, out: Path) -> Recommender:

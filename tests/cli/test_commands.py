@@ -12,6 +12,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+from curerec.data.cache import retain_side_at
 from curerec.data.readers import read
 from curerec.recipe import SplitConfig
 from curerec.recommender import bases, storage
@@ -69,6 +70,14 @@ def test_evaluation_with_two_retrains_gives_floor_and_residual(made_path):
     assert record["metrics"].keys() == {"original", "cure", "retrain", "retrain_2"}
     assert record["floor_jsd"] > 0 and "cure" in record["residual"]
     assert (made_path.judged / "report.html").exists()
+
+
+def test_training_prepares_the_first_request_where_it_may(made_path):
+    full, lora = (json.loads((f / "record.json").read_text()) for f in (made_path.new, made_path.new_lora))
+    assert "contributions" in full["cost"]["kept"]
+    assert lora["cost"]["kept"] == []  # --no-prepare
+    retrain = storage.read_card(made_path.retrains[0])["weights_sha256"]
+    assert not retain_side_at(retrain).exists()
 
 
 def test_the_original_is_not_touched(made_path):

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import json
+
 import numpy as np
 import pytest
+from safetensors import safe_open
 from safetensors.numpy import load_file
 
 from curerec import pipeline
@@ -42,6 +45,11 @@ def ran(monkeypatch):
     monkeypatch.setattr(method, "path_scores", path_scores)
     monkeypatch.setattr(method, "find_core", find_core)
     return seen
+
+
+def said(path):
+    with safe_open(path, framework="np") as file:
+        return file.metadata()["part"]
 
 
 def users(*numbers):
@@ -172,3 +180,23 @@ def test_a_folder_that_cannot_be_written_stops_nothing(recommender, tmp_path, ra
     (tmp_path / "file").write_text("")
     _, circuit, _ = explained(recommender, users(0), tmp_path / "file" / "kept")
     assert circuit.core
+
+
+def test_what_training_prepared_serves_the_first_request(recommender, at, ran):
+    pipeline.prepare(recommender, at)
+    assert len(ran["circuit"]) == len(ran["contributions"]) == 1
+    its = DATA.user_code[load_file(at / "circuit.safetensors")["target"]]
+    trained_on = np.unique(DATA.user_code[recommender.split.train.target])
+    request = users(int(np.setdiff1d(trained_on, its)[0]))
+    task, circuit, groups = explained(recommender, request, at)
+    assert task.shared["kept"] == ["circuit", "contributions"]
+    assert len(ran["circuit"]) == len(ran["contributions"]) == 1
+    assert circuit.core == tuple(json.loads(said(at / "circuit.safetensors"))["core"])
+    *_, own = explained(recommender, request, None)
+    assert groups.forget_score.tolist() == own.forget_score.tolist()
+
+
+def test_preparing_twice_takes_what_is_there(recommender, at, ran):
+    pipeline.prepare(recommender, at)
+    pipeline.prepare(recommender, at)
+    assert len(ran["circuit"]) == len(ran["contributions"]) == 1

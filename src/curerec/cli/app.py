@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -89,6 +89,12 @@ def train(
     ] = None,
     base: BaseFolder = None,
     seed: Seed = None,
+    prepare: Annotated[
+        bool,
+        typer.Option(
+            help="Also take the part of `curerec unlearn` that no request changes, into the user's cache."
+        ),
+    ] = True,
 ) -> None:
     """Fine-tune a recommender on ratings."""
     quiet()
@@ -97,7 +103,7 @@ def train(
     from curerec.data.output import check_out
     from curerec.pipeline import train as run
     from curerec.progress import Clock
-    from curerec.recommender.parallel import is_main
+    from curerec.recommender.parallel import count, is_main
     from curerec.recommender.storage import CARD
 
     check_out(out, marker=CARD, inputs=[base])
@@ -106,11 +112,26 @@ def train(
     table, chosen = ratings(data, chosen)
     with bars() as reporter:
         made = run(table, chosen, out, without=request, base=base, clock=Clock(reporter))
+        if prepare and request is None and count() == 1:
+            prepared(table, out, base, Clock(reporter))
     if not is_main():  # of the processes that `accelerate launch` started
         return
     typer.echo(f"{out}: {made.card['n_train']} prompts, {made.card['train_time_s']:.1f} s")
     if request:
         say_base(table, chosen, request)
+
+
+def prepared(data: Any, recommender: Path, base: Path | None, clock: Any) -> None:
+    """Take the part of a request that is the same for all; what cannot be taken now, the first takes."""
+    import contextlib
+
+    from curerec.data.cache import retain_side_at
+    from curerec.errors import CurerecError
+    from curerec.pipeline import open_recommender, prepare
+
+    with contextlib.suppress(CurerecError):
+        opened = open_recommender(recommender, data, base=base)
+        prepare(opened, retain_side_at(opened.recommender.card["weights_sha256"]), clock=clock)
 
 
 @app.command(

@@ -43,7 +43,13 @@ class LoopConfig(Stopping):
     )
     batch_size: int = Field(128, gt=0, description="prompts of D_f, and of D_r, a step")
     max_steps: int = Field(60, gt=0)
-    average: float = Field(0.9, ge=0, lt=1, description="decay of the average of the weights")
+    average: float = Field(
+        0.9,
+        ge=0,
+        lt=1,
+        description="decay of the average of the weights, at the most: after n steps it is "
+        "(1 + n) / (10 + n), which reaches .9 after 80",
+    )
 
 
 @dataclass(frozen=True)

@@ -167,15 +167,8 @@ def circuit_of(task: Task, config: CureConfig) -> Circuit:
 
 def groups_of(task: Task, config: CureConfig, circuit: Circuit) -> tuple[Units, Groups]:
     """The update units and their roles, by what they contribute to forgetting D_f and to predicting D_c."""
-    model, answers = task.original.model, task.answers
     with task.clock.stage("contributions"):
-        units = units_of(model, config.granularity)
-        deltas = task.deltas(units)
-
-        def stored(part: Examples, size: int, salt: int) -> np.ndarray:
-            prompts = task.encode(task.sample(part, size, salt))
-            return path_scores(model, prompts, answers, units, deltas, steps=config.path_steps)
-
+        units = units_of(task.original.model, config.granularity)
         resampled = None
         census = len(task.forget) <= config.forget_size
         if config.forget_score == "gradient":
@@ -185,13 +178,8 @@ def groups_of(task: Task, config: CureConfig, circuit: Circuit) -> tuple[Units, 
             )
             forget = share[None]
         else:
-            forget = stored(task.forget, config.forget_size, 72)
-        side = RetainSide(task, config) if task.retain_side else None
-        kept = side.contributions(len(units.names)) if side else None
-        control = side.control if side else task.control
-        retain = stored(control, config.control_size, 73) if kept is None else kept
-        if side and kept is None:
-            side.keep_contributions(retain, task.sample(control, config.control_size, 73))
+            forget = stored(task, config, units, task.forget, config.forget_size, 72)
+        retain = retain_contributions(task, config, units)
     with task.clock.stage("groups"):
         groups = assign(
             forget,
@@ -210,6 +198,41 @@ def groups_of(task: Task, config: CureConfig, circuit: Circuit) -> tuple[Units, 
             inside = in_core(circuit, units)
             groups = replace(groups, role=np.where(inside, groups.role, "frozen"))
     return units, groups
+
+
+def retain_contributions(task: Task, config: CureConfig, units: Units) -> np.ndarray:
+    """What fine-tuning stored in each unit for unseen data, from examples of D_c, float [n, n_units].
+
+    Those that an earlier request, or training, left are taken where they still hold.
+    """
+    side = RetainSide(task, config) if task.retain_side else None
+    if side is None:
+        return stored(task, config, units, task.control, config.control_size, 73)
+    kept = side.contributions(len(units.names))
+    if kept is None:
+        kept = stored(task, config, units, side.control, config.control_size, 73)
+        side.keep_contributions(kept, task.sample(side.control, config.control_size, 73))
+    return kept
+
+
+def stored(task: Task, config: CureConfig, units: Units, part: Examples, size: int, salt: int) -> np.ndarray:
+    """Path scores of the units for a sample of a part, float [n, n_units]."""
+    prompts = task.encode(task.sample(part, size, salt))
+    return path_scores(
+        task.original.model, prompts, task.answers, units, task.deltas(units), steps=config.path_steps
+    )
+
+
+def prepare(task: Task, config: CureConfig) -> None:
+    """Leave circuit and contributions on D_c for the requests to come; they are of no request.
+
+    Args:
+        task: that deletes nothing, with ``retain_side``.
+        config: as the requests will have it; with another they find nothing.
+    """
+    circuit_of(task, config)
+    with task.clock.stage("contributions"):
+        retain_contributions(task, config, units_of(task.original.model, config.granularity))
 
 
 def in_core(circuit: Circuit, units: Units) -> np.ndarray:
