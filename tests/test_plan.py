@@ -10,6 +10,8 @@ import pytest
 import torch
 
 from curerec.calibration import Calibration, Line, sizes_of
+from curerec.circuits.core import TOP_EXACT
+from curerec.circuits.selection import sizes_to_judge, smallest_prefix
 from curerec.data.cache import retain_side_at
 from curerec.data.fetch import load
 from curerec.data.request_file import read_request
@@ -19,7 +21,7 @@ from curerec.pipeline import open_recommender, unlearn
 from curerec.plan import plan
 from curerec.progress import Clock, Silent
 from curerec.recommender.storage import read_card
-from curerec.workload import Work, of_cure
+from curerec.workload import Work, bisections, of_cure, scored_exactly
 from made_commands import curerec, refused, untouched
 from made_tasks import made_task
 
@@ -181,3 +183,28 @@ def test_a_line_through_two_measurements_gives_the_seconds_of_any_size():
 def test_an_unknown_method_is_refused(asked):
     with pytest.raises(RequestError, match="unknown method"):
         plan(asked.opened, asked.request, "magic")
+
+
+@pytest.mark.parametrize(("heads", "mlps"), [(8, 2), (30, 12), (96, 12), (270, 30)])
+def test_modules_scored_exactly_are_as_many_as_a_draw_gives(heads, mlps):
+    rng = np.random.default_rng(0)
+    found = []
+    for _ in range(300):
+        top, drawn = rng.permutation(heads + mlps)[:TOP_EXACT], rng.permutation(heads + mlps)
+        drawn = np.r_[drawn[drawn < heads][:TOP_EXACT], drawn[drawn >= heads][:TOP_EXACT]]
+        found.append(len(np.union1d(top, drawn)))
+    assert scored_exactly(heads, mlps) == pytest.approx(np.mean(found), abs=1)
+
+
+def test_sizes_judged_are_as_many_as_the_search_takes():
+    grid = sizes_to_judge(300)
+    taken = []
+    for smallest in range(1, 301):
+        judged = smallest_prefix(lambda sizes, of=smallest: [(k, float(k >= of)) for k in sizes], grid, 0.9)[
+            0
+        ]
+        taken.append(len(judged) - len(grid))
+    gaps = np.diff(grid)
+    # Each gap is as likely here as it is wide; the plan, which knows nothing, takes all alike.
+    assert np.mean(taken) == pytest.approx(np.average(np.ceil(np.log2(gaps)), weights=gaps), rel=0.1)
+    assert bisections(grid) <= np.mean(taken) <= max(taken) == np.ceil(np.log2(gaps.max()))

@@ -105,7 +105,7 @@ def padded_tokens(lengths: np.ndarray, n: int, batch: int) -> float:
 
 def sizes_of(task: Task) -> Sizes:
     """Sizes of a request and its model."""
-    modules = len(sites_of(task.original.model).names)
+    heads = [".head." in name for name in sites_of(task.original.model).names]
     parts = (task.forget, task.retain)
     unknown = [float(1 - task.answered.find(part)[1].mean()) if task.answered else 1.0 for part in parts]
     return Sizes(
@@ -113,7 +113,8 @@ def sizes_of(task: Task) -> Sizes:
         len(task.retain),
         len(task.control),
         len(task.valid),
-        modules,
+        sum(heads),
+        len(heads) - sum(heads),
         unknown[0],
         unknown[1],
     )

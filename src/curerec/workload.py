@@ -31,13 +31,14 @@ AHEAD = 20  # batches of D_r that the update prepares at a time
 
 @dataclass(frozen=True)
 class Sizes:
-    """Numbers of examples and of scored modules; of D_f and D_r the share whose answers are not stored."""
+    """Numbers of examples, heads and MLPs; of D_f and D_r the share whose answers are not stored."""
 
     forget: int
     retain: int
     control: int
     valid: int
-    modules: int
+    heads: int
+    mlps: int
     unknown_forget: float = 1.0
     unknown_retain: float = 1.0
 
@@ -82,10 +83,9 @@ def of_cure(config: CureConfig, sizes: Sizes, kept: Collection[str] = ()) -> dic
     pool = min(max(config.pairs, config.pair_pool), sizes.valid)
     pairs = min(config.pairs, pool)
     ranks, judges = pairs // 2, pairs - pairs // 2
-    top, everything = min(TOP_EXACT, sizes.modules), sizes.modules
-    exact = min(everything, round(top + top * (1 - top / everything)))  # the top and as many at random
+    grid = sizes_to_judge(sizes.heads + sizes.mlps)
     # Twice the clean run with nothing and with everything patched, the sizes, and all but the circuit.
-    judged = 1 + 2 + 1 + len(sizes_to_judge(everything)) + 1 + 1
+    judged = 1 + 2 + 1 + len(grid) + bisections(grid) + 1 + 1
 
     objective = [Work("encode", sizes.forget, "forget")]
     objective += [Work("score", round(sizes.forget * sizes.unknown_forget), "forget")]
@@ -124,7 +124,7 @@ def of_cure(config: CureConfig, sizes: Sizes, kept: Collection[str] = ()) -> dic
     ]
     circuit = [
         Work("atp", pairs, "valid"),
-        Work("patched", ranks, "valid", times=1 + 1 + exact),
+        Work("patched", ranks, "valid", times=1 + 1 + scored_exactly(sizes.heads, sizes.mlps)),
         Work("patched", judges, "valid", times=judged),
     ]
     return {
@@ -135,6 +135,30 @@ def of_cure(config: CureConfig, sizes: Sizes, kept: Collection[str] = ()) -> dic
         "prepare": [*watch, *depths, Work("copy"), *([] if gradient else objective)],
         "update": _steps(update, sizes, look),
     }
+
+
+def scored_exactly(heads: int, mlps: int) -> int:
+    """Modules that :func:`curerec.circuits.core.find_core` scores exactly, as many as are to be expected: the
+    top, and so many heads and MLPs at random, of which some are the top's.
+
+    >>> scored_exactly(8, 2), scored_exactly(270, 30)
+    (10, 57)
+    """
+    every = heads + mlps
+    top = min(TOP_EXACT, every)
+    drawn = min(TOP_EXACT, heads) + min(TOP_EXACT, mlps)
+    return round(top + drawn * (1 - top / every))
+
+
+def bisections(grid: list[int]) -> float:
+    """Prefixes that :func:`curerec.circuits.selection.smallest_prefix` judges between two sizes of a grid.
+
+    The mean over its gaps: which of them holds the circuit is not known before.
+
+    >>> bisections([0, 1, 2, 4, 8])
+    0.75
+    """
+    return float(np.mean([math.ceil(math.log2(gap)) for gap in np.diff(grid)]))
 
 
 def _steps(update: UnlearnConfig, sizes: Sizes, look: list[Work]) -> list[Work]:
