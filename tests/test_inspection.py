@@ -6,6 +6,7 @@ import json
 
 import numpy as np
 import pytest
+import torch
 
 from curerec import inspection
 from curerec.circuits import SCORERS
@@ -234,3 +235,32 @@ def test_a_circuit_of_so_many_parts(made):
     assert found.about["faithfulness_asked"] is None and found.about["select"] == "top:3"
     with pytest.raises(ConfigError, match="top:K"):
         inspect(made, BARE.model_copy(update={"select_edges": "best"}))
+
+
+def test_memory_that_ran_out_while_sets_were_judged_is_noted(made, monkeypatch):
+    config = BARE.model_copy(update={"compact": True, "test": 40, "batch_size": 8})
+    full = inspection.judge_modules
+
+    def cramped(model, clean, *rest, cost=None, **more):
+        judge = full(model, clean, *rest, cost=cost, **more)
+
+        def judged(sets):
+            layer = model.model.layers[1]
+            handle = layer.register_forward_pre_hook(too_many)
+            try:
+                return judge(sets)
+            finally:
+                handle.remove()
+
+        return judged
+
+    def too_many(module, args):
+        if len(args[0]) > 4:
+            raise torch.OutOfMemoryError("planted")
+
+    plain = inspect(made, config)
+    assert not any("memory ran out" in note for note in plain.notes)
+    monkeypatch.setattr(inspection, "judge_modules", cramped)
+    noted = inspect(made, config)
+    assert any("memory ran out" in note and "while sets were judged" in note for note in noted.notes)
+    assert noted.necessary == plain.necessary

@@ -28,6 +28,7 @@ from curerec.circuits.exchange import (
 from curerec.circuits.faithfulness import Faithfulness, Judge, judge_edges, judge_modules
 from curerec.circuits.matters import matters
 from curerec.circuits.necessary import necessary
+from curerec.circuits.passes import Cost
 from curerec.circuits.reading import attention_reading
 from curerec.circuits.selection import JUDGED, halves, selecting
 from curerec.circuits.stability import overlaps
@@ -155,10 +156,10 @@ def inspect(
             )
             circuit = replace(circuit, edges=edges)
     file = to_file(circuit, shape_of(wiring_of(model), model.config.hidden_size))
-    fewest = None
+    fewest, judging = None, Cost()
     if config.compact:
         with clock.stage("the fewest parts"):
-            sizes: dict[str, Any] = {"batch_size": config.batch_size, "seed": config.seed}
+            sizes: dict[str, Any] = {"batch_size": config.batch_size, "seed": config.seed, "cost": judging}
             found_fewest = fewest_parts(
                 model, pairs.clean, pairs.corrupt, answers, threshold=config.faithfulness, **sizes
             )
@@ -179,7 +180,7 @@ def inspect(
             used = pairs.take(np.arange(len(circuit.scores)))
             few = of_edges.take(np.arange(len(circuit.edges.scores) if circuit.edges else 0))
             examples = drawn(opened.split.test, config.test)
-            found |= _knocked_out(opened, config, circuit, found["compact"], used, few, examples)
+            found |= _knocked_out(opened, config, circuit, found["compact"], used, few, examples, judging)
     if config.variants:
         with clock.stage("other seeds, templates, scorers"):
             found["overlaps"] = _variants(opened, config, pool, circuit.granularity)
@@ -197,6 +198,7 @@ def inspect(
         with clock.stage("what fine-tuning stored"):
             found |= stored(opened, config)
     found["cost"] = {**found["cost"], "time_s": clock.total_s}
+    found["notes"] = [*file.notes, *judging.notes(" while sets were judged")]
     return file.model_copy(update={**found, "nodes": nodes})
 
 
@@ -246,6 +248,7 @@ def _knocked_out(
     pairs: Aligned,
     few: Aligned,
     examples: Examples,
+    cost: Cost,
 ) -> dict[str, Any]:
     """Test AUC without the circuit, the fewest parts and what is necessary; the last at both levels.
 
@@ -261,8 +264,8 @@ def _knocked_out(
         def judge_on(part: Aligned) -> Judge:
             pair = (model, part.clean, part.corrupt, answers)
             if level == "parts":
-                return judge_modules(*pair, names, batch_size=size)
-            return judge_edges(*pair, batch_size=size)
+                return judge_modules(*pair, names, batch_size=size, cost=cost)
+            return judge_edges(*pair, batch_size=size, cost=cost)
 
         _, judging = halves(len(used.clean), config.seed, judged=JUDGED if level == "connections" else None)
         f = Faithfulness(judge_on(used.take(judging)), len(names))
@@ -284,7 +287,9 @@ def _knocked_out(
     found, needed = judged("parts", circuit.modules, mean, circuit.core, pairs)
     out: dict[str, Any] = {"matters": found, "necessary": [needed]}
     if fewest is not None:
-        on_test = judge_modules(model, test.clean, test.corrupt, answers, circuit.modules, batch_size=size)
+        on_test = judge_modules(
+            model, test.clean, test.corrupt, answers, circuit.modules, batch_size=size, cost=cost
+        )
         core = [circuit.modules.index(name) for name in fewest.members]
         lost = matters(on_test, len(circuit.modules), core, label, draws=10, seed=config.seed)
         out["compact"] = fewest.model_copy(update={"matters": lost})

@@ -15,7 +15,7 @@ import numpy as np
 from curerec.circuits.activations import sites_of
 from curerec.circuits.attribution import attribute
 from curerec.circuits.faithfulness import Faithfulness, judge_modules
-from curerec.circuits.passes import check_halves
+from curerec.circuits.passes import Cost, check_halves
 from curerec.circuits.selection import halves, sizes_to_judge, smallest_prefix
 from curerec.prompts.encoding import Prompts
 
@@ -119,6 +119,7 @@ def fewest_parts(
     threshold: float = 0.9,
     batch_size: int = 64,
     seed: int = 0,
+    cost: Cost | None = None,
 ) -> Compact:
     """The fewest heads and MLPs that carry the answer: chosen on half of the pairs, judged on the others.
 
@@ -129,6 +130,7 @@ def fewest_parts(
         threshold: smallest faithfulness accepted.
         batch_size: pairs a pass.
         seed: of the halves.
+        cost: is told of the passes, and of a batch that was halved.
 
     Raises:
         PromptError: fewer than two pairs, pairs that do not align, or none that moves the answer.
@@ -138,7 +140,8 @@ def fewest_parts(
 
     def over(half: np.ndarray) -> Faithfulness:
         pair = clean.take(half), corrupt.take(half)
-        return Faithfulness(judge_modules(model, *pair, answers, names, batch_size=batch_size), len(names))
+        judge = judge_modules(model, *pair, answers, names, batch_size=batch_size, cost=cost)
+        return Faithfulness(judge, len(names))
 
     ranking, judging = halves(len(clean), seed)
 
