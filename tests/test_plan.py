@@ -93,7 +93,7 @@ def test_what_an_earlier_request_left_is_not_counted(asked, tmp_path):
 
 
 @pytest.mark.parametrize(("every", "all_steps_from"), [(None, None), (3, None), (3, 0.9)])
-@pytest.mark.parametrize("forget_loss", ["rewind", "npo"])
+@pytest.mark.parametrize("forget_loss", ["rewind", "npo", "calibrated"])
 @pytest.mark.parametrize("forget_score", ["gradient", "path"])
 @pytest.mark.parametrize("open_gap", [None, 0.1])
 def test_passes_are_counted_as_they_are_taken(
@@ -156,10 +156,13 @@ def test_passes_are_counted_as_they_are_taken(
     assert list(outcome.details["stages"]) == list(work)
     assert (outcome.trace[-1]["step"] < 7) == (all_steps_from is not None)
     counted = {name: sum(w.forwards for w in part) for name, part in work.items()}
+    # A teacher is tuned in whole batches, of which the last of an epoch is smaller.
+    about = 0.03 if forget_loss == "calibrated" else 0
     for name in ("contributions", "groups", "update"):
-        assert counted[name] == seen.get(name, 0), name
+        assert counted[name] == pytest.approx(seen.get(name, 0), rel=about), name
     look = 2 * (25 if all_steps_from is None else 15)  # how far to go back is found by three of them, or two
-    assert seen["prepare"] in (counted["prepare"], counted["prepare"] - (look if open_gap else 0))
+    looks = (counted["prepare"], counted["prepare"] - (look if open_gap else 0))
+    assert any(n == pytest.approx(seen["prepare"], rel=about) for n in looks)
     # Which prompts give a pair that moves is known when they have been run.
     kept = outcome.circuit.pairs
     circuit = of_cure(config.model_copy(update={"pairs": kept["kept"]}), sizes_of(task))["circuit"]

@@ -13,6 +13,7 @@ from curerec.circuits.core import TOP_EXACT
 from curerec.circuits.selection import sizes_to_judge
 from curerec.methods.cure.gradient_share import CHUNKS
 from curerec.methods.cure.method import CureConfig
+from curerec.methods.teachers import CONTROL, TUNING
 from curerec.methods.unlearn import DEPTHS, UnlearnConfig
 
 Part = Literal["forget", "retain", "control", "valid"]
@@ -91,6 +92,12 @@ def of_cure(config: CureConfig, sizes: Sizes, kept: Collection[str] = ()) -> dic
     objective += [Work("score", round(sizes.forget * sizes.unknown_forget), "forget")]
     if rewind:  # answers of the base and of the weights halfway to it
         objective += [Work("base"), Work("copy"), Work("score", sizes.forget, "forget", times=2)]
+    if update.forget_loss in ("teacher", "calibrated"):  # theta_o is tuned on D_f further, and asked
+        tuning = Work("gradient", sizes.forget, "forget", times=TUNING.epochs, batch=TUNING.batch_size)
+        objective += [Work("copy"), tuning, Work("score", sizes.forget, "forget")]
+    if update.forget_loss == "calibrated":
+        unseen = min(CONTROL, sizes.control)
+        objective += [Work("encode", unseen, "control"), Work("score", unseen, "control")]
     scored = min(sizes.forget, config.forget_size)
     retained = min(sizes.control, config.control_size)
     gradient = config.forget_score == "gradient"

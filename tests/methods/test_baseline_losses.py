@@ -7,9 +7,9 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from curerec.methods.e2urec.method import forgetting_teacher
 from curerec.methods.scrub.method import distill, phases
 from curerec.methods.simnpo.method import simnpo_loss
+from curerec.methods.teachers import forgetting_teacher
 
 LOGITS = torch.tensor([[0.3, -0.7], [2.0, 1.0], [-4.0, 5.0], [0.0, 0.0]], dtype=torch.float64)
 LABEL = torch.tensor([0, 1, 1, 0])

@@ -24,7 +24,7 @@ def objective_of(task, loss="rewind"):
 
 
 @pytest.mark.parametrize("kind", ["full", "lora"])
-@pytest.mark.parametrize("loss", ["rewind", "npo", "grad_ascent"])
+@pytest.mark.parametrize("loss", ["rewind", "npo", "grad_ascent", "label_free", "calibrated"])
 def test_gradient_by_batches_is_that_of_the_mean_loss(kind, loss):
     task = made_task(kind)
     objective = objective_of(task, loss)

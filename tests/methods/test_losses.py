@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from curerec.methods.losses import forget_loss, grad_ascent, kl_to, npo, rewind
+from curerec.methods.losses import AIMS, forget_loss, grad_ascent, kl_to, npo, rewind
 
 
 def made(n=9):
@@ -78,3 +78,10 @@ def test_shapes_and_types_are_checked_here(labels):
     """The import hook of conftest.py: a label of another length or kind would broadcast or be cast."""
     with pytest.raises(TypeError):
         rewind(torch.zeros(2, 2), labels, weight=torch.ones(2))
+
+
+@pytest.mark.parametrize("aim", AIMS)
+def test_losses_with_a_target_are_the_kl_to_it(aim):
+    logits, label, target = made()
+    found = forget_loss(aim, logits, label, torch.zeros_like(target), beta=0.5, target=target)
+    torch.testing.assert_close(found, kl_to(logits, target))

@@ -10,7 +10,7 @@ import torch
 
 from curerec.groups.assign import FORGET, FROZEN, RETAIN, SHARED
 from curerec.methods.pcgrad.method import projected
-from curerec.methods.rules import Rules, uniform
+from curerec.methods.rules import Rules, times, uniform
 from made_models import made_encoder
 from made_updates import setting
 
@@ -38,6 +38,25 @@ def rule(role, f, r, w, both=False):
         kept = r - against / float(f @ f) * f if both else r
         return f - against / float(r @ r) * r + w * kept
     return f + w * r
+
+
+@pytest.mark.parametrize(("granularity", "lora"), CASES)
+@pytest.mark.parametrize("both", [False, True])
+def test_with_factors_it_is_the_scaled_steps_that_no_longer_conflict(granularity, lora, both):
+    units, role, forget, retain = setting(granularity, lora)
+    generator = torch.Generator().manual_seed(1)
+    scale = {n: 10 ** (2 * torch.rand(g.shape, generator=generator) - 1) for n, g in forget.items()}
+    rules = Rules(units, role, weight=2.0, both=both)
+    got, seen = rules.combine(forget, retain, scale)
+    got, plain = (times(g, scale) for g in (got, rules.combine(forget, retain)[0]))
+    f, r = times(forget, scale), times(retain, scale)
+    differs = False
+    for unit in range(len(units.names)):
+        pair = slices(units, f, unit), slices(units, r, unit)
+        d = slices(units, got, unit)
+        torch.testing.assert_close(d, rule(int(role[unit]), *pair, 2.0, both), atol=2e-4, rtol=1e-3)
+        differs |= not torch.allclose(d, slices(units, plain, unit), atol=1e-3)
+    assert differs == bool(seen["projected"].any())
 
 
 @pytest.mark.parametrize(("granularity", "lora"), CASES)

@@ -13,6 +13,7 @@ from curerec.methods.cau.method import curriculum, min_norm
 from curerec.methods.gru.method import Gru
 from curerec.methods.ngdiff.method import difference, newton_rate
 from curerec.methods.pcgrad.method import Pcgrad
+from curerec.methods.rules import times
 from made_models import made_model
 
 SHAPES = {"a": (3, 4), "b": (5,)}
@@ -53,6 +54,18 @@ def test_pcgrad_projects_each_on_the_normal_plane_of_the_other(seed, weight):
     got, seen = made(Pcgrad, weight).combine(f, r)
     np.testing.assert_allclose(flat(got), flat(f) + weight * flat(r))
     assert not bool(seen["projected"][0])
+
+
+@pytest.mark.parametrize("rule", [Pcgrad, Cagrad, Gru])
+@pytest.mark.parametrize("seed", range(4))
+def test_with_factors_the_rule_is_that_of_the_scaled_pair(rule, seed):
+    f, r = pair(seed, conflict=True)
+    rng = np.random.default_rng(seed)
+    scale = {n: torch.from_numpy(10 ** rng.uniform(-1, 1, s)) for n, s in SHAPES.items()}
+    got, seen = made(rule, 3.0).combine(f, r, scale)
+    want, as_if = made(rule, 3.0).combine(times(f, scale), times(r, scale))
+    np.testing.assert_allclose(flat(times(got, scale)), flat(want), rtol=1e-9)
+    torch.testing.assert_close(seen, as_if)
 
 
 @pytest.mark.parametrize("rule", [Pcgrad, Cagrad, Gru])

@@ -9,8 +9,9 @@ import numpy as np
 import torch
 
 from curerec.circuits.path import part_of_the_way
-from curerec.methods.losses import ForgetLoss, forget_loss
+from curerec.methods.losses import AIMS, ForgetLoss, forget_loss
 from curerec.methods.task import Task
+from curerec.methods.teachers import targets
 from curerec.recommender import parallel
 from curerec.recommender.score import answer_logits, by_length, device_of, score, to_batch
 from curerec.recommender.units import units_of
@@ -27,6 +28,8 @@ class ForgetConfig(Protocol):
     def beta(self) -> float: ...
     @property
     def balance(self) -> bool: ...
+    @property
+    def alpha(self) -> float | None: ...
 
 
 class ForgetObjective:
@@ -40,7 +43,8 @@ class ForgetObjective:
         prompts: of D_f, [n].
         label: int64 [n].
         original: answer logits of theta_o, [n, 2].
-        weight: of each example in the loss, [n].
+        weight: of each example in the loss, [n]; losses with a target have none.
+        target: answer logits to aim for, [n, 2]; None of a loss without a target.
         at_original: gradient at theta_o by parameter name, of all of D_f or of a sample; None until
             :func:`curerec.methods.cure.gradient_share.at_original` has taken it.
     """
@@ -51,13 +55,15 @@ class ForgetObjective:
         self.prompts = task.forget_prompts
         self.original = torch.from_numpy(task.forget_original).to(self.device)
         self.label = torch.from_numpy(self.prompts.label.astype(np.int64)).to(self.device)
+        name = config.forget_loss
+        self.target = None if name not in AIMS else targets(task, name, alpha=config.alpha)
         self.weight = self._weights()
         self.at_original: dict[str, torch.Tensor] | None = None
 
     @classmethod
     def of(cls, task: Task, config: ForgetConfig) -> ForgetObjective:
         """The objective of a request, made once: contributions and update share it."""
-        key = ("forget objective", config.forget_loss, config.beta, config.balance)
+        key = ("forget objective", config.forget_loss, config.beta, config.balance, config.alpha)
         if key not in task.shared:
             task.shared[key] = cls(task, config)
         found: ForgetObjective = task.shared[key]
@@ -79,6 +85,7 @@ class ForgetObjective:
             self.original[index],
             beta=self.config.beta,
             weight=self.weight[index],
+            target=None if self.target is None else self.target[index],
         )
 
     def gradient(

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Literal, get_args
 
 import torch
 import torch.nn.functional as F
 from jaxtyping import Float, Int
 
-ForgetLoss = Literal["npo", "grad_ascent", "rewind"]
+Aim = Literal["label_free", "teacher", "calibrated"]
+ForgetLoss = Literal["npo", "grad_ascent", "rewind", Aim]
+AIMS: tuple[Aim, ...] = get_args(Aim)
 
 
 def npo(
@@ -78,13 +80,21 @@ def forget_loss(
     *,
     beta: float,
     weight: Float[torch.Tensor, " batch"] | None = None,
+    target: Float[torch.Tensor, "batch 2"] | None = None,
 ) -> Float[torch.Tensor, ""]:
-    """The forget loss of a name; arguments as in :func:`npo`."""
+    """The forget loss of a name; arguments as in :func:`npo`.
+
+    Those of :data:`AIMS` are ``KL(target || model)``, mean, nats; ``target``: logits to aim for, [batch, 2],
+    of :mod:`curerec.methods.teachers`. Only they need it, and nothing else is asked of it.
+    """
     if name == "rewind":
         return rewind(logits, label, weight=torch.ones_like(logits[:, 0]) if weight is None else weight)
     if name == "npo":
         return npo(logits, label, original, beta=beta, weight=weight)
-    return grad_ascent(logits, label, weight=weight)
+    if name == "grad_ascent":
+        return grad_ascent(logits, label, weight=weight)
+    assert target is not None
+    return kl_to(logits, target)
 
 
 def kl_to(

@@ -96,12 +96,17 @@ class Rules:
             count += p.numel() if dim is None else rows[name] * (p.numel() // p.shape[dim])
         return count
 
-    def combine(self, forget: Gradients, retain: Gradients) -> tuple[Gradients, dict[str, torch.Tensor]]:
+    def combine(
+        self, forget: Gradients, retain: Gradients, scale: Gradients | None = None
+    ) -> tuple[Gradients, dict[str, torch.Tensor]]:
         """Directions to descend, and what happened on the way.
 
         Args:
             forget: g_f by parameter name.
             retain: g_r by parameter name.
+            scale: factors that the optimiser will scale entries by, by parameter name: inner products are
+                then of the scaled gradients, and it is the steps that no longer conflict. None: of the
+                gradients as they are.
 
         Returns:
             Directions by parameter name, and ``cos`` float [n_units] (nan where a gradient is 0) and
@@ -109,7 +114,8 @@ class Rules:
         """
         if self.masks is not None:
             forget, retain = ({n: g * self.masks[n] for n, g in side.items()} for side in (forget, retain))
-        pairs = ((forget, retain), (forget, forget), (retain, retain))
+        f, r = (side if scale is None else times(side, scale) for side in (forget, retain))
+        pairs = ((f, r), (f, f), (r, r))
         dot, ff, rr = (inner_products(self.units, a, b).to(self.role.device) for a, b in pairs)
         projected = self.shared & (dot < 0)
         none = torch.zeros_like(dot)
@@ -125,21 +131,30 @@ class Rules:
                 out[name] = a * forget[name] + c * retain[name]
         for name, role in self.factors.items():
             if name in forget:
-                out[name] = self._whole(int(role), forget[name], retain[name])
+                pair = (f[name], r[name])
+                out[name] = self._whole(int(role), forget[name], retain[name], *pair)
         return out, {"cos": dot / (ff.sqrt() * rr.sqrt()), "projected": projected}
 
-    def _whole(self, role: int, f: torch.Tensor, r: torch.Tensor) -> torch.Tensor:
-        """The rule for a LoRA factor that several units share."""
+    def _whole(
+        self, role: int, f: torch.Tensor, r: torch.Tensor, step_f: torch.Tensor, step_r: torch.Tensor
+    ) -> torch.Tensor:
+        """The rule for a LoRA factor that several units share; inner products are of the steps."""
         if role == FROZEN:
             return torch.zeros_like(f)
         if role == RETAIN:
             return self.weight * r
         if role == SHARED:
-            dot, ff, rr = (f.float() * r.float()).sum(), f.float().square().sum(), r.float().square().sum()
+            a, c = step_f.float(), step_r.float()
+            dot, ff, rr = (a * c).sum(), a.square().sum(), c.square().sum()
             against = torch.clamp(dot, max=0)
             more = self.weight * against / (ff + self.eps) if self.both else 0.0
             return (1 - more) * f + (self.weight - against / (rr + self.eps)) * r
         return f + self.weight * r
+
+
+def times(gradients: Gradients, factors: Gradients) -> Gradients:
+    """Entry by entry."""
+    return {name: g * factors[name] for name, g in gradients.items()}
 
 
 def role_of_factor(roles: torch.Tensor) -> torch.Tensor:

@@ -8,7 +8,7 @@ import numpy as np
 import torch
 
 from curerec.methods.loop import outcome
-from curerec.methods.rules import Gradients, Rules, uniform
+from curerec.methods.rules import Gradients, Rules, times, uniform
 from curerec.methods.task import Task
 from curerec.methods.unlearn import UnlearnConfig, run
 from curerec.recommender.score import device_of
@@ -34,10 +34,13 @@ class WholeVector(Rules):
         """(a, b) from the inner products of g_f and w g_r; here their plain sum."""
         return 1.0, 1.0
 
-    def combine(self, forget: Gradients, retain: Gradients) -> tuple[Gradients, dict[str, torch.Tensor]]:
+    def combine(
+        self, forget: Gradients, retain: Gradients, scale: Gradients | None = None
+    ) -> tuple[Gradients, dict[str, torch.Tensor]]:
         """Directions to descend; as :meth:`Rules.combine`, with the whole model as the one unit."""
         scaled = {n: self.weight * g for n, g in retain.items()}
-        ff, fr, rr = inner(forget, forget), inner(forget, scaled), inner(scaled, scaled)
+        f, r = (side if scale is None else times(side, scale) for side in (forget, scaled))
+        ff, fr, rr = inner(f, f), inner(f, r), inner(r, r)
         a, b = self.mix(ff, fr, rr)
         out = {n: a * forget[n] + b * scaled[n] for n in forget}
         return out, noted(ff, fr, rr)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -13,6 +13,7 @@ from curerec.methods.forget_objective import ForgetObjective
 from curerec.methods.loop import Log, LoopConfig, Update, free, walk
 from curerec.methods.losses import ForgetLoss, kl_to
 from curerec.methods.pace import Pace
+from curerec.methods.preconditioner import Preconditioner
 from curerec.methods.rollback import roll_back
 from curerec.methods.rules import Masks, Rules
 from curerec.methods.stopping import Watch
@@ -37,10 +38,15 @@ LOOK_RATIO, LEAST_LOOK = 4, 300
 class UnlearnConfig(LoopConfig):
     """The loop and its two losses. Every value is chosen on D_v, D_c and D_f."""
 
-    added = ("open_gap", "all_steps_from")
+    added = ("open_gap", "all_steps_from", "alpha", "projection")
 
-    forget_loss: ForgetLoss = "npo"
+    forget_loss: ForgetLoss = Field(
+        "npo",
+        description="npo, grad_ascent, rewind (losses.py); label_free, teacher, calibrated: KL to answers to "
+        "aim for (teachers.py)",
+    )
     beta: float = Field(0.5, gt=0, description="of NPO")
+    alpha: float | None = Field(None, gt=0, description="strength of the loss teacher; none: 2")
     balance: bool = Field(True, description="weigh yes and no so that forgetting does not shift P(yes)")
     retain_weight: float | None = Field(
         None,
@@ -67,6 +73,11 @@ class UnlearnConfig(LoopConfig):
         lt=1,
         description="of methods that take weights back (``kept``): share of the membership gap that this may "
         "leave; it goes only so far of the way to what ``kept`` allows. None: all of it",
+    )
+    projection: Literal["preconditioned"] | None = Field(
+        None,
+        description="where two gradients conflict is asked, and what is taken out reckoned, of what AdamW "
+        "makes of them; none: of the gradients themselves, which AdamW then rescales",
     )
     paced: bool = Field(
         False,
@@ -172,8 +183,9 @@ def run(
     """Move a copy of theta_o by the rules until the membership gap closes.
 
     Each step combines a gradient of the forget loss and one of the retain loss unit by unit, and hands the
-    result to the optimiser (so projection comes before Adam's scaling: AdamW rescales what was projected,
-    which the record says). The retain gradient is a batch's; the forget gradient a batch's, or with
+    result to the optimiser (so projection comes before Adam's scaling: AdamW rescales what was projected;
+    with ``projection: preconditioned`` conflict is a matter of the scaled gradients; the record has the
+    configuration). The retain gradient is a batch's; the forget gradient a batch's, or with
     ``forget_every`` that of all of D_f, taken anew every so many steps. What is looked at, and handed back,
     is the running average of the weights: single iterates scatter in P(yes) by more than the forgetting to
     be measured.
@@ -207,6 +219,8 @@ def run(
     pace = Pace(watch, config.max_steps, config.push) if config.paced else None
     taken: tuple[list[torch.Tensor], float] | None = None
     push = config.push
+    scaling = config.projection == "preconditioned" and config.optimizer == "adamw"
+    preconditioner = Preconditioner(config.damping) if scaling else None
 
     def steer(point: Log) -> None:
         nonlocal push
@@ -239,9 +253,12 @@ def run(
             return loss
 
         g_r, loss_r = parallel.gradient(loss_of, len(batch), params)
-        direction, seen = rules.combine(
-            {name: push * g for name, g in zip(names, g_f, strict=True)}, dict(zip(names, g_r, strict=True))
-        )
+        forget = {name: push * g for name, g in zip(names, g_f, strict=True)}
+        kept_up = dict(zip(names, g_r, strict=True))
+        scale = None
+        if preconditioner:
+            scale = preconditioner.factors({n: g + rules.weight * kept_up[n] for n, g in forget.items()})
+        direction, seen = rules.combine(forget, kept_up, scale)
         for name, p in zip(names, params, strict=True):
             p.grad = direction[name].to(p.dtype)
         return {**_summary(loss_f, loss_r, seen), "push": push}

@@ -90,12 +90,19 @@ def update_part(outcome: Outcome) -> dict[str, Any]:
     return {
         "forget_loss": getattr(config, "forget_loss", None),  # other baselines say theirs in their cards
         "retain_loss": _retain_loss(config),
-        "optimizer": config.optimizer,
+        "optimizer": _optimizer(config),
         "depth": outcome.details.get("depth"),
         "steps": outcome.details.get("steps"),
         "stop_reason": outcome.stop_reason,
         "trace": [{**point, "step": int(point["step"])} for point in outcome.trace],
     }
+
+
+def _optimizer(config: Any) -> str:
+    """Name, and whether conflict was asked of its steps instead of the gradients."""
+    name: str = config.optimizer
+    of_steps = getattr(config, "projection", None) and name == "adamw"
+    return f"{name}, projection of its steps" if of_steps else name
 
 
 def _retain_loss(config: Any) -> str | None:

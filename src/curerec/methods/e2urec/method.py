@@ -16,17 +16,16 @@ from curerec.methods.loop import (
     Log,
     LoopConfig,
     descend,
-    free,
     frozen_logits,
     of_loss,
     outcome,
-    tuned_names,
 )
 from curerec.methods.losses import kl_to
 from curerec.methods.task import Task
+from curerec.methods.teachers import TUNING, augmented, forgetting_teacher
 from curerec.recommender.families import family_of
 from curerec.recommender.lora import PREFIX
-from curerec.recommender.tune import TuneConfig, tune
+from curerec.recommender.tune import TuneConfig
 from curerec.records import Outcome
 
 SEARCH: dict[str, list[Any]] = {"lr": [3e-4, 1e-3], "alpha": [1.0, 2.0], "teacher.lr": [5e-5, 5e-4]}
@@ -43,24 +42,11 @@ class E2urecConfig(LoopConfig):
     epochs: int = Field(
         5, gt=0, description="second stage: passes over D_f, a batch of D_r beside each of D_f"
     )
-    teacher: TuneConfig = TuneConfig(epochs=1.5, batch_size=16, lr=5e-5, schedule="constant", warmup=0)
+    teacher: TuneConfig = TUNING
     r: int = Field(16, gt=0, description="rank of the adapter that a fully fine-tuned model is given")
     lora_alpha: int = Field(32, gt=0)
     max_steps: int = Field(100_000, gt=0)
     check_every: int = Field(16, gt=0)
-
-
-def forgetting_teacher(original: torch.Tensor, augmented: torch.Tensor, alpha: float) -> torch.Tensor:
-    """Logits ``z_o - alpha ReLU(z_aug - z_o)``: what tuning on D_f raises is lowered.
-
-    Args:
-        original: z_o, [batch, 2].
-        augmented: z_aug, of theta_o tuned on D_f, [batch, 2].
-        alpha: strength.
-
-    Source: Wang et al. 2024 (E2URec), arXiv 2403.03536, eq. 5.
-    """
-    return original - alpha * F.relu(augmented - original)
 
 
 def e2urec(task: Task, config: E2urecConfig | None = None) -> Outcome:
@@ -74,16 +60,7 @@ def e2urec(task: Task, config: E2urecConfig | None = None) -> Outcome:
     """
     config = config or E2urecConfig()
     with task.clock.stage("teacher") as advance:
-        augmented = task.copy_of_model()
-        free(augmented, tuned_names(augmented))
-        tune(
-            augmented,
-            task.encode(task.forget),
-            task.answers,
-            config.teacher,
-            seed=task.seed,
-            progress=advance,
-        )
+        tuned = augmented(task, config.teacher, progress=advance)
         model, names = adapter_alone(task, config)
     per_epoch = Batches(task, task.forget, config.batch_size, 0).per_epoch
     first = config.forget_epochs * per_epoch
@@ -92,7 +69,7 @@ def e2urec(task: Task, config: E2urecConfig | None = None) -> Outcome:
     def loss(descent: Descent, step: int) -> tuple[torch.Tensor, Log]:
         batch = descent.forget.next()
         teacher = forgetting_teacher(
-            descent.original(batch), frozen_logits(augmented, batch, task.answers), config.alpha
+            descent.original(batch), frozen_logits(tuned, batch, task.answers), config.alpha
         )
         forget = kl_to(descent.logits(batch), teacher)
         if step < first:

@@ -8,7 +8,7 @@ import torch
 from pydantic import Field
 
 from curerec.methods.losses import ForgetLoss
-from curerec.methods.rules import Gradients
+from curerec.methods.rules import Gradients, times
 from curerec.methods.surgery import WholeVector, inner, noted, operate
 from curerec.methods.task import Task
 from curerec.methods.unlearn import UnlearnConfig, retain_weight
@@ -32,12 +32,15 @@ class Gru(WholeVector):
     descend_retain = False
     mean: Gradients | None = None
 
-    def combine(self, forget: Gradients, retain: Gradients) -> tuple[Gradients, dict[str, torch.Tensor]]:
+    def combine(
+        self, forget: Gradients, retain: Gradients, scale: Gradients | None = None
+    ) -> tuple[Gradients, dict[str, torch.Tensor]]:
         """Directions to descend; as :meth:`Rules.combine`, with the whole model as the one unit."""
         if self.mean is None:
             self.mean = {n: torch.zeros_like(g) for n, g in retain.items()}
         self.mean = {n: torch.lerp(m, retain[n], self.ema) for n, m in self.mean.items()}
-        ff, fr, rr = inner(forget, forget), inner(forget, self.mean), inner(self.mean, self.mean)
+        f, m = (side if scale is None else times(side, scale) for side in (forget, self.mean))
+        ff, fr, rr = inner(f, f), inner(f, m), inner(m, m)
         pull = -fr / rr if fr < 0 < rr else 0.0
         out = {n: forget[n] + pull * self.mean[n] for n in forget}
         if self.descend_retain:

@@ -1,0 +1,50 @@
+"""Factors against AdamW itself, and an update whose steps, not gradients, are projected."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from curerec.groups.assign import SHARED
+from curerec.methods.preconditioner import Preconditioner
+from curerec.methods.rules import Rules, uniform
+from curerec.methods.unlearn import UnlearnConfig, run
+from curerec.recommender.units import units_of
+from made_tasks import made_task
+
+
+@pytest.mark.parametrize("damping", [0.0, 0.3])
+def test_factors_are_those_of_adamw_without_momentum(damping):
+    generator = torch.Generator().manual_seed(0)
+    p = torch.nn.Parameter(torch.zeros(7, 3))
+    made = Preconditioner(damping)
+    optimizer = None
+    for _ in range(5):
+        g = torch.randn(7, 3, generator=generator)
+        if optimizer is None:
+            eps = max(1e-8, damping * float(g.square().mean().sqrt()))
+            optimizer = torch.optim.AdamW([p], lr=1.0, betas=(0.0, 0.999), eps=eps, weight_decay=0.0)
+        before, p.grad = p.detach().clone(), g
+        optimizer.step()
+        torch.testing.assert_close(before - p.detach(), g * made.factors({"p": g})["p"], rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("kind", ["full", "lora"])
+def test_an_update_can_project_its_steps(kind):
+    def weights(**change):
+        task = made_task(kind)
+        config = UnlearnConfig(
+            forget_loss="rewind", lr=3e-3, max_steps=4, check_every=4, check_size=30, max_auc_drop=1,
+            schedule="linear", batch_size=16, damping=0.1, **change,
+        )  # fmt: skip
+        units = units_of(task.original.model, "row")
+        rules = Rules(units, torch.full_like(uniform(units), SHARED), weight=2.0, both=True)
+        done = run(task, rules, config)
+        assert done.config.projection == change.get("projection")
+        return torch.cat([p.detach().flatten() for p in done.model.parameters()])
+
+    plain, steps = weights(), weights(projection="preconditioned")
+    assert torch.isfinite(steps).all() and not torch.equal(plain, steps)
+    # With SGD a step is its gradient.
+    sgd = weights(optimizer="sgd"), weights(optimizer="sgd", projection="preconditioned")
+    assert torch.equal(*sgd)
