@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from replaced import line_search, one_projection, retain_side_of_the_trained
 from safetensors.torch import load_file, save_file
 
 from curerec.cli.bars import bars
@@ -33,6 +34,14 @@ from curerec.records import ForgetSplit
 from curerec.splitting import drawn_request, granted
 
 HERE = Path(__file__).parent
+
+
+#: Variants that replace a function for the run, and those that change what comes out.
+WITHIN = {
+    "cure, retain side measured on D_r": retain_side_of_the_trained,
+    "cure, one projection over all weights": one_projection,
+}
+AFTER = {"cure, its length searched on D_v and D_c": line_search}
 
 
 def variants(recipe: Recipe) -> dict[str, tuple[str, Any]]:
@@ -90,6 +99,21 @@ def variants(recipe: Recipe) -> dict[str, tuple[str, Any]]:
         "cure, overturned units task-shared": ("cure", changed(uncertain="shared")),
         "cure, the forget gradient alone projected": ("cure", changed(project=None)),
         "random groups, the forget gradient alone projected": ("random_modules", changed(project=None)),
+        "cure, tau .3": ("cure", changed(tau=0.3)),
+        "cure, tau .7": ("cure", changed(tau=0.7)),
+        "cure, whole projections as units": ("cure", changed(granularity="projection")),
+        "cure, heads and MLPs as units": ("cure", changed(granularity="head_mlp")),
+        "cure, yes and no not balanced": ("cure", changed(update=updated(balance=False))),
+        "cure, no average of the weights": ("cure", changed(update=updated(average=0.0))),
+        "cure, SGD": ("cure", changed(update=updated(optimizer="sgd", lr=0.05))),
+        "cure, steps projected instead of gradients": (
+            "cure",
+            changed(update=updated(projection="preconditioned")),
+        ),
+        **{name: ("cure", cure) for name in (*WITHIN, *AFTER)},
+        "cure, label-free loss": ("cure", changed(update=updated(forget_loss="label_free"))),
+        "cure, E2URec's teacher": ("cure", changed(update=updated(forget_loss="teacher"))),
+        "cure, calibrated teacher": ("cure", changed(update=updated(forget_loss="calibrated"))),
         "cure, NPO loss": ("cure", changed(update=updated(forget_loss="npo"))),
         "its loop alone: no circuit, no groups, nothing back": ("npo", recipe.cure.update),
         "its loop alone, NPO loss": ("npo", updated(forget_loss="npo")),
@@ -137,7 +161,10 @@ def main() -> None:
             for name, (method, config) in variants(chosen).items():
                 if options.variants and name not in options.variants:
                     continue
-                outcome, _ = unlearn(opened, request, method, config, seed=seed, reporter=reporter)
+                with WITHIN.get(name, nullcontext)():
+                    outcome, _ = unlearn(opened, request, method, config, seed=seed, reporter=reporter)
+                if name in AFTER:
+                    outcome = AFTER[name](task_for(opened, split, seed=seed), outcome)
                 new = candidate(outcome)
                 found = measure(opened, split, {"original": original, "base": base, "new": new}, references)
                 row = found.metrics["new"]

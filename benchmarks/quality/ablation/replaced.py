@@ -1,0 +1,79 @@
+"""What `cure` does not offer, tried by putting another function in its place for a run."""
+
+from __future__ import annotations
+
+import importlib
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import replace
+from typing import Any
+from unittest import mock
+
+import numpy as np
+import torch
+from sklearn.metrics import roc_auc_score
+
+from curerec.methods import Task, rules
+from curerec.recommender.score import score
+from curerec.recommender.units import Units, inner_products
+from curerec.records import Outcome
+
+cure = importlib.import_module("curerec.methods.cure.method")
+
+SCALES = (0.6, 0.7, 0.8, 0.9, 1.0, 1.1, 1.2, 1.3, 1.4)
+
+
+@contextmanager
+def retain_side_of_the_trained() -> Iterator[None]:
+    """What units hold for those who stay, measured on D_r, which was trained on, instead of on D_c."""
+
+    def on_retain(task: Task, config: Any, units: Units) -> np.ndarray:
+        found: np.ndarray = cure.stored(task, config, units, task.retain, config.control_size, 73)
+        return found
+
+    with mock.patch.object(cure, "retain_contributions", on_retain):
+        yield
+
+
+@contextmanager
+def one_projection() -> Iterator[None]:
+    """One conflict over all weights, as in PCGrad, instead of one a unit; groups and going back stay."""
+
+    def whole(units: Units, a: Any, b: Any) -> torch.Tensor:
+        found = inner_products(units, a, b)
+        return found.sum().expand_as(found)
+
+    with mock.patch.object(rules, "inner_products", whole):
+        yield
+
+
+@torch.no_grad()
+def line_search(task: Task, outcome: Outcome) -> Outcome:
+    """The update as a task vector, so long that D_f is told from D_c as by the base model.
+
+    Of the lengths in :data:`SCALES`, those at which the AUC on D_v is no more than .002 below that of the
+    update as it is; of these the one whose membership AUC is nearest to the base model's. No retrain enters.
+    """
+    forget, control, valid = (task.encode(part) for part in (task.forget, task.control, task.valid))
+
+    def margins(model: Any, prompts: Any) -> np.ndarray:
+        logits = score(model, prompts, task.answers)
+        return logits[:, 1] - logits[:, 0]
+
+    def membership(model: Any) -> float:
+        right = [(2 * p.label.astype(float) - 1) * margins(model, p) for p in (forget, control)]
+        return float(roc_auc_score(np.repeat([1, 0], [len(forget), len(control)]), np.concatenate(right)))
+
+    target = membership(task.base_model())
+    new = {n: p.detach() for n, p in outcome.model.named_parameters()}
+    found = []
+    for scale in SCALES:
+        model = task.copy_of_model()
+        for name, p in model.named_parameters():
+            p.lerp_(new[name], scale)
+        found.append(
+            (scale, model, membership(model), float(roc_auc_score(valid.label, margins(model, valid))))
+        )
+    least = next(auc for scale, _, _, auc in found if scale == 1.0) - 0.002
+    scale, model, *_ = min((one for one in found if one[3] >= least), key=lambda one: abs(one[2] - target))
+    return replace(outcome, model=model, details={**outcome.details, "scale": scale})
