@@ -105,7 +105,7 @@ def variants(recipe: Recipe) -> dict[str, tuple[str, Any]]:
         "cure, heads and MLPs as units": ("cure", changed(granularity="head_mlp")),
         "cure, yes and no not balanced": ("cure", changed(update=updated(balance=False))),
         "cure, no average of the weights": ("cure", changed(update=updated(average=0.0))),
-        "cure, SGD": ("cure", changed(update=updated(optimizer="sgd", lr=0.05))),
+        "cure, SGD at a rate of .005": ("cure", changed(update=updated(optimizer="sgd", lr=5e-3))),
         "cure, steps projected instead of gradients": (
             "cure",
             changed(update=updated(projection="preconditioned")),
@@ -119,6 +119,10 @@ def variants(recipe: Recipe) -> dict[str, tuple[str, Any]]:
         "its loop alone, NPO loss": ("npo", updated(forget_loss="npo")),
         "PCGrad in its loop": ("pcgrad", recipe.config_of("pcgrad")),
         "PCGrad in its loop, push 1": ("pcgrad", recipe.config_of("pcgrad").model_copy(update={"push": 1.0})),
+        "PCGrad in its loop, push 1, steps projected": (
+            "pcgrad",
+            recipe.config_of("pcgrad").model_copy(update={"push": 1.0, "projection": "preconditioned"}),
+        ),
         "CAGrad in its loop": ("cagrad", recipe.config_of("cagrad")),
         "npo": ("npo", recipe.npo),
     }
