@@ -279,3 +279,14 @@ def test_the_recipe_decides_where_no_option_does(made_path, tmp_path, monkeypatc
     result = curerec("train", "--recipe", recipe, "--out", tmp_path / "made")
     assert result.code == 0, result
     assert tree(tmp_path / "made")["model.safetensors"] == tree(made_path.full)["model.safetensors"]
+
+
+def test_a_recommender_that_cannot_be_prepared_is_trained_all_the_same(made_path, tmp_path, monkeypatch):
+    def full(*args, **more):
+        raise torch.OutOfMemoryError("planted")
+
+    monkeypatch.setattr("curerec.pipeline.prepare_cure", full)
+    out = tmp_path / "recommender"
+    result = curerec("train", "--data", made_path.data, "--recipe", made_path.recipe, "--out", out)
+    assert result.code == 0
+    assert (out / "model.safetensors").read_bytes() == (made_path.full / "model.safetensors").read_bytes()

@@ -125,11 +125,13 @@ def prepared(data: Any, recommender: Path, base: Path | None, clock: Any) -> Non
     """Take the part of a request that is the same for all; what cannot be taken now, the first takes."""
     import contextlib
 
+    import torch
+
     from curerec.data.cache import retain_side_at
     from curerec.errors import CurerecError
     from curerec.pipeline import open_recommender, prepare
 
-    with contextlib.suppress(CurerecError):
+    with contextlib.suppress(CurerecError, torch.OutOfMemoryError):
         opened = open_recommender(recommender, data, base=base)
         prepare(opened, retain_side_at(opened.recommender.card["weights_sha256"]), clock=clock)
 
