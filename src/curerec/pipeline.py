@@ -218,8 +218,9 @@ def task_for(
         split: the request applied.
         seed: of the method.
         clock: stages and their seconds.
-        retain_side: from :func:`curerec.data.cache.retain_side_at`, if the request may take what earlier
-            ones left, and leave its own; the model must be the one that the recommender's card names.
+        retain_side: from :func:`curerec.data.cache.retain_side_at`, if the request may take what training
+            and earlier ones left, and leave its own; the model must be the one that the recommender's card
+            names.
 
     Raises:
         ModelError: the fine-tuning changed nothing, so there is nothing to forget.
@@ -277,8 +278,8 @@ def unlearn(
         config: the method's configuration; None takes the recipe's or its default.
         seed: of the method.
         reporter: told of stages.
-        retain_side: from :func:`curerec.data.cache.retain_side_at`: take what earlier requests left, and
-            leave this one's. None, as in experiments: what it costs is the cost of a first request.
+        retain_side: from :func:`curerec.data.cache.retain_side_at`: take what training and earlier
+            requests left, and leave this one's. None, as in experiments: nothing was left.
 
     Raises:
         RequestError: unknown method, or a request that cannot be granted.

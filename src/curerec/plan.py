@@ -51,7 +51,7 @@ class Plan:
         disk_bytes: of the new recommender.
         calibration_s: seconds that the estimate took.
         n_forget, n_retain: sizes of D_f and D_r.
-        kept: what an earlier request left for this one, and is not counted.
+        kept: what training or an earlier request left for this one, and is not counted.
     """
 
     stages: tuple[Stage, ...]

@@ -77,7 +77,7 @@ def of_cure(config: CureConfig, sizes: Sizes, kept: Collection[str] = ()) -> dic
     Args:
         config: of the method.
         sizes: of the request and the model.
-        kept: what an earlier request left for this one: ``circuit``, ``contributions`` (those on D_c).
+        kept: what training or an earlier request left: ``circuit``, ``contributions`` (those on D_c).
     """
     update = config.update.for_request(sizes.forget, sizes.retain)
     rewind = update.forget_loss == "rewind"

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import types
+
 import pytest
 import torch
 
@@ -10,6 +12,7 @@ from curerec.methods.preconditioner import Preconditioner
 from curerec.methods.rules import Rules, uniform
 from curerec.methods.unlearn import UnlearnConfig, run
 from curerec.recommender.units import units_of
+from curerec.reports.build import update_part
 from made_tasks import made_task
 
 
@@ -48,3 +51,15 @@ def test_an_update_can_project_its_steps(kind):
     # With SGD a step is its gradient.
     sgd = weights(optimizer="sgd"), weights(optimizer="sgd", projection="preconditioned")
     assert torch.equal(*sgd)
+
+
+@pytest.mark.parametrize("optimizer", ["adamw", "sgd"])
+def test_the_record_says_what_was_projected(optimizer):
+    def said(**change):
+        config = UnlearnConfig(optimizer=optimizer, **change)
+        outcome = types.SimpleNamespace(details={"update": config}, stop_reason="", trace=())
+        return update_part(outcome)["optimizer"]
+
+    assert said() == optimizer
+    of_steps = "adamw, projection of its steps" if optimizer == "adamw" else "sgd"
+    assert said(projection="preconditioned") == of_steps

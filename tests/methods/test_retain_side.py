@@ -1,4 +1,4 @@
-"""The retain side of an earlier request serves the next as far as that leaves its examples as they are."""
+"""What training or an earlier request left of the retain side serves a request as far as that leaves it."""
 
 from __future__ import annotations
 

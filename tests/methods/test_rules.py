@@ -57,6 +57,10 @@ def test_with_factors_it_is_the_scaled_steps_that_no_longer_conflict(granularity
         torch.testing.assert_close(d, rule(int(role[unit]), *pair, 2.0, both), atol=2e-4, rtol=1e-3)
         differs |= not torch.allclose(d, slices(units, plain, unit), atol=1e-3)
     assert differs == bool(seen["projected"].any())
+    for name, shared in rules.factors.items():  # what several units of an adapter share, as one vector
+        pair = f[name].double().flatten(), r[name].double().flatten()
+        want = rule(int(shared), *pair, 2.0, both)
+        torch.testing.assert_close(got[name].double().flatten(), want, atol=2e-4, rtol=1e-3)
 
 
 @pytest.mark.parametrize(("granularity", "lora"), CASES)

@@ -62,7 +62,6 @@ def test_the_teacher_is_theta_o_less_what_tuning_on_d_f_raises(monkeypatch):
     torch.testing.assert_close(targets(task, "teacher"), forgetting_teacher(original, tuned, 2.0))
     label = torch.from_numpy(task.forget_prompts.label.astype(np.int64))
     assert F.cross_entropy(targets(task, "teacher"), label) > F.cross_entropy(original, label)
-    assert not any(p.requires_grad for p in task.original.model.parameters() if p.grad is not None)
 
 
 @pytest.mark.parametrize("aim", ["label_free", "teacher", "calibrated"])
@@ -86,4 +85,4 @@ def test_an_update_nears_what_it_aims_for(kind, aim, monkeypatch):
         )
 
     before = far(task.original.model)
-    assert before == 0 or far(done.model) < 0.7 * before
+    assert before > 0 and far(done.model) < 0.7 * before

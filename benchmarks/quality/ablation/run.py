@@ -42,6 +42,8 @@ WITHIN = {
     "cure, one projection over all weights": one_projection,
 }
 AFTER = {"cure, its length searched on D_v and D_c": line_search}
+#: Added to the method's seed: what a single run scatters by, on the same original and request.
+OFFSETS = {"cure, a second seed of the method": 2000, "cure, a third seed of the method": 3000}
 
 
 def variants(recipe: Recipe) -> dict[str, tuple[str, Any]]:
@@ -110,7 +112,7 @@ def variants(recipe: Recipe) -> dict[str, tuple[str, Any]]:
             "cure",
             changed(update=updated(projection="preconditioned")),
         ),
-        **{name: ("cure", cure) for name in (*WITHIN, *AFTER)},
+        **{name: ("cure", cure) for name in (*WITHIN, *AFTER, *OFFSETS)},
         "cure, label-free loss": ("cure", changed(update=updated(forget_loss="label_free"))),
         "cure, E2URec's teacher": ("cure", changed(update=updated(forget_loss="teacher"))),
         "cure, calibrated teacher": ("cure", changed(update=updated(forget_loss="calibrated"))),
@@ -166,7 +168,8 @@ def main() -> None:
                 if options.variants and name not in options.variants:
                     continue
                 with WITHIN.get(name, nullcontext)():
-                    outcome, _ = unlearn(opened, request, method, config, seed=seed, reporter=reporter)
+                    own = seed + OFFSETS.get(name, 0)
+                    outcome, _ = unlearn(opened, request, method, config, seed=own, reporter=reporter)
                 if name in AFTER:
                     outcome = AFTER[name](task_for(opened, split, seed=seed), outcome)
                 new = candidate(outcome)

@@ -26,7 +26,7 @@ def say_plan(made: Any) -> None:
     """Print what a request is estimated to cost, stage by stage."""
     typer.echo(f"forget {made.n_forget} training examples, keep {made.n_retain}")
     if made.kept:
-        typer.echo(f"taken from an earlier request: {', '.join(made.kept)}")
+        typer.echo(f"prepared in training, or left by an earlier request: {', '.join(made.kept)}")
     for stage in made.stages:
         typer.echo(
             f"{stage.name:<16} {stage.time_s:8.1f} s  {stage.forward_equivalents:10.0f} forward passes"

@@ -46,7 +46,7 @@ def root(cache: str | Path | None = None) -> Path:
 
 
 def retain_side_at(weights: str, cache: str | Path | None = None) -> Path:
-    """Folder of what requests of a recommender leave for the next: its circuit and contributions on D_c.
+    """Folder of what training and requests leave for the next: circuit and contributions on D_c.
 
     It holds influence of the recommender's users: who destroys the recommender has it to destroy as well.
 

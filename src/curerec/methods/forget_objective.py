@@ -125,6 +125,7 @@ class ForgetObjective:
         """Weight of each forget example, [n].
 
         ``rewind``: its residual averaged over the base, the halfway and the fine-tuned weights; otherwise 1.
+        A loss with a target has none: the answers to aim for say how far each example is to move.
         With ``balance`` both answers get the same total push at the start; without it forgetting moves P(yes)
         towards the rarer answer, which is not what the users were remembered by.
         """
@@ -135,6 +136,8 @@ class ForgetObjective:
 
         push = residual(self.original)  # of the other losses' first step
         weight = torch.ones_like(push)
+        if self.target is not None:
+            return weight
         if self.config.forget_loss == "rewind":
             model = task.original.model
             units = units_of(model, "projection")

@@ -46,7 +46,7 @@ class Task:
         seed: of everything random in the request.
         clock: stages and their seconds.
         answered: what theta_o answered its training examples, where that is stored.
-        retain_side: folder of what earlier requests of the same recommender left for the next; None: nothing
+        retain_side: folder of what training and earlier requests of the recommender left; None: nothing
             is taken from there and nothing left.
     """
 

@@ -47,7 +47,11 @@ class UnlearnConfig(LoopConfig):
     )
     beta: float = Field(0.5, gt=0, description="of NPO")
     alpha: float | None = Field(None, gt=0, description="strength of the loss teacher; none: 2")
-    balance: bool = Field(True, description="weigh yes and no so that forgetting does not shift P(yes)")
+    balance: bool = Field(
+        True,
+        description="weigh yes and no so that forgetting does not shift P(yes); losses that aim for answers "
+        "have no weights",
+    )
     retain_weight: float | None = Field(
         None,
         ge=0,

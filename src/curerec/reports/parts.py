@@ -226,7 +226,7 @@ class Stage(Part):
 
 
 class Cost(Part):
-    """What the request cost; ``kept`` are the parts that an earlier request of the recommender had made."""
+    """What the request cost; ``kept``: parts that training or an earlier request had made."""
 
     stages: list[Stage] | None = None
     kept: list[str] | None = None

@@ -243,7 +243,7 @@ def time(record: Record) -> list[str]:
         text += f" It cannot be compared with retraining ({reason})."
     if record.cost.kept:
         parts = " and ".join(record.cost.kept)
-        text += f" What an earlier request had left of {parts} was used again; its cost then is not counted."
+        text += f" What training or an earlier request had left of {parts} was used; that is not counted."
     if record.cost.peak_mem_bytes is not None:
         text += f" At most {f.size(record.cost.peak_mem_bytes)} of memory were in use."
     return [text]

@@ -203,7 +203,7 @@ def groups_of(task: Task, config: CureConfig, circuit: Circuit) -> tuple[Units, 
 def retain_contributions(task: Task, config: CureConfig, units: Units) -> np.ndarray:
     """What fine-tuning stored in each unit for unseen data, from examples of D_c, float [n, n_units].
 
-    Those that an earlier request, or training, left are taken where they still hold.
+    Those that training or an earlier request left are taken where they still hold.
     """
     side = RetainSide(task, config) if task.retain_side else None
     if side is None:

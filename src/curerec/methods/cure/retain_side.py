@@ -1,9 +1,9 @@
-"""The retain side of the circuit, kept from one request of a recommender for the next.
+"""The retain side of the circuit, taken in training or by one request of a recommender, for all that come.
 
 Core circuit and contributions on D_c do not depend on what is to be forgotten, but for the examples of it
 among them. They are kept with the rows that they are of: a circuit is taken again only if a request leaves
 every pair of it as it is, of the contributions those examples that it leaves as they are. The graph that the
-items of the corrupt prompts were drawn by is the earlier request's, in which rows that are deleted now still
+items of the corrupt prompts were drawn by is that of then, in which rows that are deleted now still
 stood; no prompt shows any of them.
 
 The files hold influence of the people in D_c and D_v and of the weights: whoever destroys a recommender has
