@@ -15,10 +15,12 @@ from made_store import bytes_under
 from transformers import AutoModelForCausalLM
 
 from curerec.data.cache import retain_side_at
+from curerec.errors import RefusedError
+from curerec.progress import Silent
 from curerec.recommender.stored_answers import FILE
-from curerec.requests import gate, runner
+from curerec.requests import gate, lock, runner
 from curerec.requests.audit import audit
-from curerec.requests.engine import CureEngine
+from curerec.requests.engine import CureEngine, prepare_next
 from curerec.requests.gate import Decision
 from curerec.requests.stages import Job
 from curerec.requests.store import Store
@@ -128,7 +130,7 @@ def test_not_verified_keeps_everything_and_verified_replaces_it(store, mine, mon
     left_for_the_next = retain_side_at(json.loads(card.read_text())["weights_sha256"])
     assert {p.stem for p in left_for_the_next.iterdir()} == {"circuit", "contributions"}
     monkeypatch.setattr(runner, "decide", promote_all)
-    again = curerec("request", "run", "--store", mine)
+    again = curerec("request", "run", "--store", mine, "--no-prepare")
     assert again.code == 0 and "committed" in again.out, again
     # The stages were there already: no line of them this time.
     assert not again.err, again.err
@@ -151,6 +153,35 @@ def test_not_verified_keeps_everything_and_verified_replaces_it(store, mine, mon
     assert not PRIVATE.search(page) and "<script" not in page
     # The version that replaced it is a recommender that the other commands read.
     assert audit(mine).versions == 1
+
+
+def test_a_committed_version_is_ready_for_the_next_request(store, mine, monkeypatch):
+    _, names, _, _ = store
+    monkeypatch.setattr(runner, "decide", promote_all)
+    first = curerec("request", "run", "--store", mine)
+    assert first.code == 0, first
+
+    def left():
+        folder = retain_side_at(json.loads((mine / "current" / "curerec.json").read_text())["weights_sha256"])
+        return folder, {p.stem for p in folder.iterdir()} if folder.exists() else set()
+
+    folder, parts = left()
+    assert parts == {"circuit", "contributions"}
+    with Store(mine) as opened:
+        table = opened.table()
+        user = table.data.users[table.data.user_code[table.split.train.target[0]]]
+    assert user not in names and not any(user.encode() in p.read_bytes() for p in folder.iterdir())
+    assert curerec("request", "add", "--store", mine, "--user", user).code == 0
+    assert curerec("request", "run", "--store", mine, "--no-prepare").code == 0
+    record = json.loads(sorted((mine / "records").glob("*"))[-1].read_bytes())["predicate"]
+    report = json.loads((mine / "reports" / record["batch"]["id"] / "record.json").read_text())
+    assert set(report["cost"]["kept"]) == {"circuit", "contributions"}
+    assert not folder.exists() and left()[1] == set()  # destroyed with the version, and not asked for again
+
+
+def test_a_version_is_not_made_ready_while_a_run_could_destroy_it(mine):
+    with Store(mine) as opened, lock.runner(opened.lock), pytest.raises(RefusedError, match="at work"):
+        prepare_next(opened, 0, Silent())
 
 
 MOMENTS = ["circuit: ", "groups: ", "update: ", "measure: "]

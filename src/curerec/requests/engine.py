@@ -30,14 +30,15 @@ from curerec.measure import Candidate, judge, measure
 from curerec.methods import METHODS
 from curerec.methods.cure.method import circuit_of, groups_of, update_by_groups
 from curerec.models import check_finite, device, logits_of
-from curerec.pipeline import Opened, base_model, check_method, open_recommender, task_for
-from curerec.progress import Clock
+from curerec.pipeline import Opened, base_model, check_method, open_recommender, prepare, task_for
+from curerec.progress import Clock, Reporter
 from curerec.recipe import recipe_of_card
 from curerec.recommender import bases, storage, stored_answers
 from curerec.recommender.units import units_of
 from curerec.recording import record_of
 from curerec.records import Circuit, Examples, ForgetRequest, ForgetSplit, Groups, Interactions, Outcome
 from curerec.requests import store as stores
+from curerec.requests.lock import runner
 from curerec.requests.policy import Policy
 from curerec.requests.stages import Job
 from curerec.requests.table import of_split
@@ -85,6 +86,31 @@ def init(
 
     where = str(base.resolve()) if base is not None else None
     return stores.create(root, table, fill, policy=policy, source=recommender, base=where)
+
+
+def prepare_next(store: stores.Store, seed: int, reporter: Reporter) -> None:
+    """Leave what no request changes (:func:`curerec.pipeline.prepare`) for those of the version in force.
+
+    Under the store's lock: else a run could meanwhile destroy what was left of this version, and then find
+    more of it left.
+
+    Args:
+        store: opened.
+        seed: of the requests to come.
+        reporter: told of progress.
+
+    Raises:
+        RefusedError: a run is at work.
+        CurerecError: the version cannot be read or explained; its next request would say the same.
+    """
+    with runner(store.lock):
+        table = store.table()
+        nothing = np.zeros(len(table.data), bool)
+        base = store.ledger.meta("base")
+        job = Job(store.version_folder(), table, nothing, "cure", seed, base, reporter=reporter)
+        engine = CureEngine(job)
+        side = retain_side_at(engine.opened.recommender.card["weights_sha256"])
+        prepare(engine.opened, side, engine.config, seed=seed, clock=engine.clock)
 
 
 @contextlib.contextmanager
@@ -364,4 +390,4 @@ def _groups(stored: dict[str, Any]) -> Groups:
     return Groups(tuple(stored["modules"]), np.asarray(stored["role"], dtype=object), *scores)
 
 
-__all__ = ["CureEngine", "check_method", "init"]
+__all__ = ["CureEngine", "check_method", "init", "prepare_next"]
