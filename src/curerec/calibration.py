@@ -107,7 +107,11 @@ def sizes_of(task: Task) -> Sizes:
     """Sizes of a request and its model."""
     heads = [".head." in name for name in sites_of(task.original.model).names]
     parts = (task.forget, task.retain)
-    unknown = [float(1 - task.answered.find(part)[1].mean()) if task.answered else 1.0 for part in parts]
+    stored = (task.answered, task.as_trained or task.answered)
+    unknown = [
+        float(1 - known.find(part)[1].mean()) if known else 1.0
+        for known, part in zip(stored, parts, strict=True)
+    ]
     return Sizes(
         len(task.forget),
         len(task.retain),

@@ -125,6 +125,9 @@ class Opened:
     answered: stored_answers.StoredAnswers | None = (
         None  # what it answered its training examples, where that is stored
     )
+    as_trained: stored_answers.StoredAnswers | None = (
+        None  # of an unlearned one: what the recommender as trained answered those that are left
+    )
 
 
 def open_recommender(
@@ -165,9 +168,8 @@ def open_recommender(
     else:
         recommender = storage.load(folder, base, device=device())
     split = split_of(data, recipe.split)
-    return Opened(
-        recommender, recipe, data, split, base, note, stored_answers.read(recommender, data, split.train)
-    )
+    own = stored_answers.read(recommender, data, split.train)
+    return Opened(recommender, recipe, data, split, base, note, own)
 
 
 def base_model(opened: Opened, *, seed: int) -> Any:
@@ -235,6 +237,7 @@ def task_for(
     answered = opened.answered
     if answered and (answered.model is not opened.recommender.model or answered.data is not opened.data):
         answered = None  # another model or other ratings were put in its place
+    as_trained = opened.as_trained if opened.as_trained and opened.as_trained.data is opened.data else None
     return Task.of(
         split,
         original=opened.recommender,
@@ -245,6 +248,7 @@ def task_for(
         seed=seed,
         clock=clock or Clock(),
         answered=answered,
+        as_trained=as_trained,
         retain_side=retain_side,
     )
 

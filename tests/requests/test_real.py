@@ -16,8 +16,9 @@ from transformers import AutoModelForCausalLM
 
 from curerec.data.cache import retain_side_at
 from curerec.errors import RefusedError
+from curerec.models import logits_of
 from curerec.progress import Silent
-from curerec.recommender.stored_answers import FILE
+from curerec.recommender.stored_answers import AS_TRAINED, FILE
 from curerec.requests import gate, lock, runner
 from curerec.requests.audit import audit
 from curerec.requests.engine import CureEngine, prepare_next
@@ -177,6 +178,60 @@ def test_a_committed_version_is_ready_for_the_next_request(store, mine, monkeypa
     report = json.loads((mine / "reports" / record["batch"]["id"] / "record.json").read_text())
     assert set(report["cost"]["kept"]) == {"circuit", "contributions"}
     assert not folder.exists() and left()[1] == set()  # destroyed with the version, and not asked for again
+
+
+def test_answers_as_trained_go_from_version_to_version_if_the_policy_says_so(
+    store, made_path, tmp_path, monkeypatch
+):
+    """Two requests of one store: what stays of the file is the first version's answers, bit by bit."""
+    monkeypatch.setattr(runner, "decide", promote_all)
+    (tmp_path / "policy.yaml").write_text("keep_answers: true\n")
+    mine = tmp_path / "kept"
+    made = curerec(
+        "request", "init", "--store", mine, "--recommender", made_path.lora,
+        "--data", made_path.data, "--policy", tmp_path / "policy.yaml",
+    )  # fmt: skip
+    assert made.code == 0, made
+
+    def at_hand():
+        with Store(mine) as opened:
+            table = opened.table()
+            nothing = np.zeros(len(table.data), bool)
+            job = Job(opened.version_folder(), table, nothing, "cure", 0, keep_answers=True)
+        return CureEngine(job).opened, table
+
+    def names(answers, table):
+        """Who and what an example is of, whatever number its row has."""
+        rows = answers.examples.target
+        users, items = table.data.user_code[rows], table.data.item_code[rows]
+        return list(zip(table.data.users[users], table.data.items[items], strict=True))
+
+    first, table = at_hand()
+    assert first.as_trained is None
+    known = dict(zip(names(first.answered, table), first.answered.logits.tolist(), strict=True))
+    for k in range(2):
+        user = sorted(table.data.users[np.unique(table.data.user_code[table.split.train.target])])[k]
+        assert curerec("request", "add", "--store", mine, "--user", user).code == 0
+        done = curerec("request", "run", "--store", mine)
+        assert done.code == 0, done
+        now, table = at_hand()
+        kept = now.as_trained
+        assert kept is not None and now.answered is None and len(kept.logits) == len(table.split.train)
+        found = np.isfinite(kept.logits).all(1)
+        assert found.all()  # users that go leave the histories of the others as they were
+        assert [known[name] for name in names(kept, table)] == kept.logits.tolist()
+        assert not any(name[0] == user for name in names(kept, table))
+        own = logits_of(now.recommender, table.data, kept.examples)
+        assert np.abs(own - kept.logits).max() > 1e-4
+        link = json.loads(sorted((mine / "records").glob("*"))[-1].read_bytes())["predicate"]
+        assert any("as trained" in a["kind"] and "kept" in a["done"] for a in link["artefacts"])
+        assert any("keep_answers" in limit and str(len(kept.logits)) in limit for limit in link["limits"])
+        assert curerec("verify", mine).code == 0
+    # The strict policy leaves none, and does not read those that are there.
+    with Store(mine) as opened:
+        job = Job(opened.version_folder(), opened.table(), np.zeros(len(table.data), bool), "cure", 0)
+    assert CureEngine(job).opened.as_trained is None
+    assert len(list(mine.rglob(AS_TRAINED))) == 1
 
 
 def test_a_version_is_not_made_ready_while_a_run_could_destroy_it(mine):

@@ -70,7 +70,8 @@ def title_of(ask: Ask) -> str:
     """
     choice = "" if ask.choice == "random" else f" ({ask.choice})"
     if ask.parts > 1:
-        return f"{ask.kind} {ask.parts} x {100 * ask.share / ask.parts:g} %{choice}"
+        kept = ", answers as trained kept" if ask.as_trained else ""
+        return f"{ask.kind} {ask.parts} x {100 * ask.share / ask.parts:g} %{choice}{kept}"
     return f"{ask.kind} {100 * ask.share:g} %{choice}"
 
 

@@ -35,6 +35,11 @@ class Ask(Strict):
     parts: int = Field(
         1, gt=0, description="the same request in so many parts, one after the other: a sequence"
     )
+    as_trained: bool = Field(
+        False,
+        description="of a sequence: what the recommender as trained answered is kept through it, and updates "
+        "hold their retain side to that",
+    )
     methods: list[str] = Field(["all"], description="names, `all`, or `-name` to leave one out")
     seeds: int | None = Field(None, gt=0, description="only the first so many seeds")
     datasets: list[str] | None = Field(None, description="only these; none: all")
@@ -48,7 +53,8 @@ class Ask(Strict):
             >>> Ask(share=0.1, parts=10).key
             'users-0.1-random-x10'
         """
-        return f"{self.kind}-{self.share:g}-{self.choice}" + (f"-x{self.parts}" if self.parts > 1 else "")
+        parts = f"-x{self.parts}" if self.parts > 1 else ""
+        return f"{self.kind}-{self.share:g}-{self.choice}{parts}" + ("-kept" if self.as_trained else "")
 
     @property
     def whole(self) -> Ask:
@@ -71,6 +77,8 @@ class Ask(Strict):
         for method, twin in TWINS.items():
             if method in self.chosen and twin not in self.chosen:
                 raise ValueError(f"{method} needs its twin of equal size, {twin}, beside it")
+        if self.as_trained and self.parts == 1:
+            raise ValueError("as_trained is of a sequence: parts has to be above 1")
         RequestConfig(kind=self.kind, share=self.share, choice=self.choice)
         return self
 

@@ -9,9 +9,11 @@ import numpy as np
 
 from curerec.data.forget import deleted_rows, without_rows
 from curerec.errors import RefusedError
+from curerec.models import logits_of
 from curerec.pipeline import Opened, carry_out, task_for
 from curerec.progress import Clock, Reporter, Silent
 from curerec.recommender.storage import NOT_STORABLE
+from curerec.recommender.stored_answers import StoredAnswers
 from curerec.records import ForgetRequest, ForgetSplit, Outcome, Split
 
 
@@ -42,6 +44,7 @@ def one_after_the_other(
     config: Any,
     *,
     seed: int,
+    as_trained: bool = False,
     reporter: Reporter | None = None,
 ) -> Outcome:
     """Carry out the parts of a request; seconds add up.
@@ -49,19 +52,31 @@ def one_after_the_other(
     Each part is forgotten by the model that the part before left, on the data that part left. A part of which
     nothing was trained on has nothing to forget and is passed over.
 
+    Args:
+        opened: the recommender as trained.
+        request: to be dealt into parts.
+        parts: how many.
+        method, config: that carries out each.
+        seed: of the deal and of every part.
+        as_trained: what the recommender as trained answered its training examples is kept through the
+            sequence, and the retain side of every update held to it (:meth:`Task.retain_logits`); else to
+            what the part before left.
+        reporter: told of progress.
+
     Raises:
         RefusedError: the method leaves something that it cannot start from again (several models, a router, a
             retrieval), or nothing of the request was trained on.
     """
     deleted = np.zeros(len(opened.data), bool)
     left, model = opened.split, opened.recommender.model
+    kept = _answers(opened) if as_trained else None
     done: list[Outcome] = []
     for k, part in enumerate(parts_of(request, parts, seed)):
         deleted = deleted | deleted_rows(opened.data, part)
         if not deleted[left.train.target].any():
             continue
         now = without_rows(opened.data, left, deleted, source=part.source)
-        at = replace(opened, recommender=replace(opened.recommender, model=model))
+        at = replace(opened, recommender=replace(opened.recommender, model=model), as_trained=kept)
         task = task_for(at, now, seed=seed * 100 + k, clock=Clock(reporter or Silent()))
         done.append(carry_out(task, method, config))
         model, left = done[-1].model, _left(left, now)
@@ -75,6 +90,14 @@ def one_after_the_other(
         t_total_s=sum(one.t_total_s for one in done),
         stop_reason="; ".join(dict.fromkeys(one.stop_reason for one in done)),
     )
+
+
+def _answers(opened: Opened) -> StoredAnswers:
+    train = opened.split.train
+    if opened.answered is not None:
+        return opened.answered
+    logits = logits_of(opened.recommender, opened.data, train)
+    return StoredAnswers.of(opened.recommender.model, opened.data, train, logits)
 
 
 def _left(before: Split, now: ForgetSplit) -> Split:

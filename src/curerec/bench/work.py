@@ -111,6 +111,7 @@ class Workshop(Materials):
                     job.method,
                     config,
                     seed=job.seed,
+                    as_trained=job.ask.as_trained,
                     reporter=self.reporter,
                 )
             else:

@@ -46,6 +46,8 @@ class Task:
         seed: of everything random in the request.
         clock: stages and their seconds.
         answered: what theta_o answered its training examples, where that is stored.
+        as_trained: where requests before this one made theta_o: what the recommender as trained answered the
+            examples that are left, if that was kept.
         retain_side: folder of what training and earlier requests of the recommender left; None: nothing
             is taken from there and nothing left.
     """
@@ -64,6 +66,7 @@ class Task:
     seed: int = 0
     clock: Clock = field(default_factory=Clock)
     answered: StoredAnswers | None = field(default=None, repr=False)
+    as_trained: StoredAnswers | None = field(default=None, repr=False)
     retain_side: Path | None = None
     shared: dict[Any, Any] = field(default_factory=dict, repr=False)  # what stages of one request make once
 
@@ -117,6 +120,25 @@ class Task:
         logits, found = self.answered.find(examples)
         if not found.all():
             logits[~found] = score(self.original.model, prompts.take(~found), self.answers)
+        return logits
+
+    def retain_logits(self, examples: Examples, prompts: Prompts) -> np.ndarray:
+        """Answer logits that an update holds D_r to, float32 [n, 2].
+
+        Those of the recommender as trained where they were kept, else theta_o's. In a sequence of requests
+        theta_o is what the request before left: held to that, what each leaves unrestored adds up.
+
+        Args:
+            examples: of D_r, [n].
+            prompts: of them.
+
+        Source: this project's own.
+        """
+        if self.as_trained is None:
+            return self.original_logits(examples, prompts)
+        logits, found = self.as_trained.find(examples)
+        if not found.all():
+            logits[~found] = self.original_logits(examples.take(~found), prompts.take(~found))
         return logits
 
     @cached_property

@@ -274,7 +274,7 @@ def run(
 
 
 class _Retain:
-    """Batches of D_r with theta_o's logits: a request must not pay for all the training data.
+    """Batches of D_r with the logits to hold it to: a request must not pay for all the training data.
 
     Some batches are drawn at a time, encoded and, where their answers are not stored, scored together, and
     cut into batches of like length: little is padded, as in training.
@@ -287,7 +287,7 @@ class _Retain:
         self.ready: list[tuple[Prompts, torch.Tensor]] = []
 
     def next(self) -> tuple[Prompts, torch.Tensor]:
-        """Prompts of a batch, and answer logits of theta_o, [batch, 2]."""
+        """Prompts of a batch, and answer logits to hold them to (:meth:`Task.retain_logits`), [batch, 2]."""
         if not self.ready:
             if self.at + min(self.size, len(self.order)) > len(self.order):
                 self.order, self.at = self.rng.permutation(len(self.task.retain)), 0
@@ -295,7 +295,7 @@ class _Retain:
             self.at += len(index)
             part = self.task.retain.take(index)
             prompts = self.task.encode(part)
-            logits = torch.from_numpy(self.task.original_logits(part, prompts))
+            logits = torch.from_numpy(self.task.retain_logits(part, prompts))
             logits = logits.to(device_of(self.task.original.model))
             self.ready = [(prompts.take(b), logits[b]) for b in batches(prompts.lengths, self.size, self.rng)]
         return self.ready.pop()

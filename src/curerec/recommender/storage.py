@@ -200,7 +200,8 @@ def save(recommender: Recommender, folder: Path, *, answered: StoredAnswers | No
     folder = Path(folder)
     with replacing(folder, marker=CARD) as stage:
         write_model(recommender.model, recommender.tokenizer, stage)
-        card = {k: v for k, v in recommender.card.items() if k != stored_answers.DIGEST}  # of other weights
+        of_others = stored_answers.DIGESTS.values()
+        card = {k: v for k, v in recommender.card.items() if k not in of_others}
         if answered is not None:
             card[stored_answers.DIGEST] = stored_answers.write(stage, recommender, answered)
         write_card(replace(recommender, card=card), stage)

@@ -3,6 +3,11 @@
 With them a request does not ask theta_o again. The file lies in the recommender's folder, so it is copied,
 sealed, quarantined and destroyed with the weights; it holds influence of every training example, of deleted
 ones, too, and nothing that says which. What is not as it was when the file was written is scored anew.
+
+A second file of the same form may go from version to version: what the recommender *as trained* answered the
+examples that are still there. Updates hold their retain side to it, so that a sequence of requests does not
+drift from version to version (docs/method.md, "Requests in a row"). It, too, is of a model that knew the
+deleted examples, which is why it is kept only where that is asked for.
 """
 
 from __future__ import annotations
@@ -24,6 +29,8 @@ from curerec.records import Examples, Interactions, Recommender
 
 FILE = "original_logits.curerec"  # not *.safetensors: servers load every one of those as weights
 DIGEST = "original_logits_sha256"  # its sha256, in the card
+AS_TRAINED, AS_TRAINED_DIGEST = "as_trained_logits.curerec", "as_trained_logits_sha256"
+DIGESTS = {FILE: DIGEST, AS_TRAINED: AS_TRAINED_DIGEST}
 ROOM = 4096  # bytes of the file beside the logits
 SAMPLED = 8  # prompts whose tokens are in the key: another tokenizer or template text would show there
 
@@ -33,10 +40,11 @@ class StoredAnswers:
     """Answer logits of theta_o on the examples that it was trained on.
 
     Attributes:
-        model: that gave them; for another one, or other data, they say nothing.
+        model: that gave them, or beside which they are kept; for another one, or other data, they say
+            nothing.
         data: that the examples' rows are of.
         examples: with the histories of the training, targets ascending, [n].
-        logits: float32 [n, 2].
+        logits: float32 [n, 2]; NaN where nothing is known.
     """
 
     model: Any
@@ -60,6 +68,8 @@ class StoredAnswers:
             float32 [m, 2], and which of them were found, bool [m]; rows not found are 0.
         """
         at, found = _places(examples, self.examples)
+        if len(self.logits):
+            found = found & np.isfinite(self.logits[at]).all(1)
         return np.where(found[:, None], self.logits[at], np.float32(0)), found
 
 
@@ -77,36 +87,39 @@ def _places(examples: Examples, known: Examples) -> tuple[np.ndarray, np.ndarray
     return at, found & (known.history[at] == examples.history).all(1)
 
 
-def write(folder: Path, recommender: Recommender, original: StoredAnswers) -> str:
+def write(folder: Path, recommender: Recommender, original: StoredAnswers, file: str = FILE) -> str:
     """Put the logits beside weights that are there already; returns the file's sha256, for the card."""
     key = _key(weights_digest(folder), recommender, original.data, original.examples)
     content = save({"logits": original.logits}, {"key": key})
-    (folder / FILE).write_bytes(content)
+    (folder / file).write_bytes(content)
     return hashlib.sha256(content).hexdigest()
 
 
-def read(recommender: Recommender, data: Interactions, examples: Examples) -> StoredAnswers | None:
+def read(
+    recommender: Recommender, data: Interactions, examples: Examples, file: str = FILE
+) -> StoredAnswers | None:
     """The stored logits of a loaded recommender, if it has them.
 
     Args:
         recommender: from :func:`curerec.recommender.storage.load`, its card and weights checked.
         data: the interactions at hand.
         examples: that it was trained on, in any order.
+        file: its own answers, or with :data:`AS_TRAINED` those of the recommender as trained.
 
     Returns:
         None where nothing is stored (older recommenders, unlearned ones), where the file is not the one that
         the card names, or where it is of other weights, prompts or numbers than those at hand: score then.
     """
     card, folder = recommender.card, recommender.path
-    if folder is None or not isinstance(card.get(DIGEST), str) or not len(examples):
+    if folder is None or not isinstance(card.get(DIGESTS[file]), str) or not len(examples):
         return None
-    path = Path(folder) / FILE
+    path = Path(folder) / file
     try:
         if path.stat().st_size > 8 * len(examples) + ROOM:
             return None
         check_safetensors(path, where=f"recommender {Path(folder).name}")
         content = path.read_bytes()
-        if hashlib.sha256(content).hexdigest() != card[DIGEST]:
+        if hashlib.sha256(content).hexdigest() != card[DIGESTS[file]]:
             return None
         said = json.loads(content[8 : 8 + int.from_bytes(content[:8], "little")]).get("__metadata__", {})
         logits = load(content).get("logits")

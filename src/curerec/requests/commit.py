@@ -273,6 +273,10 @@ def _report(store: Store, plan: Plan) -> dict[str, str]:
     }
 
 
+#: What the policy ``keep_answers`` hands on from version to version.
+AS_TRAINED = "answers of the recommender as trained to the training examples that are left"
+
+
 def _artefacts(store: Store, plan: Plan, version: str, data: str) -> list[dict[str, Any]]:
     """What holds influence of the deleted rows, and what becomes of it; nothing that stays as it is."""
     done = {"destroy": "destroyed", "quarantine": "quarantined", "list": "listed, not touched"}
@@ -285,6 +289,8 @@ def _artefacts(store: Store, plan: Plan, version: str, data: str) -> list[dict[s
             if any((folder / stored_answers.FILE).exists() for folder in folders):  # and goes with the folder
                 kind = "stored answers to the training examples"
                 found.append({"kind": kind, "adapter": name, "done": done[store.policy.old]})
+    if plan.answers.get("update", {}).get("answers_kept"):
+        found.append({"kind": AS_TRAINED, "adapter": version, "done": "kept in it, by the policy"})
     if plan.answers:
         found.append({"kind": "circuit, groups, update and verdict of the run", "done": "destroyed"})
     if data != store.ledger.meta("data"):

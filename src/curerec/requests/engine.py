@@ -41,7 +41,7 @@ from curerec.requests import store as stores
 from curerec.requests.lock import runner
 from curerec.requests.policy import Policy
 from curerec.requests.stages import Job
-from curerec.requests.table import of_split
+from curerec.requests.table import Table, of_split
 from curerec.splitting import users_by_part
 
 RETRAIN = "retrain"
@@ -139,7 +139,9 @@ class CureEngine:
         recommender = storage.load(job.folder, base, device=device())
         data, split = job.table.data, job.table.split
         answered = stored_answers.read(recommender, data, split.train)
-        return Opened(recommender, recipe, data, split, base, answered=answered)
+        kept = job.keep_answers or None
+        as_trained = kept and stored_answers.read(recommender, data, split.train, stored_answers.AS_TRAINED)
+        return Opened(recommender, recipe, data, split, base, answered=answered, as_trained=as_trained)
 
     @cached_property
     def split(self) -> ForgetSplit:
@@ -214,13 +216,16 @@ class CureEngine:
                 outcome = METHODS[self.job.method][0](self.task, self.config)
         check_finite(outcome.model)
         card = copy.deepcopy(self.opened.recommender.card)
-        of_the_old = ("format", "weights_sha256", "train_time_s", stored_answers.DIGEST)
+        of_the_old = ("format", "weights_sha256", "train_time_s", *stored_answers.DIGESTS.values())
         card = {k: v for k, v in card.items() if k not in of_the_old}
         steps = [] if self.job.method == RETRAIN else card.get("unlearned", [])
         card["unlearned"] = [*steps, {"method": outcome.method}]
-        card["data"] = {**card["data"], "fingerprint": self._after}
+        card["data"] = {**card["data"], "fingerprint": self._after.data.fingerprint}
         new = replace(self.opened.recommender, model=outcome.model, card={**card, "committed": True})
         storage.write_model(new.model, new.tokenizer, out)
+        if (left := self._as_trained) is not None:
+            digest = stored_answers.write(out, new, left, stored_answers.AS_TRAINED)
+            new.card[stored_answers.AS_TRAINED_DIGEST] = digest
         storage.write_card(new, out)
         return {
             "t_core_s": outcome.t_core_s,
@@ -228,13 +233,39 @@ class CureEngine:
             "stop_reason": outcome.stop_reason,
             "n_trainable": outcome.n_trainable,
             "steps": outcome.details.get("steps"),
+            "answers_kept": 0 if left is None else int(np.isfinite(left.logits).all(1).sum()),
             "stages": {k: v for k, v in self.clock.seconds.items() if k not in before},
         }
 
     @cached_property
-    def _after(self) -> str:
+    def _after(self) -> Table:
         job = self.job
-        return (job.table.without(job.deleted) if job.deleted.any() else job.table).data.fingerprint
+        return job.table.without(job.deleted) if job.deleted.any() else job.table
+
+    @property
+    def _as_trained(self) -> stored_answers.StoredAnswers | None:
+        """What goes on to the next version, by the policy: of examples that are just as they were then.
+
+        Where nothing was kept so far (after a retrain, or a request that took titles away), what this
+        version answers is what the next ones are held to.
+        """
+        job, opened, retain = self.job, self.opened, self.split.retain
+        if not job.keep_answers or job.method == RETRAIN:
+            return None
+        if (known := opened.as_trained or opened.answered) is not None:
+            logits, found = known.find(retain)
+            logits[~found] = np.nan
+        else:
+            logits = logits_of(opened.recommender, opened.data, retain)
+        # The deleted rows are gone from the next version's table, so that the others are counted anew.
+        at, train = np.cumsum(~job.deleted) - 1, self._after.split.train
+        moved = stored_answers.StoredAnswers.of(
+            opened.recommender.model, self._after.data, replace(retain, target=at[retain.target]), logits
+        )
+        if not np.array_equal(moved.examples.target, np.sort(train.target)):
+            return None
+        train = train.take(np.argsort(train.target, kind="stable"))
+        return replace(moved, examples=train)
 
     def verdict(self, before: dict[str, dict[str, Any]], adapter: Path) -> dict[str, Any]:
         """Judge the saved weights by themselves, loaded from the folder that is to be committed."""

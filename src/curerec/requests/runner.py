@@ -254,6 +254,7 @@ def _try(
             sum(len(entries) for _, entries in requests.values()),
             f"keyed:{batch}",
             _Told(store, batch, reporter),
+            store.policy.keep_answers,
         )
         answers = run_stages(store, batch, engine(job))
         list_retain_sides(store)
@@ -322,6 +323,11 @@ def _limits(
         found.append(
             f"The measurements are of the whole batch: {batch['training_targets']} training targets, "
             f"{mine['training_targets']} of them this request's."
+        )
+    if kept := answers["update"].get("answers_kept"):
+        found.append(
+            f"The new version keeps what the recommender as trained, which knew the deleted rows, answered "
+            f"{kept} training examples that are left (policy `keep_answers`)."
         )
     if method == RETRAIN:
         found.append(

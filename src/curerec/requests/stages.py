@@ -40,6 +40,7 @@ class Job:
         kind, n_ids: of the request, for the report.
         pseudonym: stands for the request in the report.
         reporter: told of progress.
+        keep_answers: of the policy.
     """
 
     folder: Path
@@ -52,6 +53,7 @@ class Job:
     n_ids: int = 0
     pseudonym: str = ""
     reporter: Reporter = field(default_factory=Silent)
+    keep_answers: bool = False
 
 
 class Engine(Protocol):
