@@ -227,6 +227,16 @@ def test_answers_as_trained_go_from_version_to_version_if_the_policy_says_so(
         assert any("as trained" in a["kind"] and "kept" in a["done"] for a in link["artefacts"])
         assert any("keep_answers" in limit and str(len(kept.logits)) in limit for limit in link["limits"])
         assert curerec("verify", mine).code == 0
+    # Items take their titles and places in histories along: known is what is just as it was.
+    item = table.data.items[table.data.item_code[table.split.train.history[0, -1]]]
+    before = dict(zip(names(kept, table), kept.logits.tolist(), strict=True))
+    assert curerec("request", "add", "--store", mine, "--item", item).code == 0
+    assert curerec("request", "run", "--store", mine).code == 0
+    now, table = at_hand()
+    found = np.isfinite(now.as_trained.logits).all(1)
+    assert 0 < found.sum() < len(found)
+    left = zip(names(now.as_trained, table), now.as_trained.logits.tolist(), found, strict=True)
+    assert all(before[name] == logits for name, logits, known in left if known)
     # The strict policy leaves none, and does not read those that are there.
     with Store(mine) as opened:
         job = Job(opened.version_folder(), opened.table(), np.zeros(len(table.data), bool), "cure", 0)

@@ -240,14 +240,14 @@ class CureEngine:
     @cached_property
     def _after(self) -> Table:
         job = self.job
-        return job.table.without(job.deleted) if job.deleted.any() else job.table
+        return job.table.without(job.deleted, job.items) if job.deleted.any() else job.table
 
     @property
     def _as_trained(self) -> stored_answers.StoredAnswers | None:
         """What goes on to the next version, by the policy: of examples that are just as they were then.
 
-        Where nothing was kept so far (after a retrain, or a request that took titles away), what this
-        version answers is what the next ones are held to.
+        Where nothing was kept so far (after a retrain, or under another policy), what this version answers is
+        what the next ones are held to.
         """
         job, opened, retain = self.job, self.opened, self.split.retain
         if not job.keep_answers or job.method == RETRAIN:

@@ -255,6 +255,7 @@ def _try(
             f"keyed:{batch}",
             _Told(store, batch, reporter),
             store.policy.keep_answers,
+            tuple(items),
         )
         answers = run_stages(store, batch, engine(job))
         list_retain_sides(store)

@@ -41,6 +41,7 @@ class Job:
         pseudonym: stands for the request in the report.
         reporter: told of progress.
         keep_answers: of the policy.
+        items: that are deleted as such, so that their titles go, too.
     """
 
     folder: Path
@@ -54,6 +55,7 @@ class Job:
     pseudonym: str = ""
     reporter: Reporter = field(default_factory=Silent)
     keep_answers: bool = False
+    items: tuple[str, ...] = ()
 
 
 class Engine(Protocol):
