@@ -112,6 +112,17 @@ def variants(recipe: Recipe) -> dict[str, tuple[str, Any]]:
             "cure",
             changed(update=updated(projection="preconditioned")),
         ),
+        "cure, forget gradient anew every 10 steps": ("cure", changed(update=updated(forget_every=10))),
+        "cure, forget gradient anew every 5 steps": ("cure", changed(update=updated(forget_every=5))),
+        "random groups, forget gradient anew every 5 steps": (
+            "random_modules",
+            changed(update=updated(forget_every=5)),
+        ),
+        "cure, forget gradient anew every 5 steps, nothing rolled back": (
+            "cure",
+            changed(kept=kept(1.0), update=updated(forget_every=5)),
+        ),
+        "cure, a tenth rolled back": ("cure", changed(rolled_back=0.1)),
         **{name: ("cure", cure) for name in (*WITHIN, *AFTER, *OFFSETS)},
         "cure, label-free loss": ("cure", changed(update=updated(forget_loss="label_free"))),
         "cure, E2URec's teacher": ("cure", changed(update=updated(forget_loss="teacher"))),
