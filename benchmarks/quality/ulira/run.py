@@ -4,9 +4,10 @@
     python benchmarks/quality/ulira/run.py --table
 
 A seed has a split, a base model, a recommender and a request for 10 % of the users of its own. Shadows are
-fine-tuned once a seed and unlearnt by every method. The original, and a retrain that never saw the deleted
-examples, are attacked by each method's shadows, too: the one has to be found out, the other cannot be. Rows
-go to `results.jsonl`; a run that was cut off goes on.
+fine-tuned once a seed and unlearnt by every method. The original and a retrain that never saw the deleted
+examples are attacked by each method's shadows, too: nothing can be found out of the retrain, and of the
+original this attack, which looks for traces of unlearning, need not find anything. Rows go to
+`results.jsonl`; a run that was cut off goes on.
 """
 
 from __future__ import annotations
