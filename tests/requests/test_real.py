@@ -6,6 +6,7 @@ import importlib.util
 import json
 import shutil
 import signal
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -23,6 +24,7 @@ from curerec.requests import gate, lock, runner
 from curerec.requests.audit import audit
 from curerec.requests.engine import CureEngine, prepare_next
 from curerec.requests.gate import Decision
+from curerec.requests.kept_answers import handed_on
 from curerec.requests.stages import Job
 from curerec.requests.store import Store
 from made_commands import PRIVATE, curerec, killed, refused, tree, untouched
@@ -88,7 +90,7 @@ def test_the_first_version_has_its_stored_answers_and_the_next_has_none(mine, mo
     assert found.find(train)[1].all()
     monkeypatch.setattr(runner, "decide", promote_all)
     assert curerec("request", "run", "--store", mine).code == 0
-    assert answered()[0] is None and not list(mine.rglob(FILE))
+    assert answered()[0] is None and not list(mine.rglob(FILE)) and not list(mine.rglob(AS_TRAINED))
 
 
 def test_what_the_commands_say(store, mine):
@@ -225,6 +227,8 @@ def test_answers_as_trained_go_from_version_to_version_if_the_policy_says_so(
         assert np.abs(own - kept.logits).max() > 1e-4
         link = json.loads(sorted((mine / "records").glob("*"))[-1].read_bytes())["predicate"]
         assert any("as trained" in a["kind"] and "kept" in a["done"] for a in link["artefacts"])
+        gone = [a for a in link["artefacts"] if a["kind"] == "stored answers to the training examples"]
+        assert [a["done"] for a in gone] == ["destroyed"]  # of the version before, its own or those it kept
         assert any("keep_answers" in limit and str(len(kept.logits)) in limit for limit in link["limits"])
         assert curerec("verify", mine).code == 0
     # Items take their titles and places in histories along: known is what is just as it was.
@@ -237,10 +241,16 @@ def test_answers_as_trained_go_from_version_to_version_if_the_policy_says_so(
     assert 0 < found.sum() < len(found)
     left = zip(names(now.as_trained, table), now.as_trained.logits.tolist(), found, strict=True)
     assert all(before[name] == logits for name, logits, known in left if known)
-    # The strict policy leaves none, and does not read those that are there.
+    # The strict policy does not read those that are there.
     with Store(mine) as opened:
         job = Job(opened.version_folder(), opened.table(), np.zeros(len(table.data), bool), "cure", 0)
-    assert CureEngine(job).opened.as_trained is None
+    opened = CureEngine(job).opened
+    assert opened.as_trained is None
+    # An unlearned version cannot say what the recommender as trained answered.
+    keeping = replace(job, keep_answers=True)
+    assert handed_on(keeping, opened, opened.split.train, table) is None
+    assert handed_on(keeping, now, now.split.train, table) is not None
+    assert handed_on(job, now, now.split.train, table) is None
     assert len(list(mine.rglob(AS_TRAINED))) == 1
 
 

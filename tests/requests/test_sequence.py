@@ -85,7 +85,9 @@ def test_a_hundred_users_one_by_one(number, tmp_path, capsys, monkeypatch):
             else:
                 held += 1
                 assert mine.reasons and store.ledger.get(request)["detail"]
-                assert store.drift() == before
+                # Those that were held before are tried again in the same run, and may be committed.
+                others = [one for one in done if one is not mine]
+                assert store.drift() == before or any(one.committed for one in others)
                 if any("retrain is due" in reason for reason in mine.reasons) or held >= 5:
                     done = run(store, CureEngine, retrain=True)
                     retrained += all(one.committed for one in done)

@@ -17,8 +17,7 @@ import json
 from pathlib import Path
 from typing import Any
 
-import torch
-
+from curerec.bench.lines import read_lines
 from curerec.cli.inputs import quiet, ratings
 from curerec.machine import machine, versions
 from curerec.measure import Candidate, candidate, measure
@@ -61,7 +60,7 @@ def one_seed(name: str, work: Path, seed: int, methods: list[str], count: int) -
     opened = open_recommender(work / "original", data)
     request = drawn_request(data, recipe, opened.split)
     split = granted(data, recipe, opened.split, request)
-    done = {(row["seed"], row["by_shadows_of"]) for row in rows()}
+    done = {(row["seed"], row["by_shadows_of"]) for row in read_lines(ROWS)}
     retrained = None
     for method in methods:
         if (seed, method) in done:
@@ -96,7 +95,6 @@ def note(seed: int, attacked: str, method: str, count: int, values: dict[str, An
         "by_shadows_of": method,
         "shadows": count,
         **values,
-        "threads": torch.get_num_threads(),
         "machine": machine(),
         "versions": versions(),
     }
@@ -104,14 +102,10 @@ def note(seed: int, attacked: str, method: str, count: int, values: dict[str, An
         file.write(json.dumps(row) + "\n")
 
 
-def rows() -> list[dict[str, Any]]:
-    return [json.loads(line) for line in ROWS.read_text().splitlines()] if ROWS.exists() else []
-
-
 def table() -> None:
     print("| seed | attacked | by shadows of | U-LiRA's AUC | its TPR at FPR .01 | loss attack's AUC |")
     print("|---|---|---|---|---|---|")
-    for row in rows():
+    for row in read_lines(ROWS):
         cells = " | ".join(_cell(row[key]) for key in ATTACKS)
         print(f"| {row['seed']} | {row['attacked']} | {row['by_shadows_of']} ({row['shadows']}) | {cells} |")
 

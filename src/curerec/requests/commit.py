@@ -274,7 +274,7 @@ def _report(store: Store, plan: Plan) -> dict[str, str]:
 
 
 #: What the policy ``keep_answers`` hands on from version to version.
-AS_TRAINED = "answers of the recommender as trained to the training examples that are left"
+KEPT_ANSWERS = "answers of the recommender as trained to the training examples that are left"
 
 
 def _artefacts(store: Store, plan: Plan, version: str, data: str) -> list[dict[str, Any]]:
@@ -286,11 +286,12 @@ def _artefacts(store: Store, plan: Plan, version: str, data: str) -> list[dict[s
         for name in (row["id"] for row in rows if row["id"] != version):
             found.append({"kind": "adapter", "sha256": name, "done": done[store.policy.old]})
             folders = [store.root / place / name for place in ("versions", "quarantine")]
-            if any((folder / stored_answers.FILE).exists() for folder in folders):  # and goes with the folder
+            files = [folder / file for folder in folders for file in stored_answers.DIGESTS]
+            if any(file.exists() for file in files):  # and goes with the folder
                 kind = "stored answers to the training examples"
                 found.append({"kind": kind, "adapter": name, "done": done[store.policy.old]})
     if plan.answers.get("update", {}).get("answers_kept"):
-        found.append({"kind": AS_TRAINED, "adapter": version, "done": "kept in it, by the policy"})
+        found.append({"kind": KEPT_ANSWERS, "adapter": version, "done": "kept in it, by the policy"})
     if plan.answers:
         found.append({"kind": "circuit, groups, update and verdict of the run", "done": "destroyed"})
     if data != store.ledger.meta("data"):

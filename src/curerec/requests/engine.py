@@ -36,10 +36,12 @@ from curerec.recipe import recipe_of_card
 from curerec.recommender import bases, storage, stored_answers
 from curerec.recommender.units import units_of
 from curerec.recording import record_of
-from curerec.records import Circuit, Examples, ForgetRequest, ForgetSplit, Groups, Interactions, Outcome
+from curerec.records import Examples, ForgetRequest, ForgetSplit, Interactions, Outcome
 from curerec.requests import store as stores
+from curerec.requests.kept_answers import handed_on
 from curerec.requests.lock import runner
 from curerec.requests.policy import Policy
+from curerec.requests.stage_files import read_circuit, read_groups
 from curerec.requests.stages import Job
 from curerec.requests.table import Table, of_split
 from curerec.splitting import users_by_part
@@ -139,8 +141,9 @@ class CureEngine:
         recommender = storage.load(job.folder, base, device=device())
         data, split = job.table.data, job.table.split
         answered = stored_answers.read(recommender, data, split.train)
-        kept = job.keep_answers or None
-        as_trained = kept and stored_answers.read(recommender, data, split.train, stored_answers.AS_TRAINED)
+        as_trained = None
+        if job.keep_answers:
+            as_trained = stored_answers.read(recommender, data, split.train, stored_answers.AS_TRAINED)
         return Opened(recommender, recipe, data, split, base, answered=answered, as_trained=as_trained)
 
     @cached_property
@@ -192,7 +195,7 @@ class CureEngine:
             return {}
         before = dict(self.clock.seconds)
         with deterministic(self.job.seed):
-            _, found = groups_of(self.task, self.config, _circuit(circuit))
+            _, found = groups_of(self.task, self.config, read_circuit(circuit))
         return {
             "modules": found.modules,
             "role": found.role,
@@ -210,7 +213,7 @@ class CureEngine:
             if self.job.method == "cure":
                 units = units_of(self.opened.recommender.model, self.config.granularity)
                 outcome = update_by_groups(
-                    self.task, self.config, units, _groups(groups), _circuit(circuit), "cure"
+                    self.task, self.config, units, read_groups(groups), read_circuit(circuit), "cure"
                 )
             else:
                 outcome = METHODS[self.job.method][0](self.task, self.config)
@@ -223,7 +226,8 @@ class CureEngine:
         card["data"] = {**card["data"], "fingerprint": self._after.data.fingerprint}
         new = replace(self.opened.recommender, model=outcome.model, card={**card, "committed": True})
         storage.write_model(new.model, new.tokenizer, out)
-        if (left := self._as_trained) is not None:
+        left = handed_on(self.job, self.opened, self.split.retain, self._after)
+        if left is not None:
             digest = stored_answers.write(out, new, left, stored_answers.AS_TRAINED)
             new.card[stored_answers.AS_TRAINED_DIGEST] = digest
         storage.write_card(new, out)
@@ -241,31 +245,6 @@ class CureEngine:
     def _after(self) -> Table:
         job = self.job
         return job.table.without(job.deleted, job.items) if job.deleted.any() else job.table
-
-    @property
-    def _as_trained(self) -> stored_answers.StoredAnswers | None:
-        """What goes on to the next version, by the policy: of examples that are just as they were then.
-
-        Where nothing was kept so far (after a retrain, or under another policy), what this version answers is
-        what the next ones are held to.
-        """
-        job, opened, retain = self.job, self.opened, self.split.retain
-        if not job.keep_answers or job.method == RETRAIN:
-            return None
-        if (known := opened.as_trained or opened.answered) is not None:
-            logits, found = known.find(retain)
-            logits[~found] = np.nan
-        else:
-            logits = logits_of(opened.recommender, opened.data, retain)
-        # The deleted rows are gone from the next version's table, so that the others are counted anew.
-        at, train = np.cumsum(~job.deleted) - 1, self._after.split.train
-        moved = stored_answers.StoredAnswers.of(
-            opened.recommender.model, self._after.data, replace(retain, target=at[retain.target]), logits
-        )
-        if not np.array_equal(moved.examples.target, np.sort(train.target)):
-            return None
-        train = train.take(np.argsort(train.target, kind="stable"))
-        return replace(moved, examples=train)
 
     def verdict(self, before: dict[str, dict[str, Any]], adapter: Path) -> dict[str, Any]:
         """Judge the saved weights by themselves, loaded from the folder that is to be committed."""
@@ -299,7 +278,7 @@ class CureEngine:
         metrics = measured.metrics[job.method]
         parts = {"circuit": "circuit", "groups": "contributions"}
         kept = [part for stage, part in parts.items() if before[stage].get("kept")]
-        circuit = _circuit(before["circuit"]) if before["circuit"] else None
+        circuit = read_circuit(before["circuit"]) if before["circuit"] else None
         units = units_of(opened.recommender.model, self.config.granularity) if before["groups"] else None
         outcome = Outcome(
             job.method,
@@ -310,7 +289,7 @@ class CureEngine:
             update["stop_reason"],
             update["n_trainable"],
             circuit,
-            _groups(before["groups"]) if before["groups"] else None,
+            read_groups(before["groups"]) if before["groups"] else None,
             {"steps": update["steps"], "units": units, "stages": seconds, "kept": kept},
         )
         asked = ForgetRequest(job.kind, ("withheld",) * max(1, job.n_ids))  # type: ignore[arg-type]
@@ -397,28 +376,6 @@ def _drift(split: ForgetSplit, old: Candidate, new: Candidate) -> dict[str, floa
 def _base(opened: Opened) -> dict[str, str]:
     base = opened.recommender.base
     return {"name": Path(base["name"]).name, "sha256": base["sha256"]}
-
-
-def _circuit(stored: dict[str, Any]) -> Circuit:
-    exact = [np.nan if x is None else x for x in stored["exact"]]
-    return Circuit(
-        modules=tuple(stored["modules"]),
-        scores=np.asarray(stored["scores"], np.float32),
-        exact=np.asarray(exact, np.float32),
-        core=tuple(stored["core"]),
-        curve=tuple((int(size), float(f)) for size, f in stored["curve"]),
-        faithfulness=stored["faithfulness"],
-        completeness=stored["completeness"],
-        jaccard=stored["jaccard"],
-        jaccard_chance=np.nan if (chance := stored.get("jaccard_chance")) is None else chance,
-        scorer=stored["scorer"],
-        pairs=stored["pairs"],
-    )
-
-
-def _groups(stored: dict[str, Any]) -> Groups:
-    scores = (np.asarray(stored[k], np.float64) for k in ("forget_score", "retain_score", "agreement"))
-    return Groups(tuple(stored["modules"]), np.asarray(stored["role"], dtype=object), *scores)
 
 
 __all__ = ["CureEngine", "check_method", "init", "prepare_next"]

@@ -1,0 +1,46 @@
+"""What the recommender as trained answered, handed on from version to version where the policy says so."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import numpy as np
+
+from curerec.models import logits_of
+from curerec.pipeline import Opened
+from curerec.recommender.stored_answers import StoredAnswers
+from curerec.records import Examples
+from curerec.requests.stages import Job
+from curerec.requests.table import Table
+
+
+def handed_on(job: Job, opened: Opened, retain: Examples, after: Table) -> StoredAnswers | None:
+    """The answers for the next version: of examples that are just as they were in training, NaN for others.
+
+    Args:
+        job: the batch; by its policy nothing is handed on, or what there is. A retrain ends it.
+        opened: the version in force.
+        retain: its training examples that are left, with rows of the table before.
+        after: the table without the deleted rows, in which all others have other numbers.
+
+    Returns:
+        None where the policy says so, and where nobody knows what the recommender as trained answered: this
+        version is an unlearned one with which nothing was kept.
+
+    Source: this project's own (docs/method.md, "Requests in a row").
+    """
+    if not job.keep_answers or job.method == "retrain":  # a retrain is a recommender as trained itself
+        return None
+    if (known := opened.as_trained or opened.answered) is not None:
+        logits, found = known.find(retain)
+        logits[~found] = np.nan
+    elif not opened.recommender.card.get("unlearned"):
+        logits = logits_of(opened.recommender, opened.data, retain)
+    else:
+        return None
+    moved = replace(retain, target=(np.cumsum(~job.deleted) - 1)[retain.target])
+    answers = StoredAnswers.of(opened.recommender.model, after.data, moved, logits)
+    train = after.split.train.take(np.argsort(after.split.train.target, kind="stable"))
+    if not np.array_equal(answers.examples.target, train.target):
+        return None
+    return replace(answers, examples=train)  # with histories by the new numbers
