@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import replace
+from typing import Any
 
 import numpy as np
 
@@ -12,6 +14,22 @@ from curerec.recommender.stored_answers import StoredAnswers
 from curerec.records import Examples
 from curerec.requests.stages import Job
 from curerec.requests.table import Table
+
+
+def trained_last(card: Mapping[str, Any]) -> bool:
+    """Whether nothing was unlearned since a recommender was trained or retrained.
+
+    Args:
+        card: of the recommender.
+
+    Example:
+        >>> trained_last({}), trained_last({"unlearned": [{"method": "retrain"}]})
+        (True, True)
+        >>> trained_last({"unlearned": [{"method": "retrain"}, {"method": "cure"}]})
+        False
+    """
+    steps = card.get("unlearned") or [{"method": "retrain"}]
+    return bool(steps[-1]["method"] == "retrain")
 
 
 def handed_on(job: Job, opened: Opened, retain: Examples, after: Table) -> StoredAnswers | None:
@@ -34,7 +52,7 @@ def handed_on(job: Job, opened: Opened, retain: Examples, after: Table) -> Store
     if (known := opened.as_trained or opened.answered) is not None:
         logits, found = known.find(retain)
         logits[~found] = np.nan
-    elif not opened.recommender.card.get("unlearned"):
+    elif trained_last(opened.recommender.card):
         logits = logits_of(opened.recommender, opened.data, retain)
     else:
         return None
