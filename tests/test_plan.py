@@ -95,9 +95,9 @@ def test_what_an_earlier_request_left_is_not_counted(asked, tmp_path):
 @pytest.mark.parametrize(("every", "all_steps_from"), [(None, None), (3, None), (3, 0.9)])
 @pytest.mark.parametrize("forget_loss", ["rewind", "npo", "calibrated"])
 @pytest.mark.parametrize("forget_score", ["gradient", "path"])
-@pytest.mark.parametrize("open_gap", [None, 0.1])
+@pytest.mark.parametrize(("open_gap", "target"), [(None, "base"), (0.1, "base"), (0.1, "expected")])
 def test_passes_are_counted_as_they_are_taken(
-    every, all_steps_from, forget_loss, forget_score, open_gap, monkeypatch
+    every, all_steps_from, forget_loss, forget_score, open_gap, target, monkeypatch
 ):
     """Forward passes of a prompt by stage: of the configuration, and of the run."""
     # Half of these short prompts is the template's: what they share would be computed in passes of its own.
@@ -105,6 +105,7 @@ def test_passes_are_counted_as_they_are_taken(
     monkeypatch.setattr("curerec.methods.unlearn.LEAST_STEPS", 2)
     monkeypatch.setattr("curerec.methods.unlearn.LOOK_RATIO", 0)
     monkeypatch.setattr("curerec.methods.unlearn.LEAST_LOOK", 15)
+    monkeypatch.setattr("curerec.methods.expected.LEAST_CLUSTERS", 5)
     task = made_task()
     config = CureConfig().model_validate(
         {
@@ -118,6 +119,7 @@ def test_passes_are_counted_as_they_are_taken(
             "kept": {"forget": 0.5},
             "update": {
                 "open_gap": open_gap,
+                "target": target,
                 "forget_loss": forget_loss,
                 "schedule": "linear",  # all steps are taken
                 "max_steps": 7,

@@ -13,6 +13,7 @@ from curerec.circuits.core import TOP_EXACT
 from curerec.circuits.selection import sizes_to_judge
 from curerec.methods.cure.gradient_share import CHUNKS
 from curerec.methods.cure.method import CureConfig
+from curerec.methods.expected import POOL
 from curerec.methods.teachers import CONTROL, TUNING
 from curerec.methods.unlearn import DEPTHS, UnlearnConfig
 
@@ -115,9 +116,14 @@ def of_cure(config: CureConfig, sizes: Sizes, kept: Collection[str] = ()) -> dic
 
     look = [Work("score", min(update.check_size, getattr(sizes, p)), p) for p in ("valid", "control")]
     watch = [Work("encode", w.n, w.part) for w in look] + look  # theta_o's answers on D_f are known
-    if update.target == "base":
+    if update.target != "half":
         watch += [Work("base"), look[1]]
         watch += [] if rewind else [Work("base"), Work("score", sizes.forget, "forget")]
+    if update.target == "expected":
+        on_control = Work("score", min(POOL, sizes.control - look[1].n), "control")
+        on_retain = Work("score", min(POOL, sizes.retain))
+        watch += [Work("encode", w.n, w.part) for w in (on_control, on_retain)]
+        watch += [replace(on_control, times=2), replace(on_retain, times=1 + sizes.unknown_retain)]
     depths = []  # looks on the way back, of which there may be one less
     if update.open_gap is not None and config.kept.of(np.arange(4)) is not None:
         n_looks = math.ceil(math.log2(len(DEPTHS)))

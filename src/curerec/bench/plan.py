@@ -107,7 +107,7 @@ def config_hash(recipe: BenchRecipe, job: Job, method: str | None = None) -> str
         "search": None
         if owner is None or recipe.search is None
         else {
-            **recipe.search.model_dump(mode="json", include={"seed", "trials", "tolerance"}),
+            **recipe.search.model_dump(mode="json", include={"seed", "trials", "tolerance", "target"}),
             "on": recipe.searched_on(job.dataset),
             "grid": grid_of(recipe, owner),
         },

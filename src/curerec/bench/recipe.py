@@ -86,10 +86,15 @@ class Ask(Strict):
 class SearchConfig(Strict):
     """The search for settings: so many trials a method, on D_f, D_c and D_v of a development seed."""
 
+    added = ("target",)
+
     seed: int = Field(0, ge=0, description="of development; none that is reported")
     trials: int = Field(3, gt=0, description="settings tried for each method, the recipe's own first")
     tolerance: float = Field(
-        0.01, ge=0, description="membership AUC from the base's within which the gap counts as closed"
+        0.01, ge=0, description="membership AUC from the target within which the gap counts as closed"
+    )
+    target: Literal["expected"] | None = Field(
+        None, description="membership AUC to reach; expected: methods/expected.py; none: the base model's"
     )
     datasets: list[str] | None = Field(
         None, description="searched on these; the others take the choice of the first. None: all"

@@ -6,7 +6,7 @@ import itertools
 import zlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 from scipy.stats import norm
@@ -18,7 +18,7 @@ from curerec.evaluation.guard import nothing_happened
 from curerec.evaluation.inputs import p_yes
 from curerec.evaluation.utility import nll
 from curerec.methods import Task, search_of
-from curerec.methods.stopping import CONFIDENCE, auc_drop
+from curerec.methods.stopping import CONFIDENCE, Stopping, Watch, auc_drop
 from curerec.recommender.score import score
 from curerec.records import Examples, Outcome
 
@@ -81,14 +81,21 @@ class Before:
 
     forget: np.ndarray
     valid: np.ndarray
-    target: float  # membership AUC of the base
+    target: float  # membership AUC to reach
 
     @classmethod
-    def of(cls, task: Task) -> Before:
-        """Score original and base once for all trials."""
-        base = membership(task, task.base_model())
-        valid = logits(task, task.original.model, task.valid)
-        return cls(task.forget_original, valid, base)
+    def of(cls, task: Task, target: Literal["expected"] | None = None) -> Before:
+        """Score original and base once for all trials.
+
+        Args:
+            task: of the trials.
+            target: None: the membership AUC of the base.
+        """
+        if target is None:
+            aim = membership(task, task.base_model())
+        else:  # one half of D_c is what D_f is held against, the other says what a retrain would answer
+            aim = Watch(task, Stopping(check_size=max(11, len(task.control) // 2), target=target)).target
+        return cls(task.forget_original, logits(task, task.original.model, task.valid), aim)
 
 
 def logits(task: Task, model: Any, examples: Examples) -> np.ndarray:
@@ -107,7 +114,7 @@ def membership(task: Task, model: Any, on_forget: np.ndarray | None = None) -> f
 def judged(task: Task, before: Before, outcome: Outcome) -> dict[str, float | bool]:
     """What a setting is chosen by.
 
-    ``gap``: membership AUC less the base model's, which saw neither D_f nor D_c. ``kl_valid``: mean
+    ``gap``: membership AUC less the target. ``kl_valid``: mean
     KL(P_original || P) of the answers on D_v, nats. ``auc_drop`` on D_v with its standard error (DeLong).
 
     Args:
@@ -139,8 +146,8 @@ def merit(trial: Mapping[str, Any], tolerance: float) -> tuple[float, ...]:
 
     Those that ran come before those that failed or did nothing; those that keep utility (the AUC on D_v is
     not shown to have fallen by more than 0.002, one-sided 95 %) before those that do not; those whose
-    membership gap to the base is within ``tolerance``, on either side, before the others. Among the first the
-    one nearest to the original's answers on D_v wins, among the others the one with the smallest gap.
+    membership gap to the target is within ``tolerance``, on either side, before the others. Among the first
+    the one nearest to the original's answers on D_v wins, among the others the one with the smallest gap.
 
     Source: this project; METHOD section 8 (what may be looked at).
     """

@@ -225,8 +225,11 @@ class Workshop(Materials):
             opened = self._opened(job)
             task = blind_task(opened, drawn_request(opened.data, opened.recipe, opened.split), seed=job.seed)
             task.clock = Clock(self.reporter)
+            target = self.recipe.search.target if self.recipe.search else None
             before = self._once(
-                "before", (job.dataset, job.model, job.seed, job.request), lambda: search.Before.of(task)
+                "before",
+                (job.dataset, job.model, job.seed, job.request),
+                lambda: search.Before.of(task, target),
             )
             config = opened.recipe.config_of(job.method)
             if settings:

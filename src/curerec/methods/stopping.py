@@ -12,9 +12,10 @@ from sklearn.metrics import roc_auc_score
 
 from curerec.config import Strict
 from curerec.errors import ModelError
+from curerec.methods.expected import expected_auc
 from curerec.methods.task import Task
 from curerec.prompts.encoding import Prompts
-from curerec.recommender.score import p_yes, score
+from curerec.recommender.score import label_nll, p_yes, score
 
 CONFIDENCE = 0.95  # one-sided, of the utility guard
 
@@ -28,10 +29,11 @@ class Stopping(Strict):
         0.0, ge=0, description="membership AUC above the target at which the gap counts as closed"
     )
     max_auc_drop: float = Field(0.002, ge=0, description="utility guard on D_v")
-    target: Literal["base", "half"] = Field(
+    target: Literal["base", "half", "expected"] = Field(
         "base",
         description="membership AUC to reach: that of the model before fine-tuning, which saw neither D_f "
-        "nor D_c (it carries the difference in difficulty of the two sets), or 0.5",
+        "nor D_c (it carries the difference in difficulty of the two sets), 0.5, or what theta_o and base "
+        "together say of a retrain's (expected.py)",
     )
 
 
@@ -40,7 +42,8 @@ class Watch:
     """Looks at a model on samples of D_f, D_c and D_v: what stopping is decided by.
 
     Source: METHOD section 8; the target is the base model's own membership AUC instead of 0.5, since D_f and
-    D_c differ a little in difficulty by chance and the base, which was trained on neither, shows by how much.
+    D_c differ a little in difficulty by chance and the base, which was trained on neither, shows by how much
+    (``expected``: how much of that a recommender would show, :mod:`curerec.methods.expected`).
     """
 
     task: Task
@@ -57,28 +60,45 @@ class Watch:
         size = self.config.check_size
         self.index = self.task.sample_index(len(self.task.forget), size, 51)
         self.forget = self.task.forget_prompts.take(self.index)
-        self.control = self.task.encode(self.task.sample(self.task.control, size, 52))
+        reference = self.task.sample_index(len(self.task.control), size, 52)
+        self.control = self.task.encode(self.task.control.take(reference))
         self.valid = self.task.encode(self.task.sample(self.task.valid, size, 53))
+        original = self.task.original.model
+        known = self.task.forget_original[self.index], score(original, self.control, self.task.answers)
+        self.first = self.look(original, *known)
         self.target = 0.5
-        if self.config.target == "base":
-            self.target = self.membership(self.task.base_model(), self.task.forget_base[self.index])
-        self.first = self.look(self.task.original.model, self.task.forget_original[self.index])
+        if self.config.target == "half":
+            return
+        base = self.task.base_model()
+        on_forget, on_control = (
+            self.task.forget_base[self.index],
+            score(base, self.control, self.task.answers),
+        )
+        self.target = self.membership(base, on_forget, on_control)
+        if self.config.target == "expected":
+            losses = tuple(label_nll(z, self.control.label) for z in (on_control, known[1]))
+            aucs = self.target, self.first["membership_auc"]
+            self.target = expected_auc(self.task, base, reference, (losses[0], losses[1]), aucs)
 
-    def membership(self, model: Any, on_forget: np.ndarray | None = None) -> float:
+    def membership(
+        self, model: Any, on_forget: np.ndarray | None = None, on_control: np.ndarray | None = None
+    ) -> float:
         """AUC of the loss attack, D_f against D_c.
 
         Args:
             model: to attack.
             on_forget: its answer logits on the sample of D_f, where they are known, [n, 2].
+            on_control: the same of D_c.
         """
         if on_forget is None:
             on_forget = score(model, self.forget, self.task.answers)
-        on_control = score(model, self.control, self.task.answers)
-        losses = [_nll(on_forget, self.forget.label), _nll(on_control, self.control.label)]
+        if on_control is None:
+            on_control = score(model, self.control, self.task.answers)
+        losses = [label_nll(on_forget, self.forget.label), label_nll(on_control, self.control.label)]
         member = np.r_[np.ones(len(losses[0])), np.zeros(len(losses[1]))]
         return float(roc_auc_score(member, -np.concatenate(losses)))
 
-    def look(self, model: Any, on_forget: np.ndarray | None = None) -> dict[str, float]:
+    def look(self, model: Any, *known: np.ndarray) -> dict[str, float]:
         """Membership AUC and validation AUC of a model; arguments as for :meth:`membership`."""
         logits = score(model, self.valid, self.task.answers)
         if not np.isfinite(logits).all():
@@ -88,7 +108,7 @@ class Watch:
             self.margin = margin
         drop, error = auc_drop(self.valid.label, self.margin, margin)
         return {
-            "membership_auc": self.membership(model, on_forget),
+            "membership_auc": self.membership(model, *known),
             "valid_auc": float(roc_auc_score(self.valid.label, margin)),
             "valid_p_yes": float(p_yes(logits).mean()),
             "auc_drop": drop,
@@ -107,11 +127,6 @@ class Watch:
         """
         error = norm.ppf(CONFIDENCE) * seen["auc_drop_se"]
         return seen["auc_drop"] - error > self.config.max_auc_drop
-
-
-def _nll(logits: np.ndarray, label: np.ndarray) -> np.ndarray:
-    p = p_yes(logits)
-    return -np.log(np.clip(np.where(label == 1, p, 1 - p), 1e-12, None))
 
 
 def auc_drop(label: np.ndarray, before: np.ndarray, after: np.ndarray) -> tuple[float, float]:

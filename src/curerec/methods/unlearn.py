@@ -9,6 +9,7 @@ import numpy as np
 import torch
 from pydantic import Field
 
+from curerec.config import Strict
 from curerec.methods.forget_objective import ForgetObjective
 from curerec.methods.loop import Log, LoopConfig, Update, free, walk
 from curerec.methods.losses import ForgetLoss, kl_to
@@ -35,10 +36,24 @@ LEAST_STEPS = 15
 LOOK_RATIO, LEAST_LOOK = 4, 300
 
 
+class SmallRequests(Strict):
+    """What differs for small requests.
+
+    AdamW's steps are as long whatever is to be forgotten, so for few examples they go too far between two
+    looks; and a gradient of few examples costs little to take anew.
+    """
+
+    below: float = Field(..., gt=0, lt=1, description="share of the training examples that are small")
+    lr: float | None = Field(None, gt=0, description="none: as for others")
+    forget_every: int | None = Field(None, gt=0, description="none: as for others")
+    check_every: int | None = Field(None, gt=0, description="none: as for others")
+    open_gap: float | None = Field(None, ge=0, lt=1, description="none: as for others")
+
+
 class UnlearnConfig(LoopConfig):
     """The loop and its two losses. Every value is chosen on D_v, D_c and D_f."""
 
-    added = ("open_gap", "all_steps_from", "alpha", "projection")
+    added = ("open_gap", "all_steps_from", "alpha", "projection", "small")
 
     forget_loss: ForgetLoss = Field(
         "npo",
@@ -97,8 +112,10 @@ class UnlearnConfig(LoopConfig):
         f"of D_c and D_v as of D_f, {LEAST_LOOK} at the least. None: all requests take and look at all",
     )
 
+    small: SmallRequests | None = Field(None, description="what differs for small requests; none: nothing")
+
     def for_request(self, n_forget: int, n_retain: int) -> UnlearnConfig:
-        """The same with the steps that a request of this size takes, and looks as often on the way.
+        """The same as a request of this size takes it: gentler, and with fewer steps and looks as often.
 
         Example:
             >>> small = UnlearnConfig(max_steps=60, check_every=20, check_size=1500, all_steps_from=0.01)
@@ -108,10 +125,17 @@ class UnlearnConfig(LoopConfig):
             [300, 400, 1500, 1500]
             >>> small.for_request(500, 99_500).check_every
             10
+            >>> gentle = UnlearnConfig(lr=8e-4, small=SmallRequests(below=0.03, lr=4e-4))
+            >>> [gentle.for_request(n, 1000 - n).lr for n in (10, 100)]
+            [0.0004, 0.0008]
         """
+        share = n_forget / (n_forget + n_retain)
+        if self.small is not None and share < self.small.below:
+            values = self.small.model_dump(exclude={"below"}, exclude_none=True)
+            return self.model_copy(update={**values, "small": None}).for_request(n_forget, n_retain)
         if self.all_steps_from is None:
             return self
-        part = min(1.0, n_forget / (n_forget + n_retain) / self.all_steps_from)
+        part = min(1.0, share / self.all_steps_from)
         steps = min(self.max_steps, max(LEAST_STEPS, round(part * self.max_steps)))
         every = max(1, round(self.check_every * steps / self.max_steps))
         size = min(self.check_size, max(LEAST_LOOK, LOOK_RATIO * n_forget)) if part < 1 else self.check_size

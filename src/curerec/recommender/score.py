@@ -89,6 +89,21 @@ def device_of(model: Any) -> torch.device:
     return next(model.parameters()).device
 
 
+def label_nll(logits: np.ndarray, label: np.ndarray) -> np.ndarray:
+    """Negative log-likelihood of the true answers, nats, [n].
+
+    Args:
+        logits: of no and yes, [n, 2].
+        label: 1 is yes, [n].
+
+    Example:
+        >>> label_nll(np.array([[0.0, 0.0]]), np.array([1])).round(3).tolist()
+        [0.693]
+    """
+    p = p_yes(logits)
+    return np.asarray(-np.log(np.clip(np.where(label == 1, p, 1 - p), 1e-12, None)))
+
+
 def to_batch(
     prompts: Prompts, index: np.ndarray, device: torch.device, *, multiple: int = 1
 ) -> tuple[torch.Tensor, torch.Tensor]:
