@@ -90,6 +90,7 @@ def test_a_request_goes_as_far_as_the_looks_say_and_the_record_says_how_far(kind
     depth = out.details["depth"]
     assert depth in DEPTHS and update_part(out)["depth"] == depth
     watch = Watch(task, CureConfig.model_validate(settings).update)
+    assert update_part(out)["target"] == watch.target
     left = watch.membership(out.model) - watch.target
     gap = max(watch.first["membership_auc"] - watch.target, 0.0)
     assert depth == 1.0 or left <= 0.5 * gap + 1e-3

@@ -238,6 +238,8 @@ def test_the_trace_ends_at_the_stop_and_leaves_gaps() -> None:
     assert stop.attrib["x1"] == points[-1].attrib["cx"]
     ys = [float(p.attrib["cy"]) for p in points]
     assert ys == sorted(ys), "a falling AUC must fall on the page"
+    assert "0.5 = cannot be told" in pictures.update_trace(trace)
+    assert "line: aimed for" in pictures.update_trace(trace, 0.53)
 
 
 def test_the_curve_rises_on_the_page_and_marks_the_core() -> None:

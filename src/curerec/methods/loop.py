@@ -65,6 +65,7 @@ class Update:
         config: of the loop; None where a method takes no steps.
         depth: part of the way back to what ``kept`` allowed that units went before the first step; None where
             none did.
+        target: membership AUC that the update aimed for; None where a method looks at none.
     """
 
     model: Any
@@ -74,6 +75,7 @@ class Update:
     n_trainable: int
     config: LoopConfig | None = None
     depth: float | None = None
+    target: float | None = None
 
 
 def tuned_names(model: Any) -> list[str]:
@@ -296,7 +298,8 @@ def walk(
         store(params, kept)
         if before_look:
             before_look()
-    return Update(model.eval(), tuple(trace), stop, done, sum(p.numel() for p in params), config)
+    n = sum(p.numel() for p in params)
+    return Update(model.eval(), tuple(trace), stop, done, n, config, target=watch.target)
 
 
 def store(params: Sequence[torch.nn.Parameter], values: Sequence[torch.Tensor]) -> None:
@@ -338,6 +341,7 @@ def outcome(
             "steps": done.steps,
             "update": done.config,
             "depth": done.depth,
+            "target": done.target,
             "stages": dict(task.clock.seconds),
             "kept": task.shared.get("kept", []),
             **details,

@@ -92,6 +92,7 @@ def update_part(outcome: Outcome) -> dict[str, Any]:
         "retain_loss": _retain_loss(config),
         "optimizer": _optimizer(config),
         "depth": outcome.details.get("depth"),
+        "target": outcome.details.get("target"),
         "steps": outcome.details.get("steps"),
         "stop_reason": outcome.stop_reason,
         "trace": [{**point, "step": int(point["step"])} for point in outcome.trace],

@@ -127,7 +127,7 @@ def _pictures(record: Record) -> dict[str, str]:
         "residual_narrow": pictures.residual_scale(residual, ours=ours, width=340),
         "membership": pictures.membership(record.metrics, ours=ours),
         "test_auc": pictures.test_auc(record.metrics, ours=ours),
-        "trace": pictures.update_trace(trace),
+        "trace": pictures.update_trace(trace, record.update.target),
         "conflict": pictures.conflict(trace),
         "curve": pictures.circuit_curve(circuit.curve or [], circuit.size, circuit.faithfulness),
         "scores": pictures.module_scores(circuit.scores or []),

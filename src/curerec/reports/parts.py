@@ -213,6 +213,7 @@ class Update(Part):
     retain_loss: Text = None
     optimizer: Text = None
     depth: Number = None  # part of the way back to what `kept` allowed
+    target: Number = None  # membership AUC that the update aimed for
     steps: Count = None
     stop_reason: Text = None
     trace: list[TraceStep] | None = None

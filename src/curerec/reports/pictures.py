@@ -181,19 +181,24 @@ def module_scores(scores: Sequence[Score], *, top: int = 12, width: float = 460.
     )
 
 
-def update_trace(trace: Sequence[TraceStep], *, stopped: bool = True, width: float = 460.0) -> str:
+def update_trace(
+    trace: Sequence[TraceStep], target: float | None = None, *, stopped: bool = True, width: float = 460.0
+) -> str:
     """Membership AUC and validation AUC by step, with the step at which the update stopped.
 
     Args:
         trace: check points in order.
+        target: membership AUC that was aimed for; None: 0.5 is drawn.
         stopped: draw the stop mark at the last one.
         width: px.
 
     Returns:
         SVG text; empty where no check point holds either figure.
     """
+    aim = 0.5 if target is None else target
+    title = "Membership AUC (0.5 = cannot be told)" if target is None else "Membership AUC (line: aimed for)"
     drawn = [
-        Panel("Membership AUC (0.5 = cannot be told)", [(t.step, t.membership_auc) for t in trace], 0.5),
+        Panel(title, [(t.step, t.membership_auc) for t in trace], aim),
         Panel("Validation AUC (higher is better)", [(t.step, t.valid_auc) for t in trace]),
     ]
     stop = trace[-1].step if trace and stopped else None
