@@ -15,7 +15,7 @@ import numpy as np
 from scipy import stats
 
 
-def residuals(folders: list[Path], dataset: str, request: str) -> dict[str, dict[int, float]]:
+def residuals(folders: list[Path], dataset: str, request: str, model: str = "nano") -> dict[str, dict[int, float]]:
     """Residual by method and seed.
 
     Raises:
@@ -26,7 +26,8 @@ def residuals(folders: list[Path], dataset: str, request: str) -> dict[str, dict
         mine: dict[str, dict[int, float]] = {}
         for line in (folder / "rows.jsonl").read_text(encoding="utf-8").splitlines():
             row = json.loads(line)
-            if (row["dataset"], row["request"]) == (dataset, request) and row.get("residual") is not None:
+            place = (row["dataset"], row["request"], row["model"])
+            if place == (dataset, request, model) and row.get("residual") is not None:
                 mine.setdefault(row["method"], {})[row["seed"]] = row["residual"]
         for method, values in mine.items():
             twice = set(values) & set(found.get(method, {}))
@@ -44,9 +45,10 @@ def main() -> None:
     parser.add_argument("folders", nargs="+", type=Path)
     parser.add_argument("--dataset", default="ml-100k")
     parser.add_argument("--request", default="users-0.1-random")
+    parser.add_argument("--model", default="nano", help="its name in the recipe")
     parser.add_argument("--others", nargs="+", default=["pcgrad", "npo", "random_modules"])
     options = parser.parse_args()
-    found = residuals(options.folders, options.dataset, options.request)
+    found = residuals(options.folders, options.dataset, options.request, options.model)
     if absent := sorted({"cure", *options.others} - set(found)):
         parser.error(
             f"no rows of {', '.join(absent)} for {options.request} on {options.dataset} in these folders: "

@@ -22,9 +22,11 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("folder", type=Path, help="of a benchmark: with rows.jsonl")
     parser.add_argument("--methods", nargs="+", help="default: all")
+    parser.add_argument("--model", default="nano", help="its name in the recipe")
     options = parser.parse_args()
     lines = (options.folder / "rows.jsonl").read_text(encoding="utf-8").splitlines()
     rows = [row for row in map(json.loads, lines) if not row["failure"] and row.get("excess_jsd") is not None]
+    rows = [row for row in rows if row["model"] == options.model]
     print("| " + " | ".join(COLUMNS) + " |\n" + "|---" * len(COLUMNS) + "|")
     for data, request in dict.fromkeys((r["dataset"], r["request"]) for r in rows if r["request"]):
         ends = [r for r in rows if r["dataset"] == data and r["request"] == request]
