@@ -16,7 +16,7 @@ class Seen:
     """Looks that find what was planted: of each, whether the gap is closed and whether utility is harmed."""
 
     def __init__(self, *found):
-        self.first = {"membership_auc": 0.6}
+        self.first, self.target = {"membership_auc": 0.6}, 0.52
         self.found, self.at = list(found), []
         self.task = types.SimpleNamespace(clock=Clock())
 
@@ -53,7 +53,7 @@ OPEN, SHUT, BAD = (False, False), (True, False), (True, True)
 def test_a_constant_rate_stops_at_the_first_look_that_finds_the_gap_closed():
     done, weight, told = steps_of(Seen(OPEN, SHUT))
     assert (done.steps, done.stop_reason, told) == (4, CLOSED, [])
-    assert weight == pytest.approx(0.4)
+    assert weight == pytest.approx(0.4) and done.target == 0.52
     assert [point["step"] for point in done.trace] == [0, 2, 4] and done.trace[-1]["noted"] == 3
 
 
