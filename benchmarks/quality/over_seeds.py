@@ -15,7 +15,9 @@ import numpy as np
 from scipy import stats
 
 
-def residuals(folders: list[Path], dataset: str, request: str, model: str = "nano") -> dict[str, dict[int, float]]:
+def residuals(
+    folders: list[Path], dataset: str, request: str, model: str = "nano"
+) -> dict[str, dict[int, float]]:
     """Residual by method and seed.
 
     Raises:
