@@ -2,7 +2,8 @@
 
 `python benchmarks/quality/over_seeds.py FOLDER...`: the folders' seeds must differ; so may their settings,
 which the reader has to bear in mind. Prints the mean difference of the residuals with its t interval over
-seeds, on how many seeds `cure` is nearer, and the p of Wilcoxon's signed-rank test.
+seeds, on how many seeds `cure` is nearer, and the p of Wilcoxon's signed-rank test. `METHOD@MODEL` is a
+method with another model of the recipe: `cure@base` for `cure` with the settings that the recipe calls so.
 """
 
 from __future__ import annotations
@@ -15,10 +16,8 @@ import numpy as np
 from scipy import stats
 
 
-def residuals(
-    folders: list[Path], dataset: str, request: str, model: str = "nano"
-) -> dict[str, dict[int, float]]:
-    """Residual by method and seed.
+def residuals(folders: list[Path], dataset: str, request: str, model: str) -> dict[str, dict[int, float]]:
+    """Residual by method and seed; of other models than this by ``method@model``.
 
     Raises:
         SystemExit: two folders have a row of the same method and seed.
@@ -28,9 +27,9 @@ def residuals(
         mine: dict[str, dict[int, float]] = {}
         for line in (folder / "rows.jsonl").read_text(encoding="utf-8").splitlines():
             row = json.loads(line)
-            place = (row["dataset"], row["request"], row["model"])
-            if place == (dataset, request, model) and row.get("residual") is not None:
-                mine.setdefault(row["method"], {})[row["seed"]] = row["residual"]
+            if (row["dataset"], row["request"]) == (dataset, request) and row.get("residual") is not None:
+                name = row["method"] if row["model"] == model else f"{row['method']}@{row['model']}"
+                mine.setdefault(name, {})[row["seed"]] = row["residual"]
         for method, values in mine.items():
             twice = set(values) & set(found.get(method, {}))
             if twice:

@@ -80,6 +80,19 @@ def test_kept_says_what_all_of_the_way_is():
         torch.testing.assert_close(dict(model.named_parameters())[name], goal, atol=1e-6, rtol=1e-5)
 
 
+@pytest.mark.parametrize("below", [0.9, 0.01])
+def test_a_small_request_takes_settings_of_its_own(below):
+    """Of D_f and D_r 101 of 440 examples are to be forgotten here: small below .9, not below .01."""
+    small = {"below": below, "lr": 1e-5, "forget_every": 1, "check_every": 1, "open_gap": 0.5}
+    update = {"max_steps": 2, "check_every": 2, "lr": 1e-9, "schedule": "linear", "small": small}
+    out = METHODS["cure"][0](made_task(), CureConfig.model_validate({**SMALL, "update": update}))
+    used = out.details["update"]
+    own = {k: v for k, v in small.items() if k != "below"}
+    taken = all(getattr(used, k) == v for k, v in own.items())
+    assert taken == (below == 0.9) and (used.lr == 1e-9) == (below == 0.01)
+    assert [point["step"] for point in out.trace] == ([0, 1, 2] if below == 0.9 else [0, 2])
+
+
 @pytest.mark.parametrize("method", ["cure", "random_modules"])
 @pytest.mark.parametrize("kind", ["full", "lora"])
 def test_a_request_goes_as_far_as_the_looks_say_and_the_record_says_how_far(kind, method):

@@ -34,9 +34,8 @@ def test_slope_memory_and_weight_are_found_where_they_were_planted():
     found = expectation(unseen, seen)
     assert found.slope == pytest.approx(SLOPE, abs=0.02)
     assert found.memory == pytest.approx(MEMORY, abs=0.005)
-    assert found.weight == pytest.approx(
-        0.5, abs=0.05
-    )  # as much scatter of memory as of what the base misses
+    # Memory scatters as much as what the base misses.
+    assert found.weight == pytest.approx(0.5, abs=0.05)
     assert (found.base, found.original) == pytest.approx((0.5, 0.5), abs=0.005)
 
 

@@ -77,11 +77,16 @@ def candidates(config: Strict, grid: Mapping[str, Sequence[Any]], trials: int, n
 
 @dataclass(frozen=True)
 class Before:
-    """What trials of one request are compared with: answer logits [n, 2] of the original and of the base."""
+    """What trials of one request are compared with.
+
+    Attributes:
+        forget, valid: answer logits of the original on D_f and D_v, [n, 2].
+        target: membership AUC to reach.
+    """
 
     forget: np.ndarray
     valid: np.ndarray
-    target: float  # membership AUC to reach
+    target: float
 
     @classmethod
     def of(cls, task: Task, target: Literal["expected"] | None = None) -> Before:
@@ -114,8 +119,8 @@ def membership(task: Task, model: Any, on_forget: np.ndarray | None = None) -> f
 def judged(task: Task, before: Before, outcome: Outcome) -> dict[str, float | bool]:
     """What a setting is chosen by.
 
-    ``gap``: membership AUC less the target. ``kl_valid``: mean
-    KL(P_original || P) of the answers on D_v, nats. ``auc_drop`` on D_v with its standard error (DeLong).
+    ``gap``: membership AUC less the target. ``kl_valid``: mean KL(P_original || P) of the answers on D_v,
+    nats. ``auc_drop`` on D_v with its standard error (DeLong).
 
     Args:
         task: without test examples or retrains; see :mod:`curerec.bench.blind`.

@@ -9,6 +9,7 @@ from jaxtyping import Float64
 
 from curerec.evaluation.auc import auc, auc_interval
 from curerec.evaluation.inputs import equal_mass, labels, margin, numbers, p_yes, same_length
+from curerec.recommender.score import label_nll
 
 BINS = 15  # of the calibration error, as in Guo et al. 2017 (there of equal width)
 
@@ -34,7 +35,7 @@ def nll(logits: np.ndarray, label: np.ndarray) -> Float64[np.ndarray, " n"]:
         [0.0, 800.0]
     """
     z = margin(logits)
-    return np.logaddexp(0.0, np.where(labels(label, len(z)), -z, z))
+    return label_nll(z, labels(label, len(z)))
 
 
 def utility(logits: np.ndarray, label: np.ndarray) -> dict[str, Any]:

@@ -51,11 +51,12 @@ class Expectation:
             base, original: AUC of the two models on it.
 
         Example:
-            >>> Expectation(slope=0.7, base=0.5, original=0.5, memory=0.09, weight=0.5).of(0.55, 0.61)
+            >>> known = Expectation(slope=0.7, base=0.5, original=0.5, memory=0.09, weight=0.5)
+            >>> round(known.of(0.55, 0.61), 4)
             0.5275
         """
         by_base = self.original + self.slope * (base - self.base)
-        return round(by_base + self.weight * (original - self.memory - by_base), 12)
+        return by_base + self.weight * (original - self.memory - by_base)
 
 
 def expectation(

@@ -64,21 +64,23 @@ class Watch:
         self.control = self.task.encode(self.task.control.take(reference))
         self.valid = self.task.encode(self.task.sample(self.task.valid, size, 53))
         original = self.task.original.model
-        known = self.task.forget_original[self.index], score(original, self.control, self.task.answers)
-        self.first = self.look(original, *known)
+        of_original = self.task.forget_original[self.index], self._asked(original)
+        self.first = self.look(original, *of_original)
         self.target = 0.5
         if self.config.target == "half":
             return
         base = self.task.base_model()
-        on_forget, on_control = (
-            self.task.forget_base[self.index],
-            score(base, self.control, self.task.answers),
-        )
-        self.target = self.membership(base, on_forget, on_control)
+        of_base = self.task.forget_base[self.index], self._asked(base)
+        self.target = self.membership(base, *of_base)
         if self.config.target == "expected":
-            losses = tuple(label_nll(z, self.control.label) for z in (on_control, known[1]))
+            label = self.control.label
+            losses = label_nll(of_base[1], label), label_nll(of_original[1], label)
             aucs = self.target, self.first["membership_auc"]
-            self.target = expected_auc(self.task, base, reference, (losses[0], losses[1]), aucs)
+            self.target = expected_auc(self.task, base, reference, losses, aucs)
+
+    def _asked(self, model: Any) -> np.ndarray:
+        """Answer logits of a model on the sample of D_c, [n, 2]."""
+        return score(model, self.control, self.task.answers)
 
     def membership(
         self, model: Any, on_forget: np.ndarray | None = None, on_control: np.ndarray | None = None
@@ -93,12 +95,14 @@ class Watch:
         if on_forget is None:
             on_forget = score(model, self.forget, self.task.answers)
         if on_control is None:
-            on_control = score(model, self.control, self.task.answers)
+            on_control = self._asked(model)
         losses = [label_nll(on_forget, self.forget.label), label_nll(on_control, self.control.label)]
         member = np.r_[np.ones(len(losses[0])), np.zeros(len(losses[1]))]
         return float(roc_auc_score(member, -np.concatenate(losses)))
 
-    def look(self, model: Any, *known: np.ndarray) -> dict[str, float]:
+    def look(
+        self, model: Any, on_forget: np.ndarray | None = None, on_control: np.ndarray | None = None
+    ) -> dict[str, float]:
         """Membership AUC and validation AUC of a model; arguments as for :meth:`membership`."""
         logits = score(model, self.valid, self.task.answers)
         if not np.isfinite(logits).all():
@@ -108,7 +112,7 @@ class Watch:
             self.margin = margin
         drop, error = auc_drop(self.valid.label, self.margin, margin)
         return {
-            "membership_auc": self.membership(model, *known),
+            "membership_auc": self.membership(model, on_forget, on_control),
             "valid_auc": float(roc_auc_score(self.valid.label, margin)),
             "valid_p_yes": float(p_yes(logits).mean()),
             "auc_drop": drop,

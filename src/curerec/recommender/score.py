@@ -90,18 +90,19 @@ def device_of(model: Any) -> torch.device:
 
 
 def label_nll(logits: np.ndarray, label: np.ndarray) -> np.ndarray:
-    """Negative log-likelihood of the true answers, nats, [n].
+    """Negative log-likelihood of the true answers, nats, float64 [n]; does not overflow.
 
     Args:
-        logits: of no and yes, [n, 2].
+        logits: of (no, yes), [n, 2]; or margins, [n].
         label: 1 is yes, [n].
 
     Example:
-        >>> label_nll(np.array([[0.0, 0.0]]), np.array([1])).round(3).tolist()
-        [0.693]
+        >>> label_nll(np.array([[0.0, 0.0], [0.0, 800.0]]), np.array([1, 0])).round(3).tolist()
+        [0.693, 800.0]
     """
-    p = p_yes(logits)
-    return np.asarray(-np.log(np.clip(np.where(label == 1, p, 1 - p), 1e-12, None)))
+    z = np.asarray(logits, np.float64)
+    z = z if z.ndim == 1 else z[:, 1] - z[:, 0]
+    return np.asarray(np.logaddexp(0.0, np.where(label == 1, -z, z)))
 
 
 def to_batch(

@@ -42,11 +42,9 @@ from curerec.requests.kept_answers import handed_on
 from curerec.requests.lock import runner
 from curerec.requests.policy import Policy
 from curerec.requests.stage_files import read_circuit, read_groups
-from curerec.requests.stages import Job
+from curerec.requests.stages import RETRAIN, Job
 from curerec.requests.table import Table, of_split
 from curerec.splitting import users_by_part
-
-RETRAIN = "retrain"
 
 
 def init(

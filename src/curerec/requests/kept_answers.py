@@ -12,7 +12,7 @@ from curerec.models import logits_of
 from curerec.pipeline import Opened
 from curerec.recommender.stored_answers import StoredAnswers
 from curerec.records import Examples
-from curerec.requests.stages import Job
+from curerec.requests.stages import RETRAIN, Job
 from curerec.requests.table import Table
 
 
@@ -28,8 +28,8 @@ def trained_last(card: Mapping[str, Any]) -> bool:
         >>> trained_last({"unlearned": [{"method": "retrain"}, {"method": "cure"}]})
         False
     """
-    steps = card.get("unlearned") or [{"method": "retrain"}]
-    return bool(steps[-1]["method"] == "retrain")
+    steps = card.get("unlearned") or [{"method": RETRAIN}]
+    return bool(steps[-1]["method"] == RETRAIN)
 
 
 def handed_on(job: Job, opened: Opened, retain: Examples, after: Table) -> StoredAnswers | None:
@@ -47,7 +47,7 @@ def handed_on(job: Job, opened: Opened, retain: Examples, after: Table) -> Store
 
     Source: this project's own (docs/method.md, "Requests in a row").
     """
-    if not job.keep_answers or job.method == "retrain":  # a retrain is a recommender as trained itself
+    if not job.keep_answers or job.method == RETRAIN:  # a retrain is a recommender as trained itself
         return None
     if (known := opened.as_trained or opened.answered) is not None:
         logits, found = known.find(retain)

@@ -20,11 +20,10 @@ from curerec.requests.gate import Decision, decide, used_up
 from curerec.requests.ledger import now
 from curerec.requests.lock import runner
 from curerec.requests.retain_sides import list_retain_sides
-from curerec.requests.stages import EngineFor, Job, run_stages
+from curerec.requests.stages import RETRAIN, EngineFor, Job, run_stages
 from curerec.requests.store import Store
 from curerec.requests.table import Entry, Table
 
-RETRAIN = "retrain"
 CONTROL_SHARE = 0.1  # of rows that came in later, when a retrain takes them up
 ONLY_HISTORIES = (
     "the deleted rows are no training targets, but stood in histories: only a retrain takes them out; "

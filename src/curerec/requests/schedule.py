@@ -11,7 +11,7 @@ from typing import Any
 from curerec.errors import RefusedError
 from curerec.requests.desk import Desk
 from curerec.requests.lock import held
-from curerec.requests.runner import RETRAIN
+from curerec.requests.stages import RETRAIN
 from curerec.requests.store import Store
 
 FIRST_WAIT_S, LONGEST_WAIT_S = 10.0, 3600.0  # after a worker that died, doubled each time

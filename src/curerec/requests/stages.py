@@ -25,6 +25,7 @@ from curerec.requests.table import Table
 
 STAGES = ("circuit", "groups", "update", "verdict")
 ADAPTER = "adapter"
+RETRAIN = "retrain"  # the method of a batch that trains anew
 
 
 @dataclass(frozen=True)

@@ -107,7 +107,7 @@ def rome(task: Task, config: RomeConfig | None = None) -> Outcome:
         path = next(n for n, m in model.named_modules() if m is site.module)
         new = edited(task.original.model, path, factors[:kept])
     lora = hasattr(new, "peft_config")
-    done = Update(new.eval(), tuple(trace), stop, int(trace[-1]["step"]), weight.numel())
+    done = Update(new.eval(), tuple(trace), stop, int(trace[-1]["step"]), weight.numel(), target=watch.target)
     details: dict[str, Any] = {"layer": layer, "edits": kept}
     if not lora:
         details["changed"] = (f"{path}.weight",)

@@ -81,5 +81,5 @@ def task_vector(task: Task, config: TaskVectorConfig | None = None) -> Outcome:
                 break
         model = negated(original, tuned, kept)
     n = sum(p.numel() for p in params)
-    done = Update(model.eval(), tuple(trace), stop, len(trace) - 1, n)
+    done = Update(model.eval(), tuple(trace), stop, len(trace) - 1, n, target=watch.target)
     return outcome(task, "task_vector", done, alpha=kept)

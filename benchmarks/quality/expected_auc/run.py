@@ -1,7 +1,7 @@
 """How near the membership AUC that an update aims for lies to that of retrains which never saw the deleted.
 
-    python benchmarks/quality/expected/run.py --recipe RECIPE --models OUT --dataset ml-100k --data PLACE
-    python benchmarks/quality/expected/run.py --table
+    python benchmarks/quality/expected_auc/run.py --recipe RECIPE --models OUT --dataset ml-100k --data PLACE
+    python benchmarks/quality/expected_auc/run.py --table
 
 RECIPE and OUT are those of a `curerec bench` run: its originals and retrains are used (and trained where they
 are not there). A seed's first request is looked at whole, and in ten parts, each a request by itself that
