@@ -79,7 +79,7 @@ def run_experiment(
     with Clock(reporter).stage("measure"):
         measured = measure(opened, split, models, references)
         base = task_for(opened, split, seed=recipe.seed).base_model()
-        verdict = judge(opened, split, models["original"], models["cure"], base)
+        verdict = judge(opened, split, models["original"], models["cure"], Candidate(base))
         record = record_of(
             opened,
             request,

@@ -19,7 +19,7 @@ from curerec.evaluation.membership import membership
 from curerec.evaluation.metric import NO_RETRAIN, Metric, Value, evaluate
 from curerec.evaluation.residual import Reference
 from curerec.evaluation.scene import Ground, scenes
-from curerec.evaluation.utility import utility
+from curerec.evaluation.utility import auc_drop, utility
 from curerec.evaluation.verdict import Limits, verdict
 from curerec.methods import METHODS
 from curerec.pipeline import Opened
@@ -237,7 +237,7 @@ def judge(
     split: ForgetSplit,
     original: Candidate,
     new: Candidate,
-    base: Any,
+    base: Candidate,
     *,
     limits: Limits | None = None,
     ground: Ground | None = None,
@@ -250,7 +250,7 @@ def judge(
     Args:
         opened, split: the recommender and the request.
         original, new: scored where :func:`measure` has not done it already.
-        base: the model before fine-tuning.
+        base: the model before fine-tuning; given to several calls it is scored once.
         limits: thresholds.
         ground: where one is at hand already.
 
@@ -263,9 +263,10 @@ def judge(
     def losses(one: Candidate) -> list[np.ndarray]:
         return [ground.losses(one, part) for part in ("forget", "control")]
 
-    plain = Candidate(base)
-    now, was, before = losses(new), losses(original), losses(plain)
-    kept = [utility(ground.logits(c, "valid"), split.valid.label) for c in (original, new)]
+    now, was, before = losses(new), losses(original), losses(base)
+    valid = [ground.logits(c, "valid") for c in (original, new)]
+    kept = [utility(z, split.valid.label) for z in valid]
+    lost = auc_drop(valid[0], valid[1], split.valid.label, groups=ground.user("valid"))
     probes = (ground.logits(original, "forget")[:PROBES], ground.logits(new, "forget")[:PROBES])
     told: dict[str, Any] = dict.fromkeys(
         ("membership_auc", "membership_error", "membership_original", "advantage", "advantage_error")
@@ -273,7 +274,7 @@ def judge(
     if min(map(len, now)) >= 2:  # of a single example nothing can be told: these checks are not judged then
         attack = membership(*now, groups=groups)
         apart, chance = advantage(*now, groups=groups), advantage(*before, groups=groups)
-        sides = [_sides(ground, one) for one in (new, plain)]
+        sides = [_sides(ground, one) for one in (new, base)]
         said, unsaid = (answers(*side) for side in sides)
         drawn = np.subtract(*(gap_draws(*side, groups=groups) for side in sides))
         drawn = drawn[np.isfinite(drawn)]
@@ -292,7 +293,9 @@ def judge(
         }
     return verdict(
         probes_changed=probes_changed(*probes),
-        auc_drop=kept[0]["auc"] - kept[1]["auc"],
+        auc_drop=lost["drop"],
+        auc_drop_se=lost["se"],
+        auc_original=kept[0]["auc"],
         ece_rise=kept[1]["ece"] - kept[0]["ece"],
         limits=limits,
         **told,

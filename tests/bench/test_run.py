@@ -107,6 +107,19 @@ def test_there_is_a_row_for_every_cell(made):
     assert made.first.done == made.first.total == 2 * (1 + 6 + 2)
 
 
+def test_every_model_has_its_verdict(made):
+    checks = {"something_changed", "membership", "distribution", "utility", "calibration", "deleted_answers"}
+    for row in made.rows:
+        if row["failure"]:
+            assert "verdict" not in row
+            continue
+        said = row["verdict"]
+        assert {*said["failed"], *said["open"]} <= checks and not {*said["failed"]} & {*said["open"]}
+        expected = False if said["failed"] else None if said["open"] else True
+        assert said["verified"] is expected
+        assert ("something_changed" in said["failed"]) == (row["method"] == "original")
+
+
 def test_rows_bear_the_names_of_the_protocol_and_a_reason_for_every_gap(made):
     for row in made.rows:
         assert set(rows.COLUMNS) | set(rows.ABOUT) <= set(row)

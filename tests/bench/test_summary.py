@@ -102,6 +102,29 @@ def test_rows_without_the_excess_leave_it_out(tmp_path):
     assert line(summary, "npo")["against_excess"] is None and line(summary, "npo")["against"] is not None
 
 
+def test_verdicts_are_counted_by_model_and_by_check(tmp_path):
+    made_rows(tmp_path, recipe(), worth=WORTH)
+    path = tmp_path / "rows.jsonl"
+    found = read_lines(path)
+    assert "Verified" not in text_table(summarise(tmp_path))  # rows from before verdicts were in them
+    says = {"cure": (True, [], []), "npo": (None, [], ["membership"]), "retrain": (True, [], [])}
+    for row in found:
+        verified, failed, unknown = says.get(row["method"], (False, ["membership", "distribution"], []))
+        row["verdict"] = {"verified": verified, "failed": failed, "open": unknown}
+    path.write_text("".join(json.dumps(row) + "\n" for row in found), encoding="utf-8")
+    summary = summarise(tmp_path)
+    assert line(summary, "cure")["verdicts"] == {"verified": 3, "refused": 0, "of": 3, "by": {}}
+    assert line(summary, "npo")["verdicts"] == {"verified": 0, "refused": 0, "of": 3, "by": {}}
+    by = {"distribution": 3, "membership": 3}
+    assert line(summary, "random_modules")["verdicts"] == {"verified": 0, "refused": 3, "of": 3, "by": by}
+    assert line(summary, "retrain")["verdicts"]["of"] == 6  # each retrain is a model by itself
+    text = text_table(summary)
+    assert "| 3 of 3 |" in text and "| 0 of 3, 3 refused |" in text
+    assert "random_modules distribution 3, membership 3" in text
+    page = write_summary(tmp_path) and (tmp_path / "bench.html").read_text(encoding="utf-8")
+    assert "Verified</th>" in page and "Refused by check" in page
+
+
 def test_retrains_of_a_seed_count_as_one(tmp_path):
     made_rows(tmp_path, recipe())
     mine = line(summarise(tmp_path), "retrain")

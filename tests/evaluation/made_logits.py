@@ -11,7 +11,7 @@ from curerec.evaluation.advantage import advantage
 from curerec.evaluation.answers import answers
 from curerec.evaluation.auc import Z95, auc, auc_se
 from curerec.evaluation.guard import probes_changed
-from curerec.evaluation.utility import nll, utility
+from curerec.evaluation.utility import auc_drop, nll, utility
 from curerec.evaluation.verdict import verdict
 
 SETS = ("forget", "control", "valid")
@@ -58,6 +58,7 @@ def _told(w: World, model: Model) -> tuple[np.ndarray, np.ndarray]:
 def judged(w: World, new: Model) -> dict:
     """The verdict, every number measured as the pipeline would (analytic error: cheap)."""
     before, after = (utility(m.valid, w.label.valid) for m in (w.original, new))
+    lost = auc_drop(w.original.valid, new.valid, w.label.valid, draws=100)
     said = answers(new.forget, w.label.forget, new.control, w.label.control)
     told = advantage(*(-x for x in _told(w, new)), draws=100)
     prompts = [np.concatenate([m.forget, m.valid]) for m in (w.original, new)]
@@ -68,7 +69,9 @@ def judged(w: World, new: Model) -> dict:
         membership_original=auc(*_told(w, w.original)),
         advantage=told["value"],
         advantage_error=told["error"],
-        auc_drop=before["auc"] - after["auc"],
+        auc_drop=lost["drop"],
+        auc_drop_se=lost["se"],
+        auc_original=before["auc"],
         ece_rise=after["ece"] - before["ece"],
         answers_gap=said["gap"],
         answers_se=said["se"],

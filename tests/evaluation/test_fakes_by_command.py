@@ -65,7 +65,7 @@ def test_a_filter_before_the_prompt_fails_where_it_is_asked_about_the_deleted_da
 def verdict_on_filter(opened, split) -> dict:
     ground = ground_of(opened, split)
     model = Blocking(opened.recommender.model, ground.prompts("forget"), (0.0, 0.3))
-    plain = fresh_model(opened.base, opened.recipe.model, seed=0)
+    plain = Candidate(fresh_model(opened.base, opened.recipe.model, seed=0))
     original = Candidate(opened.recommender.model)
     return judge(opened, split, original, Candidate(model), plain, ground=ground)
 

@@ -30,12 +30,12 @@ def test_a_request_of_one_example_is_not_judged(opened):
             break
     assert len(split.forget) == 1
     original = Candidate(opened.recommender.model)
-    plain = base_model(opened, seed=0)
-    found = judge(opened, split, original, Candidate(plain), plain)
+    plain = Candidate(base_model(opened, seed=0))
+    found = judge(opened, split, original, plain, plain)
     told = {check["name"]: check["passed"] for check in found["checks"]}
     assert found["verified"] is not True
     assert told["membership"] is told["distribution"] is told["deleted_answers"] is None
-    assert told["utility"] is not None
+    assert told["calibration"] is not None
 
 
 def test_a_single_user_is_judged_with_the_error_of_their_rows(opened):
@@ -44,8 +44,8 @@ def test_a_single_user_is_judged_with_the_error_of_their_rows(opened):
     code, n = np.unique(user[opened.split.train.target], return_counts=True)
     split = of_rows(opened, user == code[n.argmax()])
     original = Candidate(opened.recommender.model)
-    plain = base_model(opened, seed=0)
-    found = judge(opened, split, original, Candidate(plain), plain)
+    plain = Candidate(base_model(opened, seed=0))
+    found = judge(opened, split, original, plain, plain)
     (check,) = (check for check in found["checks"] if check["name"] == "membership")
     # 1.96 standard errors of an AUC from so few rows on one side are at least this much (Hanley and McNeil).
     assert check["limit"] > 1.5 / np.sqrt(12 * len(split.forget))

@@ -131,6 +131,8 @@ GOOD = {
     "advantage": 0.04,
     "advantage_error": 0.05,
     "auc_drop": 0.001,
+    "auc_drop_se": 0.001,
+    "auc_original": 0.7,
     "ece_rise": -0.01,
     "answers_gap": 0.01,
     "answers_se": 0.02,
@@ -157,8 +159,20 @@ def test_the_target_may_be_the_retrained_model_s():
 
 
 def test_limits_are_the_callers():
-    assert verdict(**{**GOOD, "auc_drop": 0.004})["verified"] is False
-    assert verdict(**{**GOOD, "auc_drop": 0.004}, limits=Limits(auc_drop=0.005))["verified"] is True
+    assert verdict(**{**GOOD, "auc_drop": 0.006})["verified"] is False
+    assert verdict(**{**GOOD, "auc_drop": 0.006}, limits=Limits(auc_drop=0.005))["verified"] is True
+
+
+def test_a_drop_within_its_error_is_no_loss_and_one_beyond_is():
+    told = {drop: made.outcome(verdict(**{**GOOD, "auc_drop": drop}))["utility"] for drop in (0.0039, 0.0041)}
+    assert told == {0.0039: True, 0.0041: False}  # .002 and 1.96 times .001
+
+
+def test_too_few_validation_examples_verify_nothing():
+    """Of 20 examples a destroyed model may come out as good as the original."""
+    found = verdict(**{**GOOD, "auc_drop_se": 0.11})
+    assert made.outcome(found)["utility"] is None and found["verified"] is None
+    assert verdict(**{**GOOD, "auc_drop": 0.3, "auc_drop_se": 0.11})["verified"] is False
 
 
 def test_checks_have_the_keys_of_the_record():

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -210,8 +211,23 @@ def _line(
         "models": sum(map(len, good.values())),
         "failures": failures,
         "missing": gaps,
+        "verdicts": _verdicts([r for r in mine if not r["failure"]]),
         "against": None,
         "against_excess": None,
+    }
+
+
+def _verdicts(good: Sequence[dict[str, Any]]) -> dict[str, Any] | None:
+    """How many models were verified, and which checks refused the others; None where no row says."""
+    said = [r["verdict"] for r in good if r.get("verdict")]
+    if not said:
+        return None
+    count = Counter(name for one in said for name in one["failed"])
+    return {
+        "verified": sum(one["verified"] is True for one in said),
+        "refused": sum(one["verified"] is False for one in said),
+        "of": len(said),
+        "by": dict(sorted(count.items(), key=lambda item: (-item[1], item[0]))),
     }
 
 
@@ -288,6 +304,7 @@ def _search(recipe: BenchRecipe, out: Path) -> dict[str, Any] | None:
         "seed": recipe.search.seed,
         "trials": recipe.search.trials,
         "tolerance": recipe.search.tolerance,
+        "target": recipe.search.target or "base",
         "run": len(trials),
         "failed": sum(bool(t["failure"]) for t in trials),
     }

@@ -22,14 +22,24 @@ def text_table(summary: Mapping[str, Any]) -> str:
             out += [f"## {block.title}", "", "Not run yet.", ""]
             continue
         columns = page.filled(block)
-        heads = ["method", *(head for _, head, _ in columns), "seeds", "failures"]
+        told = page.judged(block)
+        heads = [
+            "method",
+            *(head for _, head, _ in columns),
+            *(["Verified"] if told else []),
+            "seeds",
+            "failures",
+        ]
         scale = page.scale(block, costs_only=bench.costs_only)
         out += [f"## {block.title}", "", *([scale, ""] if scale else [])]
         out += ["| " + " | ".join(heads) + " |", "|---" * len(heads) + "|"]
         for line in page.in_order(block):
-            row = [line.name, *page.cells(line, block, columns), page.seeds(line), page.failures(line)]
+            row = [line.name, *page.cells(line, block, columns), *([page.verified(line)] if told else [])]
+            row += [page.seeds(line), page.failures(line)]
             out.append("| " + " | ".join(cell.replace("|", "/") for cell in row) + " |")
         out.append("")
+        if refused := page.refusals(block):
+            out += [refused, ""]
     if bench.shared_machine:
         out.append("Seconds are those of a shared machine: cells ran beside each other.")
     marks = [a for b in bench.blocks for x in b.lines for a in (x.against, x.against_excess) if a]

@@ -25,7 +25,7 @@ from curerec.evaluation.guard import nothing_happened
 from curerec.evaluation.inputs import p_yes
 from curerec.evaluation.metric import Metric, Value, evaluate
 from curerec.evaluation.scene import PARTS, scenes
-from curerec.measure import candidate, cells, chosen_metrics
+from curerec.measure import candidate, cells, chosen_metrics, judge
 from curerec.pipeline import carry_out, task_for, unlearn
 from curerec.progress import Clock
 from curerec.records import ForgetSplit, Outcome
@@ -75,12 +75,13 @@ class Workshop(Materials):
         split = self._asked(job)[1]
         models = {"original": original}
         if "base" in self.recipe.measured_once:
-            models["base"] = Candidate(task_for(self._opened(job), split, seed=job.seed).base_model())
+            models["base"] = self._plain(job)
         stages = scenes(self._ground(job), models, references)
         found = {n: {k: evaluate(m, scene) for k, m in _answers().items()} for n, scene in stages.items()}
+        said = {n: self._verdict(job, one) for n, one in {**models, **references}.items()}
         seconds = time.perf_counter() - start
         return [
-            rows.explained(self._row(job, n, found[n], split, name, seconds))
+            rows.explained(self._row(job, n, found[n], split, name, seconds, verdict=said[n]))
             for n in self.recipe.measured_once
         ]
 
@@ -138,6 +139,7 @@ class Workshop(Materials):
             split,
             yardstick,
             time.perf_counter() - start,
+            verdict=self._verdict(job, new),
             stop_reason=outcome.stop_reason,
             method_config=config.model_dump(mode="json") if config is not None else None,
             settings=dict(settings),
@@ -147,6 +149,28 @@ class Workshop(Materials):
         row = rows.explained(row)
         row["predictions"] = self._keep(row, new)
         return row
+
+    def _plain(self, job: Job) -> Candidate:
+        """The model before fine-tuning, scored once for all cells of a request."""
+        place = (job.dataset, job.model, job.seed, job.request)
+        found: Candidate = self._once(
+            "plain",
+            place,
+            lambda: Candidate(task_for(self._opened(job), self._asked(job)[1], seed=job.seed).base_model()),
+        )
+        return found
+
+    def _verdict(self, job: Job, new: Candidate) -> rows.Row | None:
+        """What `curerec evaluate --verdict` would say of a model, without its numbers."""
+        if self.recipe.costs_only:
+            return None
+        opened, split, original = self._opened(job), self._asked(job)[1], self._yardstick(job)[0]
+        found = judge(opened, split, original, new, self._plain(job), ground=self._ground(job))
+        return {
+            "verified": found["verified"],
+            "failed": [c["name"] for c in found["checks"] if c["passed"] is False],
+            "open": [c["name"] for c in found["checks"] if c["passed"] is None],
+        }
 
     def _keep(self, row: rows.Row, new: Candidate) -> str:
         """P(yes) of each example, for the significance test; the order is that of the yardstick."""

@@ -194,7 +194,7 @@ def unlearn(
         advance = reporter.stage("measure")
         models = {"original": Candidate(opened.recommender.model), method: candidate(outcome)}
         measured = measure(opened, split, models, {})
-        plain = base_model(opened, seed=seed or 0)
+        plain = Candidate(base_model(opened, seed=seed or 0))
         verdict = judge(opened, split, models["original"], models[method], plain)
         advance(1, 1)
         record = record_of(

@@ -90,7 +90,7 @@ def evaluate(
             shadows=made,
             progress=reporter.stage("measure"),
         )
-    plain = base_model(opened, seed=0)
+    plain = Candidate(base_model(opened, seed=0))
     found = judge(opened, split, models["original"], models[name], plain, ground=ground)
     table_of(measured)
     say_values(measured, metric or [], shadows=shadows is not None)

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 from jaxtyping import Float64
 
-from curerec.evaluation.auc import auc, auc_interval
+from curerec.evaluation.auc import auc, auc_draws, auc_interval
 from curerec.evaluation.inputs import equal_mass, labels, margin, numbers, p_yes, same_length
 from curerec.recommender.score import label_nll
 
@@ -159,3 +159,41 @@ def utility_interval(
         same_length(z, np.asarray(groups), what="groups")
     sides = None if groups is None else (np.asarray(groups)[y], np.asarray(groups)[~y])
     return auc_interval(z[y], z[~y], draws=draws, seed=seed, groups=sides)
+
+
+def auc_drop(
+    before: np.ndarray,
+    after: np.ndarray,
+    label: np.ndarray,
+    *,
+    draws: int = 1000,
+    seed: int = 0,
+    groups: np.ndarray | None = None,
+) -> dict[str, float]:
+    """How far one model's AUC lies below another's on the same examples, and the error of that.
+
+    Both are drawn alike, so what makes a user easy or hard for both falls out: the drop is known better than
+    either AUC, the better the more alike the models are.
+
+    Args:
+        before, after: logits of (no, yes), [n, 2]; or margins, [n].
+        label: 0 or 1, [n].
+        draws, seed: of the bootstrap.
+        groups: user of each example, [n]; whole users are drawn then.
+
+    Returns:
+        ``drop`` and ``se`` (standard error); nan where there are fewer than 2 likes or dislikes.
+
+    Example:
+        >>> z, y = np.array([0.0, 2.0, 1.0, 3.0]), np.array([0, 0, 1, 1])
+        >>> auc_drop(z, z, y, draws=5)
+        {'drop': 0.0, 'se': 0.0}
+    """
+    y = labels(label, len(label)) if len(label) else np.zeros(0, bool)
+    if min(y.sum(), (~y).sum()) < 2:
+        return {"drop": float("nan"), "se": float("nan")}
+    sides = None if groups is None else (np.asarray(groups)[y], np.asarray(groups)[~y])
+    margins = [margin(before), margin(after)]
+    aucs = [auc(z[y], z[~y]) for z in margins]
+    drawn = [auc_draws(z[y], z[~y], draws=draws, seed=seed, groups=sides) for z in margins]
+    return {"drop": aucs[0] - aucs[1], "se": float(np.std(drawn[0] - drawn[1], ddof=1))}

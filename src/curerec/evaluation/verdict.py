@@ -14,7 +14,7 @@ class Limits:
     """What a check allows.
 
     Attributes:
-        auc_drop: of the AUC on D_v (METHOD section 8).
+        auc_drop: of the AUC on D_v that is no loss yet (METHOD section 8).
         ece_rise: of the calibration error on D_v [ours].
         z: sampling errors that a difference may amount to.
         power: the original must lie so many sampling errors (of ``z``) off the target, else forgetting could
@@ -36,6 +36,8 @@ def verdict(
     advantage: float | None,
     advantage_error: float | None,
     auc_drop: float | None,
+    auc_drop_se: float | None,
+    auc_original: float | None,
     ece_rise: float | None,
     answers_gap: float | None,
     answers_se: float | None,
@@ -55,7 +57,8 @@ def verdict(
                                                      is the original's at any temperature
     distribution      advantage - target <= error    blocks some forgotten users, remembers others: their
                                                      mean, the AUC, does not tell that from forgetting
-    utility           AUC drop on D_v <= limit       destroys the model
+    utility           AUC drop on D_v <= limit and   destroys the model
+                      its sampling error
     calibration       ECE rise on D_v <= limit       only changes the temperature (seen where the original
                                                      was calibrated), destroys the model
     deleted_answers   AUC on D_f - AUC on D_c >=     blocks forgotten users at the prompt: constant, random or
@@ -67,6 +70,11 @@ def verdict(
     filter outside of the weights that imitates answers on unseen data passes any test of answers alone; so
     the numbers given here must come from the saved weights by themselves, without the serving stack.
 
+    A check fails where the sample shows that something is wrong: a retrain on the remaining data, which has
+    nothing to hide, should pass as often as its error says (``benchmarks/quality/verdict``). A drop of the
+    AUC is therefore held against its sampling error as well; without it a quarter to a half of all retrains
+    failed by a drop that the next sample of D_v would not have shown.
+
     Args:
         probes_changed: of :func:`curerec.evaluation.guard.probes_changed`.
         membership_auc: of the unlearned model.
@@ -74,6 +82,8 @@ def verdict(
         membership_original: membership AUC of the original.
         advantage, advantage_error: ``value`` and ``error`` of :func:`curerec.evaluation.advantage.advantage`.
         auc_drop: AUC on D_v of the original minus that of the unlearned model.
+        auc_drop_se: its standard error, of the same examples for both (DeLong's, paired).
+        auc_original: AUC on D_v of the original.
         ece_rise: calibration error on D_v of the unlearned model minus that of the original.
         answers_gap, answers_control: ``gap`` and ``control`` of :func:`curerec.evaluation.answers.answers`.
         answers_se: standard error of ``answers_gap - answers_target``.
@@ -90,8 +100,9 @@ def verdict(
     Example:
         >>> told = verdict(
         ...     probes_changed=32, membership_auc=0.51, membership_error=0.03, membership_original=0.6,
-        ...     advantage=0.04, advantage_error=0.05, auc_drop=0.001, ece_rise=0.0,
-        ...     answers_gap=-0.01, answers_se=0.02, answers_control=0.75,
+        ...     advantage=0.04, advantage_error=0.05, auc_drop=0.001, auc_drop_se=0.003,
+        ...     auc_original=0.7, ece_rise=0.0, answers_gap=-0.01, answers_se=0.02,
+        ...     answers_control=0.75,
         ... )
         >>> told["verified"], sum(check["passed"] for check in told["checks"])
         (True, 6)
@@ -103,6 +114,7 @@ def verdict(
     shortfall = _minus(answers_target, answers_gap)
     answers_error = None if answers_se is None else allowed.z * answers_se
     known = _minus(answers_control, 0.5)
+    drop_error = None if auc_drop_se is None else allowed.auc_drop + allowed.z * auc_drop_se
     checks = [
         _changed(_finite(probes_changed)),
         _needs(
@@ -122,7 +134,17 @@ def verdict(
             advantage_error,
             "Losses on the deleted data are distributed as those on data never trained on.",
         ),
-        _at_most("utility", auc_drop, allowed.auc_drop, "Recommendations are as good as the original's."),
+        _needs(
+            _at_most(
+                "utility",
+                auc_drop,
+                drop_error,
+                "Recommendations are as good as the original's, as far as can be told.",
+            ),
+            _minus(auc_original, 0.5),
+            drop_error,
+            "Not judged: too few validation examples to show if recommendations were destroyed.",
+        ),
         _at_most(
             "calibration", ece_rise, allowed.ece_rise, "P(yes) is as well calibrated as the original's."
         ),

@@ -156,6 +156,35 @@ def seeds(line: Line) -> str:
     return f"{len(line.seeds)} (of {line.wanted})" if len(line.seeds) < line.wanted else f"{len(line.seeds)}"
 
 
+def verified(line: Line) -> str:
+    """How many models the verdict verifies, and how many it refuses.
+
+    Example:
+        >>> said = {"verified": 8, "refused": 1, "of": 10, "by": {"utility": 1}}
+        >>> verified(Line(name="npo", values={}, seeds=[], wanted=5, fewer=True, models=10, verdicts=said))
+        '8 of 10, 1 refused'
+    """
+    said = line.verdicts
+    if said is None:
+        return f.NONE
+    return f"{said.verified} of {said.of}" + (f", {said.refused} refused" if said.refused else "")
+
+
+def refusals(block: Block) -> str:
+    """Which checks refused how many models, by line; empty where none did."""
+    parts = [
+        f"{line.name} {', '.join(f'{name} {n}' for name, n in line.verdicts.by.items())}"
+        for line in in_order(block)
+        if line.verdicts and line.verdicts.by
+    ]
+    return f"Refused by check: {'; '.join(parts)}." if parts else ""
+
+
+def judged(block: Block) -> bool:
+    """Whether any line of a block has verdicts."""
+    return any(line.verdicts for line in block.lines)
+
+
 def scale(block: Block, *, costs_only: bool = False) -> str:
     """What the floor and the ceiling say, and whether methods are ranked."""
     if block.floor is None or block.ceiling is None:
@@ -183,12 +212,13 @@ def _view(block: Block, bench: Bench) -> dict[str, Any]:
     return {
         "title": block.title,
         "scale": scale(block, costs_only=bench.costs_only),
-        "heads": [head for _, head, _ in columns],
+        "heads": [*(head for _, head, _ in columns), *(["Verified"] if judged(block) else [])],
+        "refusals": refusals(block),
         "rows": [
             {
                 "name": f.method(line.name) if line.name != "retrain" else "Retrained",
                 "ours": line.name == OURS,
-                "cells": cells(line, block, columns),
+                "cells": [*cells(line, block, columns), *([verified(line)] if judged(block) else [])],
                 "seeds": seeds(line),
                 "failures": failures(line),
             }

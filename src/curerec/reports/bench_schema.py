@@ -40,6 +40,21 @@ class Against(Part):
     significant: bool
 
 
+class Verdicts(Part):
+    """What `curerec evaluate --verdict` says of the models of a line.
+
+    Attributes:
+        verified, refused, of: models that every check passed, that one failed, and all; the rest could not
+            be judged.
+        by: how many models each check refused, most first.
+    """
+
+    verified: int
+    refused: int
+    of: int
+    by: dict[str, int] = Field(default_factory=dict)
+
+
 class Line(Part):
     """One model or method of a block.
 
@@ -59,6 +74,7 @@ class Line(Part):
     models: int
     failures: list[Failure] = Field(default_factory=list)
     missing: dict[str, str] = Field(default_factory=dict)
+    verdicts: Verdicts | None = None
     against: Against | None = None
     against_excess: Against | None = None
 
@@ -96,6 +112,7 @@ class Search(Part):
     seed: int
     trials: int
     tolerance: float
+    target: Literal["base", "expected"] = "base"
     run: int
     failed: int
 

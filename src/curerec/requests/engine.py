@@ -271,7 +271,7 @@ class CureEngine:
             return {**about, **_useful(opened, split, old, new), "report": None}
         with deterministic(job.seed):
             measured = measure(opened, split, {"original": old, job.method: new}, {})
-            verdict = judge(opened, split, old, new, base_model(opened, seed=job.seed))
+            verdict = judge(opened, split, old, new, Candidate(base_model(opened, seed=job.seed)))
         advance(1, 1)
         metrics = measured.metrics[job.method]
         parts = {"circuit": "circuit", "groups": "contributions"}
