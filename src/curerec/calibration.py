@@ -18,6 +18,7 @@ from curerec.circuits.path import path_scores
 from curerec.circuits.scorers import atp
 from curerec.groups.assign import assign, comparable
 from curerec.methods.cure.method import CureConfig
+from curerec.methods.expected import pool
 from curerec.methods.forget_objective import ForgetObjective
 from curerec.methods.loop import free
 from curerec.methods.rules import Rules, uniform
@@ -26,8 +27,10 @@ from curerec.progress import Clock
 from curerec.prompts.counterfactual import counterfactual_pairs
 from curerec.prompts.encoding import queries
 from curerec.recommender.score import device_of, score
+from curerec.recommender.stored_answers import StoredAnswers
 from curerec.recommender.tune import Averager, TuneConfig, optimise
 from curerec.recommender.units import inner_products, units_of
+from curerec.records import Examples
 from curerec.workload import BATCH, Kind, Part, Sizes, Work
 
 PROBE = 256  # prompts of D_r that everything is measured on
@@ -106,11 +109,14 @@ def padded_tokens(lengths: np.ndarray, n: int, batch: int) -> float:
 def sizes_of(task: Task) -> Sizes:
     """Sizes of a request and its model."""
     heads = [".head." in name for name in sites_of(task.original.model).names]
-    parts = (task.forget, task.retain)
-    stored = (task.answered, task.as_trained or task.answered)
+    asked = task.retain.take(pool(task.data.user_code[task.retain.target]))
     unknown = [
-        float(1 - known.find(part)[1].mean()) if known else 1.0
-        for known, part in zip(stored, parts, strict=True)
+        _unknown(task.answered, task.forget),
+        _unknown(task.as_trained or task.answered, task.retain),
+        _unknown(task.answered, task.control),
+        _unknown(task.answered, task.forget, base=True),
+        _unknown(task.answered, asked, base=True),
+        _unknown(task.answered, task.control, base=True),
     ]
     return Sizes(
         len(task.forget),
@@ -119,9 +125,15 @@ def sizes_of(task: Task) -> Sizes:
         len(task.valid),
         sum(heads),
         len(heads) - sum(heads),
-        unknown[0],
-        unknown[1],
+        *unknown,
     )
+
+
+def _unknown(stored: StoredAnswers | None, examples: Examples, *, base: bool = False) -> float:
+    """Share of examples whose answers are not stored."""
+    if stored is None or not len(examples):
+        return 1.0
+    return float(1 - stored.find(examples, base=base)[1].mean())
 
 
 def timed(run: Callable[[], Any], repeats: int = REPEATS) -> float:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import copy
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -16,9 +17,10 @@ from curerec.errors import ModelError, RequestError
 from curerec.machine import versions
 from curerec.methods import METHODS, Task
 from curerec.methods.cure.method import prepare as prepare_cure
+from curerec.methods.expected import POOL, SPARE, pool
 from curerec.models import base_folder, check_finite, check_fits, check_template, device, fresh_model
 from curerec.progress import Clock, Reporter, Silent
-from curerec.prompts.encoding import Encoder, answer_tokens, queries
+from curerec.prompts.encoding import Encoder, Prompts, answer_tokens, queries
 from curerec.recipe import Recipe, recipe_of_card
 from curerec.recommender import bases, parallel, storage, stored_answers
 from curerec.recommender.copies import base_of
@@ -41,9 +43,10 @@ def train(
 ) -> Recommender:
     """Fine-tune a recommender and save it.
 
-    Its answers to its own training examples are stored beside it, for requests that would else score them:
-    one forward pass, a third of an epoch (in the demo 3.1 s after 70.7 s of eight epochs, one busy core). A
-    retrain, which is there to be compared with, does without.
+    Its answers to its own training examples and to D_c are stored beside it, and the base's to those that
+    requests ask it about (:mod:`curerec.recommender.stored_answers`), so that they need not: about half of an
+    epoch in the demo, less the larger the training set. A retrain, which is there to be compared with, does
+    without.
 
     Args:
         data: interactions.
@@ -87,8 +90,14 @@ def train(
     answered = None
     if without is None and parallel.is_main():
         with clock.stage("score the training examples"):
-            logits = score(model, prompts, encoder.answers)
-        answered = stored_answers.StoredAnswers.of(model, data, examples, logits)
+            answered = _answers(
+                model,
+                data,
+                split,
+                encoder,
+                prompts,
+                lambda: fresh_model(folder, recipe.model, seed=recipe.seed),
+            )
     recommender = Recommender(
         model=model,
         tokenizer=tokenizer,
@@ -112,6 +121,22 @@ def train(
     return recommender
 
 
+def _answers(
+    model: Any, data: Interactions, split: Split, encoder: Encoder, trained: Prompts, fresh: Callable[[], Any]
+) -> stored_answers.StoredAnswers:
+    """What a recommender that was just trained answers, and its base where requests will ask it."""
+    control = encoder.encode(queries(data, split.control))
+    logits = [score(model, prompts, encoder.answers) for prompts in (trained, control)]
+    some = pool(data.user_code[split.train.target], round(SPARE * POOL))
+    base, plain = np.full((len(trained), 2), np.nan, np.float32), base_of(model, fresh)
+    base[some] = score(plain, trained.take(some), encoder.answers)
+    of_base = base, score(plain, control, encoder.answers)
+    asked = stored_answers.asked_in_training(split)
+    return stored_answers.StoredAnswers.of(
+        model, data, asked, np.concatenate(logits), np.concatenate(of_base)
+    )
+
+
 @dataclass(frozen=True)
 class Opened:
     """A saved recommender with its data, split and base at hand."""
@@ -123,7 +148,7 @@ class Opened:
     base: Path
     note: str | None = None  # what a user should know of how it was opened
     answered: stored_answers.StoredAnswers | None = (
-        None  # what it answered its training examples, where that is stored
+        None  # what it and its base answered in training, where that is stored
     )
     as_trained: stored_answers.StoredAnswers | None = (
         None  # of an unlearned one: what the recommender as trained answered those that are left
@@ -168,7 +193,7 @@ def open_recommender(
     else:
         recommender = storage.load(folder, base, device=device())
     split = split_of(data, recipe.split)
-    own = stored_answers.read(recommender, data, split.train)
+    own = stored_answers.read(recommender, data, stored_answers.asked_in_training(split))
     return Opened(recommender, recipe, data, split, base, note, own)
 
 
@@ -235,8 +260,10 @@ def task_for(
     storage.check_changes_something(opened.recommender.model, state)
     base, model = opened.base, opened.recipe.model  # not `opened`, whose split holds the test examples
     answered = opened.answered
-    if answered and (answered.model is not opened.recommender.model or answered.data is not opened.data):
-        answered = None  # another model or other ratings were put in its place
+    if answered and answered.data is not opened.data:
+        answered = None  # other ratings were put in its place
+    elif answered and answered.model is not opened.recommender.model:
+        answered = answered.of_base(opened.recommender.model)
     as_trained = opened.as_trained if opened.as_trained and opened.as_trained.data is opened.data else None
     return Task.of(
         split,

@@ -33,7 +33,12 @@ AHEAD = 20  # batches of D_r that the update prepares at a time
 
 @dataclass(frozen=True)
 class Sizes:
-    """Numbers of examples, heads and MLPs; of D_f and D_r the share whose answers are not stored."""
+    """Numbers of examples, heads and MLPs; and shares of them whose answers are not stored.
+
+    Attributes:
+        unknown_forget, unknown_retain, unknown_control: of theta_o.
+        base_forget, base_retain, base_control: of the base; of D_r the share of those that it is asked about.
+    """
 
     forget: int
     retain: int
@@ -43,6 +48,10 @@ class Sizes:
     mlps: int
     unknown_forget: float = 1.0
     unknown_retain: float = 1.0
+    unknown_control: float = 1.0
+    base_forget: float = 1.0
+    base_retain: float = 1.0
+    base_control: float = 1.0
 
 
 @dataclass(frozen=True)
@@ -69,6 +78,11 @@ class Work:
         return FORWARDS.get(self.kind, 0) * self.n * self.times
 
 
+def _part(work: Work, share: float) -> Work:
+    """So much of some work as is not known already."""
+    return replace(work, n=round(work.n * share))
+
+
 def of_cure(config: CureConfig, sizes: Sizes, kept: Collection[str] = ()) -> dict[str, list[Work]]:
     """Work of ``cure`` (and of its twin on random groups) by stage, in their order.
 
@@ -92,7 +106,8 @@ def of_cure(config: CureConfig, sizes: Sizes, kept: Collection[str] = ()) -> dic
     objective = [Work("encode", sizes.forget, "forget")]
     objective += [Work("score", round(sizes.forget * sizes.unknown_forget), "forget")]
     if rewind:  # answers of the base and of the weights halfway to it
-        objective += [Work("base"), Work("copy"), Work("score", sizes.forget, "forget", times=2)]
+        halfway = Work("score", sizes.forget, "forget")
+        objective += [Work("base"), Work("copy"), _part(halfway, sizes.base_forget), halfway]
     if update.forget_loss in ("teacher", "calibrated"):  # theta_o is tuned on D_f further, and asked
         tuning = Work("gradient", sizes.forget, "forget", times=TUNING.epochs, batch=TUNING.batch_size)
         objective += [Work("copy"), tuning, Work("score", sizes.forget, "forget")]
@@ -115,15 +130,22 @@ def of_cure(config: CureConfig, sizes: Sizes, kept: Collection[str] = ()) -> dic
         contributions += [Work("path", scored, "forget", times=config.path_steps)]
 
     look = [Work("score", min(update.check_size, getattr(sizes, p)), p) for p in ("valid", "control")]
-    watch = [Work("encode", w.n, w.part) for w in look] + look  # theta_o's answers on D_f are known
+    watch = [Work("encode", w.n, w.part) for w in look]  # theta_o's answers on D_f are known
+    watch += [look[0], _part(look[1], sizes.unknown_control)]
     if update.target != "half":
-        watch += [Work("base"), look[1]]
-        watch += [] if rewind else [Work("base"), Work("score", sizes.forget, "forget")]
+        on_forget = Work("score", sizes.forget, "forget")
+        watch += [Work("base"), _part(look[1], sizes.base_control)]
+        watch += [] if rewind else [Work("base"), _part(on_forget, sizes.base_forget)]
     if update.target == "expected":
         on_control = Work("score", min(POOL, sizes.control - look[1].n), "control")
         on_retain = Work("score", min(POOL, sizes.retain))
-        watch += [Work("encode", w.n, w.part) for w in (on_control, on_retain)]
-        watch += [replace(on_control, times=2), replace(on_retain, times=1 + sizes.unknown_retain)]
+        asked = [
+            _part(on_control, sizes.unknown_control),
+            _part(on_control, sizes.base_control),
+            _part(on_retain, sizes.unknown_retain),
+            _part(on_retain, sizes.base_retain),
+        ]
+        watch += [Work("encode", w.n, w.part) for w in asked] + asked
     depths = []  # looks on the way back, of which there may be one less
     if update.open_gap is not None and config.kept.of(np.arange(4)) is not None:
         n_looks = math.ceil(math.log2(len(DEPTHS)))

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from sklearn.metrics import roc_auc_score
 
-from curerec.methods.expected import Expectation, clusters, expectation, expected_auc, placements, whole
+from curerec.methods.expected import SPARE, Expectation, clusters, expectation, expected_auc, placements, pool
 from curerec.methods.stopping import Stopping, Watch
 from made_tasks import made_task
 
@@ -79,11 +79,21 @@ def test_mean_placement_is_the_attack_s_auc():
 def test_clusters_are_taken_whole():
     cluster = np.array([4, 4, 2, 7, 2, 7, 7, 9])
     for size in (1, 3, 8, 50):
-        found = whole(cluster, size, np.random.default_rng(size))
+        found = pool(cluster, size)
         assert len(found) >= min(size, 8) and len(np.unique(found)) == len(found)
         for c in np.unique(cluster[found]):
             assert (cluster == c).sum() == (cluster[found] == c).sum()
-    assert len(whole(cluster, 3, np.random.default_rng(0))) <= 5
+    assert len(pool(cluster, 3)) <= 5
+
+
+def test_the_order_of_people_is_the_same_whoever_else_is_there():
+    """Training asks the base about those who come first; a request finds them stored, less the deleted."""
+    rng = np.random.default_rng(5)
+    cluster = np.repeat(np.arange(300), rng.integers(1, 9, 300))
+    first = cluster[pool(cluster, round(SPARE * 400))]
+    for gone in (rng.choice(300, 30, replace=False), np.arange(270, 300)):  # the last codes, too
+        left = cluster[~np.isin(cluster, gone)]
+        assert set(left[pool(left, 400)]) <= set(first)
 
 
 def test_a_request_for_items_is_of_items():
@@ -106,4 +116,4 @@ def test_the_watch_aims_for_it_and_few_people_leave_the_base_s(monkeypatch):
     task = made_task()
     everyone = np.arange(len(task.control))  # nobody is left beside the reference
     losses = np.zeros(len(everyone)), np.zeros(len(everyone))
-    assert expected_auc(task, task.base_model(), everyone, losses, (0.47, 0.6)) == 0.47
+    assert expected_auc(task, everyone, losses, (0.47, 0.6)) == 0.47

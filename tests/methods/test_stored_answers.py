@@ -15,6 +15,7 @@ from transformers import AutoModelForCausalLM
 from curerec import pipeline
 from curerec.calibration import sizes_of
 from curerec.methods import task as tasks
+from curerec.methods.stopping import Stopping, Watch
 from curerec.methods.unlearn import _Retain
 from curerec.models import logits_of
 from curerec.recommender import stored_answers
@@ -47,8 +48,13 @@ def test_training_keeps_them_and_plain_libraries_load_the_folder(recommender):
     at = opened(recommender)
     logits, found = at.answered.find(at.split.train)
     assert found.all() and len(logits) == 150
+    for part in (at.split.train, at.split.control):
+        for base, model in ((False, at.recommender.model), (True, pipeline.base_model(at, seed=0))):
+            told, found = at.answered.find(part, base=base)
+            assert found.all()  # 150 examples are fewer than the base is asked about
+            np.testing.assert_allclose(told, logits_of(at.recommender, DATA, part, model), atol=1e-5)
     np.testing.assert_allclose(logits, logits_of(at.recommender, DATA, at.split.train), atol=1e-5)
-    assert not at.answered.find(at.split.control)[1].any()
+    assert not at.answered.find(at.split.valid)[1].any()
     plain = AutoModelForCausalLM.from_pretrained(
         recommender if "lora" not in recommender.name else recommender.parent / "base"
     )
@@ -148,7 +154,11 @@ def test_another_model_in_its_place_is_scored(recommender):
     assert pipeline.task_for(at, split, seed=0).answered is at.answered
     other = opened(recommender).recommender.model
     swapped = replace(at, recommender=replace(at.recommender, model=other))
-    assert pipeline.task_for(swapped, split, seed=0).answered is None
+    left = pipeline.task_for(swapped, split, seed=0).answered
+    assert not left.find(at.split.train)[1].any()
+    assert left.find(at.split.train, base=True)[1].all()  # the base is the same
+    without = replace(swapped, answered=replace(at.answered, base=None))
+    assert pipeline.task_for(without, split, seed=0).answered is None
     assert pipeline.task_for(replace(at, data=replace(DATA)), split, seed=0).answered is None
 
 
@@ -162,6 +172,23 @@ def test_neither_an_unlearned_recommender_nor_a_retrain_has_any(recommender, tmp
         assert not (folder / stored_answers.FILE).exists()
         assert stored_answers.DIGEST not in json.loads((folder / CARD).read_text())
         assert opened(folder).answered is None
+
+
+def test_what_an_update_aims_for_costs_no_pass(recommender, scored, monkeypatch):
+    """Base and theta_o on D_c and D_r, and the base on D_f, are known; D_v is what is left to ask."""
+    monkeypatch.setattr("curerec.methods.expected.LEAST_CLUSTERS", 5)
+    at = opened(recommender)
+    split = granted(DATA, at.recipe, at.split, USERS)
+    watch = Stopping(check_size=12, target="expected")
+    loaded = []
+    monkeypatch.setattr(pipeline, "fresh_model", lambda *_, **__: loaded.append(1))
+    known = Watch(pipeline.task_for(at, split, seed=0), watch)
+    assert not scored and not loaded
+    monkeypatch.undo()
+    monkeypatch.setattr("curerec.methods.expected.LEAST_CLUSTERS", 5)
+    asked = Watch(pipeline.task_for(replace(at, answered=None), split, seed=0), watch)
+    assert known.target == pytest.approx(asked.target, abs=1e-3)
+    assert known.target != Watch(pipeline.task_for(at, split, seed=0), Stopping(check_size=12)).target
 
 
 def test_the_plan_does_not_count_what_is_stored(recommender):

@@ -6,7 +6,7 @@
 RECIPE and OUT are those of a `curerec bench` run: its originals and retrains are used (and trained where they
 are not there). A seed's first request is judged whole, and in some of ten parts, each a request by itself;
 the retrains are those of the whole, which saw none of them. Fakes are made of the original's answers, the way
-a model or a filter in front of it would answer. Rows go to `results.jsonl`; seeds that are there are left out.
+a model or a filter in front of it would answer. Rows go to `results.jsonl`; seeds already there are left out.
 """
 
 from __future__ import annotations

@@ -13,16 +13,19 @@ No retrain and no test example enters.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 
 from curerec.methods.task import Task
-from curerec.recommender.score import label_nll, score
+from curerec.recommender.score import label_nll
 from curerec.records import Examples, Interactions
 
 #: Examples of D_c, and of D_r, that are asked; whole users (or items), so that their scatter is seen.
 POOL = 1500
+#: Of D_r so many times as many are asked in training: a deletion takes some of them out.
+SPARE = 1.25
+#: Of the order in which people are drawn; the same for all requests, so that training can ask the base.
+ORDER = 54
 #: Users (or items) of D_c below which what the base says is taken as it is.
 LEAST_CLUSTERS = 20
 
@@ -120,20 +123,30 @@ def clusters(data: Interactions, forget: Examples) -> np.ndarray:
     return data.item_code if len(np.unique(items)) < len(np.unique(users)) else data.user_code
 
 
-def whole(cluster: np.ndarray, size: int, rng: np.random.Generator) -> np.ndarray:
-    """Places of whole clusters in random order until there are ``size`` of them, ascending."""
-    order = rng.permutation(np.unique(cluster))
-    rank = np.empty(int(order.max()) + 1, np.int64)
-    rank[order] = np.arange(len(order))
-    by_rank = np.argsort(rank[cluster], kind="stable")
-    ranks = rank[cluster][by_rank]
-    last = ranks[min(size, len(ranks)) - 1]  # the cluster that the size falls into is taken whole
-    return np.sort(by_rank[ranks <= last])
+def pool(cluster: np.ndarray, size: int = POOL) -> np.ndarray:
+    """Places of whole clusters in an order drawn once for all until there are ``size`` of them, ascending.
+
+    Who comes first does not depend on who else is there: a pool of fewer people is the larger one without
+    them, and with the next in the order.
+
+    Args:
+        cluster: code of each example's user (or item), int [n], n >= 1.
+        size: the cluster that it falls into is taken whole.
+
+    Example:
+        >>> some = np.repeat(np.arange(50), 4)
+        >>> left = some[some % 5 > 0]
+        >>> set(left[pool(left, 40)]) >= set(left[np.isin(left, some[pool(some, 40)])])
+        True
+    """
+    key = np.random.default_rng(ORDER).random(int(cluster.max()) + 1)[cluster]  # a longer draw begins alike
+    drawn = np.argsort(key, kind="stable")
+    last = key[drawn[min(size, len(drawn)) - 1]]
+    return np.flatnonzero(key <= last)
 
 
 def expected_auc(
     task: Task,
-    base: Any,
     reference: np.ndarray,
     losses: tuple[np.ndarray, np.ndarray],
     aucs: tuple[float, float],
@@ -142,7 +155,6 @@ def expected_auc(
 
     Args:
         task: the request.
-        base: the model before fine-tuning.
         reference: places in D_c of the examples that D_f is held against.
         losses: of the base and of theta_o on these, nats, each [m].
         aucs: of the base and of theta_o, on D_f against these.
@@ -152,15 +164,13 @@ def expected_auc(
     """
     code = clusters(task.data, task.forget)
     others = np.setdiff1d(np.arange(len(task.control)), reference)
-    rng = np.random.default_rng([task.seed, 54])
     parts = []
     for examples in (task.control.take(others), task.retain):
         of = code[examples.target]
         if len(np.unique(of)) < LEAST_CLUSTERS:
             return aucs[0]
-        drawn = examples.take(whole(of, POOL, rng))
-        prompts = task.encode(drawn)
-        answers = (score(base, prompts, task.answers), task.original_logits(drawn, prompts))
-        placed = [placements(label_nll(z, prompts.label), r) for z, r in zip(answers, losses, strict=True)]
+        drawn = examples.take(pool(of))
+        answers = task.base_logits(drawn), task.original_logits(drawn)
+        placed = [placements(label_nll(z, drawn.label), r) for z, r in zip(answers, losses, strict=True)]
         parts.append((*placed, code[drawn.target]))
     return expectation(parts[0], parts[1]).of(*aucs)

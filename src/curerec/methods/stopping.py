@@ -61,22 +61,23 @@ class Watch:
         self.index = self.task.sample_index(len(self.task.forget), size, 51)
         self.forget = self.task.forget_prompts.take(self.index)
         reference = self.task.sample_index(len(self.task.control), size, 52)
-        self.control = self.task.encode(self.task.control.take(reference))
+        control = self.task.control.take(reference)
+        self.control = self.task.encode(control)
         self.valid = self.task.encode(self.task.sample(self.task.valid, size, 53))
         original = self.task.original.model
-        of_original = self.task.forget_original[self.index], self._asked(original)
+        asked = self.task.original_logits(control, self.control)
+        of_original = self.task.forget_original[self.index], asked
         self.first = self.look(original, *of_original)
         self.target = 0.5
         if self.config.target == "half":
             return
-        base = self.task.base_model()
-        of_base = self.task.forget_base[self.index], self._asked(base)
-        self.target = self.membership(base, *of_base)
+        of_base = self.task.forget_base[self.index], self.task.base_logits(control, self.control)
+        self.target = self.membership(None, *of_base)
         if self.config.target == "expected":
             label = self.control.label
             losses = label_nll(of_base[1], label), label_nll(of_original[1], label)
             aucs = self.target, self.first["membership_auc"]
-            self.target = expected_auc(self.task, base, reference, losses, aucs)
+            self.target = expected_auc(self.task, reference, losses, aucs)
 
     def _asked(self, model: Any) -> np.ndarray:
         """Answer logits of a model on the sample of D_c, [n, 2]."""
@@ -88,7 +89,7 @@ class Watch:
         """AUC of the loss attack, D_f against D_c.
 
         Args:
-            model: to attack.
+            model: to attack; not asked where both answers are known.
             on_forget: its answer logits on the sample of D_f, where they are known, [n, 2].
             on_control: the same of D_c.
         """

@@ -45,7 +45,7 @@ class Task:
         fresh: makes a model as it was before fine-tuning (for a retrain).
         seed: of everything random in the request.
         clock: stages and their seconds.
-        answered: what theta_o answered its training examples, where that is stored.
+        answered: what theta_o and the base answered in training, where that is stored.
         as_trained: where requests before this one made theta_o: what the recommender as trained answered the
             examples that are left, if that was kept.
         retain_side: folder of what training and earlier requests of the recommender left; None: nothing
@@ -108,18 +108,29 @@ class Task:
         """Prompts of D_f."""
         return self.encode(self.forget)
 
-    def original_logits(self, examples: Examples, prompts: Prompts) -> np.ndarray:
+    def original_logits(self, examples: Examples, prompts: Prompts | None = None) -> np.ndarray:
         """Answer logits of theta_o, float32 [n, 2]; scored are only those that were not stored in training.
 
         Args:
             examples: [n].
-            prompts: of them.
+            prompts: of them, where they are at hand.
         """
+        return self._logits(lambda: self.original.model, examples, prompts, base=False)
+
+    def base_logits(self, examples: Examples, prompts: Prompts | None = None) -> np.ndarray:
+        """The same of the model before fine-tuning, which is loaded only if it has to be asked."""
+        return self._logits(self.base_model, examples, prompts, base=True)
+
+    def _logits(
+        self, model: Callable[[], Any], examples: Examples, prompts: Prompts | None, *, base: bool
+    ) -> np.ndarray:
         if self.answered is None:
-            return score(self.original.model, prompts, self.answers)
-        logits, found = self.answered.find(examples)
+            logits, found = np.zeros((len(examples), 2), np.float32), np.zeros(len(examples), bool)
+        else:
+            logits, found = self.answered.find(examples, base=base)
         if not found.all():
-            logits[~found] = score(self.original.model, prompts.take(~found), self.answers)
+            rest = self.encode(examples.take(~found)) if prompts is None else prompts.take(~found)
+            logits[~found] = score(model(), rest, self.answers)
         return logits
 
     def retain_logits(self, examples: Examples, prompts: Prompts) -> np.ndarray:
@@ -149,7 +160,7 @@ class Task:
     @cached_property
     def forget_base(self) -> np.ndarray:
         """Answer logits of the model before fine-tuning on D_f, float32 [n, 2]; scored once a request."""
-        return score(self.base_model(), self.forget_prompts, self.answers)
+        return self.base_logits(self.forget, self.forget_prompts)
 
     def sample_index(self, n: int, size: int, salt: int) -> np.ndarray:
         """At most ``size`` of n indices, drawn without replacement, in order."""

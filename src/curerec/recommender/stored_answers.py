@@ -1,8 +1,10 @@
-"""What a recommender answered its own training examples, kept beside it: two floats an example.
+"""What a recommender answered when it was trained, kept beside it: two floats an example.
 
-With them a request does not ask theta_o again. The file lies in the recommender's folder, so it is copied,
-sealed, quarantined and destroyed with the weights; it holds influence of every training example, of deleted
-ones, too, and nothing that says which. What is not as it was when the file was written is scored anew.
+Its answers on its own training examples and on D_c, and the base model's on D_c and on some training examples
+(:func:`curerec.methods.expected.pool`). With them a request asks neither model again. The file lies in the
+recommender's folder, so it is copied, sealed, quarantined and destroyed with the weights; it holds influence
+of every training example, of deleted ones, too, and nothing that says which. What is not as it was when the
+file was written is scored anew.
 
 A second file of the same form may go from version to version: what the recommender *as trained* answered the
 examples that are still there. Updates hold their retain side to it, so that a sequence of requests does not
@@ -14,7 +16,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +27,7 @@ from safetensors.numpy import load, save
 from curerec.errors import ModelError
 from curerec.prompts.encoding import Encoder, queries
 from curerec.recommender.safety import check_safetensors, weights_digest
-from curerec.records import Examples, Interactions, Recommender
+from curerec.records import Examples, Interactions, Recommender, Split
 
 FILE = "original_logits.curerec"  # not *.safetensors: servers load every one of those as weights
 DIGEST = "original_logits_sha256"  # its sha256, in the card
@@ -37,7 +39,7 @@ SAMPLED = 8  # prompts whose tokens are in the key: another tokenizer or templat
 
 @dataclass(frozen=True)
 class StoredAnswers:
-    """Answer logits of theta_o on the examples that it was trained on.
+    """Answer logits of theta_o on the examples that it was trained on, and on others it was asked about.
 
     Attributes:
         model: that gave them, or beside which they are kept; for another one, or other data, they say
@@ -45,32 +47,60 @@ class StoredAnswers:
         data: that the examples' rows are of.
         examples: with the histories of the training, targets ascending, [n].
         logits: float32 [n, 2]; NaN where nothing is known.
+        base: the same of the model before fine-tuning; None: nothing is known of it.
     """
 
     model: Any
     data: Interactions
     examples: Examples
     logits: np.ndarray
+    base: np.ndarray | None = None
 
     @classmethod
-    def of(cls, model: Any, data: Interactions, examples: Examples, logits: np.ndarray) -> StoredAnswers:
+    def of(
+        cls,
+        model: Any,
+        data: Interactions,
+        examples: Examples,
+        logits: np.ndarray,
+        base: np.ndarray | None = None,
+    ) -> StoredAnswers:
         """From examples in any order."""
         order = np.argsort(examples.target, kind="stable")
-        return cls(model, data, examples.take(order), np.ascontiguousarray(logits[order], np.float32))
+        kept = np.ascontiguousarray(logits[order], np.float32)
+        of_base = None if base is None else np.ascontiguousarray(base[order], np.float32)
+        return cls(model, data, examples.take(order), kept, of_base)
 
-    def find(self, examples: Examples) -> tuple[np.ndarray, np.ndarray]:
-        """Logits of those examples that are just as they were trained on.
+    def of_base(self, model: Any) -> StoredAnswers | None:
+        """What is left of it beside another version of the same recommender: the base is the same."""
+        if self.base is None:
+            return None
+        return replace(self, model=model, logits=np.full_like(self.logits, np.nan))
+
+    def find(self, examples: Examples, *, base: bool = False) -> tuple[np.ndarray, np.ndarray]:
+        """Logits of those examples that are just as they were then.
 
         Args:
             examples: asked for, [m]; a deletion may have changed their histories.
+            base: the answers of the model before fine-tuning.
 
         Returns:
             float32 [m, 2], and which of them were found, bool [m]; rows not found are 0.
         """
+        logits = self.base if base else self.logits
         at, found = _places(examples, self.examples)
-        if len(self.logits):
-            found = found & np.isfinite(self.logits[at]).all(1)
-        return np.where(found[:, None], self.logits[at], np.float32(0)), found
+        if logits is None or not len(logits):
+            return np.zeros((len(examples), 2), np.float32), np.zeros(len(examples), bool)
+        found = found & np.isfinite(logits[at]).all(1)
+        return np.where(found[:, None], logits[at], np.float32(0)), found
+
+
+def asked_in_training(split: Split) -> Examples:
+    """Examples whose answers training keeps: its own, then D_c."""
+    parts = split.train, split.control
+    return Examples(
+        *(np.concatenate([getattr(part, name) for part in parts]) for name in ("target", "history", "label"))
+    )
 
 
 def found_in(examples: Examples, known: Examples) -> np.ndarray:
@@ -90,7 +120,8 @@ def _places(examples: Examples, known: Examples) -> tuple[np.ndarray, np.ndarray
 def write(folder: Path, recommender: Recommender, original: StoredAnswers, file: str = FILE) -> str:
     """Put the logits beside weights that are there already; returns the file's sha256, for the card."""
     key = _key(weights_digest(folder), recommender, original.data, original.examples)
-    content = save({"logits": original.logits}, {"key": key})
+    arrays = {"logits": original.logits} | ({} if original.base is None else {"base": original.base})
+    content = save(arrays, {"key": key})
     (folder / file).write_bytes(content)
     return hashlib.sha256(content).hexdigest()
 
@@ -103,7 +134,8 @@ def read(
     Args:
         recommender: from :func:`curerec.recommender.storage.load`, its card and weights checked.
         data: the interactions at hand.
-        examples: that it was trained on, in any order.
+        examples: whose answers were kept (:func:`asked_in_training`; of :data:`AS_TRAINED` those that it was
+            trained on), in any order.
         file: its own answers, or with :data:`AS_TRAINED` those of the recommender as trained.
 
     Returns:
@@ -115,22 +147,25 @@ def read(
         return None
     path = Path(folder) / file
     try:
-        if path.stat().st_size > 8 * len(examples) + ROOM:
+        if path.stat().st_size > 16 * len(examples) + ROOM:
             return None
         check_safetensors(path, where=f"recommender {Path(folder).name}")
         content = path.read_bytes()
         if hashlib.sha256(content).hexdigest() != card[DIGESTS[file]]:
             return None
         said = json.loads(content[8 : 8 + int.from_bytes(content[:8], "little")]).get("__metadata__", {})
-        logits = load(content).get("logits")
+        arrays = load(content)
+        logits, base = arrays.get("logits"), arrays.get("base")
     except (OSError, ValueError, ModelError, SafetensorError):
         return None
     made = StoredAnswers.of(recommender.model, data, examples, np.zeros((len(examples), 2)))
-    if logits is None or logits.dtype != np.float32 or logits.shape != made.logits.shape:
+    if logits is None or any(
+        z.dtype != np.float32 or z.shape != made.logits.shape for z in (logits, base) if z is not None
+    ):
         return None
     if said.get("key") != _key(card["weights_sha256"], recommender, data, made.examples):
         return None
-    return StoredAnswers(recommender.model, data, made.examples, logits)
+    return StoredAnswers(recommender.model, data, made.examples, logits, base)
 
 
 def _key(weights: str, recommender: Recommender, data: Interactions, examples: Examples) -> str:

@@ -138,7 +138,7 @@ class CureEngine:
         base = Path(job.base) if job.base else bases.resolve(card["base"]["name"])
         recommender = storage.load(job.folder, base, device=device())
         data, split = job.table.data, job.table.split
-        answered = stored_answers.read(recommender, data, split.train)
+        answered = stored_answers.read(recommender, data, stored_answers.asked_in_training(split))
         as_trained = None
         if job.keep_answers:
             as_trained = stored_answers.read(recommender, data, split.train, stored_answers.AS_TRAINED)
