@@ -12,6 +12,8 @@ from curerec.errors import ConfigError
 from curerec.evaluation import METRICS
 from curerec.evaluation.advantage import advantage
 from curerec.evaluation.answers import answers, gap_draws
+from curerec.evaluation.auc import auc
+from curerec.evaluation.bootstrap import Groups
 from curerec.evaluation.candidate import Candidate
 from curerec.evaluation.cost import Meter
 from curerec.evaluation.guard import probes_changed
@@ -22,7 +24,9 @@ from curerec.evaluation.scene import Ground, scenes
 from curerec.evaluation.utility import auc_drop, utility
 from curerec.evaluation.verdict import Limits, verdict
 from curerec.methods import METHODS
-from curerec.pipeline import Opened
+from curerec.methods.expected import Expected, expected_membership
+from curerec.methods.task import Task
+from curerec.pipeline import Opened, answers_at_hand
 from curerec.records import ForgetSplit, Outcome
 
 PROBES = 32
@@ -244,8 +248,11 @@ def judge(
 ) -> dict[str, Any]:
     """The verdict on an unlearned model, from D_f, D_c and D_v alone.
 
-    Membership and answers are judged against the base model, which was fine-tuned on neither D_f nor D_c:
-    its own numbers carry what tells the two sets, and their users, apart by chance.
+    Membership is judged against what is expected of a model that never saw D_f
+    (:func:`curerec.methods.expected.expected_membership`: D_f is held against half of D_c, and the other half
+    and D_r tell how that follows from the base's and the original's answers); where D_c or D_r has too few
+    people for that, and the answers always, against the base model, which was fine-tuned on neither D_f nor
+    D_c: its own numbers carry what tells the two sets, and their users, apart by chance.
 
     Args:
         opened, split: the recommender and the request.
@@ -263,6 +270,7 @@ def judge(
     def losses(one: Candidate) -> list[np.ndarray]:
         return [ground.losses(one, part) for part in ("forget", "control")]
 
+    limits = limits or Limits()
     now, was, before = losses(new), losses(original), losses(base)
     valid = [ground.logits(c, "valid") for c in (original, new)]
     kept = [utility(z, split.valid.label) for z in valid]
@@ -272,17 +280,18 @@ def judge(
         ("membership_auc", "membership_error", "membership_original", "advantage", "advantage_error")
     ) | dict.fromkeys(("answers_gap", "answers_se", "answers_control"))
     if min(map(len, now)) >= 2:  # of a single example nothing can be told: these checks are not judged then
-        attack = membership(*now, groups=groups)
+        expected = _expected(opened, ground, original, base)
         apart, chance = advantage(*now, groups=groups), advantage(*before, groups=groups)
         sides = [_sides(ground, one) for one in (new, base)]
         said, unsaid = (answers(*side) for side in sides)
         drawn = np.subtract(*(gap_draws(*side, groups=groups) for side in sides))
         drawn = drawn[np.isfinite(drawn)]
         told = {
-            "membership_auc": attack["auc"],
-            "membership_error": (attack["high"] - attack["low"]) / 2,
-            "membership_original": membership(*was, groups=groups)["auc"],
-            "membership_target": membership(*before, groups=groups)["auc"],
+            **(
+                _by_base(now, was, before, groups)
+                if expected is None
+                else _by_expectation(now, was, expected, limits)
+            ),
             "advantage": apart["value"],
             "advantage_error": apart["error"],
             "advantage_target": chance["value"],
@@ -300,6 +309,52 @@ def judge(
         limits=limits,
         **told,
     )
+
+
+def _by_base(
+    now: list[np.ndarray], was: list[np.ndarray], before: list[np.ndarray], groups: Groups
+) -> dict[str, float]:
+    """Membership, and its error by a bootstrap of users, against the base's."""
+    attack = membership(*now, groups=groups)
+    return {
+        "membership_auc": attack["auc"],
+        "membership_error": (attack["high"] - attack["low"]) / 2,
+        "membership_original": membership(*was, groups=groups)["auc"],
+        "membership_target": membership(*before, groups=groups)["auc"],
+    }
+
+
+def _by_expectation(
+    now: list[np.ndarray], was: list[np.ndarray], expected: Expected, limits: Limits
+) -> dict[str, float]:
+    """Membership against what a model that never saw D_f would show, by half of D_c."""
+    shown = [auc(-forget, -control[expected.reference]) for forget, control in (now, was)]
+    return {
+        "membership_auc": shown[0],
+        "membership_error": limits.z * expected.error,
+        "membership_original": shown[1],
+        "membership_target": expected.auc,
+    }
+
+
+def _expected(opened: Opened, ground: Ground, original: Candidate, base: Candidate) -> Expected | None:
+    """Worked out once for all models of a request."""
+    if "expected" not in ground.memo:
+        task = Task.of(
+            ground.split,
+            original=opened.recommender,
+            base_state=None,
+            data=opened.data,
+            tuning=opened.recipe.model.tuning,
+            fresh=lambda: base.model,
+            answered=answers_at_hand(opened),
+        )
+        forget, control = (
+            (ground.memory(base, part), ground.memory(original, part)) for part in ("forget", "control")
+        )
+        ground.memo["expected"] = expected_membership(task, forget, control)
+    found: Expected | None = ground.memo["expected"]
+    return found
 
 
 def _sides(ground: Ground, one: Candidate) -> tuple[np.ndarray, ...]:

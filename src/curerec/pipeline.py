@@ -259,11 +259,6 @@ def task_for(
         state = plain.state_dict()
     storage.check_changes_something(opened.recommender.model, state)
     base, model = opened.base, opened.recipe.model  # not `opened`, whose split holds the test examples
-    answered = opened.answered
-    if answered and answered.data is not opened.data:
-        answered = None  # other ratings were put in its place
-    elif answered and answered.model is not opened.recommender.model:
-        answered = answered.of_base(opened.recommender.model)
     as_trained = opened.as_trained if opened.as_trained and opened.as_trained.data is opened.data else None
     return Task.of(
         split,
@@ -274,10 +269,18 @@ def task_for(
         fresh=lambda: fresh_model(base, model, seed=seed),
         seed=seed,
         clock=clock or Clock(),
-        answered=answered,
+        answered=answers_at_hand(opened),
         as_trained=as_trained,
         retain_side=retain_side,
     )
+
+
+def answers_at_hand(opened: Opened) -> stored_answers.StoredAnswers | None:
+    """What training kept, as far as it is of the model and the ratings that are at hand."""
+    answered, model = opened.answered, opened.recommender.model
+    if answered is None or answered.data is not opened.data:
+        return None  # other ratings were put in their place
+    return answered if answered.model is model else answered.of_base(model)
 
 
 def check_method(name: str) -> None:

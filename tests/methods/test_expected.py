@@ -63,6 +63,25 @@ def test_it_is_nearer_to_a_retrain_than_the_base_and_than_a_half():
     assert ours < 0.8 * min(of_base, of_half)
 
 
+@pytest.mark.parametrize(("n_users", "each"), [(5, 14), (40, 14), (5, 60), (60, 3)])
+def test_the_error_of_what_is_expected_covers_a_retrain(n_users, each):
+    """Also for people with more or fewer examples than those it was learned from."""
+    rng = np.random.default_rng(7)
+    z, shared = [], []
+    for _ in range(400):
+        known = expectation(
+            people(rng, 100, memory=0.0, own=0.06)[:3],
+            people(rng, 100, memory=MEMORY, own=0.06, differ=0.06)[:3],
+        )
+        shared.append(known.between)
+        base, original, user, retrain = people(rng, n_users, memory=MEMORY, own=0.06, differ=0.06, each=each)
+        off = 0.5 + retrain.mean() - known.of(base.mean(), original.mean())
+        z.append(off / known.error(user))
+    assert np.mean(np.abs(z) > 1.96) < 0.05
+    assert 0.5 < np.std(z) < 1.1  # at the most, and not far from it
+    assert np.mean(shared) == pytest.approx(0.06**2, rel=0.1)
+
+
 def test_where_nothing_differs_the_base_is_taken_as_it_is():
     flat = np.full(30, 0.5), np.full(30, 0.5), np.arange(30)
     assert expectation(flat, flat) == Expectation(1.0, 0.5, 0.5, 0.0, 0.0)

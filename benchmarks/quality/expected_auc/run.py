@@ -1,4 +1,5 @@
-"""How near the membership AUC that an update aims for lies to that of retrains which never saw the deleted.
+"""How near the membership AUC that an update aims for lies to that of retrains which never saw the deleted,
+and how often such retrains lie within the error that the verdict allows.
 
     python benchmarks/quality/expected_auc/run.py --recipe RECIPE --models OUT --dataset ml-100k --data PLACE
     python benchmarks/quality/expected_auc/run.py --table
@@ -14,6 +15,7 @@ from __future__ import annotations
 import argparse
 import json
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -26,8 +28,11 @@ from curerec.config import read_yaml
 from curerec.data.fetch import load
 from curerec.data.forget import without_rows
 from curerec.machine import versions
+from curerec.methods.expected import expected_membership, placements
 from curerec.methods.stopping import Stopping, Watch
-from curerec.pipeline import task_for
+from curerec.methods.task import Task
+from curerec.pipeline import Opened, task_for
+from curerec.recommender.score import label_nll, score
 from curerec.splitting import drawn_request, granted
 
 ROWS = Path(__file__).resolve().parent / "results.jsonl"
@@ -88,6 +93,7 @@ def one_seed(bench: BenchRecipe, out: Path, dataset: str, place: str, seed: int)
                 **{target: watch.target for target, watch in aims.items()},
                 "retrain": float(np.mean(aucs)),
                 "retrain_sd": float(np.std(aucs, ddof=1)),
+                "verdict": by_verdict(task, retrains),
                 "versions": versions(),
             }
         )
@@ -95,8 +101,26 @@ def one_seed(bench: BenchRecipe, out: Path, dataset: str, place: str, seed: int)
         file.writelines(json.dumps(row, sort_keys=True) + "\n" for row in rows)
 
 
+def by_verdict(task: Task, retrains: list[Opened]) -> dict[str, Any] | None:
+    """What the verdict expects of a retrain, its standard error, and what each shows."""
+    control = task.base_logits(task.control), task.original_logits(task.control)
+    known = expected_membership(task, (task.forget_base, task.forget_original), control)
+    if known is None:
+        return None
+    held = task.encode(task.control.take(known.reference))
+
+    def shown(model: Any) -> float:
+        forget, reference = (score(model, p, task.answers) for p in (task.forget_prompts, held))
+        return float(
+            placements(label_nll(forget, task.forget.label), label_nll(reference, held.label)).mean()
+        )
+
+    aucs = [shown(one.recommender.model) for one in retrains]
+    return {"expected": known.auc, "error": known.error, "retrains": aucs}
+
+
 def table() -> None:
-    """Error of each aim against the mean of the retrains, by size of the request."""
+    """Error of each aim against the mean of the retrains, by size of the request; and of the verdict's."""
     rows = list(read_lines(ROWS))
     print("| data | request | n | aim | mean error | root mean square |\n" + "|---" * 6 + "|")
     for dataset in sorted({row["dataset"] for row in rows}):
@@ -113,6 +137,22 @@ def table() -> None:
                 error = values - truth
                 rms = float(np.sqrt((error**2).mean()))
                 print(f"| {dataset} | {name} | {len(mine)} | {aim} | {error.mean():+.3f} | {rms:.3f} |")
+    heads = ("data", "request", "retrains", "standard error", "root mean square off", "beyond 1.96 errors")
+    print(f"\n| {' | '.join(heads)} |\n" + "|---" * len(heads) + "|")
+    for dataset in sorted({row["dataset"] for row in rows}):
+        for name, whole in (("10 % of the users", True), ("1 % of the users", False)):
+            mine = [
+                r["verdict"]
+                for r in rows
+                if r["dataset"] == dataset and (r["part"] == 0) == whole and r.get("verdict")
+            ]
+            if not mine:
+                continue
+            off = np.array([np.array(r["retrains"]) - r["expected"] for r in mine])
+            error = np.array([r["error"] for r in mine])
+            beyond = float((np.abs(off) > 1.96 * error[:, None]).mean())
+            rms = float(np.sqrt((off**2).mean()))
+            print(f"| {dataset} | {name} | {off.size} | {error.mean():.4f} | {rms:.4f} | {beyond:.1%} |")
 
 
 if __name__ == "__main__":

@@ -16,6 +16,8 @@ class Limits:
     Attributes:
         auc_drop: of the AUC on D_v that is no loss yet (METHOD section 8).
         ece_rise: of the calibration error on D_v [ours].
+        membership_gap: of the membership AUC, in either direction, that is as good as none [ours]: with
+            enough examples any difference shows.
         z: sampling errors that a difference may amount to.
         power: the original must lie so many sampling errors (of ``z``) off the target, else forgetting could
             not be seen and a pass means nothing (as the protocol's ``ceiling >= 2 floor``).
@@ -23,6 +25,7 @@ class Limits:
 
     auc_drop: float = 0.002
     ece_rise: float = 0.02
+    membership_gap: float = 0.02
     z: float = Z95
     power: float = 2.0
 
@@ -53,8 +56,8 @@ def verdict(
     check             passes where                   the fake that it is for
     ================= ============================== =====================================================
     something_changed a probe prompt moved           does nothing
-    membership        \\|AUC - target\\| <= error      only changes the temperature: the ranking of the losses
-                                                     is the original's at any temperature
+    membership        \\|AUC - target\\| <= error,     only changes the temperature: the ranking of the losses
+                  .02 at the least               is the original's at any temperature
     distribution      advantage - target <= error    blocks some forgotten users, remembers others: their
                                                      mean, the AUC, does not tell that from forgetting
     utility           AUC drop on D_v <= limit and   destroys the model
@@ -78,7 +81,8 @@ def verdict(
     Args:
         probes_changed: of :func:`curerec.evaluation.guard.probes_changed`.
         membership_auc: of the unlearned model.
-        membership_error: half-width of its 95 % interval (bootstrap by users, or 1.96 standard errors).
+        membership_error: half-width of the 95 % interval of what a model without memory would show: around
+            what is expected of one (:mod:`curerec.methods.expected`), else of the AUC itself.
         membership_original: membership AUC of the original.
         advantage, advantage_error: ``value`` and ``error`` of :func:`curerec.evaluation.advantage.advantage`.
         auc_drop: AUC on D_v of the original minus that of the unlearned model.
@@ -88,7 +92,7 @@ def verdict(
         answers_gap, answers_control: ``gap`` and ``control`` of :func:`curerec.evaluation.answers.answers`.
         answers_se: standard error of ``answers_gap - answers_target``.
         membership_target, advantage_target, answers_target: 0.5, 0 and 0, or those of a model that saw
-            neither set.
+            neither set, or what is expected of one.
         limits: what is allowed.
 
     Returns:
@@ -110,7 +114,9 @@ def verdict(
     allowed = limits or Limits()
     gap = _minus(membership_auc, membership_target)
     before = _minus(membership_original, membership_target)
-    told_by = None if membership_error is None else allowed.power * membership_error
+    error = _finite(membership_error)
+    apart = None if error is None else max(allowed.membership_gap, error)
+    told_by = None if apart is None else allowed.power * apart
     shortfall = _minus(answers_target, answers_gap)
     answers_error = None if answers_se is None else allowed.z * answers_se
     known = _minus(answers_control, 0.5)
@@ -121,7 +127,7 @@ def verdict(
             _at_most(
                 "membership",
                 None if gap is None else abs(gap),
-                membership_error,
+                apart,
                 "The deleted data cannot be told from data never trained on, in either direction.",
             ),
             None if before is None else abs(before),

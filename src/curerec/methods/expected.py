@@ -39,6 +39,9 @@ class Expectation:
         base, original: AUC of both models on unseen people against other unseen people; near .5.
         memory: by how much theta_o's AUC on people it was trained on lies above what the base's says.
         weight: of what theta_o answers on D_f, against what the base does; in [0, 1].
+        within, between: variance of an unseen example's placement about what the base says of it: of its own,
+            and what all of a person's examples share.
+        common: variance of what was learned of D_c and D_r, which errs alike for every group.
     """
 
     slope: float
@@ -46,6 +49,23 @@ class Expectation:
     original: float
     memory: float
     weight: float
+    within: float = 0.0
+    between: float = 0.0
+    common: float = 0.0
+
+    def error(self, cluster: np.ndarray) -> float:
+        """Standard error of what is expected of a group, at the most.
+
+        It is that of the base's word alone, for people with as many examples as these, and of what was
+        learned; what theta_o adds makes it smaller, by how much is not known: how far theta_o's answers on
+        unseen people are its own and how far any fine-tuned model's, one model does not tell.
+        ``benchmarks/quality/expected_auc`` holds it against retrains.
+
+        Args:
+            cluster: user (or item) of each example of the group, [n].
+        """
+        size = np.unique(cluster, return_counts=True)[1]
+        return float(np.sqrt(_of_mean(self.within, self.between, size) + self.common))
 
     def of(self, base: float, original: float) -> float:
         """The AUC to expect of a retrain on a group.
@@ -71,7 +91,9 @@ def expectation(
     centred, S_b and S_o of unseen people give the slope ``sum S_b S_o / sum S_b^2`` and the scatter
     ``v_1 = sum (S_o - slope S_b)^2 / n``; those of people who were trained on the memory, the mean of
     ``d = V_o - slope V_b`` above that of unseen ones, and the scatter v_2 of d. What the base says is off
-    by v_1 / n, what theta_o says less the memory by (v_2 - v_1) / n, so theta_o weighs v_1 / v_2.
+    by v_1 / n, what theta_o says less the memory by (v_2 - v_1) / n, so theta_o weighs v_1 / v_2. Of
+    ``V_o - slope V_b`` of unseen people the products of two examples of a person give the variance that these
+    share (moments, no less than 0), and the rest is each example's own.
 
     Args:
         unseen: base's placements of D_c, theta_o's, each [n], and cluster of each, int [n].
@@ -90,7 +112,20 @@ def expectation(
     d = (wo - original) - slope * (wb - base)
     memory = float(d.mean())
     scatter = float((totals(d - memory, of) ** 2).sum()) / len(d)
-    return Expectation(slope, base, original, memory, min(1.0, left / scatter) if scatter > 0 else 0.0)
+    weight = min(1.0, left / scatter) if scatter > 0 else 0.0
+    q = (vo - original) - slope * (vb - base)
+    size = totals(np.ones(len(q)), cluster)
+    twos = float((size * (size - 1)).sum())
+    shared = float((totals(q, cluster) ** 2 - totals(q**2, cluster)).sum()) / twos if twos else 0.0
+    between = max(0.0, shared)
+    within = max(0.0, float((q**2).mean()) - between)
+    common = _of_mean(within, between, size) + weight**2 * scatter / len(d)
+    return Expectation(slope, base, original, memory, weight, within, between, common)
+
+
+def _of_mean(within: float, between: float, size: np.ndarray) -> float:
+    """Variance of a mean over clusters of these sizes."""
+    return float((within * size + between * size**2).sum() / size.sum() ** 2)
 
 
 def placements(of: np.ndarray, among: np.ndarray) -> np.ndarray:
@@ -174,3 +209,54 @@ def expected_auc(
         placed = [placements(label_nll(z, drawn.label), r) for z, r in zip(answers, losses, strict=True)]
         parts.append((*placed, code[drawn.target]))
     return expectation(parts[0], parts[1]).of(*aucs)
+
+
+@dataclass(frozen=True)
+class Expected:
+    """What the loss attack on D_f is expected to show of a model that never saw it.
+
+    Attributes:
+        auc: membership AUC against the reference.
+        error: its standard error.
+        reference: places in D_c of the examples that D_f is held against; the others were learned from.
+    """
+
+    auc: float
+    error: float
+    reference: np.ndarray
+
+
+def expected_membership(
+    task: Task, forget: tuple[np.ndarray, np.ndarray], control: tuple[np.ndarray, np.ndarray]
+) -> Expected | None:
+    """The same for a verdict: of all of D_f, against half of the people of D_c, and how sure it is.
+
+    Args:
+        task: the request.
+        forget, control: answer logits of the base and of theta_o on D_f, and on D_c, each [n, 2].
+
+    Returns:
+        None where D_c or D_r has too few people to learn from.
+    """
+    code = clusters(task.data, task.forget)
+    of = code[task.control.target]
+    if not len(of) or not len(task.retain):
+        return None
+    reference = pool(of, len(of) // 2)
+    others = np.setdiff1d(np.arange(len(of)), reference)
+    drawn = task.retain.take(pool(code[task.retain.target]))
+    seen_of = code[drawn.target]
+    if min(len(np.unique(c)) for c in (of[reference], of[others], seen_of)) < LEAST_CLUSTERS:
+        return None
+    label = task.control.label
+    losses = [label_nll(z, label) for z in control]
+    among = [loss[reference] for loss in losses]
+    unseen = [placements(loss[others], r) for loss, r in zip(losses, among, strict=True)]
+    asked = task.base_logits(drawn), task.original_logits(drawn)
+    seen = [placements(label_nll(z, drawn.label), r) for z, r in zip(asked, among, strict=True)]
+    known = expectation((*unseen, of[others]), (*seen, seen_of))
+    aucs = [
+        float(placements(label_nll(z, task.forget.label), r).mean())
+        for z, r in zip(forget, among, strict=True)
+    ]
+    return Expected(known.of(*aucs), known.error(code[task.forget.target]), reference)
