@@ -111,9 +111,8 @@ def by_verdict(task: Task, retrains: list[Opened]) -> dict[str, Any] | None:
 
     def shown(model: Any) -> float:
         forget, reference = (score(model, p, task.answers) for p in (task.forget_prompts, held))
-        return float(
-            placements(label_nll(forget, task.forget.label), label_nll(reference, held.label)).mean()
-        )
+        told = [label_nll(z, p.label) for z, p in ((forget, task.forget_prompts), (reference, held))]
+        return float(placements(*told).mean())
 
     aucs = [shown(one.recommender.model) for one in retrains]
     return {"expected": known.auc, "error": known.error, "retrains": aucs}
