@@ -86,7 +86,8 @@ def verdict(
         membership_original: membership AUC of the original.
         advantage, advantage_error: ``value`` and ``error`` of :func:`curerec.evaluation.advantage.advantage`.
         auc_drop: AUC on D_v of the original minus that of the unlearned model.
-        auc_drop_se: its standard error, of the same examples for both (DeLong's, paired).
+        auc_drop_se: its standard error, over users, the same for both models
+            (:func:`curerec.evaluation.utility.auc_drop`).
         auc_original: AUC on D_v of the original.
         ece_rise: calibration error on D_v of the unlearned model minus that of the original.
         answers_gap, answers_control: ``gap`` and ``control`` of :func:`curerec.evaluation.answers.answers`.
