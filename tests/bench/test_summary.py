@@ -120,9 +120,9 @@ def test_verdicts_are_counted_by_model_and_by_check(tmp_path):
     assert line(summary, "retrain")["verdicts"]["of"] == 6  # each retrain is a model by itself
     text = text_table(summary)
     assert "| 3 of 3 |" in text and "| 0 of 3, 3 refused |" in text
-    assert "random_modules distribution 3, membership 3" in text
+    assert "random_modules: distribution 3, membership 3" in text
     page = write_summary(tmp_path) and (tmp_path / "bench.html").read_text(encoding="utf-8")
-    assert "Verified</th>" in page and "Refused by check" in page
+    assert "Verified</th>" in page and "Random groups: distribution 3, membership 3" in page
 
 
 def test_retrains_of_a_seed_count_as_one(tmp_path):

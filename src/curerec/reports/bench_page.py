@@ -170,14 +170,19 @@ def verified(line: Line) -> str:
     return f"{said.verified} of {said.of}" + (f", {said.refused} refused" if said.refused else "")
 
 
-def refusals(block: Block) -> str:
-    """Which checks refused how many models, by line; empty where none did."""
+def refusals(block: Block, named: Callable[[str], str] = str) -> str:
+    """Which checks refused how many models, by line; empty where none did.
+
+    Args:
+        block: of the summary.
+        named: how a method and a check are called.
+    """
     parts = [
-        f"{line.name} {', '.join(f'{name} {n}' for name, n in line.verdicts.by.items())}"
+        f"{named(line.name)}: {', '.join(f'{named(name)} {n}' for name, n in line.verdicts.by.items())}"
         for line in in_order(block)
         if line.verdicts and line.verdicts.by
     ]
-    return f"Refused by check: {'; '.join(parts)}." if parts else ""
+    return f"How many models each check of the verdict refused. {'; '.join(parts)}." if parts else ""
 
 
 def judged(block: Block) -> bool:
@@ -201,6 +206,11 @@ def scale(block: Block, *, costs_only: bool = False) -> str:
     )
 
 
+def _in_words(name: str) -> str:
+    """A line or a check as the page calls it."""
+    return "Retrained" if name == "retrain" else f.method(name)
+
+
 def _view(block: Block, bench: Bench) -> dict[str, Any]:
     columns = filled(block)
     lines = in_order(block)
@@ -213,10 +223,10 @@ def _view(block: Block, bench: Bench) -> dict[str, Any]:
         "title": block.title,
         "scale": scale(block, costs_only=bench.costs_only),
         "heads": [*(head for _, head, _ in columns), *(["Verified"] if judged(block) else [])],
-        "refusals": refusals(block),
+        "refusals": refusals(block, _in_words),
         "rows": [
             {
-                "name": f.method(line.name) if line.name != "retrain" else "Retrained",
+                "name": _in_words(line.name),
                 "ours": line.name == OURS,
                 "cells": [*cells(line, block, columns), *([verified(line)] if judged(block) else [])],
                 "seeds": seeds(line),
