@@ -44,7 +44,7 @@ def train(
     """Fine-tune a recommender and save it.
 
     Its answers to its own training examples and to D_c are stored beside it, and the base's to those that
-    requests ask it about (:mod:`curerec.recommender.stored_answers`), so that they need not: about half of an
+    requests ask it about (:mod:`curerec.recommender.stored_answers`), so that they need not: two thirds of an
     epoch in the demo, less the larger the training set. A retrain, which is there to be compared with, does
     without.
 
