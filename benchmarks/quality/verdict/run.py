@@ -11,100 +11,49 @@ a model or a filter in front of it would answer. Rows go to `results.jsonl`; see
 
 from __future__ import annotations
 
-import argparse
-import json
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import numpy as np
+from referenced import Seed, run
 from sklearn.metrics import roc_auc_score
 
-from curerec.bench.artefacts import opened_with, trained
 from curerec.bench.lines import read_lines
-from curerec.bench.recipe import BenchRecipe
-from curerec.bench.sequence import deleted_rows, parts_of
-from curerec.cli.inputs import quiet
-from curerec.config import read_yaml
-from curerec.data.fetch import load
-from curerec.data.forget import without_rows
+from curerec.bench.rows import Row
 from curerec.evaluation.candidate import Candidate
 from curerec.evaluation.utility import nll
-from curerec.machine import versions
 from curerec.measure import ground_of, judge
 from curerec.pipeline import base_model
-from curerec.splitting import drawn_request, granted
 
 ROWS = Path(__file__).resolve().parent / "results.jsonl"
 SETS = ("forget", "control", "valid")
 Answers = dict[str, np.ndarray]  # margins of P(yes) by set, [n]
 
 
-def main() -> None:
-    """Judge what is not there, and print the table."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--recipe", type=Path)
-    parser.add_argument("--models", type=Path, help="folder of the run")
-    parser.add_argument("--dataset", default="ml-100k", help="its name in the recipe")
-    parser.add_argument("--data", help="name or folder, where the name does not find it")
-    parser.add_argument("--seeds", type=int, nargs="+", help="default: the recipe's")
-    parser.add_argument("--parts", type=int, default=3, help="of ten, judged as requests by themselves")
-    parser.add_argument("--table", action="store_true", help="print the rows that there are")
-    asked = parser.parse_args()
-    if not asked.table:
-        if asked.recipe is None or asked.models is None:
-            parser.error("--recipe and --models: which run?")
-        quiet()
-        recipe = read_yaml(BenchRecipe, asked.recipe)
-        for seed in asked.seeds or recipe.seeds:
-            one_seed(recipe, asked.models, asked.dataset, asked.data or asked.dataset, seed, asked.parts)
-    table()
+PARTS = 3  # of ten, judged as requests by themselves
 
 
-def one_seed(bench: BenchRecipe, out: Path, dataset: str, place: str, seed: int, parts: int) -> None:
-    """Rows of a seed's first request on a data set, whole and in parts."""
-    if any((row["dataset"], row["seed"]) == (dataset, seed) for row in read_lines(ROWS)):
-        return
-    data = load(place)
-    ask = next(a for a in bench.requests if a.datasets is None or dataset in a.datasets)
-    recipe = bench.setting(dataset, next(iter(bench.models)), ask=ask, seed=seed)
-    opened = opened_with(trained(data, recipe, out), data, recipe, None)
-    request = drawn_request(data, recipe, opened.split)
-    split = granted(data, recipe, opened.split, request)
-    retrains = [
-        opened_with(trained(data, recipe, out, without=request, number=k), data, recipe, None)
-        for k in range(bench.retrains)
-    ]
-    plain = base_model(opened, seed=seed)
-    rows = []
-    for part, asked in enumerate([request, *parts_of(request, 10, seed)[:parts]]):
-        deleted = None if part == 0 else deleted_rows(data, asked)
-        mine = split if deleted is None else without_rows(data, opened.split, deleted, source="part")
-        ground, base = ground_of(opened, mine, seed=seed), Candidate(plain)
-        original = Candidate(opened.recommender.model)
+def rows_of(seed: Seed, parts: int) -> Iterator[Row]:
+    """What the verdict says of each retrain and each fake, of the whole request and of its parts."""
+    plain, number = base_model(seed.opened, seed=seed.number), seed.number
+    for part, split in seed.requests(parts):
+        ground, base = ground_of(seed.opened, split, seed=number), Candidate(plain)
+        original = Candidate(seed.opened.recommender.model)
         label = {name: ground.part(name).label for name in SETS}
         was = {name: _margin(ground.logits(original, name)) for name in SETS}
-        models = {f"retrain {k + 1}": Candidate(r.recommender.model) for k, r in enumerate(retrains)}
-        rng = np.random.default_rng([seed, part])
+        models = {f"retrain {k + 1}": Candidate(r.recommender.model) for k, r in enumerate(seed.retrains)}
+        rng = np.random.default_rng([number, part])
         models |= {name: _answering(fake(was, label, rng)) for name, fake in FAKES.items()}
         for name, one in models.items():
-            found = judge(opened, mine, original, one, base, ground=ground)
-            rows.append(
-                {
-                    "dataset": dataset,
-                    "seed": seed,
-                    "part": part,
-                    "n_forget": len(mine.forget),
-                    "model": name,
-                    "verified": found["verified"],
-                    "checks": [
-                        {k: c[k] for k in ("name", "passed", "value", "limit")} for c in found["checks"]
-                    ],
-                    "versions": versions(),
-                }
-            )
-    with ROWS.open("a", encoding="utf-8") as file:
-        file.writelines(json.dumps(row, sort_keys=True) + "\n" for row in rows)
+            found = judge(seed.opened, split, original, one, base, ground=ground)
+            yield {
+                "part": part,
+                "n_forget": len(split.forget),
+                "model": name,
+                "verified": found["verified"],
+                "checks": [{k: c[k] for k in ("name", "passed", "value", "limit")} for c in found["checks"]],
+            }
 
 
 def _margin(logits: np.ndarray) -> np.ndarray:
@@ -205,4 +154,5 @@ def table() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    run(__doc__ or "", ROWS, PARTS, rows_of)
+    table()

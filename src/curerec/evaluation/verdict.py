@@ -116,8 +116,8 @@ def verdict(
     gap = _minus(membership_auc, membership_target)
     before = _minus(membership_original, membership_target)
     error = _finite(membership_error)
-    apart = None if error is None else max(allowed.membership_gap, error)
-    told_by = None if apart is None else allowed.power * apart
+    least_gap = None if error is None else max(allowed.membership_gap, error)
+    told_by = None if least_gap is None else allowed.power * least_gap
     shortfall = _minus(answers_target, answers_gap)
     answers_error = None if answers_se is None else allowed.z * answers_se
     known = _minus(answers_control, 0.5)
@@ -128,7 +128,7 @@ def verdict(
             _at_most(
                 "membership",
                 None if gap is None else abs(gap),
-                apart,
+                least_gap,
                 "The deleted data cannot be told from data never trained on, in either direction.",
             ),
             None if before is None else abs(before),

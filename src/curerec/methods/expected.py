@@ -12,6 +12,7 @@ No retrain and no test example enters.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
@@ -59,7 +60,7 @@ class Expectation:
         It is that of the base's word alone, for people with as many examples as these, and of what was
         learned; what theta_o adds makes it smaller, by how much is not known: how far theta_o's answers on
         unseen people are its own and how far any fine-tuned model's, one model does not tell.
-        ``benchmarks/quality/expected_auc`` holds it against retrains.
+        ``benchmarks/quality/verdict`` holds it against retrains.
 
         Args:
             cluster: user (or item) of each example of the group, [n].
@@ -180,13 +181,11 @@ def pool(cluster: np.ndarray, size: int = POOL) -> np.ndarray:
     return np.flatnonzero(key <= last)
 
 
-def expected_auc(
-    task: Task,
-    reference: np.ndarray,
-    losses: tuple[np.ndarray, np.ndarray],
-    aucs: tuple[float, float],
-) -> float:
-    """The membership AUC to expect of a retrain on D_f.
+Said = tuple[np.ndarray, np.ndarray]  # of the base and of theta_o
+
+
+def expected_auc(task: Task, reference: np.ndarray, losses: Said, aucs: tuple[float, float]) -> float:
+    """The membership AUC to expect of a retrain on D_f, for an update to aim for.
 
     Args:
         task: the request.
@@ -197,18 +196,12 @@ def expected_auc(
     Returns:
         The AUC; that of the base where D_c has too few people beside the reference to learn from.
     """
-    code = clusters(task.data, task.forget)
-    others = np.setdiff1d(np.arange(len(task.control)), reference)
-    parts = []
-    for examples in (task.control.take(others), task.retain):
-        of = code[examples.target]
-        if len(np.unique(of)) < LEAST_CLUSTERS:
-            return aucs[0]
-        drawn = examples.take(pool(of))
-        answers = task.base_logits(drawn), task.original_logits(drawn)
-        placed = [placements(label_nll(z, drawn.label), r) for z, r in zip(answers, losses, strict=True)]
-        parts.append((*placed, code[drawn.target]))
-    return expectation(parts[0], parts[1]).of(*aucs)
+    others = task.control.take(np.setdiff1d(np.arange(len(task.control)), reference))
+    if not len(others):
+        return aucs[0]
+    unseen = others.take(pool(clusters(task.data, task.forget)[others.target]))
+    known = _learned(task, losses, unseen, lambda: (task.base_logits(unseen), task.original_logits(unseen)))
+    return aucs[0] if known is None else known.of(*aucs)
 
 
 @dataclass(frozen=True)
@@ -226,9 +219,7 @@ class Expected:
     reference: np.ndarray
 
 
-def expected_membership(
-    task: Task, forget: tuple[np.ndarray, np.ndarray], control: tuple[np.ndarray, np.ndarray]
-) -> Expected | None:
+def expected_membership(task: Task, forget: Said, control: Said) -> Expected | None:
     """The same for a verdict: of all of D_f, against half of the people of D_c, and how sure it is.
 
     Args:
@@ -240,23 +231,45 @@ def expected_membership(
     """
     code = clusters(task.data, task.forget)
     of = code[task.control.target]
-    if not len(of) or not len(task.retain):
+    if not len(of):
         return None
     reference = pool(of, len(of) // 2)
     others = np.setdiff1d(np.arange(len(of)), reference)
-    drawn = task.retain.take(pool(code[task.retain.target]))
-    seen_of = code[drawn.target]
-    if min(len(np.unique(c)) for c in (of[reference], of[others], seen_of)) < LEAST_CLUSTERS:
+    if len(np.unique(of[reference])) < LEAST_CLUSTERS:
         return None
-    label = task.control.label
-    losses = [label_nll(z, label) for z in control]
-    among = [loss[reference] for loss in losses]
-    unseen = [placements(loss[others], r) for loss, r in zip(losses, among, strict=True)]
-    asked = task.base_logits(drawn), task.original_logits(drawn)
-    seen = [placements(label_nll(z, drawn.label), r) for z, r in zip(asked, among, strict=True)]
-    known = expectation((*unseen, of[others]), (*seen, seen_of))
-    aucs = [
-        float(placements(label_nll(z, task.forget.label), r).mean())
-        for z, r in zip(forget, among, strict=True)
-    ]
-    return Expected(known.of(*aucs), known.error(code[task.forget.target]), reference)
+    among = [label_nll(z[reference], task.control.label[reference]) for z in control]
+    known = _learned(
+        task,
+        (among[0], among[1]),
+        task.control.take(others),
+        lambda: (control[0][others], control[1][others]),
+    )
+    if known is None:
+        return None
+    losses = [label_nll(z, task.forget.label) for z in forget]
+    aucs = [float(placements(loss, r).mean()) for loss, r in zip(losses, among, strict=True)]
+    return Expected(known.of(aucs[0], aucs[1]), known.error(code[task.forget.target]), reference)
+
+
+def _learned(task: Task, among: Said, unseen: Examples, said: Callable[[], Said]) -> Expectation | None:
+    """What unseen people of D_c and people of D_r teach.
+
+    Args:
+        task: the request; of D_r a pool is asked.
+        among: losses of the reference, by the base and by theta_o.
+        unseen: examples of D_c beside the reference.
+        said: answer logits of both on these, asked for only where there are people enough.
+
+    Returns:
+        None where there are too few people.
+    """
+    code = clusters(task.data, task.forget)
+    if min(len(np.unique(code[part.target])) for part in (unseen, task.retain)) < LEAST_CLUSTERS:
+        return None
+    seen = task.retain.take(pool(code[task.retain.target]))
+    parts = []
+    for examples, answers in ((unseen, said()), (seen, (task.base_logits(seen), task.original_logits(seen)))):
+        losses = [label_nll(z, examples.label) for z in answers]
+        placed = [placements(loss, r) for loss, r in zip(losses, among, strict=True)]
+        parts.append((placed[0], placed[1], code[examples.target]))
+    return expectation(parts[0], parts[1])

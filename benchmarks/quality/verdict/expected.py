@@ -1,104 +1,57 @@
 """How near the membership AUC that an update aims for lies to that of retrains which never saw the deleted,
 and how often such retrains lie within the error that the verdict allows.
 
-    python benchmarks/quality/expected_auc/run.py --recipe RECIPE --models OUT --dataset ml-100k --data PLACE
-    python benchmarks/quality/expected_auc/run.py --table
+    python benchmarks/quality/verdict/expected.py --recipe RECIPE --models OUT --dataset ml-100k --data PLACE
+    python benchmarks/quality/verdict/expected.py --table
 
 RECIPE and OUT are those of a `curerec bench` run: its originals and retrains are used (and trained where they
 are not there). A seed's first request is looked at whole, and in ten parts, each a request by itself that
 leaves all others to the model; the retrains are those of the whole, which saw none of them. Rows go to
-`results.jsonl`; seeds that are there are left out.
+`expected.jsonl`; seeds that are there are left out.
 """
 
 from __future__ import annotations
 
-import argparse
-import json
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+from referenced import Seed, run
 
-from curerec.bench.artefacts import opened_with, trained
 from curerec.bench.lines import read_lines
-from curerec.bench.recipe import BenchRecipe
-from curerec.bench.sequence import deleted_rows, parts_of
-from curerec.cli.inputs import quiet
-from curerec.config import read_yaml
-from curerec.data.fetch import load
-from curerec.data.forget import without_rows
-from curerec.machine import versions
+from curerec.bench.rows import Row
 from curerec.methods.expected import expected_membership, placements
 from curerec.methods.stopping import Stopping, Watch
 from curerec.methods.task import Task
 from curerec.pipeline import Opened, task_for
 from curerec.recommender.score import label_nll, score
-from curerec.splitting import drawn_request, granted
 
-ROWS = Path(__file__).resolve().parent / "results.jsonl"
+ROWS = Path(__file__).resolve().parent / "expected.jsonl"
 LOOKED_AT = 300  # of D_f and of D_c, as updates do
 
 
-def main() -> None:
-    """Score what is not there, and print the table."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--recipe", type=Path)
-    parser.add_argument("--models", type=Path, help="folder of the run")
-    parser.add_argument("--dataset", default="ml-100k", help="its name in the recipe")
-    parser.add_argument("--data", help="name or folder, where the name does not find it")
-    parser.add_argument("--seeds", type=int, nargs="+", help="default: the recipe's")
-    parser.add_argument("--table", action="store_true", help="print the rows that there are")
-    asked = parser.parse_args()
-    if not asked.table:
-        if asked.recipe is None or asked.models is None:
-            parser.error("--recipe and --models: which run?")
-        quiet()
-        recipe = read_yaml(BenchRecipe, asked.recipe)
-        for seed in asked.seeds or recipe.seeds:
-            one_seed(recipe, asked.models, asked.dataset, asked.data or asked.dataset, seed)
-    table()
+PARTS = 10
 
 
-def one_seed(bench: BenchRecipe, out: Path, dataset: str, place: str, seed: int) -> None:
-    """Rows of a seed's first request, whole and in parts."""
-    if any((row["dataset"], row["seed"]) == (dataset, seed) for row in read_lines(ROWS)):
-        return
-    data, ask = load(place), bench.requests[0]
-    recipe = bench.setting(dataset, next(iter(bench.models)), ask=ask, seed=seed)
-    opened = opened_with(trained(data, recipe, out), data, recipe, None)
-    request = drawn_request(data, recipe, opened.split)
-    split = granted(data, recipe, opened.split, request)
-    retrains = [
-        opened_with(trained(data, recipe, out, without=request, number=k), data, recipe, None)
-        for k in range(bench.retrains)
-    ]
-    rows = []
-    for part, asked in enumerate([request, *parts_of(request, 10, seed)]):
-        mine = (
-            split if part == 0 else without_rows(data, opened.split, deleted_rows(data, asked), source="part")
-        )
-        task = task_for(opened, mine, seed=100 * seed + part)
+def rows_of(seed: Seed, parts: int) -> Iterator[Row]:
+    """What is aimed for and what each retrain shows, of the whole request and of its parts."""
+    for part, split in seed.requests(parts):
+        task = task_for(seed.opened, split, seed=100 * seed.number + part)
         aims = {
             target: Watch(task, Stopping(check_size=LOOKED_AT, target=target))
             for target in ("base", "expected")
         }
-        aucs = [aims["base"].membership(one.recommender.model) for one in retrains]
-        rows.append(
-            {
-                "dataset": dataset,
-                "seed": seed,
-                "part": part,
-                "n_forget": len(mine.forget),
-                "original": aims["base"].first["membership_auc"],
-                **{target: watch.target for target, watch in aims.items()},
-                "retrain": float(np.mean(aucs)),
-                "retrain_sd": float(np.std(aucs, ddof=1)),
-                "verdict": by_verdict(task, retrains),
-                "versions": versions(),
-            }
-        )
-    with ROWS.open("a", encoding="utf-8") as file:
-        file.writelines(json.dumps(row, sort_keys=True) + "\n" for row in rows)
+        aucs = [aims["base"].membership(one.recommender.model) for one in seed.retrains]
+        yield {
+            "part": part,
+            "n_forget": len(split.forget),
+            "original": aims["base"].first["membership_auc"],
+            **{target: watch.target for target, watch in aims.items()},
+            "retrain": float(np.mean(aucs)),
+            "retrain_sd": float(np.std(aucs, ddof=1)),
+            "verdict": by_verdict(task, seed.retrains),
+        }
 
 
 def by_verdict(task: Task, retrains: list[Opened]) -> dict[str, Any] | None:
@@ -155,4 +108,5 @@ def table() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    run(__doc__ or "", ROWS, PARTS, rows_of)
+    table()
