@@ -4,8 +4,8 @@
 which the reader has to bear in mind. Prints the mean difference of the residuals with its t interval over
 seeds, on how many seeds `cure` is nearer, and the p of Wilcoxon's signed-rank test. `METHOD@MODEL` is a
 method with another model of the recipe: `cure@base` for `cure` with the settings that the recipe calls so.
-`METHOD/REQUEST` is a method on another request of the same seeds: `cure/users-0.1-random-x10`. Below the table
-stands the mean of `cure`'s own residuals.
+`METHOD/REQUEST` is a method on another request of the same seeds: `cure/users-0.1-random-x10`. Below the
+table stands the mean of `cure`'s own residuals.
 """
 
 from __future__ import annotations

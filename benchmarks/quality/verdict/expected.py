@@ -19,7 +19,6 @@ from typing import Any
 import numpy as np
 from referenced import Seed, run
 
-from curerec.bench.lines import read_lines
 from curerec.bench.rows import Row
 from curerec.methods.expected import expected_membership, placements
 from curerec.methods.stopping import Stopping, Watch
@@ -71,9 +70,8 @@ def by_verdict(task: Task, retrains: list[Opened]) -> dict[str, Any] | None:
     return {"expected": known.auc, "error": known.error, "retrains": aucs}
 
 
-def table() -> None:
+def table(rows: list[Row]) -> None:
     """Error of each aim against the mean of the retrains, by size of the request; and of the verdict's."""
-    rows = list(read_lines(ROWS))
     print("| data | request | n | aim | mean error | root mean square |\n" + "|---" * 6 + "|")
     for dataset in sorted({row["dataset"] for row in rows}):
         for name, whole in (("10 % of the users", True), ("1 % of the users", False)):
@@ -108,5 +106,4 @@ def table() -> None:
 
 
 if __name__ == "__main__":
-    run(__doc__ or "", ROWS, PARTS, rows_of)
-    table()
+    table(run(__doc__ or "", ROWS, PARTS, rows_of))

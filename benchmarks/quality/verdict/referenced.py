@@ -48,26 +48,38 @@ class Seed:
         yield from enumerate(self.tenths[:parts], 1)
 
 
-def run(description: str, rows: Path, parts: int, of: Callable[[Seed, int], Iterator[Row]]) -> None:
-    """The command of a benchmark: rows of the seeds that have none yet.
+def run(description: str, rows: Path, parts: int, of: Callable[[Seed, int], Iterator[Row]]) -> list[Row]:
+    """The command of a benchmark: rows of the seeds that have none yet are made.
 
     Args:
         description: its docstring.
         rows: where they go, all of a seed at once.
         parts: of ten that a request is looked at in, unless the command says otherwise.
         of: the rows of a seed and so many parts, without ``dataset``, ``seed`` and ``versions``.
+
+    Returns:
+        The rows that there are then, of all seeds or of those that are named.
     """
     parser = argparse.ArgumentParser(description=description.splitlines()[0])
     parser.add_argument("--recipe", type=Path)
     parser.add_argument("--models", type=Path, help="folder of the run")
     parser.add_argument("--dataset", default="ml-100k", help="its name in the recipe")
     parser.add_argument("--data", help="name or folder, where the name does not find it")
-    parser.add_argument("--seeds", type=int, nargs="+", help="default: the recipe's")
+    parser.add_argument("--seeds", type=int, nargs="+", help="default: the recipe's; of a table, all")
     parser.add_argument("--parts", type=int, default=parts, help="of ten, requests by themselves")
     parser.add_argument("--table", action="store_true", help="print the rows that there are")
     asked = parser.parse_args()
-    if asked.table:
-        return
+    if not asked.table:
+        _fill(parser, asked, rows, of)
+    return [row for row in read_lines(rows) if asked.seeds is None or row["seed"] in asked.seeds]
+
+
+def _fill(
+    parser: argparse.ArgumentParser,
+    asked: argparse.Namespace,
+    rows: Path,
+    of: Callable[[Seed, int], Iterator[Row]],
+) -> None:
     if asked.recipe is None or asked.models is None:
         parser.error("--recipe and --models: which run?")
     quiet()

@@ -19,7 +19,6 @@ import numpy as np
 from referenced import Seed, run
 from sklearn.metrics import roc_auc_score
 
-from curerec.bench.lines import read_lines
 from curerec.bench.rows import Row
 from curerec.evaluation.candidate import Candidate
 from curerec.evaluation.utility import nll
@@ -122,9 +121,8 @@ FAKES: dict[str, Callable[[Answers, Answers, np.random.Generator], Answers]] = {
 }
 
 
-def table() -> None:
+def table(rows: list[Row]) -> None:
     """Shares verified, refused and not judged, and what refused."""
-    rows = list(read_lines(ROWS))
     notes = []
     heads = ("data", "request", "model", "n", "verified", "refused", "not judged", "refused by")
     print(f"| {' | '.join(heads)} |\n" + "|---" * len(heads) + "|")
@@ -154,5 +152,4 @@ def table() -> None:
 
 
 if __name__ == "__main__":
-    run(__doc__ or "", ROWS, PARTS, rows_of)
-    table()
+    table(run(__doc__ or "", ROWS, PARTS, rows_of))
