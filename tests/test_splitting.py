@@ -80,3 +80,21 @@ def test_counts_of_the_recipe_on_ml_1m():
     print(len(made.train), len(made.control), len(done.forget), len(done.retain))
     assert len(done.forget) + len(done.retain) == len(made.train)
     assert 0.9 * 9_000 < len(done.forget) < 0.9 * 15_000
+
+
+def test_a_length_of_histories_holds_through_a_request():
+    values = {"split": {"history": 3}, "request": {"share": 0.2}}
+    chosen = parse(Recipe, values, where="test")
+    made = split_of(DATA, chosen.split)
+    done = granted(DATA, chosen, made, drawn_request(DATA, chosen, made))
+    parts = [made.train, made.control, made.valid, made.test]
+    parts += [done.forget, done.retain, done.control, done.valid, done.test]
+    assert {part.places for part in parts} == {3}
+    # The last three of those that the default shows, and a default that no digest knows of.
+    default = chosen.split.model_copy(update={"history": None})
+    usual = split_of(DATA, default)
+    np.testing.assert_array_equal(made.train.target, usual.train.target)
+    np.testing.assert_array_equal(made.train.history, usual.train.history[:, -3:])
+    assert "history" not in default.model_dump(mode="json")
+    late = split_of(DATA, recipe(history=3).split)
+    assert {late.train.places, late.test.places} == {3}

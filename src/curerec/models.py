@@ -102,7 +102,9 @@ def fresh_model(folder: Path, config: ModelConfig, *, seed: int) -> Any:
         model, _ = storage.load_base(folder, device=device())
         model.requires_grad_(True)
         return model
-    model = storage.load_frozen(folder, config.base_bits, device=device())
+    model = storage.load_frozen(
+        folder, config.base_bits, device=device(), dtype=storage.type_named(config.dtype)
+    )
     family = family_of(model)
     known = family.projections
     unknown = set(config.lora.targets or []) - set(known)
@@ -112,12 +114,21 @@ def fresh_model(folder: Path, config: ModelConfig, *, seed: int) -> Any:
             where="model.lora.targets",
             mend=f"Choose from {', '.join(known)}",
         )
+    n_layers = len(family.layer_list(model))
+    if config.lora.layers is not None and config.lora.layers > n_layers:
+        raise ModelError(
+            f"has {n_layers} layers, not {config.lora.layers}",
+            where="model.lora.layers",
+            mend=f"Give {n_layers} at the most, or none for all",
+        )
+    on = config.lora.layers
+    layers = [""] if on is None else [f"{family.layers}.{k}." for k in range(n_layers - on, n_layers)]
     shape = PeftLora(
         r=config.lora.r,
         lora_alpha=config.lora.alpha,
         lora_dropout=config.lora.dropout,
         # Paths and not last names: GPT-2 calls two maps c_proj.
-        target_modules=[known[t].path for t in (config.lora.targets or known)],
+        target_modules=[where + known[t].path for where in layers for t in (config.lora.targets or known)],
         fan_in_fan_out=family.transposed,
         task_type="CAUSAL_LM",
     )

@@ -188,7 +188,9 @@ def open_recommender(
     recipe, note = recipe_of_card(card, where=where)
     base = base or bases.resolve(card["base"]["name"], cache=cache)
     if cut:  # whole in main memory only
-        recommender = storage.load(folder, base, dtype=storage.type_on(device()))
+        recommender = storage.load(
+            folder, base, dtype=storage.type_named(recipe.model.dtype) or storage.type_on(device())
+        )
         spread_base(recommender.model, device())
     else:
         recommender = storage.load(folder, base, device=device())

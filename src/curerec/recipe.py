@@ -23,6 +23,8 @@ SETTINGS = ("cure", "npo", "methods", "runtime")
 class SplitConfig(Strict):
     """How interactions become examples; stored with the recommender, for a request to find the same split."""
 
+    added = ("history",)
+
     kind: Literal["per-user", "e2urec"] = Field(
         "per-user",
         description="hold out each user's latest interactions, or cut all users' latest by time",
@@ -35,6 +37,9 @@ class SplitConfig(Strict):
     public_share: float = Field(
         0.0, ge=0, lt=1, description="share of the users that only the base model is pre-trained on (nano)"
     )
+    history: int | None = Field(
+        None, gt=0, description="interactions that a prompt shows at most, the last ones; None: 10"
+    )
     train: int | None = Field(None, gt=0, description="at most so many training examples")
     other: int | None = Field(None, gt=0, description="at most so many of control, validation and test each")
 
@@ -42,10 +47,18 @@ class SplitConfig(Strict):
 class LoraConfig(Strict):
     """Shape of the adapter."""
 
+    added = ("layers",)
+
     r: int = Field(16, gt=0)
     alpha: int = Field(32, gt=0)
     dropout: float = Field(0.0, ge=0, lt=1)
     targets: list[str] | None = Field(None, description="short projection names; None: all of the family")
+    layers: int | None = Field(
+        None,
+        gt=0,
+        description="only the last so many layers have branches: what lies below them is computed once a "
+        "prompt (on the CPU); None: all",
+    )
 
 
 class NanoShape(Strict):
@@ -66,13 +79,18 @@ class NanoShape(Strict):
 class ModelConfig(Strict):
     """Which model, and how it is fine-tuned."""
 
-    added = ("nano",)
+    added = ("nano", "dtype")
 
     base: str = Field("nano", description="nano, smollm2-135m, a folder, or a name on the Hugging Face hub")
     kind: Literal["full", "lora"] = "lora"
     nano: NanoShape | None = Field(None, description="size of base nano; None: 2 layers of 4 heads, width 64")
     template: str = "likes"
     lora: LoraConfig = LoraConfig()
+    dtype: Literal["float32", "bfloat16"] | None = Field(
+        None,
+        description="of the frozen base under an adapter, whose own weights are float32; None: float32 on a "
+        "CPU, bfloat16 on a GPU",
+    )
     base_bits: Literal[4, 8, 16] = Field(
         16, description="of the frozen base under an adapter (QLoRA); 4 and 8 need curerec[quant]"
     )
@@ -83,6 +101,8 @@ class ModelConfig(Strict):
     def _adapter_only(self) -> ModelConfig:
         if self.base_bits != 16 and self.kind == "full":
             raise ValueError("base_bits 4 and 8 are for a frozen base: use kind lora")
+        if self.dtype is not None and self.kind == "full":
+            raise ValueError("dtype is of a frozen base: use kind lora")
         return self
 
     @model_validator(mode="after")

@@ -114,6 +114,11 @@ class Examples:
     def __len__(self) -> int:
         return len(self.target)
 
+    @property
+    def places(self) -> int:
+        """Interactions that a history holds at most (K)."""
+        return self.history.shape[1]
+
     def take(self, index: np.ndarray) -> Examples:
         """The examples at ``index`` (int positions or bool mask), in that order."""
         return Examples(self.target[index], self.history[index], self.label[index])

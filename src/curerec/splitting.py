@@ -8,7 +8,7 @@ import numpy as np
 
 from curerec.data.forget import apply_request, deleted_rows, draw_request
 from curerec.data.split_e2urec import e2urec_request, e2urec_split
-from curerec.data.splits import LIKED, per_user_split, subsample
+from curerec.data.splits import HISTORY, LIKED, per_user_split, subsample
 from curerec.errors import DataError, RequestError
 from curerec.recipe import Recipe, SplitConfig
 from curerec.recommender.bases import NANO
@@ -29,9 +29,12 @@ def split_of(data: Interactions, config: SplitConfig) -> Split:
         DataError: histories are too short for one, or everything in a part was liked, or nothing.
     """
     _, own = users_by_part(data, config)
+    history = config.history or HISTORY
     if config.kind == "e2urec":
         # E2URec has no control set: D_c comes out of its training part, which is smaller for it.
-        whole = e2urec_split(data, control_share=config.control_share, seed=config.seed, users=own)
+        whole = e2urec_split(
+            data, control_share=config.control_share, seed=config.seed, users=own, history=history
+        )
     else:
         whole = per_user_split(
             data,
@@ -39,6 +42,7 @@ def split_of(data: Interactions, config: SplitConfig) -> Split:
             control_share=config.control_share,
             holdout_share=config.holdout_share,
             users=own,
+            history=history,
         )
     split = subsample(whole, train=config.train, other=config.other, seed=config.seed)
     for role in ("train", "valid", "test"):
@@ -71,7 +75,7 @@ def drawn_request(data: Interactions, recipe: Recipe, split: Split) -> ForgetReq
 def public_split(data: Interactions, config: SplitConfig) -> Split:
     """The split of the public part of the users; its training examples are what nano is pre-trained on."""
     public, _ = users_by_part(data, config)
-    return per_user_split(data, seed=config.seed, users=public)
+    return per_user_split(data, seed=config.seed, users=public, history=config.history or HISTORY)
 
 
 @dataclass(frozen=True)

@@ -13,6 +13,7 @@ from transformers import Qwen2Tokenizer
 
 from curerec import pipeline
 from curerec.config import parse
+from curerec.errors import ConfigError, ModelError
 from curerec.methods.cure.method import in_core
 from curerec.models import fresh_model, logits_of
 from curerec.prompts.encoding import Encoder
@@ -84,12 +85,16 @@ def frozen_parts(outcome, model):
     ("model_type", "kind"),
     [
         *((t, "lora") for t in TYPES),
+        ("llama", "lora of the last layer"),
+        ("gpt2", "lora of the last layer"),
         *(pytest.param(t, "full", marks=[pytest.mark.soak] if t in ALIKE else []) for t in TYPES),
     ],
 )
 def test_train_and_cure(model_type, kind, tmp_path):
     base = base_of(model_type, tmp_path / "base")
-    model = {"kind": kind} | ({"lora": {"r": 3, "alpha": 6}} if kind == "lora" else {})
+    model = {"kind": kind}
+    if kind != "full":
+        model = {"kind": "lora", "lora": {"r": 3, "alpha": 6} | ({"layers": 1} if kind != "lora" else {})}
     granularity = "row" if kind == "full" else "head_mlp"
     made, opened = opened_after(tmp_path, base, model, granularity=granularity)
     original = opened.recommender.model
@@ -112,7 +117,7 @@ def test_train_and_cure(model_type, kind, tmp_path):
         assert torch.equal(p, before[name]), "the recommender itself was changed"
     after = dict(outcome.model.named_parameters())
     changed = {n for n in before if not torch.equal(before[n], after[n])}
-    assert changed and all("lora_" in n for n in changed) is (kind == "lora")
+    assert changed and all("lora_" in n for n in changed) is (kind != "full")
     for name, mask in frozen_parts(outcome, outcome.model):
         name = name if name in after else "lm_head.weight"
         if name in after:
@@ -145,6 +150,23 @@ def test_lora_goes_where_the_recipe_says_and_nowhere_else(model_type, targets, t
     found = {n.split(".lora_")[0].split(".", 5)[-1] for n, p in model.named_parameters() if p.requires_grad}
     assert {path for path in paths} == {next(p for p in paths if name.endswith(p)) for name in found}
     assert len(found) == len(paths)
+
+
+@pytest.mark.parametrize("model_type", ["llama", "gpt2"])
+def test_lora_on_the_last_layers_leaves_those_below_without_branches(model_type, tmp_path):
+    base = base_of(model_type, tmp_path / "base")
+    recipe = parse(Recipe, {"model": {"lora": {"r": 2, "layers": 1}, "dtype": "bfloat16"}}, where="test")
+    model = fresh_model(base, recipe.model, seed=0)
+    layers = family_of(model).layer_list(model)
+    adapted = [any("lora_" in n for n, _ in layer.named_parameters()) for layer in layers]
+    assert adapted == [False] * (len(layers) - 1) + [True]
+    types = {("lora_" in name, p.dtype) for name, p in model.named_parameters()}
+    assert types == {(False, torch.bfloat16), (True, torch.float32)}
+    with pytest.raises(ModelError, match="layers"):
+        more = {"model": {"lora": {"layers": len(layers) + 1}}}
+        fresh_model(base, parse(Recipe, more, where="test").model, seed=0)
+    with pytest.raises(ConfigError, match="dtype"):
+        parse(Recipe, {"model": {"kind": "full", "dtype": "bfloat16"}}, where="test")
 
 
 @pytest.mark.parametrize("granularity", ["row", "projection", "head_mlp"])

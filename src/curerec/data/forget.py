@@ -132,7 +132,7 @@ def without_rows(data: Interactions, split: Split, deleted: np.ndarray, *, sourc
             mend="Check that the recommender was trained on this split",
         )
     kept = split.train.target[~hit]
-    retain = examples(data, kept, deleted=deleted)
+    retain = examples(data, kept, deleted=deleted, history=split.train.places)
     if len(retain) == 0:
         raise RequestError(
             "the request deletes all training data",
@@ -141,7 +141,7 @@ def without_rows(data: Interactions, split: Split, deleted: np.ndarray, *, sourc
         )
 
     def rebuilt(part: Examples) -> Examples:
-        return examples(data, part.target[~deleted[part.target]], deleted=deleted)
+        return examples(data, part.target[~deleted[part.target]], deleted=deleted, history=part.places)
 
     control_gone = split.control.take(deleted[split.control.target])
     control_kept = rebuilt(split.control)

@@ -6,7 +6,7 @@ import random
 
 import numpy as np
 
-from curerec.data.splits import MIN_HISTORY, examples, first_rows
+from curerec.data.splits import HISTORY, MIN_HISTORY, examples, first_rows
 from curerec.errors import DataError
 from curerec.records import ForgetRequest, Interactions, Split
 
@@ -20,6 +20,7 @@ def e2urec_split(
     window: int = WINDOW,
     seed: int = 0,
     users: np.ndarray | None = None,
+    history: int = HISTORY,
 ) -> Split:
     """The latest examples of all users in time order: 60 % train, 20 % validation, 20 % test.
 
@@ -33,6 +34,7 @@ def e2urec_split(
         window: at most so many examples.
         seed: of the control draw.
         users: user codes to take examples from; all when None.
+        history: interactions that a prompt shows at most.
 
     Returns:
         The split, each part in time order.
@@ -61,10 +63,10 @@ def e2urec_split(
                 mend="Use the per-user split for data this small",
             )
     return Split(
-        train=examples(data, train[~control]),
-        control=examples(data, train[control]),
-        valid=examples(data, valid),
-        test=examples(data, test),
+        train=examples(data, train[~control], history=history),
+        control=examples(data, train[control], history=history),
+        valid=examples(data, valid, history=history),
+        test=examples(data, test, history=history),
         kind="e2urec",
         seed=seed,
     )

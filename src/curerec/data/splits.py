@@ -37,6 +37,8 @@ def examples(
         targets: rows asked about, int [n]. Targets with fewer than ``min_history`` earlier interactions left
             are skipped.
         deleted: bool [n_rows] or None.
+        history: interactions that are shown at most.
+        min_history: see ``targets``.
 
     Returns:
         Examples with history int64 [m, history], m <= n.
@@ -66,6 +68,7 @@ def per_user_split(
     control_share: float = 0.1,
     holdout_share: float = 0.2,
     users: np.ndarray | None = None,
+    history: int = HISTORY,
 ) -> Split:
     """The last 20 % of each user's interactions held out, half for validation and half for test.
 
@@ -78,6 +81,7 @@ def per_user_split(
         control_share: share of the earlier interactions that become control.
         holdout_share: share of each user's latest interactions that are held out.
         users: user codes to take examples from; all when None.
+        history: interactions that a prompt shows at most.
 
     Raises:
         DataError: no user has enough history for any example.
@@ -96,7 +100,7 @@ def per_user_split(
     wanted = np.ones(len(data), bool) if users is None else np.isin(data.user_code, users)
 
     def make(mask: np.ndarray) -> Examples:
-        return examples(data, np.flatnonzero(mask & wanted))
+        return examples(data, np.flatnonzero(mask & wanted), history=history)
 
     split = Split(
         train=make(early & ~is_control),

@@ -17,6 +17,7 @@ from curerec.recommender.folding import folded
 from curerec.recommender.fused import fused_activations
 from curerec.recommender.lean import answer_only, can_be_lean
 from curerec.recommender.lookup import looked_up
+from curerec.recommender.lower import kept_below, lowest_adapted
 from curerec.recommender.memory import keep_freed
 from curerec.recommender.shared import can_share, last_states, packed, runs
 
@@ -60,8 +61,9 @@ def answer_logits(
     if mask is not None:
         inputs["attention_mask"] = mask.long()
         inputs["position_ids"] = (mask.long().cumsum(-1) - 1).clamp(min=0)
+    below = kept_below(model, ids, last) if inputs_embeds is None and mask is None else nullcontext()
     lean = lean and can_be_lean(model)
-    with answer_only(model, last) if lean else nullcontext():
+    with below, answer_only(model, last) if lean else nullcontext():
         hidden = base.get_decoder()(**inputs, use_cache=False).last_hidden_state
     rows = torch.arange(len(last), device=last.device)
     return read_out(base, hidden[rows, last], answers)
@@ -169,8 +171,10 @@ def score(
         most = CPU_TOKENS * torch.get_num_threads()
         fewer = min(batch_size, max(1, most // max(1, int(prompts.lengths.max(initial=1)))))
     order, found = [np.zeros(0, np.int64)], [torch.zeros(0, 2)]
+    # Where the lower layers' states are kept, their first layer is hardly run.
+    table = nullcontext() if lowest_adapted(model) else looked_up(model, prompts)
     try:
-        with folded(model), fused_activations(model), looked_up(model, prompts):
+        with folded(model), fused_activations(model), table:
             alone = np.ones(len(prompts), bool)
             for batch in packed(runs(prompts) if can_share(model) else [], batch_size):
                 index = np.concatenate([np.arange(run.start, run.end) for run in batch])

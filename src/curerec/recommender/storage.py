@@ -49,6 +49,11 @@ def type_on(device: torch.device | str) -> torch.dtype:
     return torch.float32 if torch.device(device).type == "cpu" else torch.bfloat16
 
 
+def type_named(name: str | None) -> torch.dtype | None:
+    """The type that a recipe calls ``float32`` or ``bfloat16``; None: :func:`type_on` is to say."""
+    return None if name is None else {"float32": torch.float32, "bfloat16": torch.bfloat16}[name]
+
+
 def load_base(
     folder: Path, *, device: torch.device | str = "cpu", dtype: torch.dtype | None = None
 ) -> tuple[Any, Any]:
@@ -264,7 +269,8 @@ def load(
         folder: written by :func:`save`.
         base_folder: the base model it was fine-tuned from.
         device: where to put the model.
-        dtype: of the base's weights; None: as :func:`load_base` chooses for the device.
+        dtype: of the base's weights; None: what the recipe in the card says, and else as :func:`load_base`
+            chooses for the device.
 
     Raises:
         ModelError: unsafe files, weights that differ from the card, or a base that is not the adapter's.
@@ -290,7 +296,8 @@ def load(
     if card.get("kind") == "lora":
         from peft import PeftModel
 
-        bits = (card["recipe"].get("model") or {}).get("base_bits", 16)
+        made = card["recipe"].get("model") or {}
+        bits, dtype = made.get("base_bits", 16), dtype or type_named(made.get("dtype"))
         model = load_frozen(base_folder, bits, device=device, dtype=dtype)
         try:
             model = PeftModel.from_pretrained(model, folder, local_files_only=True)

@@ -328,7 +328,7 @@ def _for_retrain(opened: Opened, deleted: np.ndarray) -> ForgetSplit:
     data, split = opened.data, opened.split
 
     def rebuilt(part: Examples) -> Examples:
-        return examples(data, part.target[~deleted[part.target]], deleted=deleted)
+        return examples(data, part.target[~deleted[part.target]], deleted=deleted, history=part.places)
 
     retain = rebuilt(split.train)
     if len(retain) == 0:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import shutil
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 
@@ -18,7 +18,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from curerec.data import durable
-from curerec.data.splits import examples
+from curerec.data.splits import HISTORY, examples
 from curerec.data.table import interactions
 from curerec.errors import DataError, ModelError, RequestError, StorageError
 from curerec.recommender import manifest
@@ -33,10 +33,11 @@ NOUNS = {"users": "user", "items": "item", "interactions": "interaction"}
 
 @dataclass(frozen=True)
 class Table:
-    """Interactions and the part of each row, int8 [n_rows] into :data:`PARTS`."""
+    """Interactions and the part of each row, int8 [n_rows] into :data:`PARTS`; how many a history shows."""
 
     data: Interactions
     part: np.ndarray
+    history: int = HISTORY
 
     @cached_property
     def split(self) -> Split:
@@ -45,7 +46,12 @@ class Table:
         Rows that came in since the last training are in no history: the model never saw them there.
         """
         made = {
-            name: examples(self.data, np.flatnonzero(self.part == PARTS.index(name)), deleted=self.new)
+            name: examples(
+                self.data,
+                np.flatnonzero(self.part == PARTS.index(name)),
+                deleted=self.new,
+                history=self.history,
+            )
             for name in ("train", "control", "valid", "test")
         }
         return Split(**made, kind="stored", seed=0)
@@ -137,7 +143,7 @@ class Table:
         if len(gone):
             titles = titles.filter(pc.invert(pc.is_in(titles["item"], value_set=gone)))
         data = Interactions(ratings, titles, self.data.name, self.data.source)
-        return Table(data, self.part[~deleted])
+        return replace(self, data=data, part=self.part[~deleted])
 
     def with_rows(self, new: Interactions) -> Table:
         """The table and new rows, whose part is ``new`` until a retrain; titles come along.
@@ -160,7 +166,8 @@ class Table:
         pairs = zip(old.ratings["user"].to_pylist(), old.ratings["item"].to_pylist(), strict=True)
         part = dict(zip(pairs, self.part.tolist(), strict=True))
         rows = zip(data.ratings["user"].to_pylist(), data.ratings["item"].to_pylist(), strict=True)
-        return Table(data, np.asarray([part.get(pair, PARTS.index("new")) for pair in rows], np.int8))
+        codes = np.asarray([part.get(pair, PARTS.index("new")) for pair in rows], np.int8)
+        return replace(self, data=data, part=codes)
 
     def taken_up(self, *, control_share: float, seed: int) -> Table:
         """The table as a retrain takes it: new rows become training or control rows."""
@@ -168,7 +175,7 @@ class Table:
         part = self.part.copy()
         control = np.random.default_rng([seed, 41]).random(len(new)) < control_share
         part[new] = np.where(control, PARTS.index("control"), PARTS.index("train"))
-        return Table(self.data, part)
+        return replace(self, part=part)
 
 
 def of_split(data: Interactions, split: Split, public: np.ndarray) -> Table:
@@ -183,7 +190,7 @@ def of_split(data: Interactions, split: Split, public: np.ndarray) -> Table:
     part[np.isin(data.user_code, public)] = PARTS.index("public")
     for name in ("train", "control", "valid", "test"):
         part[getattr(split, name).target] = PARTS.index(name)
-    return Table(data, part)
+    return Table(data, part, split.train.places)
 
 
 def save(table: Table, folder: Path) -> str:
@@ -200,6 +207,8 @@ def save(table: Table, folder: Path) -> str:
         try:
             rows = table.data.ratings.append_column("part", pa.array(table.part, pa.int8()))
             kept = {"name": table.data.name, "source": table.data.source}
+            if table.history != HISTORY:  # tables of earlier versions, which have none, keep their names
+                kept["history"] = str(table.history)
             # New buffers: a filtered table would drag the dictionary of the old one along.
             rows = pa.Table.from_pydict(rows.to_pydict(), rows.schema).replace_schema_metadata(kept)
             pq.write_table(rows, stage / RATINGS)
@@ -234,4 +243,5 @@ def load(folder: Path, name: str) -> Table:
         kept.get("name", "stored"),
         kept.get("source", "stored"),
     )
-    return Table(data, rows["part"].to_numpy().astype(np.int8))
+    history = int(kept.get("history", HISTORY))
+    return Table(data, rows["part"].to_numpy().astype(np.int8), history)

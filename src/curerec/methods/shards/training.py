@@ -46,7 +46,7 @@ class Before:
 
 def before_deletion(task: Task) -> Before:
     """The training data from before the request; histories of D_r get their deleted interactions back."""
-    as_trained = examples(task.data, task.retain.target)
+    as_trained = examples(task.data, task.retain.target, history=task.retain.places)
     assert len(as_trained) == len(task.retain)  # a cleaned history is no longer than the one it came from
     n = len(task.forget)
     both = Examples(

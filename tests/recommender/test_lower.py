@@ -1,0 +1,199 @@
+"""Passes that begin above kept states give what whole passes give, and never what other weights gave."""
+
+from __future__ import annotations
+
+import copy
+import itertools
+
+import numpy as np
+import pytest
+import torch
+from peft import LoraConfig, get_peft_model
+
+from curerec.recommender import lower
+from curerec.recommender.copies import base_of, copied
+from curerec.recommender.families import family_of
+from curerec.recommender.score import answer_logits, score, to_batch
+from curerec.recommender.tune import TuneConfig, tune
+from made_families import TYPES, in_double, made_family_model
+from made_models import made_model, made_prompts
+
+PROMPTS, ENCODER = made_prompts(12)
+WORDS = len(ENCODER.tokenizer)
+CPU = torch.device("cpu")
+
+
+@pytest.fixture(autouse=True)
+def empty(monkeypatch):
+    """A store of this test's own."""
+    monkeypatch.setattr(lower, "STATES", lower.States())
+    monkeypatch.setattr(lower, "_read", [])
+
+
+def adapted(model, layers):
+    """A model with branches on all projections of these layers, both factors random."""
+    family = family_of(model)
+    config = LoraConfig(
+        r=2,
+        target_modules=[p.path for p in family.projections.values()],
+        layers_to_transform=list(layers),
+        fan_in_fan_out=family.transposed,
+        init_lora_weights=False,
+        task_type="CAUSAL_LM",
+    )
+    torch.manual_seed(3)
+    return get_peft_model(model, config).eval()
+
+
+def gradients(model, index, lean):
+    ids, last = to_batch(PROMPTS, index, CPU)
+    params = [p for p in model.parameters() if p.requires_grad]
+    out = answer_logits(model, ids, last, ENCODER.answers, lean=lean)
+    loss = torch.nn.functional.cross_entropy(out, torch.from_numpy(PROMPTS.label[index].astype(np.int64)))
+    return out.detach(), torch.autograd.grad(loss, params)
+
+
+def distinct():
+    """How many different prompts there are."""
+    starts = PROMPTS.offsets
+    return len({PROMPTS.ids[a:b].tobytes() for a, b in itertools.pairwise(starts)})
+
+
+def without(monkeypatch, function, *args):
+    with monkeypatch.context() as patch:
+        patch.setattr(lower.STATES, "most", 0)
+        return function(*args)
+
+
+@pytest.mark.parametrize("model_type", TYPES)
+def test_answers_and_gradients_are_those_of_whole_passes(model_type, monkeypatch):
+    more = {"layer_types": ["sliding_attention", "full_attention", "full_attention"]}
+    options = more if model_type == "gemma3_text" else {}
+    model = made_family_model(model_type, WORDS, num_hidden_layers=3, **options)
+    model = adapted(model, [1, 2])
+    assert lower.lowest_adapted(model) == 1
+    with in_double(model):
+        check(model, monkeypatch)
+
+
+def check(model, monkeypatch):
+    index = np.array([3, 0, 7, 5])
+    for lean in (False, True):
+        want, want_grads = without(monkeypatch, gradients, model, index, lean)
+        for _ in range(2):  # the second time from the store
+            got, grads = gradients(model, index, lean)
+            torch.testing.assert_close(got, want, atol=1e-11, rtol=1e-11)
+            for a, b in zip(grads, want_grads, strict=True):
+                torch.testing.assert_close(a, b, atol=1e-11, rtol=1e-9)
+    assert lower.STATES.computed == len(index)
+    # Other rows beside, other padding, an order of its own; then, without gradients, everything.
+    want, _ = without(monkeypatch, gradients, model, np.array([5, 1, 11]), True)
+    got, _ = gradients(model, np.array([5, 1, 11]), True)
+    torch.testing.assert_close(got, want, atol=1e-11, rtol=1e-11)
+    whole = without(monkeypatch, score, model, PROMPTS, ENCODER.answers)
+    np.testing.assert_allclose(score(model, PROMPTS, ENCODER.answers), whole, atol=1e-6)
+    assert lower.STATES.computed == distinct()
+
+
+def test_training_ends_where_it_ends_without_and_computes_every_prompt_once(monkeypatch):
+    base = made_model(WORDS, layers=3).double()
+    config = TuneConfig(epochs=3, batch_size=4, lr=0.01)
+
+    def trained():
+        model = adapted(copy.deepcopy(base), [2])
+        tune(model, PROMPTS, ENCODER.answers, config, seed=0)
+        return [p.detach().clone() for n, p in model.named_parameters() if "lora" in n]
+
+    want = without(monkeypatch, trained)
+    assert lower.STATES.computed == 0
+    got = trained()
+    for a, b in zip(got, want, strict=True):
+        torch.testing.assert_close(a, b, atol=1e-9, rtol=1e-7)
+    once = lower.STATES.computed
+    assert once == distinct()
+    trained()  # the same base again, another copy of its weights
+    assert lower.STATES.computed == once
+
+
+def test_scored_first_trained_after(monkeypatch):
+    model = adapted(made_model(WORDS, layers=3), [2])
+    score(model, PROMPTS, ENCODER.answers)
+    _, grads = gradients(model, np.arange(4), True)  # inference tensors would refuse
+    assert any(float(g.abs().max()) > 0 for g in grads)
+
+
+def test_copies_and_the_base_itself_share_what_is_kept(monkeypatch):
+    model = adapted(made_model(WORDS, layers=3), [1, 2])
+    score(model, PROMPTS, ENCODER.answers)
+    once = lower.STATES.computed
+    base = base_of(model, lambda: None)
+    want = without(monkeypatch, score, base, PROMPTS, ENCODER.answers)
+    np.testing.assert_allclose(score(base, PROMPTS, ENCODER.answers), want, atol=1e-5)
+    score(copied(model), PROMPTS, ENCODER.answers)
+    assert lower.STATES.computed == once
+
+
+def test_weights_that_change_are_not_answered_for_by_what_they_were(monkeypatch):
+    model = adapted(made_model(WORDS, layers=3), [2])
+    old = score(model, PROMPTS, ENCODER.answers)
+    layer = family_of(model).layer_list(model)[0]
+    with torch.no_grad():
+        layer.mlp.down_proj.weight.mul_(3.0)
+    want = without(monkeypatch, score, model, PROMPTS, ENCODER.answers)
+    assert np.abs(want - old).max() > 1e-3
+    np.testing.assert_allclose(score(model, PROMPTS, ENCODER.answers), want, atol=1e-5)
+    # A weight that takes the place of another, of the same shape and as fresh as it.
+    layer.mlp.up_proj.weight = torch.nn.Parameter(layer.mlp.up_proj.weight.detach() * 2, requires_grad=False)
+    want = without(monkeypatch, score, model, PROMPTS, ENCODER.answers)
+    np.testing.assert_allclose(score(model, PROMPTS, ENCODER.answers), want, atol=1e-5)
+
+
+def test_only_where_nothing_below_can_change_or_is_listened_to():
+    def made():
+        return adapted(made_model(WORDS, layers=3), [2])
+
+    assert lower.lowest_adapted(made()) == 2
+    assert lower.lowest_adapted(adapted(made_model(WORDS, layers=3), [0, 2])) == 0
+    assert lower.lowest_adapted(made_model(WORDS, layers=3)) == 0
+    trained = made()
+    next(family_of(trained).layer_list(trained)[1].parameters()).requires_grad_(True)
+    assert lower.lowest_adapted(trained) == 0
+    listened = made()
+    handle = family_of(listened).layer_list(listened)[0].register_forward_hook(lambda *args: None)
+    assert lower.lowest_adapted(listened) == 0
+    handle.remove()
+    assert lower.lowest_adapted(listened) == 2
+    routed = made()
+    mlp = family_of(routed).layer_list(routed)[0].mlp
+
+    class Router(torch.nn.Module):
+        def __init__(self, inner):
+            super().__init__()
+            self.inner, self.threshold = inner, 0.5
+
+        def forward(self, x):
+            return self.inner(x)
+
+    family_of(routed).layer_list(routed)[0].mlp = Router(mlp)
+    assert lower.lowest_adapted(routed) == 0
+
+
+def test_dropout_below_is_drawn_anew():
+    model = adapted(made_family_model("gpt2", WORDS, num_hidden_layers=3, embd_pdrop=0.5), [2])
+    assert lower.lowest_adapted(model) == 2
+    model.train()
+    assert lower.lowest_adapted(model) == 0
+
+
+def test_no_more_bytes_than_allowed_and_the_last_used_stay():
+    states = lower.States(most=4 * 4 * 10)
+    row = torch.zeros(10, dtype=torch.float32)
+    for k in range(4):
+        states.put(("", bytes([k])), row.clone())
+    assert states.held == states.most
+    states.get(("", bytes([0])))
+    states.put(("", bytes([9])), row.clone())
+    assert states.held == states.most
+    assert states.get(("", bytes([0]))) is not None and states.get(("", bytes([1]))) is None
+    states.put(("", b"large"), torch.zeros(1000))
+    assert states.get(("", b"large")) is None and states.held == states.most
