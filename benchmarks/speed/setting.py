@@ -29,19 +29,40 @@ class Setting:
     lists: Prompts
 
 
-def setting(name: str, kind: str, train: int, test: int = 0, lists: int = 0) -> Setting:
-    """``nano`` untrained, or a base; with ``lora`` an adapter of rank 16 on all projections."""
+def setting(
+    name: str,
+    kind: str,
+    train: int,
+    test: int = 0,
+    lists: int = 0,
+    *,
+    layers: int | None = None,
+    dtype: str | None = None,
+) -> Setting:
+    """``nano`` untrained, or a base; with ``lora`` an adapter of rank 16 on all projections.
+
+    Args:
+        name: of the base.
+        kind: ``lora`` or ``full``.
+        train, test, lists: how many prompts of each.
+        layers: the last so many have branches; None: all.
+        dtype: of a base that is loaded; None: as the device has it.
+    """
     data, recipe = load("ml-100k"), load_recipe("demo")
     split, titles = split_of(data, recipe.split), data.titles["title"].to_pylist()
     if name == bases.NANO:
         tokenizer = nano_tokenizer(titles)
         model = nano_model(tokenizer)
     else:
-        model, tokenizer = storage.load_base(bases.resolve(name), device=device())
-    model.requires_grad_(True)
+        model, tokenizer = storage.load_base(
+            bases.resolve(name), device=device(), dtype=storage.type_named(dtype)
+        )
+    model.requires_grad_(kind == "full")
     if kind == "lora":
         family = family_of(model)
-        paths = [p.path for p in family.projections.values()]
+        n = len(family.layer_list(model))
+        where = [""] if layers is None else [f"{family.layers}.{k}." for k in range(n - layers, n)]
+        paths = [w + p.path for w in where for p in family.projections.values()]
         shape = LoraConfig(
             r=16,
             lora_alpha=32,

@@ -21,7 +21,10 @@ QUALITY = Path(__file__).parents[2] / "benchmarks" / "quality"
 FOLDERS = sorted(path.parent for path in QUALITY.rglob("bench.json"))
 
 
-def test_the_three_that_are_asked_for_ship():
+SOME = {"smollm2": {"cure", "random_modules", "npo", "pcgrad"}}  # what two cores can bear
+
+
+def test_the_three_that_are_asked_for_ship_and_one_for_a_cpu():
     assert set(bench_names()) == {"nano", "paper", "scale", "smollm2"}
 
 
@@ -37,7 +40,8 @@ def test_a_recipe_that_ships(name):
         assert set(job.needs) <= set(keys[: keys.index(job.key)]), "a job stands before what it needs"
         if job.ask is not None:
             recipe.setting(job.dataset, job.model, ask=job.ask, seed=job.seed)
-    assert {job.method for job in jobs if job.kind == "cell"} == set(RIVALS) == set(METHODS) - {"retrain"}
+    assert set(RIVALS) == set(METHODS) - {"retrain"}
+    assert {job.method for job in jobs if job.kind == "cell"} == SOME.get(name, set(RIVALS))
 
 
 def test_what_was_run_is_not_what_a_recipe_becomes_later(monkeypatch):
