@@ -26,6 +26,7 @@ from curerec.methods.task import Task
 from curerec.progress import Clock
 from curerec.prompts.counterfactual import counterfactual_pairs
 from curerec.prompts.encoding import queries
+from curerec.recommender.lower import nothing_kept
 from curerec.recommender.score import device_of, score
 from curerec.recommender.stored_answers import StoredAnswers
 from curerec.recommender.tune import Averager, TuneConfig, optimise
@@ -148,11 +149,13 @@ def timed(run: Callable[[], Any], repeats: int = REPEATS) -> float:
     return statistics.median(seen)
 
 
+@nothing_kept()
 def calibrate(task: Task, config: CureConfig) -> Calibration:
     """Measure every kind of work of :func:`curerec.workload.of_cure`.
 
     Each that runs the model is measured on a batch of the size in use and on one of :data:`SMALL` prompts,
-    by the function that does it in earnest. The model and the task are left as they were.
+    by the function that does it in earnest. The model and the task are left as they were. Passes are whole
+    ones: where states below an adapter are kept (:mod:`curerec.recommender.lower`), a request costs less.
 
     Args:
         task: the request; some of D_r's prompts stand in for all others, lengths apart.

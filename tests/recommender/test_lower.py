@@ -197,3 +197,12 @@ def test_no_more_bytes_than_allowed_and_the_last_used_stay():
     assert states.get(("", bytes([0]))) is not None and states.get(("", bytes([1]))) is None
     states.put(("", b"large"), torch.zeros(1000))
     assert states.get(("", b"large")) is None and states.held == states.most
+
+
+def test_who_measures_what_a_pass_costs_sees_whole_passes():
+    model = adapted(made_model(WORDS, layers=3), [2])
+    with lower.nothing_kept():
+        score(model, PROMPTS, ENCODER.answers)
+    assert lower.STATES.computed == 0
+    score(model, PROMPTS, ENCODER.answers)
+    assert lower.STATES.computed == distinct()

@@ -75,6 +75,16 @@ class States:
 STATES = States()
 
 
+@contextmanager
+def nothing_kept() -> Iterator[None]:
+    """Every pass inside is a whole one: for who measures what a pass costs."""
+    most, STATES.most = STATES.most, 0
+    try:
+        yield
+    finally:
+        STATES.most = most
+
+
 def lowest_adapted(model: Any) -> int:
     """Index of the lowest layer with an adapter; 0 where nothing below one is known to stay as it is.
 
