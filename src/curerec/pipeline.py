@@ -261,6 +261,11 @@ def task_for(
         state = plain.state_dict()
     storage.check_changes_something(opened.recommender.model, state)
     base, model = opened.base, opened.recipe.model  # not `opened`, whose split holds the test examples
+    answered = answers_at_hand(opened)
+    if answered is None and retain_side is not None:
+        answered = stored_answers.left(
+            retain_side, opened.recommender, opened.data, stored_answers.asked_in_training(opened.split)
+        )
     as_trained = opened.as_trained if opened.as_trained and opened.as_trained.data is opened.data else None
     return Task.of(
         split,
@@ -271,7 +276,7 @@ def task_for(
         fresh=lambda: fresh_model(base, model, seed=seed),
         seed=seed,
         clock=clock or Clock(),
-        answered=answers_at_hand(opened),
+        answered=answered,
         as_trained=as_trained,
         retain_side=retain_side,
     )
@@ -354,8 +359,9 @@ def prepare(
 ) -> None:
     """Take the part of a `cure` request that no request changes, once, for all that come.
 
-    The core circuit and what units hold for unseen data depend on the recommender alone. Requests that are
-    given the same folder take from it what does not touch the people they delete.
+    The core circuit and what units hold for unseen data depend on the recommender alone, and so do its
+    answers, which training keeps and an unlearned version has yet to give. Requests that are given the same
+    folder take from it what does not touch the people they delete.
 
     Args:
         opened: from :func:`open_recommender`.
@@ -379,6 +385,17 @@ def prepare(
     task = task_for(opened, nothing, seed=seed, clock=clock, retain_side=retain_side)
     with _deterministic(seed):
         prepare_cure(task, config or opened.recipe.config_of("cure"))
+    if task.answered is None:
+        with task.clock.stage("score the training examples"):
+            answered = _answers(
+                opened.recommender.model,
+                opened.data,
+                split,
+                task.encoder,
+                task.encode(train),
+                lambda: fresh_model(opened.base, opened.recipe.model, seed=seed),
+            )
+            stored_answers.leave(retain_side, opened.recommender, answered)
 
 
 def save_unlearned(opened: Opened, outcome: Outcome, request: ForgetRequest, out: Path) -> Recommender:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import itertools
 import json
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -13,6 +15,7 @@ from curerec import pipeline
 from curerec.data.cache import retain_side_at
 from curerec.methods.cure import method
 from curerec.methods.cure.retain_side import LEAST
+from curerec.recommender.stored_answers import LEFT, asked_in_training, left
 from curerec.records import ForgetRequest
 from curerec.splitting import granted
 from made_recommender import DATA, opened, trained
@@ -200,3 +203,29 @@ def test_preparing_twice_takes_what_is_there(recommender, at, ran):
     pipeline.prepare(recommender, at)
     pipeline.prepare(recommender, at)
     assert len(ran["circuit"]) == len(ran["contributions"]) == 1
+
+
+def test_answers_of_a_version_that_requests_made_are_left_for_the_next(recommender, at, monkeypatch):
+    version = replace(recommender, answered=None)  # nobody kept what it answers
+    first, _, _ = explained(version, users(0), at)
+    assert first.answered is None
+    pipeline.prepare(version, at)
+    task, _, _ = explained(version, users(0), at)
+    parts = task.forget, task.control
+    asked = [task.original_logits(part) for part in parts], [task.base_logits(part) for part in parts]
+    anew = [first.original_logits(part) for part in parts], [first.base_logits(part) for part in parts]
+    for a, b in zip(itertools.chain(*asked), itertools.chain(*anew), strict=True):
+        np.testing.assert_allclose(a, b, atol=1e-5)
+    monkeypatch.setattr("curerec.methods.task.score", lambda *_: pytest.fail("was asked again"))
+    for part in parts:
+        task.original_logits(part)
+    task.base_logits(task.control.take(~task.deleted[task.control.target]))
+    # Not for other weights, and not from a file that is none.
+    card = {**version.recommender.card, "weights_sha256": "0" * 64}
+    asked_then = asked_in_training(version.split)
+    other = replace(version.recommender, card=card)
+    assert left(at, version.recommender, version.data, asked_then) is not None
+    assert left(at, other, version.data, asked_then) is None
+    assert left(at, version.recommender, version.data, version.split.train) is None
+    (at / LEFT).write_bytes((at / LEFT).read_bytes()[:-3])
+    assert left(at, version.recommender, version.data, asked_then) is None

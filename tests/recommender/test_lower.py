@@ -10,11 +10,13 @@ import pytest
 import torch
 from peft import LoraConfig, get_peft_model
 
+from curerec.circuits.adapter import adapter_scores
 from curerec.recommender import lower
 from curerec.recommender.copies import base_of, copied
 from curerec.recommender.families import family_of
 from curerec.recommender.score import answer_logits, score, to_batch
 from curerec.recommender.tune import TuneConfig, tune
+from curerec.recommender.units import units_of
 from made_families import TYPES, in_double, made_family_model
 from made_models import made_model, made_prompts
 
@@ -205,4 +207,15 @@ def test_who_measures_what_a_pass_costs_sees_whole_passes():
         score(model, PROMPTS, ENCODER.answers)
     assert lower.STATES.computed == 0
     score(model, PROMPTS, ENCODER.answers)
+    assert lower.STATES.computed == distinct()
+
+
+@pytest.mark.parametrize("granularity", ["row", "projection"])
+def test_contributions_are_those_of_whole_passes(granularity, monkeypatch):
+    model = adapted(made_model(WORDS, layers=3), [1, 2])
+    units = units_of(model, granularity)
+    args = model, PROMPTS, ENCODER.answers, units, {}
+    want = without(monkeypatch, adapter_scores, *args)
+    assert lower.STATES.computed == 0 and np.abs(want).max() > 1e-3
+    np.testing.assert_allclose(adapter_scores(*args), want, atol=1e-6)
     assert lower.STATES.computed == distinct()

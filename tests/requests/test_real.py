@@ -169,9 +169,14 @@ def test_a_committed_version_is_ready_for_the_next_request(store, mine, monkeypa
         return folder, {p.stem for p in folder.iterdir()} if folder.exists() else set()
 
     folder, parts = left()
-    assert parts == {"circuit", "contributions"}
+    assert parts == {"circuit", "contributions", "answers"}
     with Store(mine) as opened:
         table = opened.table()
+        job = Job(opened.version_folder(), table, table.data.user_code == 0, "cure", 0)
+        task = CureEngine(job).task  # what the next request has: nobody is asked what was answered already
+        assert task.answered.find(task.forget)[1].all() and task.answered.find(task.retain)[1].all()
+        known = task.control.take(~task.deleted[task.control.target])
+        assert task.answered.find(known)[1].all() and task.answered.find(known, base=True)[1].all()
         user = table.data.users[table.data.user_code[table.split.train.target[0]]]
     assert user not in names and not any(user.encode() in p.read_bytes() for p in folder.iterdir())
     assert curerec("request", "add", "--store", mine, "--user", user).code == 0

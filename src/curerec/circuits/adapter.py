@@ -14,7 +14,8 @@ from torch.func import functional_call
 from curerec.circuits.passes import Cost, each_part, frozen, margin
 from curerec.prompts.encoding import Prompts
 from curerec.recommender.families import family_of
-from curerec.recommender.score import answer_logits, device_of, to_batch, wide
+from curerec.recommender.lower import kept_below
+from curerec.recommender.score import answer_logits, at_a_time, device_of, to_batch, wide
 from curerec.recommender.units import Branch, Units
 
 Deltas = dict[str, torch.Tensor]
@@ -96,10 +97,14 @@ def adapter_scores(
         ]
         try:
             ids, last = to_batch(prompts, index, device)
-            embeds = model.get_input_embeddings()(ids)
-            if not embeds.requires_grad:
-                embeds.requires_grad_()
-            logits = answer_logits(model, ids, last, answers, inputs_embeds=embeds)
+            # Below the lowest adapter nothing is scored: gradients need not get there.
+            with kept_below(model, ids, last, leaf=True) as above:
+                embeds = None
+                if not above:
+                    embeds = model.get_input_embeddings()(ids)
+                    if not embeds.requires_grad:
+                        embeds.requires_grad_()
+                logits = answer_logits(model, ids, last, answers, inputs_embeds=embeds)
         finally:
             for handle in handles:
                 handle.remove()
@@ -125,7 +130,7 @@ def adapter_scores(
         spent.backwards += len(index)
 
     with frozen(model), unmerged(model):
-        each_part(model, prompts, batch_size, work, spent)
+        each_part(model, prompts, at_a_time(prompts, batch_size, device), work, spent)
     return out
 
 

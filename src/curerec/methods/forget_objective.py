@@ -13,7 +13,7 @@ from curerec.methods.losses import AIMS, ForgetLoss, forget_loss
 from curerec.methods.task import Task
 from curerec.methods.teachers import targets
 from curerec.recommender import parallel
-from curerec.recommender.score import answer_logits, by_length, device_of, score, to_batch
+from curerec.recommender.score import answer_logits, at_a_time, by_length, device_of, score, to_batch
 from curerec.recommender.units import units_of
 
 PATH = (0.0, 0.5, 1.0)  # points between base and fine-tuned weights at which ``rewind`` takes residuals
@@ -105,13 +105,13 @@ class ForgetObjective:
             model: being unlearned.
             params: with ``requires_grad``.
             index: of the examples, int [n]; None: all of D_f.
-            batch_size: prompts a pass, of like length.
+            batch_size: prompts a pass, of like length; on a CPU fewer where they are long.
         """
         index = np.arange(len(self.prompts)) if index is None else index
         part = self.prompts.take(index)
         total = [torch.zeros_like(p) for p in params]
         mean = torch.zeros((), device=self.device)
-        for batch in by_length(part, batch_size):
+        for batch in by_length(part, at_a_time(part, batch_size, self.device)):
             mine = batch[parallel.share(len(batch))]
             # A process without a part passes an example for nothing: all must take part in every pass.
             loss = self.loss(model, index[mine if len(mine) else batch[:1]]) * (len(mine) / len(index))

@@ -135,21 +135,25 @@ def _drops_out_below(model: Any, first: int) -> bool:
 
 
 @contextmanager
-def kept_below(model: Any, ids: torch.Tensor, last: torch.Tensor) -> Iterator[None]:
+def kept_below(model: Any, ids: torch.Tensor, last: torch.Tensor, *, leaf: bool = False) -> Iterator[bool]:
     """A pass over these prompts inside begins at the lowest layer with an adapter, unless that is the first.
 
     Args:
         model: plain or PEFT-wrapped.
         ids: int64 [batch, pos], right-padded.
         last: int64 [batch], answer positions; what stands behind them is padding.
+        leaf: gradients are to be had for what enters that layer, where no weight asks for one.
+
+    Yields:
+        Whether it begins there; else it begins at the embeddings.
     """
     first = lowest_adapted(model) if STATES.most else 0
     if first == 0:
-        yield
+        yield False
         return
-    states = _states(model, first, ids, last)
+    states = _states(model, first, ids, last).requires_grad_(leaf)
     with beginning_at(family_of(model).layer_list(model), first, [states] * first):
-        yield
+        yield True
 
 
 def _states(model: Any, first: int, ids: torch.Tensor, last: torch.Tensor) -> torch.Tensor:

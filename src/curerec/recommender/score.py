@@ -139,6 +139,14 @@ def by_length(prompts: Prompts, batch_size: int) -> Iterator[np.ndarray]:
         yield order[start : start + batch_size]
 
 
+def at_a_time(prompts: Prompts, batch_size: int, device: torch.device) -> int:
+    """Prompts a pass: on the CPU no more than keep activations in its cache, and its memory free."""
+    if device.type != "cpu":
+        return batch_size
+    most = CPU_TOKENS * torch.get_num_threads()
+    return min(batch_size, max(1, most // max(1, int(prompts.lengths.max(initial=1)))))
+
+
 @torch.inference_mode()
 def score(
     model: Any, prompts: Prompts, answers: tuple[int, int], *, batch_size: int | None = None
@@ -165,11 +173,10 @@ def score(
     training = model.training
     model.eval()
     device = device_of(model)
-    batch_size = fewer = batch_size or BATCH
+    batch_size = batch_size or BATCH
+    fewer = at_a_time(prompts, batch_size, device)
     if device.type == "cpu":
         keep_freed()
-        most = CPU_TOKENS * torch.get_num_threads()
-        fewer = min(batch_size, max(1, most // max(1, int(prompts.lengths.max(initial=1)))))
     order, found = [np.zeros(0, np.int64)], [torch.zeros(0, 2)]
     # Where the lower layers' states are kept, their first layer is hardly run.
     table = nullcontext() if lowest_adapted(model) else looked_up(model, prompts)

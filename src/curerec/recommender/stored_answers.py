@@ -14,6 +14,7 @@ deleted examples, which is why it is kept only where that is asked for.
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 from dataclasses import dataclass, replace
@@ -24,7 +25,8 @@ import numpy as np
 from safetensors import SafetensorError
 from safetensors.numpy import load, save
 
-from curerec.errors import ModelError
+from curerec.data import durable
+from curerec.errors import ModelError, StorageError
 from curerec.prompts.encoding import Encoder, queries
 from curerec.recommender.safety import check_safetensors, weights_digest
 from curerec.records import Examples, Interactions, Recommender, Split
@@ -32,6 +34,7 @@ from curerec.records import Examples, Interactions, Recommender, Split
 FILE = "original_logits.curerec"  # not *.safetensors: servers load every one of those as weights
 DIGEST = "original_logits_sha256"  # its sha256, in the card
 AS_TRAINED, AS_TRAINED_DIGEST = "as_trained_logits.curerec", "as_trained_logits_sha256"
+LEFT = "answers.curerec"  # of a version that requests made, in the folder of what they leave
 DIGESTS = {FILE: DIGEST, AS_TRAINED: AS_TRAINED_DIGEST}
 ROOM = 4096  # bytes of the file beside the logits
 SAMPLED = 8  # prompts whose tokens are in the key: another tokenizer or template text would show there
@@ -117,11 +120,40 @@ def _places(examples: Examples, known: Examples) -> tuple[np.ndarray, np.ndarray
     return at, found & (known.history[at] == examples.history).all(1)
 
 
+def leave(folder: Path, recommender: Recommender, original: StoredAnswers) -> None:
+    """Put the answers where requests of this recommender look for them, apart from its sealed folder.
+
+    Where that cannot be written, requests do without.
+
+    Args:
+        folder: from :func:`curerec.data.cache.retain_side_at`.
+        recommender: saved; its card names its weights.
+        original: what it and its base answered.
+    """
+    with contextlib.suppress(OSError, StorageError):
+        folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+        durable.write(folder / LEFT, _content(recommender.card["weights_sha256"], recommender, original))
+
+
+def left(
+    folder: Path, recommender: Recommender, data: Interactions, examples: Examples
+) -> StoredAnswers | None:
+    """What :func:`leave` left; None where it is of other weights, prompts or numbers than those at hand.
+
+    Args:
+        folder: as there.
+        recommender, data, examples: as for :func:`read`.
+    """
+    try:
+        content = _bytes(folder / LEFT, len(examples))
+    except (OSError, ModelError):
+        return None
+    return _of(content, recommender, data, examples)
+
+
 def write(folder: Path, recommender: Recommender, original: StoredAnswers, file: str = FILE) -> str:
     """Put the logits beside weights that are there already; returns the file's sha256, for the card."""
-    key = _key(weights_digest(folder), recommender, original.data, original.examples)
-    arrays = {"logits": original.logits} | ({} if original.base is None else {"base": original.base})
-    content = save(arrays, {"key": key})
+    content = _content(weights_digest(folder), recommender, original)
     (folder / file).write_bytes(content)
     return hashlib.sha256(content).hexdigest()
 
@@ -145,25 +177,50 @@ def read(
     card, folder = recommender.card, recommender.path
     if folder is None or not isinstance(card.get(DIGESTS[file]), str) or not len(examples):
         return None
-    path = Path(folder) / file
     try:
-        if path.stat().st_size > 16 * len(examples) + ROOM:
-            return None
-        check_safetensors(path, where=f"recommender {Path(folder).name}")
-        content = path.read_bytes()
-        if hashlib.sha256(content).hexdigest() != card[DIGESTS[file]]:
-            return None
+        content = _bytes(Path(folder) / file, len(examples))
+    except (OSError, ModelError):
+        return None
+    if hashlib.sha256(content).hexdigest() != card[DIGESTS[file]]:
+        return None
+    return _of(content, recommender, data, examples)
+
+
+def _content(weights: str, recommender: Recommender, original: StoredAnswers) -> bytes:
+    key = _key(weights, recommender, original.data, original.examples)
+    arrays = {"logits": original.logits} | ({} if original.base is None else {"base": original.base})
+    return bytes(save(arrays, {"key": key}))
+
+
+def _bytes(path: Path, n: int) -> bytes:
+    """A file of the answers to ``n`` examples.
+
+    Raises:
+        OSError: it is not there.
+        ModelError: it is larger than such a file, or none.
+    """
+    if path.stat().st_size > 16 * n + ROOM:
+        raise ModelError("is larger than what it should hold", where=path.name, mend="Remove it")
+    check_safetensors(path, where=path.name)
+    return path.read_bytes()
+
+
+def _of(
+    content: bytes, recommender: Recommender, data: Interactions, examples: Examples
+) -> StoredAnswers | None:
+    """The answers in a file, if they are of these weights and prompts."""
+    try:
         said = json.loads(content[8 : 8 + int.from_bytes(content[:8], "little")]).get("__metadata__", {})
         arrays = load(content)
         logits, base = arrays.get("logits"), arrays.get("base")
-    except (OSError, ValueError, ModelError, SafetensorError):
+    except (ValueError, SafetensorError):
         return None
     made = StoredAnswers.of(recommender.model, data, examples, np.zeros((len(examples), 2)))
     if logits is None or any(
         z.dtype != np.float32 or z.shape != made.logits.shape for z in (logits, base) if z is not None
     ):
         return None
-    if said.get("key") != _key(card["weights_sha256"], recommender, data, made.examples):
+    if said.get("key") != _key(recommender.card["weights_sha256"], recommender, data, made.examples):
         return None
     return StoredAnswers(recommender.model, data, made.examples, logits, base)
 
