@@ -172,7 +172,8 @@ def test_a_committed_version_is_ready_for_the_next_request(store, mine, monkeypa
     assert parts == {"circuit", "contributions", "answers"}
     with Store(mine) as opened:
         table = opened.table()
-        job = Job(opened.version_folder(), table, table.data.user_code == 0, "cure", 0)
+        theirs = table.data.user_code == table.data.user_code[table.split.train.target[0]]
+        job = Job(opened.version_folder(), table, theirs, "cure", 0)
         task = CureEngine(job).task  # what the next request has: nobody is asked what was answered already
         assert task.answered.find(task.forget)[1].all() and task.answered.find(task.retain)[1].all()
         known = task.control.take(~task.deleted[task.control.target])
