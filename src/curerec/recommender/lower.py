@@ -24,9 +24,8 @@ from curerec.recommender.layers import beginning_at
 from curerec.recommender.lean import drops_out, hooked
 from curerec.recommender.spread import is_spread
 
-BYTES = (
-    2 * 2**30
-)  # kept in a process, at most; 2,000 prompts of 90 tokens at width 576 in bfloat16 take 200 MB
+#: Kept in a process, at most; 2,000 prompts of 90 tokens at width 576 in bfloat16 take 200 MB.
+BYTES = 2 * 2**30
 
 
 class _Entered(Exception):
