@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 
+from curerec import models
 from curerec.bench.recipe import load_bench
 from curerec.cli.inputs import recipe_for
 from curerec.config import parse
@@ -13,6 +14,7 @@ from curerec.recipe import Recipe
 from curerec.recipes import load_recipe
 from curerec.recommender.bases import make_nano
 from curerec.recommender.storage import load_base
+from made_catalogue import made_catalogue
 
 
 @pytest.mark.parametrize("name", METHODS)
@@ -91,3 +93,15 @@ def test_other_rules_on_the_same_losses_run_in_the_same_loop(method):
     assert inside.config_of(method).model_dump() == theirs.model_dump()
     points = bench.search.grids
     assert points[method] == {k.removeprefix("update."): v for k, v in points["cure"].items()}
+
+
+def test_a_base_that_saw_other_histories_has_a_folder_of_its_own(monkeypatch):
+    """A base pre-trained on prompts of another length is another base."""
+    seen = []
+    monkeypatch.setattr(models.bases, "make_nano", lambda titles, about, *_, **__: seen.append(about))
+    data = made_catalogue(24)
+    for split in ({}, {"history": 3}, {"history": 4}):
+        split = {"public_share": 0.4, **split}
+        models.base_folder(data, parse(Recipe, {"split": split}, where="test"))
+    assert len({str(about) for about in seen}) == 3
+    assert seen[0]["split"] == {"seed": 0, "public_share": 0.4}  # those made before keep their names

@@ -54,7 +54,7 @@ def base_folder(
     about = {
         "data": data.fingerprint,
         "titles": data.titles["title"].to_pylist() == [] or _titles_digest(data),
-        "split": {"seed": recipe.split.seed, "public_share": recipe.split.public_share},
+        "split": recipe.split.model_dump(mode="json", include={"seed", "public_share", "history"}),
         "pretrain": recipe.model.pretrain.model_dump(mode="json"),
         "template": recipe.model.template,
     }

@@ -6,6 +6,8 @@ from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from typing import Any
 
+import torch
+
 from curerec.recommender.lean import replaced_forward
 
 
@@ -25,6 +27,34 @@ def outputs_of(layers: Sequence[Any]) -> Iterator[list[Any]]:
         for k, layer in enumerate(layers):
             stack.callback(layer.register_forward_hook(keep(k)).remove)
         yield seen
+
+
+class _Entered(Exception):
+    """What enters the layer is known; nothing after it is wanted."""
+
+
+def entering(decoder: Any, layer: Any, ids: torch.Tensor) -> torch.Tensor:
+    """What a layer gets in a pass over ids, [batch, pos, d_model]; the pass ends there.
+
+    Args:
+        decoder: the stack of layers.
+        layer: one of them.
+        ids: int64 [batch, pos].
+    """
+    seen: list[torch.Tensor] = []
+
+    def stop(module: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        seen.append(args[0] if args else kwargs["hidden_states"])
+        raise _Entered
+
+    handle = layer.register_forward_pre_hook(stop, with_kwargs=True)
+    try:
+        decoder(input_ids=ids, use_cache=False)
+    except _Entered:
+        pass
+    finally:
+        handle.remove()
+    return seen[0]
 
 
 @contextmanager

@@ -18,13 +18,10 @@ from curerec.errors import ModelError
 from curerec.prompts.encoding import Prompts
 from curerec.recommender.families import family_of
 from curerec.recommender.families.base import KEY, QUERY, VALUE
+from curerec.recommender.layers import entering
 from curerec.recommender.lean import hooked, replaced_forward
 
 REPEATS = 4  # times that a token must stand in the prompts, on average, for a table to pay
-
-
-class _There(Exception):
-    """What enters the first layer is known; nothing after it is wanted."""
 
 
 def can_look_up(model: Any) -> bool:
@@ -84,7 +81,8 @@ def looked_up(model: Any, prompts: Prompts) -> Iterator[None]:
 
     with ExitStack() as stack:
         norm = layer.get_submodule(family.attention_in)
-        read = norm(_entering(decoder, layer, ids))[:, 0]
+        # Some families scale embeddings before they enter.
+        read = norm(entering(decoder, layer, ids[:, None]))[:, 0]
         for name in (QUERY, KEY, VALUE):
             module = layer.get_submodule(family.projections[name].path)
             stack.enter_context(replaced_forward(module, _rows_of(module(read), lambda: rows)))
@@ -95,21 +93,3 @@ def looked_up(model: Any, prompts: Prompts) -> Iterator[None]:
 
 def _rows_of(table: torch.Tensor, rows: Any) -> Any:
     return lambda x: torch.nn.functional.embedding(rows(), table)
-
-
-def _entering(decoder: Any, layer: Any, ids: torch.Tensor) -> torch.Tensor:
-    """What the first layer gets of each token, [tokens, 1, d_model]; some families scale embeddings first."""
-    seen: list[torch.Tensor] = []
-
-    def stop(module: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        seen.append(args[0] if args else kwargs["hidden_states"])
-        raise _There
-
-    handle = layer.register_forward_pre_hook(stop, with_kwargs=True)
-    try:
-        decoder(input_ids=ids[:, None], use_cache=False)
-    except _There:
-        pass
-    finally:
-        handle.remove()
-    return seen[0]

@@ -20,16 +20,12 @@ import torch
 from curerec.errors import ModelError
 from curerec.recommender.copies import LORA
 from curerec.recommender.families import family_of
-from curerec.recommender.layers import beginning_at
+from curerec.recommender.layers import beginning_at, entering
 from curerec.recommender.lean import drops_out, hooked
 from curerec.recommender.spread import is_spread
 
 #: Kept in a process, at most; 2,000 prompts of 90 tokens at width 576 in bfloat16 take 200 MB.
 BYTES = 2 * 2**30
-
-
-class _Entered(Exception):
-    """What enters the layer is known; nothing after it is wanted."""
 
 
 class States:
@@ -157,6 +153,8 @@ def kept_below(model: Any, ids: torch.Tensor, last: torch.Tensor, *, leaf: bool 
 
 def _states(model: Any, first: int, ids: torch.Tensor, last: torch.Tensor) -> torch.Tensor:
     """What enters a layer, [batch, pos, d_model], 0 at padding; what is not held is computed."""
+    family = family_of(model)
+    layer = family.layer_list(model)[first]
     name = _digest(model, first)
     rows = [row[: end + 1] for row, end in zip(ids.numpy(), last.tolist(), strict=True)]
     keys = [(name, row.tobytes()) for row in rows]
@@ -166,32 +164,13 @@ def _states(model: Any, first: int, ids: torch.Tensor, last: torch.Tensor) -> to
         width = int(last[missing].max()) + 1
         # No inference mode: what is kept enters graphs of training later.
         with torch.inference_mode(False), torch.no_grad():
-            new = _entering(model, first, ids[missing, :width].clone())
+            new = entering(family.decoder(model), layer, ids[missing, :width].clone())
             for k, states in zip(missing, new, strict=True):
                 found[k] = own = states[: len(rows[k])].clone()
                 STATES.put(keys[k], own)
     with torch.inference_mode(False), torch.no_grad():
         full = [torch.nn.functional.pad(s, (0, 0, 0, ids.shape[1] - len(s))) for s in found if s is not None]
         return torch.stack(full)
-
-
-def _entering(model: Any, first: int, ids: torch.Tensor) -> torch.Tensor:
-    """What enters a layer in a pass over ids, [batch, pos, d_model]."""
-    layer = family_of(model).layer_list(model)[first]
-    seen: list[torch.Tensor] = []
-
-    def stop(module: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        seen.append(args[0] if args else kwargs["hidden_states"])
-        raise _Entered
-
-    handle = layer.register_forward_pre_hook(stop, with_kwargs=True)
-    try:
-        family_of(model).decoder(model)(input_ids=ids, use_cache=False)
-    except _Entered:
-        pass
-    finally:
-        handle.remove()
-    return seen[0]
 
 
 class _Read:
