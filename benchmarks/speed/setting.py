@@ -12,7 +12,7 @@ from curerec.data.fetch import load
 from curerec.models import device
 from curerec.prompts.encoding import Encoder, Prompts, Queries, queries
 from curerec.recipes import load_recipe
-from curerec.recommender import bases, storage
+from curerec.recommender import bases, lora, storage
 from curerec.recommender.families import family_of
 from curerec.recommender.nano import nano_model, nano_tokenizer
 from curerec.splitting import split_of
@@ -60,13 +60,10 @@ def setting(
     model.requires_grad_(kind == "full")
     if kind == "lora":
         family = family_of(model)
-        n = len(family.layer_list(model))
-        where = [""] if layers is None else [f"{family.layers}.{k}." for k in range(n - layers, n)]
-        paths = [w + p.path for w in where for p in family.projections.values()]
         shape = LoraConfig(
             r=16,
             lora_alpha=32,
-            target_modules=paths,
+            target_modules=lora.targets(model, layers=layers),
             fan_in_fan_out=family.transposed,
             task_type="CAUSAL_LM",
         )

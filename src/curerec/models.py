@@ -16,7 +16,7 @@ from curerec.progress import Clock
 from curerec.prompts.encoding import Encoder, Prompts, queries
 from curerec.prompts.templates import TEMPLATES
 from curerec.recipe import ModelConfig, Recipe
-from curerec.recommender import bases, parallel, storage
+from curerec.recommender import bases, lora, parallel, storage
 from curerec.recommender.families import family_of
 from curerec.recommender.score import score
 from curerec.recommender.tune import tune
@@ -121,14 +121,11 @@ def fresh_model(folder: Path, config: ModelConfig, *, seed: int) -> Any:
             where="model.lora.layers",
             mend=f"Give {n_layers} at the most, or none for all",
         )
-    on = config.lora.layers
-    layers = [""] if on is None else [f"{family.layers}.{k}." for k in range(n_layers - on, n_layers)]
     shape = PeftLora(
         r=config.lora.r,
         lora_alpha=config.lora.alpha,
         lora_dropout=config.lora.dropout,
-        # Paths and not last names: GPT-2 calls two maps c_proj.
-        target_modules=[where + known[t].path for where in layers for t in (config.lora.targets or known)],
+        target_modules=lora.targets(model, config.lora.targets, config.lora.layers),
         fan_in_fan_out=family.transposed,
         task_type="CAUSAL_LM",
     )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import Any
 
 import torch
@@ -9,10 +10,26 @@ from peft import LoraConfig, get_peft_model
 
 from curerec.errors import ModelError
 from curerec.recommender.copies import copied
+from curerec.recommender.families import family_of
 
 PREFIX = "base_model.model."
 #: Path of a linear map in the plain model -> (A [rank, in], B [out, rank]); the branch adds B A.
 Factors = dict[str, tuple[torch.Tensor, torch.Tensor]]
+
+
+def targets(model: Any, names: Iterable[str] | None = None, layers: int | None = None) -> list[str]:
+    """Modules that branches go on, as PEFT's ``target_modules``: paths and not last names, of which GPT-2 has
+    one twice.
+
+    Args:
+        model: plain, of a known family.
+        names: of its family's projections; None: all.
+        layers: only the last so many; None: all.
+    """
+    family = family_of(model)
+    n = len(family.layer_list(model))
+    within = [""] if layers is None else [f"{family.layers}.{k}." for k in range(n - layers, n)]
+    return [where + family.projections[name].path for where in within for name in names or family.projections]
 
 
 def factors_of(model: Any) -> Factors:
