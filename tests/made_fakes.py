@@ -10,7 +10,8 @@ from typing import Any
 
 import torch
 
-from curerec.pipeline import Opened, save_unlearned
+from curerec.opened import Opened
+from curerec.pipeline import save_unlearned
 from curerec.prompts.encoding import Prompts
 from curerec.recommender.families import family_of
 from curerec.recommender.score import answer_logits

@@ -83,13 +83,16 @@ def family_of_type(model_type: str) -> Any:
     return next(f for f in FAMILIES if MODEL_TYPES.get(model_type, model_type) in f.model_types)
 
 
-def lora_on(model: Any, targets: tuple[str, ...] | None = None, *, r: int = 3) -> Any:
-    """The model with an adapter on some (None: all) of its family's projections, both factors random."""
+def lora_on(
+    model: Any, targets: tuple[str, ...] | None = None, *, layers: tuple[int, ...] | None = None, r: int = 3
+) -> Any:
+    """The model with an adapter on some (None: all) projections and layers, both factors random."""
     family = family_of(model)
     config = LoraConfig(
         r=r,
         lora_alpha=2 * r,
         target_modules=[family.projections[t].path for t in targets or family.projections],
+        layers_to_transform=layers if layers is None else list(layers),
         fan_in_fan_out=family.transposed,
         init_lora_weights=False,
         task_type="CAUSAL_LM",

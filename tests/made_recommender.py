@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from curerec import pipeline
 from curerec.config import parse
+from curerec.opened import open_recommender
 from curerec.recipe import Recipe
 from curerec.recommender.nano import nano_tokenizer
 from curerec.recommender.storage import write_model
@@ -38,4 +39,4 @@ def trained(folder, kind="full", seed=0, without=None):
 
 
 def opened(folder):
-    return pipeline.open_recommender(folder, DATA, base=folder.parent / "base")
+    return open_recommender(folder, DATA, base=folder.parent / "base")

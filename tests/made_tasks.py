@@ -16,10 +16,17 @@ from made_families import lora_on, made_family_model
 from made_models import made_encoder, made_model
 
 TUNING = TuneConfig(epochs=1, batch_size=32, lr=3e-3)
-_made: dict[tuple[str, str], tuple[Any, Any, Any]] = {}
+_made: dict[tuple[str, str, tuple[int, ...] | None], tuple[Any, Any, Any]] = {}
 
 
-def made_task(kind: str = "full", *, family: str = "llama", seed: int = 0, share: float = 0.2) -> Task:
+def made_task(
+    kind: str = "full",
+    *,
+    family: str = "llama",
+    seed: int = 0,
+    share: float = 0.2,
+    layers: tuple[int, ...] | None = None,
+) -> Task:
     """A request to forget some users of a recommender really fine-tuned, for a moment, on made-up ratings.
 
     Args:
@@ -27,14 +34,16 @@ def made_task(kind: str = "full", *, family: str = "llama", seed: int = 0, share
         family: ``llama`` or a key of :data:`made_families.OPTIONS`.
         seed: of the task.
         share: of the users.
+        layers: those that have an adapter, with ``lora``; None: all.
     """
     data = made_catalogue()
     encoder: Encoder = made_encoder()
     split = per_user_split(data, seed=0)
-    if (kind, family) not in _made:
+    made = (kind, family, layers)
+    if made not in _made:
         n = len(encoder.tokenizer)
         base = made_model(n) if family == "llama" else made_family_model(family, n)
-        start = lora_on(copy.deepcopy(base)) if kind == "lora" else copy.deepcopy(base)
+        start = lora_on(copy.deepcopy(base), layers=layers) if kind == "lora" else copy.deepcopy(base)
         if kind == "lora":  # as pipeline.fresh_model: B is 0, the base answers until it is trained
             for name, p in start.named_parameters():
                 p.requires_grad_(".lora_" in name)
@@ -44,8 +53,8 @@ def made_task(kind: str = "full", *, family: str = "llama", seed: int = 0, share
             start.requires_grad_(True)
         tuned = copy.deepcopy(start)
         tune(tuned, encoder.encode(queries(data, split.train)), encoder.answers, TUNING, seed=0)
-        _made[kind, family] = base, start, tuned
-    base, start, tuned = _made[kind, family]
+        _made[made] = base, start, tuned
+    base, start, tuned = _made[made]
     users = data.users[: max(1, round(share * len(data.users)))]
     return Task.of(
         apply_request(data, split, ForgetRequest("users", tuple(users.tolist()))),

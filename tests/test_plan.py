@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 
-from curerec.calibration import Calibration, Line, sizes_of
+from curerec.calibration import Calibration, Line, calibrate, sizes_of
 from curerec.circuits.core import TOP_EXACT
 from curerec.circuits.selection import sizes_to_judge, smallest_prefix
 from curerec.data.cache import retain_side_at
@@ -17,9 +17,11 @@ from curerec.data.fetch import load
 from curerec.data.request_file import read_request
 from curerec.errors import RequestError
 from curerec.methods import METHODS, CureConfig
-from curerec.pipeline import open_recommender, unlearn
+from curerec.opened import open_recommender
+from curerec.pipeline import unlearn
 from curerec.plan import plan
 from curerec.progress import Clock, Silent
+from curerec.recommender import lower
 from curerec.recommender.storage import read_card
 from curerec.workload import Work, bisections, of_cure, scored_exactly
 from made_commands import curerec, refused, untouched
@@ -183,6 +185,36 @@ def test_a_line_through_two_measurements_gives_the_seconds_of_any_size():
     assert found.seconds(Work("assign", 8)) == 5.0
     assert found.seconds(Work("step", times=4)) == 1.0
     assert Line.through((10, 2.0), (40, 1.0)) == Line(1.0, 0.0)  # noise
+
+
+def test_what_lies_below_an_adapter_is_counted_once_a_prompt():
+    whole, above = Line(0.0, 1.0), Line(0.0, 0.25)
+    found = Calibration(
+        lines={"score": whole, "gradient": whole, "patched": whole, "step": Line(1.0)},
+        lengths={"retain": np.array([1]), "valid": np.array([1])},
+        unit=1.0,
+        above={"score": above, "gradient": above},
+        sizes={"retain": 10, "valid": 8},
+    )
+    seconds = found.of_stages(
+        {
+            "prepare": [Work("score", 4), Work("patched", 8, "valid"), Work("score", 8, "valid")],
+            "update": [Work("gradient", 30, batch=10), Work("step", times=3), Work("score", 8, "valid", 2)],
+        }
+    )
+    # 4 of D_r's ten prompts are passed before the update, which passes all of them three times.
+    assert seconds == {"prepare": 4 + 8 + 8, "update": (30 * 0.25 + 6 * 0.75) + 3 + 2 * 8 * 0.25}
+    assert found.of_stages({"one": [Work("gradient", 8, times=5)]}) == {"one": 8 + 4 * 8 * 0.25}
+
+
+def test_a_plan_where_states_are_kept_measures_both_passes(monkeypatch):
+    monkeypatch.setattr(lower, "STATES", lower.States())
+    task = made_task("lora", layers=(1,))
+    assert lower.lowest_adapted(task.original.model) == 1
+    found = calibrate(task, CureConfig())
+    assert set(found.above) == {"score", "path", "gradient"}
+    assert found.sizes["retain"] == len(task.retain)
+    assert not calibrate(made_task("lora"), CureConfig()).above
 
 
 def test_an_unknown_method_is_refused(asked):

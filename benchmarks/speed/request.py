@@ -16,7 +16,8 @@ from common import done, options, rows_of, write
 
 from curerec.data.fetch import load
 from curerec.data.forget import draw_request
-from curerec.pipeline import Opened, open_recommender, prepare, unlearn
+from curerec.opened import Opened, open_recommender
+from curerec.pipeline import prepare, unlearn
 from curerec.plan import PLANNED, plan
 from curerec.records import ForgetRequest
 

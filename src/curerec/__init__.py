@@ -17,7 +17,7 @@ _PLACES = {
     "Recipe": "curerec.recipe",
     "ForgetRequest": "curerec.records",
     "train": "curerec.pipeline",
-    "open_recommender": "curerec.pipeline",
+    "open_recommender": "curerec.opened",
     "unlearn": "curerec.pipeline",
     "save_unlearned": "curerec.pipeline",
     "run_experiment": "curerec.experiment",

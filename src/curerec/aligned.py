@@ -10,7 +10,7 @@ import numpy as np
 from curerec.circuits.activations import sites_of
 from curerec.circuits.counterfactuals import outcomes
 from curerec.circuits.patching import most_falling, patched_margins
-from curerec.pipeline import Opened
+from curerec.opened import Opened
 from curerec.prompts.counterfactual import Start, counterfactual_pairs
 from curerec.prompts.encoding import Encoder, Prompts, queries
 from curerec.prompts.others import other_prompts

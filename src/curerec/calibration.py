@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import statistics
 import time
-from collections.abc import Callable
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -25,8 +25,8 @@ from curerec.methods.rules import Rules, uniform
 from curerec.methods.task import Task
 from curerec.progress import Clock
 from curerec.prompts.counterfactual import counterfactual_pairs
-from curerec.prompts.encoding import queries
-from curerec.recommender.lower import nothing_kept
+from curerec.prompts.encoding import Prompts, queries
+from curerec.recommender.lower import lowest_adapted, nothing_kept
 from curerec.recommender.score import device_of, score
 from curerec.recommender.stored_answers import StoredAnswers
 from curerec.recommender.tune import Averager, TuneConfig, optimise
@@ -40,6 +40,7 @@ REPEATS = 3  # of each measurement; the median counts
 SAMPLE = 512  # prompts a part whose lengths stand for all
 TITLES = 512  # titles that are encoded for a rate
 DRAWS = (2, 8)  # resamples of the groups
+BEGIN_ABOVE: tuple[Kind, ...] = ("score", "path", "gradient")  # kept states serve these; the rest is patched
 
 
 @dataclass(frozen=True)
@@ -70,24 +71,48 @@ class Calibration:
         lines: seconds; by padded tokens for work that runs the model.
         lengths: tokens of a sample of each part's prompts.
         unit: seconds of scoring one prompt.
+        above: the same of passes that begin above kept states (:mod:`curerec.recommender.lower`), for the
+            kinds that do; empty where none are kept.
+        sizes: prompts of each part that there are, where ``above`` is not empty.
     """
 
     lines: dict[Kind, Line]
     lengths: dict[Part, np.ndarray]
     unit: float
+    above: dict[Kind, Line] = field(default_factory=dict)
+    sizes: dict[Part, int] = field(default_factory=dict)
 
-    def seconds(self, work: Work) -> float:
-        """Seconds of some work."""
+    def of_stages(self, work: Mapping[str, list[Work]]) -> dict[str, float]:
+        """Seconds of every stage, in the order of the run: what one passes is kept for the next."""
+        passed: dict[Part, int] = {}
+        return {name: sum(self.seconds(one, passed) for one in part) for name, part in work.items()}
+
+    def seconds(self, work: Work, passed: dict[Part, int] | None = None) -> float:
+        """Seconds of some work.
+
+        Args:
+            work: what is done.
+            passed: prompts of each part whose states are kept by then; brought up to date. The same prompts
+                are taken to come first every time.
+        """
         line = self.lines[work.kind]
         if work.kind in ("encode", "pairs", "assign"):
-            once = line.fixed + line.rate * work.n
-        elif work.kind in BATCH:
-            batch = work.batch or BATCH[work.kind]
-            tokens = padded_tokens(self.lengths[work.part], work.n, batch)
-            once = line.fixed * -(-work.n // batch) + line.rate * tokens
-        else:
-            once = line.fixed
-        return work.times * once
+            return work.times * (line.fixed + line.rate * work.n)
+        if work.kind not in BATCH:
+            return work.times * line.fixed
+        whole = self._passes(line, work, work.n)
+        if work.kind not in self.above or passed is None:
+            return work.times * whole
+        known = passed.get(work.part, 0)
+        new = max(0, min(work.n, self.sizes[work.part]) - known)
+        passed[work.part] = known + new
+        again = self._passes(self.above[work.kind], work, work.n)
+        below = (whole - again) * new / max(1, work.n)  # once, however many passes there are
+        return work.times * again + below
+
+    def _passes(self, line: Line, work: Work, n: int) -> float:
+        batch = work.batch or BATCH[work.kind]
+        return line.fixed * -(-n // batch) + line.rate * padded_tokens(self.lengths[work.part], n, batch)
 
 
 def padded_tokens(lengths: np.ndarray, n: int, batch: int) -> float:
@@ -149,13 +174,12 @@ def timed(run: Callable[[], Any], repeats: int = REPEATS) -> float:
     return statistics.median(seen)
 
 
-@nothing_kept()
 def calibrate(task: Task, config: CureConfig) -> Calibration:
     """Measure every kind of work of :func:`curerec.workload.of_cure`.
 
     Each that runs the model is measured on a batch of the size in use and on one of :data:`SMALL` prompts,
-    by the function that does it in earnest. The model and the task are left as they were. Passes are whole
-    ones: where states below an adapter are kept (:mod:`curerec.recommender.lower`), a request costs less.
+    by the function that does it in earnest. The model and the task are left as they were. Where states below
+    an adapter are kept (:mod:`curerec.recommender.lower`), a whole pass and one above them are both measured.
 
     Args:
         task: the request; some of D_r's prompts stand in for all others, lengths apart.
@@ -196,17 +220,12 @@ def calibrate(task: Task, config: CureConfig) -> Calibration:
         "path": (BATCH["path"], path),
         "gradient": (min(step_batch, BATCH["gradient"]), lambda k: objective.gradient(change, params, k)),
     }
-    times: dict[Kind, float] = {}
-    for kind, (batch, run) in runs.items():
-        points = []
-        run(np.arange(min(SMALL, len(prompts))))  # kernels are chosen and memory is taken
-        for n in (SMALL, batch):
-            index = np.arange(min(n, len(prompts)))
-            times[kind] = timed(lambda run=run, index=index: run(index))  # type: ignore[misc]
-            points.append((padded_tokens(prompts.lengths[index], len(index), batch), times[kind]))
-        line = Line.through(*points)
-        lines[kind] = Line(line.fixed / 2, line.rate / 2) if kind == "patched" else line  # two runs
-    unit = times["score"] / min(BATCH["score"], len(prompts))
+    with nothing_kept():
+        lines |= {kind: _line(run, prompts, batch) for kind, (batch, run) in runs.items()}
+    lines["patched"] = Line(lines["patched"].fixed / 2, lines["patched"].rate / 2)  # two runs
+    above: dict[Kind, Line] = {}
+    if lowest_adapted(model):
+        above = {kind: _line(runs[kind][1], prompts, runs[kind][0]) for kind in BEGIN_ABOVE}
     values, _ = objective.gradient(change, params, np.arange(2))
     grads = dict(zip(names, values, strict=True))
     lines["products"] = Line(timed(lambda: inner_products(units, grads, grads)))
@@ -215,7 +234,21 @@ def calibrate(task: Task, config: CureConfig) -> Calibration:
     lines["assign"] = _assign(whole, config, scores, units)
     parts: tuple[Part, ...] = ("forget", "retain", "control", "valid")
     lengths = {p: task.encode(whole.sample(getattr(whole, p), SAMPLE, 75)).lengths for p in parts}
-    return Calibration(lines, lengths, unit)
+    asked = min(BATCH["score"], len(prompts))
+    tokens = padded_tokens(prompts.lengths[:asked], asked, BATCH["score"])
+    unit = (lines["score"].fixed + lines["score"].rate * tokens) / asked
+    return Calibration(lines, lengths, unit, above, {p: len(getattr(whole, p)) for p in parts})
+
+
+def _line(run: Callable[[np.ndarray], Any], prompts: Prompts, batch: int) -> Line:
+    """Seconds of a pass by padded tokens, from a small batch and one of the size in use."""
+    run(np.arange(min(batch, len(prompts))))  # kernels are chosen, memory is taken, states are kept
+    points = []
+    for n in (SMALL, batch):
+        index = np.arange(min(n, len(prompts)))
+        seconds = timed(lambda index=index: run(index))  # type: ignore[misc]
+        points.append((padded_tokens(prompts.lengths[index], len(index), batch), seconds))
+    return Line.through(*points)
 
 
 def _deltas(task: Task, units: Any) -> Any:

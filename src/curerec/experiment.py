@@ -10,7 +10,8 @@ from curerec.data.request_file import write_request
 from curerec.evaluation.cost import Meter
 from curerec.measure import Candidate, candidate, judge, measure
 from curerec.methods.retrain import retrain
-from curerec.pipeline import open_recommender, save_unlearned, task_for, train, unlearn
+from curerec.opened import open_recommender
+from curerec.pipeline import save_unlearned, task_for, train, unlearn
 from curerec.progress import Clock, Reporter, Silent
 from curerec.recipe import Recipe
 from curerec.recommender.storage import read_card

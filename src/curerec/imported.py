@@ -10,7 +10,7 @@ from curerec.circuits.selection import JUDGED
 from curerec.circuits.wiring import wiring_of
 from curerec.errors import ModelError
 from curerec.inspection import InspectConfig, about, falling_pairs, stored
-from curerec.pipeline import Opened
+from curerec.opened import Opened
 
 
 def judge_imported(opened: Opened, file: CircuitFile, config: InspectConfig | None = None) -> CircuitFile:

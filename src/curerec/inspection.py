@@ -37,7 +37,7 @@ from curerec.circuits.wiring import wiring_of
 from curerec.config import Strict
 from curerec.errors import PromptError
 from curerec.machine import machine, peak_memory_bytes, versions
-from curerec.pipeline import Opened
+from curerec.opened import Opened
 from curerec.progress import Clock
 from curerec.prompts.counterfactual import Start
 from curerec.prompts.encoding import Encoder, Prompts, queries
@@ -94,7 +94,7 @@ def inspect(
     loses when the circuit is knocked out; nothing depends on it.
 
     Args:
-        opened: from :func:`curerec.pipeline.open_recommender`.
+        opened: from :func:`curerec.opened.open_recommender`.
         config: see :class:`InspectConfig`.
         groups: update units of each module by role, from :func:`curerec.circuits.by_role.groups_of_record`.
         clock: stages and their seconds.

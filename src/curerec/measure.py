@@ -26,7 +26,7 @@ from curerec.evaluation.verdict import Limits, verdict
 from curerec.methods import METHODS
 from curerec.methods.expected import Expected, expected_membership
 from curerec.methods.task import Task
-from curerec.pipeline import Opened, answers_at_hand
+from curerec.opened import Opened, answers_at_hand
 from curerec.records import ForgetSplit, Outcome
 
 PROBES = 32

@@ -53,7 +53,7 @@ def base_folder(
     part = public_split(data, recipe.split)
     about = {
         "data": data.fingerprint,
-        "titles": data.titles["title"].to_pylist() == [] or _titles_digest(data),
+        "titles": _titles_digest(data),
         "split": recipe.split.model_dump(mode="json", include={"seed", "public_share", "history"}),
         "pretrain": recipe.model.pretrain.model_dump(mode="json"),
         "template": recipe.model.template,

@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import copy
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -19,13 +19,13 @@ from curerec.methods import METHODS, Task
 from curerec.methods.cure.method import prepare as prepare_cure
 from curerec.methods.expected import POOL, SPARE, pool
 from curerec.models import base_folder, check_finite, check_fits, check_template, device, fresh_model
+from curerec.opened import Opened, answers_at_hand
 from curerec.progress import Clock, Reporter, Silent
 from curerec.prompts.encoding import Encoder, Prompts, answer_tokens, queries
-from curerec.recipe import Recipe, recipe_of_card
+from curerec.recipe import Recipe
 from curerec.recommender import bases, parallel, storage, stored_answers
 from curerec.recommender.copies import base_of
 from curerec.recommender.score import score
-from curerec.recommender.spread import spread_base
 from curerec.recommender.tune import tune
 from curerec.records import ForgetRequest, ForgetSplit, Interactions, Outcome, Recommender, Split
 from curerec.splitting import granted, split_of
@@ -137,78 +137,6 @@ def _answers(
     )
 
 
-@dataclass(frozen=True)
-class Opened:
-    """A saved recommender with its data, split and base at hand."""
-
-    recommender: Recommender
-    recipe: Recipe
-    data: Interactions
-    split: Split
-    base: Path
-    note: str | None = None  # what a user should know of how it was opened
-    answered: stored_answers.StoredAnswers | None = (
-        None  # what it and its base answered in training, where that is stored
-    )
-    as_trained: stored_answers.StoredAnswers | None = (
-        None  # of an unlearned one: what the recommender as trained answered those that are left
-    )
-
-
-def open_recommender(
-    folder: Path,
-    data: Interactions,
-    *,
-    base: Path | None = None,
-    cache: Path | None = None,
-    cut: bool = False,
-) -> Opened:
-    """Load a recommender and rebuild the split that it was trained on.
-
-    Args:
-        folder: of the recommender.
-        data: the ratings that it was trained on.
-        base: folder of its base model; None: by the name in its card.
-        cache: of base models.
-        cut: each of the processes that were started together keeps a part of the frozen base
-            (:mod:`curerec.recommender.spread`); all must come here.
-
-    Raises:
-        ConfigError: the base cannot be cut.
-        ModelError: the data are not those that it was trained on, or its files are not what its card says.
-    """
-    card = storage.read_card(folder)
-    if card["data"]["fingerprint"] != data.fingerprint:
-        raise ModelError(
-            "was trained on other ratings than these (the fingerprints differ)",
-            where=f"recommender {Path(folder).name}",
-            mend="Give --data the ratings that `curerec train` read",
-        )
-    where = f"recommender {Path(folder).name}, recipe in {storage.CARD}"
-    recipe, note = recipe_of_card(card, where=where)
-    base = base or bases.resolve(card["base"]["name"], cache=cache)
-    if cut:  # whole in main memory only
-        recommender = storage.load(
-            folder, base, dtype=storage.type_named(recipe.model.dtype) or storage.type_on(device())
-        )
-        spread_base(recommender.model, device())
-    else:
-        recommender = storage.load(folder, base, device=device())
-    split = split_of(data, recipe.split)
-    own = stored_answers.read(recommender, data, stored_answers.asked_in_training(split))
-    return Opened(recommender, recipe, data, split, base, note, own)
-
-
-def base_model(opened: Opened, *, seed: int) -> Any:
-    """The model before fine-tuning, to be asked: under an adapter its own base, else loaded anew.
-
-    Args:
-        opened: the recommender; left as it is.
-        seed: of what a base lacks when it is loaded.
-    """
-    return base_of(opened.recommender.model, lambda: fresh_model(opened.base, opened.recipe.model, seed=seed))
-
-
 def check_references(folders: list[Path], request: ForgetRequest) -> None:
     """Refuse reference models that would measure something else.
 
@@ -280,14 +208,6 @@ def task_for(
         as_trained=as_trained,
         retain_side=retain_side,
     )
-
-
-def answers_at_hand(opened: Opened) -> stored_answers.StoredAnswers | None:
-    """What training kept, as far as it is of the model and the ratings that are at hand."""
-    answered, model = opened.answered, opened.recommender.model
-    if answered is None or answered.data is not opened.data:
-        return None  # other ratings were put in their place
-    return answered if answered.model is model else answered.of_base(model)
 
 
 def check_method(name: str) -> None:

@@ -13,8 +13,10 @@ from curerec.calibration import PROBE, calibrate, sizes_of, timed
 from curerec.errors import RequestError
 from curerec.machine import peak_memory_bytes
 from curerec.methods.cure.retain_side import kept_of
-from curerec.pipeline import Opened, check_method, task_for
+from curerec.opened import Opened
+from curerec.pipeline import check_method, task_for
 from curerec.progress import Clock
+from curerec.recommender.lower import lowest_adapted, nothing_kept
 from curerec.recommender.score import device_of, score
 from curerec.recommender.tune import tune
 from curerec.records import ForgetRequest
@@ -101,15 +103,15 @@ def plan(
         task = task_for(opened, split, seed=seed, clock=Clock(), retain_side=retain_side)
         if method == "retrain":
             probe = task.encode(task.sample(task.retain, PROBE, 75))
-            score(opened.recommender.model, probe, task.answers)  # warm
-            unit = timed(lambda: score(opened.recommender.model, probe, task.answers)) / len(probe)
+            with nothing_kept():
+                score(opened.recommender.model, probe, task.answers)  # warm
+                unit = timed(lambda: score(opened.recommender.model, probe, task.answers)) / len(probe)
             seconds = _retrain(task)
         else:
             config = config or opened.recipe.config_of(method)
             found = calibrate(task, config)
             kept = kept_of(task, config)
-            work = of_cure(config, sizes_of(task), kept)
-            unit, seconds = found.unit, {name: sum(map(found.seconds, part)) for name, part in work.items()}
+            unit, seconds = found.unit, found.of_stages(of_cure(config, sizes_of(task), kept))
     folder = opened.recommender.path
     return Plan(
         stages=tuple(Stage(name, s, s / unit) for name, s in seconds.items()),
@@ -135,8 +137,14 @@ def _retrain(task: Any) -> dict[str, float]:
         taken = -(-len(prompts) // config.batch_size)
         return timed(lambda: tune(model, prompts, task.answers, short, seed=0), 1) / taken
 
-    some(TRIED[0])
-    return {"encode": encode * len(task.retain), "update": some(TRIED[1]) * steps}
+    with nothing_kept():
+        some(TRIED[0])
+        first = again = some(TRIED[1])
+    if lowest_adapted(task.original.model):  # from the second epoch on, steps begin above kept states
+        some(TRIED[1])
+        again = some(TRIED[1])
+    once = min(steps, -(-len(task.retain) // config.batch_size))
+    return {"encode": encode * len(task.retain), "update": first * once + again * (steps - once)}
 
 
 __all__ = ["PLANNED", "Plan", "Stage", "plan"]

@@ -11,7 +11,7 @@ from curerec.circuits.reading import attention_reading
 from curerec.errors import ModelError
 from curerec.machine import machine, peak_memory_bytes, versions
 from curerec.measure import Measured
-from curerec.pipeline import Opened
+from curerec.opened import Opened
 from curerec.prompts.encoding import Encoder, queries
 from curerec.records import ForgetRequest, ForgetSplit, Outcome
 from curerec.reports.build import circuit_part, groups_part, update_part

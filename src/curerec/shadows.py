@@ -27,7 +27,8 @@ from curerec.evaluation.scene import Ground
 from curerec.evaluation.ulira import LEAST, Shadows, towards
 from curerec.methods import METHODS
 from curerec.models import check_finite, fresh_model
-from curerec.pipeline import Opened, check_method, task_for
+from curerec.opened import Opened
+from curerec.pipeline import check_method, task_for
 from curerec.recommender.tune import tune
 from curerec.records import Examples, ForgetSplit
 

@@ -13,7 +13,7 @@ from curerec.evaluation.candidate import Candidate
 from curerec.evaluation.verdict import Limits
 from curerec.measure import ground_of, judge
 from curerec.methods import expected
-from curerec.pipeline import base_model
+from curerec.opened import base_model
 from curerec.splitting import granted
 
 

@@ -15,7 +15,7 @@ from curerec.data.request_file import read_request, write_request
 from curerec.evaluation.candidate import Candidate
 from curerec.measure import ground_of, judge
 from curerec.models import fresh_model
-from curerec.pipeline import open_recommender
+from curerec.opened import open_recommender
 from curerec.recipe import Recipe
 from curerec.recipes import load_recipe
 from curerec.splitting import granted

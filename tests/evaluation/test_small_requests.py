@@ -8,7 +8,7 @@ import pytest
 import made_recommender as made
 from curerec.data.forget import without_rows
 from curerec.measure import Candidate, judge
-from curerec.pipeline import base_model
+from curerec.opened import base_model
 
 
 @pytest.fixture(scope="module")

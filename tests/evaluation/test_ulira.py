@@ -15,7 +15,7 @@ from curerec.evaluation import METRICS
 from curerec.evaluation.auc import auc
 from curerec.evaluation.metric import evaluate
 from curerec.evaluation.ulira import Shadows, fits, ratios
-from curerec.pipeline import open_recommender
+from curerec.opened import open_recommender
 from curerec.shadows import halved, make_shadows
 from curerec.splitting import granted
 from made_scene import made_scene

@@ -16,6 +16,7 @@ from curerec.config import parse
 from curerec.errors import ConfigError, ModelError
 from curerec.methods.cure.method import in_core
 from curerec.models import fresh_model, logits_of
+from curerec.opened import open_recommender
 from curerec.prompts.encoding import Encoder
 from curerec.recipe import Recipe
 from curerec.recommender.families import family_of
@@ -68,7 +69,7 @@ def opened_after(tmp_path, base, model, **cure):
     recipe["cure"] = recipe["cure"] | cure
     recipe = parse(Recipe, recipe, where="test")
     made = pipeline.train(DATA, recipe, tmp_path / "recommender", base=base)
-    return made, pipeline.open_recommender(tmp_path / "recommender", DATA, base=base)
+    return made, opened.open_recommender(tmp_path / "recommender", DATA, base=base)
 
 
 def frozen_parts(outcome, model):
@@ -124,7 +125,7 @@ def test_train_and_cure(model_type, kind, tmp_path):
             assert torch.equal(before[name][mask], after[name][mask]), name
     assert np.isfinite(logits_of(opened.recommender, DATA, split.test, outcome.model)).all()
     saved = pipeline.save_unlearned(opened, outcome, request, tmp_path / "new")
-    again = pipeline.open_recommender(saved.path, DATA, base=base).recommender
+    again = open_recommender(saved.path, DATA, base=base).recommender
     np.testing.assert_allclose(
         logits_of(again, DATA, split.test),
         logits_of(opened.recommender, DATA, split.test, outcome.model),

@@ -18,6 +18,7 @@ from curerec.methods import task as tasks
 from curerec.methods.stopping import Stopping, Watch
 from curerec.methods.unlearn import _Retain
 from curerec.models import logits_of
+from curerec.opened import base_model
 from curerec.recommender import stored_answers
 from curerec.recommender.storage import CARD
 from curerec.records import ForgetRequest
@@ -49,7 +50,7 @@ def test_training_keeps_them_and_plain_libraries_load_the_folder(recommender):
     logits, found = at.answered.find(at.split.train)
     assert found.all() and len(logits) == 150
     for part in (at.split.train, at.split.control):
-        for base, model in ((False, at.recommender.model), (True, pipeline.base_model(at, seed=0))):
+        for base, model in ((False, at.recommender.model), (True, base_model(at, seed=0))):
             told, found = at.answered.find(part, base=base)
             assert found.all()  # 150 examples are fewer than the base is asked about
             np.testing.assert_allclose(told, logits_of(at.recommender, DATA, part, model), atol=1e-5)

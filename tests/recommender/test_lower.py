@@ -8,7 +8,6 @@ import itertools
 import numpy as np
 import pytest
 import torch
-from peft import LoraConfig, get_peft_model
 
 from curerec.circuits.adapter import adapter_scores
 from curerec.recommender import lower
@@ -17,7 +16,7 @@ from curerec.recommender.families import family_of
 from curerec.recommender.score import answer_logits, score, to_batch
 from curerec.recommender.tune import TuneConfig, tune
 from curerec.recommender.units import units_of
-from made_families import TYPES, in_double, made_family_model
+from made_families import TYPES, in_double, lora_on, made_family_model
 from made_models import made_model, made_prompts
 
 PROMPTS, ENCODER = made_prompts(12)
@@ -30,21 +29,6 @@ def empty(monkeypatch):
     """A store of this test's own."""
     monkeypatch.setattr(lower, "STATES", lower.States())
     monkeypatch.setattr(lower, "_read", [])
-
-
-def adapted(model, layers):
-    """A model with branches on all projections of these layers, both factors random."""
-    family = family_of(model)
-    config = LoraConfig(
-        r=2,
-        target_modules=[p.path for p in family.projections.values()],
-        layers_to_transform=list(layers),
-        fan_in_fan_out=family.transposed,
-        init_lora_weights=False,
-        task_type="CAUSAL_LM",
-    )
-    torch.manual_seed(3)
-    return get_peft_model(model, config).eval()
 
 
 def gradients(model, index, lean):
@@ -72,7 +56,13 @@ def test_answers_and_gradients_are_those_of_whole_passes(model_type, monkeypatch
     more = {"layer_types": ["sliding_attention", "full_attention", "full_attention"]}
     options = more if model_type == "gemma3_text" else {}
     model = made_family_model(model_type, WORDS, num_hidden_layers=3, **options)
-    model = adapted(model, [1, 2])
+    model = lora_on(
+        model,
+        layers=(
+            1,
+            2,
+        ),
+    )
     assert lower.lowest_adapted(model) == 1
     with in_double(model):
         check(model, monkeypatch)
@@ -102,7 +92,7 @@ def test_training_ends_where_it_ends_without_and_computes_every_prompt_once(monk
     config = TuneConfig(epochs=3, batch_size=4, lr=0.01)
 
     def trained():
-        model = adapted(copy.deepcopy(base), [2])
+        model = lora_on(copy.deepcopy(base), layers=(2,))
         tune(model, PROMPTS, ENCODER.answers, config, seed=0)
         return [p.detach().clone() for n, p in model.named_parameters() if "lora" in n]
 
@@ -118,14 +108,20 @@ def test_training_ends_where_it_ends_without_and_computes_every_prompt_once(monk
 
 
 def test_scored_first_trained_after(monkeypatch):
-    model = adapted(made_model(WORDS, layers=3), [2])
+    model = lora_on(made_model(WORDS, layers=3), layers=(2,))
     score(model, PROMPTS, ENCODER.answers)
     _, grads = gradients(model, np.arange(4), True)  # inference tensors would refuse
     assert any(float(g.abs().max()) > 0 for g in grads)
 
 
 def test_copies_and_the_base_itself_share_what_is_kept(monkeypatch):
-    model = adapted(made_model(WORDS, layers=3), [1, 2])
+    model = lora_on(
+        made_model(WORDS, layers=3),
+        layers=(
+            1,
+            2,
+        ),
+    )
     score(model, PROMPTS, ENCODER.answers)
     once = lower.STATES.computed
     base = base_of(model, lambda: None)
@@ -136,7 +132,7 @@ def test_copies_and_the_base_itself_share_what_is_kept(monkeypatch):
 
 
 def test_weights_that_change_are_not_answered_for_by_what_they_were(monkeypatch):
-    model = adapted(made_model(WORDS, layers=3), [2])
+    model = lora_on(made_model(WORDS, layers=3), layers=(2,))
     old = score(model, PROMPTS, ENCODER.answers)
     layer = family_of(model).layer_list(model)[0]
     with torch.no_grad():
@@ -152,10 +148,10 @@ def test_weights_that_change_are_not_answered_for_by_what_they_were(monkeypatch)
 
 def test_only_where_nothing_below_can_change_or_is_listened_to():
     def made():
-        return adapted(made_model(WORDS, layers=3), [2])
+        return lora_on(made_model(WORDS, layers=3), layers=(2,))
 
     assert lower.lowest_adapted(made()) == 2
-    assert lower.lowest_adapted(adapted(made_model(WORDS, layers=3), [0, 2])) == 0
+    assert lower.lowest_adapted(lora_on(made_model(WORDS, layers=3), layers=(0, 2))) == 0
     assert lower.lowest_adapted(made_model(WORDS, layers=3)) == 0
     trained = made()
     next(family_of(trained).layer_list(trained)[1].parameters()).requires_grad_(True)
@@ -181,7 +177,7 @@ def test_only_where_nothing_below_can_change_or_is_listened_to():
 
 
 def test_dropout_below_is_drawn_anew():
-    model = adapted(made_family_model("gpt2", WORDS, num_hidden_layers=3, embd_pdrop=0.5), [2])
+    model = lora_on(made_family_model("gpt2", WORDS, num_hidden_layers=3, embd_pdrop=0.5), layers=(2,))
     assert lower.lowest_adapted(model) == 2
     model.train()
     assert lower.lowest_adapted(model) == 0
@@ -202,7 +198,7 @@ def test_no_more_bytes_than_allowed_and_the_last_used_stay():
 
 
 def test_who_measures_what_a_pass_costs_sees_whole_passes():
-    model = adapted(made_model(WORDS, layers=3), [2])
+    model = lora_on(made_model(WORDS, layers=3), layers=(2,))
     with lower.nothing_kept():
         score(model, PROMPTS, ENCODER.answers)
     assert lower.STATES.computed == 0
@@ -212,7 +208,13 @@ def test_who_measures_what_a_pass_costs_sees_whole_passes():
 
 @pytest.mark.parametrize("granularity", ["row", "projection"])
 def test_contributions_are_those_of_whole_passes(granularity, monkeypatch):
-    model = adapted(made_model(WORDS, layers=3), [1, 2])
+    model = lora_on(
+        made_model(WORDS, layers=3),
+        layers=(
+            1,
+            2,
+        ),
+    )
     units = units_of(model, granularity)
     args = model, PROMPTS, ENCODER.answers, units, {}
     want = without(monkeypatch, adapter_scores, *args)

@@ -67,7 +67,7 @@ def mine(store, tmp_path):
 
 def test_the_stored_split_is_the_one_it_was_trained_on(store, made_path):
     from curerec.data.fetch import load
-    from curerec.pipeline import open_recommender
+    from curerec.opened import open_recommender
 
     opened = open_recommender(made_path.lora, load(made_path.data))
     with Store(store[0]) as kept:

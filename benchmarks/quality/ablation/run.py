@@ -25,7 +25,8 @@ from curerec.experiment import RETRAIN_SEEDS
 from curerec.machine import machine, versions
 from curerec.measure import Candidate, candidate, measure
 from curerec.methods.retrain import retrain
-from curerec.pipeline import Opened, open_recommender, task_for, train, unlearn
+from curerec.opened import Opened, open_recommender
+from curerec.pipeline import task_for, train, unlearn
 from curerec.progress import Clock
 from curerec.recipe import Recipe
 from curerec.recipes import load_recipe

@@ -25,7 +25,7 @@ from curerec.circuits.stability import agreement
 from curerec.cli.inputs import quiet
 from curerec.data.fetch import load
 from curerec.machine import machine, versions
-from curerec.pipeline import open_recommender
+from curerec.opened import open_recommender
 from curerec.recommender.storage import load_base
 
 HERE = Path(__file__).parent

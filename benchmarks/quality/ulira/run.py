@@ -21,7 +21,8 @@ from curerec.bench.lines import read_lines
 from curerec.cli.inputs import quiet, ratings
 from curerec.machine import machine, versions
 from curerec.measure import Candidate, candidate, measure
-from curerec.pipeline import open_recommender, train, unlearn
+from curerec.opened import open_recommender
+from curerec.pipeline import train, unlearn
 from curerec.progress import Clock
 from curerec.recipes import load_recipe
 from curerec.shadows import make_shadows

@@ -23,7 +23,8 @@ from curerec.bench.rows import Row
 from curerec.methods.expected import expected_membership, placements
 from curerec.methods.stopping import Stopping, Watch
 from curerec.methods.task import Task
-from curerec.pipeline import Opened, task_for
+from curerec.opened import Opened
+from curerec.pipeline import task_for
 from curerec.recommender.score import label_nll, score
 
 ROWS = Path(__file__).resolve().parent / "expected.jsonl"

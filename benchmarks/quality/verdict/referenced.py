@@ -18,7 +18,7 @@ from curerec.config import read_yaml
 from curerec.data.fetch import load
 from curerec.data.forget import without_rows
 from curerec.machine import versions
-from curerec.pipeline import Opened
+from curerec.opened import Opened
 from curerec.records import ForgetSplit
 from curerec.splitting import drawn_request, granted
 

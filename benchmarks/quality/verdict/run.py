@@ -23,7 +23,7 @@ from curerec.bench.rows import Row
 from curerec.evaluation.candidate import Candidate
 from curerec.evaluation.utility import nll
 from curerec.measure import ground_of, judge
-from curerec.pipeline import base_model
+from curerec.opened import base_model
 
 ROWS = Path(__file__).resolve().parent / "results.jsonl"
 SETS = ("forget", "control", "valid")

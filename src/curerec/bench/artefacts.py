@@ -20,7 +20,8 @@ from safetensors.numpy import load, save
 from curerec.data import durable
 from curerec.errors import ModelError
 from curerec.experiment import RETRAIN_SEEDS
-from curerec.pipeline import Opened, open_recommender, train
+from curerec.opened import Opened, open_recommender
+from curerec.pipeline import train
 from curerec.progress import Clock, Reporter, Silent
 from curerec.recipe import SETTINGS, Recipe
 from curerec.recommender import storage

@@ -8,7 +8,8 @@ import numpy as np
 import pyarrow as pa
 
 from curerec.methods import Task
-from curerec.pipeline import Opened, task_for
+from curerec.opened import Opened
+from curerec.pipeline import task_for
 from curerec.records import ForgetRequest, Interactions, Split
 from curerec.splitting import granted
 

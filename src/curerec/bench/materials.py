@@ -20,7 +20,7 @@ from curerec.evaluation.residual import Reference
 from curerec.evaluation.scene import PARTS, Ground
 from curerec.measure import ground_of
 from curerec.models import base_folder
-from curerec.pipeline import Opened
+from curerec.opened import Opened
 from curerec.progress import Clock, Reporter, Silent
 from curerec.recommender.storage import read_card
 from curerec.records import ForgetRequest, ForgetSplit, Interactions

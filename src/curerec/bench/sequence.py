@@ -10,7 +10,8 @@ import numpy as np
 from curerec.data.forget import deleted_rows, without_rows
 from curerec.errors import RefusedError
 from curerec.models import logits_of
-from curerec.pipeline import Opened, carry_out, task_for
+from curerec.opened import Opened
+from curerec.pipeline import carry_out, task_for
 from curerec.progress import Clock, Reporter, Silent
 from curerec.recommender.storage import NOT_STORABLE
 from curerec.recommender.stored_answers import StoredAnswers

@@ -129,7 +129,8 @@ def prepared(data: Any, recommender: Path, base: Path | None, clock: Any) -> Non
 
     from curerec.data.cache import retain_side_at
     from curerec.errors import CurerecError
-    from curerec.pipeline import open_recommender, prepare
+    from curerec.opened import open_recommender
+    from curerec.pipeline import prepare
 
     with contextlib.suppress(CurerecError, torch.OutOfMemoryError):
         opened = open_recommender(recommender, data, base=base)
@@ -170,7 +171,8 @@ def unlearn(
     from curerec.data.cache import retain_side_at
     from curerec.data.output import check_out, replacing
     from curerec.measure import Candidate, candidate, judge, measure
-    from curerec.pipeline import base_model, check_method, save_unlearned
+    from curerec.opened import base_model
+    from curerec.pipeline import check_method, save_unlearned
     from curerec.pipeline import unlearn as run
     from curerec.recommender import parallel
     from curerec.recommender.storage import read_card

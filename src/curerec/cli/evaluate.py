@@ -48,7 +48,8 @@ def evaluate(
     from curerec.cli.say import say_base, say_values, say_verdict, table_of
     from curerec.data.output import check_out, replacing
     from curerec.measure import Candidate, ground_of, judge, measure, method_of, names_for
-    from curerec.pipeline import base_model, check_references, open_recommender
+    from curerec.opened import base_model, open_recommender
+    from curerec.pipeline import check_references
     from curerec.recording import record_of
     from curerec.reports.html import write_report
     from curerec.reports.schema import retrain_names, write_record

@@ -40,7 +40,7 @@ def opened_with(recommender: Path, data: str | None, base: Path | None, *, cut: 
 
     ``cut``: the processes that were started together each keep a part of its base.
     """
-    from curerec.pipeline import open_recommender
+    from curerec.opened import open_recommender
     from curerec.recipe import recipe_of_card
     from curerec.recommender.storage import read_card
 

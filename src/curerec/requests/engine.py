@@ -30,7 +30,8 @@ from curerec.measure import Candidate, judge, measure
 from curerec.methods import METHODS
 from curerec.methods.cure.method import circuit_of, groups_of, update_by_groups
 from curerec.models import check_finite, device, logits_of
-from curerec.pipeline import Opened, base_model, check_method, open_recommender, prepare, task_for
+from curerec.opened import Opened, base_model, open_recommender
+from curerec.pipeline import check_method, prepare, task_for
 from curerec.progress import Clock, Reporter
 from curerec.recipe import recipe_of_card
 from curerec.recommender import bases, storage, stored_answers

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from curerec.models import logits_of
-from curerec.pipeline import Opened
+from curerec.opened import Opened
 from curerec.recommender.stored_answers import StoredAnswers
 from curerec.records import Examples
 from curerec.requests.stages import RETRAIN, Job
