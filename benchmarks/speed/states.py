@@ -12,7 +12,7 @@ from typing import Any
 
 from common import alternating, done, options, write
 from setting import setting
-from training import loss
+from training import compared
 
 from curerec.recommender import lower
 from curerec.recommender.tune import TuneConfig, tune
@@ -44,15 +44,7 @@ def main() -> None:
 
         runs = {"kept": lambda: trained("kept"), "anew": lambda: trained("anew")}
         seconds = alternating(runs, repeats)
-        values = {
-            "seconds": seconds,
-            "tokens_per_s": {
-                n: args.epochs * int(made.train.lengths.sum()) / s["median"] for n, s in seconds.items()
-            },
-            "ratio": seconds["anew"]["median"] / seconds["kept"]["median"],
-            "loss_before": loss(made.model, made.train, made.answers),
-            "loss_after": {name: loss(m, made.train, made.answers) for name, m in last.items()},
-        }
+        values = compared(made, seconds, last, "kept", "anew", epochs=args.epochs)
         write(args.results, key, values, args.note)
 
 

@@ -84,6 +84,28 @@ def loss(model: Any, prompts: Any, answers: tuple[int, int]) -> float:
     return float(torch.nn.functional.cross_entropy(logits, label))
 
 
+def compared(
+    made: Any, seconds: dict[str, Any], models: dict[str, Any], ours: str, theirs: str, *, epochs: int = 1
+) -> dict[str, Any]:
+    """The values of a row that compares two ways to train on the same prompts.
+
+    Args:
+        made: from :func:`setting.setting`.
+        seconds: by way, from :func:`common.alternating`.
+        models: by way, what the last run ended with.
+        ours, theirs: the two ways; the ratio is that of their medians, theirs first.
+        epochs: passes over the prompts.
+    """
+    tokens = epochs * int(made.train.lengths.sum())
+    return {
+        "seconds": seconds,
+        "tokens_per_s": {name: tokens / s["median"] for name, s in seconds.items()},
+        "ratio": seconds[theirs]["median"] / seconds[ours]["median"],
+        "loss_before": loss(made.model, made.train, made.answers),
+        "loss_after": {name: loss(m, made.train, made.answers) for name, m in models.items()},
+    }
+
+
 def main() -> None:
     """Full fine-tuning and LoRA."""
     parser = options(__doc__ or "")
@@ -108,14 +130,7 @@ def main() -> None:
             last["plain"] = plain(copy.deepcopy(made.model), made.train, made.answers, config, steps)
 
         seconds = alternating({"ours": ours, "plain": theirs}, repeats)
-        tokens = int(made.train.lengths.sum())
-        values = {
-            "seconds": seconds,
-            "tokens_per_s": {name: tokens / s["median"] for name, s in seconds.items()},
-            "ratio": seconds["plain"]["median"] / seconds["ours"]["median"],
-            "loss_before": loss(made.model, made.train, made.answers),
-            "loss_after": {name: loss(m, made.train, made.answers) for name, m in last.items()},
-        }
+        values = compared(made, seconds, last, "ours", "plain")
         write(args.results, key, values, args.note)
 
 
