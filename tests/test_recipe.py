@@ -77,22 +77,43 @@ def test_another_base_by_option_leaves_the_small_models_size_behind(tmp_path):
     assert parse(Recipe, other.model_dump(mode="json"), where="card") == other
 
 
+@pytest.mark.parametrize("name", ["lora", "e2urec"])
+def test_ready_recipes_have_the_settings_in_force(name):
+    """All but the rates, which go with training's: settings that were measured nowhere ship nowhere."""
+    demo, ready = load_recipe("demo").cure.model_dump(), load_recipe(name)
+    mine = ready.cure.model_dump()
+    rates = {(mine["update"].pop("lr"), mine["update"]["small"].pop("lr"))}
+    assert rates == {(ready.model.tuning.lr / 2, ready.model.tuning.lr / 4)}
+    del demo["update"]["lr"], demo["update"]["small"]["lr"]
+    assert mine == demo
+
+
 @pytest.mark.parametrize("method", ["pcgrad", "cagrad"])
-def test_other_rules_on_the_same_losses_run_in_the_same_loop(method):
+@pytest.mark.parametrize(
+    ("name", "bench_name"), [("demo", "nano"), ("lora", "paper"), ("demo", "smollm2"), ("e2urec", None)]
+)
+def test_other_rules_on_the_same_losses_run_in_the_same_loop(name, bench_name, method):
     """Else a table compares loops: damping and a gradient of all of D_f are worth more than most rules.
 
     What is projected, gradients or steps, is of the rule: theirs are those of their papers.
     """
-    recipe = load_recipe("demo")
-    ours, theirs = recipe.cure.update, recipe.config_of(method)
-    fields = type(ours).model_fields
-    assert all(getattr(theirs, name) == getattr(ours, name) for name in set(fields) - {"projection"})
-    assert theirs.projection is None
-    bench = load_bench("nano")
-    inside = bench.setting("ml-100k", "nano", ask=bench.requests[0], seed=bench.seeds[0])
-    assert inside.config_of(method).model_dump() == theirs.model_dump()
+
+    def alike(recipe):
+        ours, theirs = recipe.cure.update, recipe.config_of(method)
+        fields = set(type(ours).model_fields) - {"projection"}
+        assert all(getattr(theirs, field) == getattr(ours, field) for field in fields)
+        assert theirs.projection is None
+
+    alike(load_recipe(name))
+    if bench_name is None:
+        return
+    bench = load_bench(bench_name)
+    for data in bench.datasets:
+        for model in bench.models:
+            alike(bench.setting(data, model, ask=bench.requests[0], seed=bench.seeds[0]))
     points = bench.search.grids
-    assert points[method] == {k.removeprefix("update."): v for k, v in points["cure"].items()}
+    if method in points or bench_name != "smollm2":
+        assert points[method] == {k.removeprefix("update."): v for k, v in points["cure"].items()}
 
 
 def test_a_base_that_saw_other_histories_has_a_folder_of_its_own(monkeypatch):
