@@ -13,6 +13,7 @@ import torch
 
 from curerec.circuits.activations import sites_of
 from curerec.circuits.adapter import weight_deltas
+from curerec.circuits.belonging import modules_with_units
 from curerec.circuits.patching import patched_margins
 from curerec.circuits.path import path_scores
 from curerec.circuits.scorers import atp
@@ -133,8 +134,9 @@ def padded_tokens(lengths: np.ndarray, n: int, batch: int) -> float:
 
 
 def sizes_of(task: Task) -> Sizes:
-    """Sizes of a request and its model."""
-    heads = [".head." in name for name in sites_of(task.original.model).names]
+    """Sizes of a request and its model; heads and MLPs are those that the circuit is sought among."""
+    among = modules_with_units(task.original.model)
+    heads = [".head." in name for name in among]
     asked = task.retain.take(pool(task.data.user_code[task.retain.target]))
     unknown = [
         _unknown(task.answered, task.forget),

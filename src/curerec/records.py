@@ -265,6 +265,7 @@ class Circuit:
         notes: what was done otherwise than asked, in words.
         edges: the circuit at edge level, where it was asked for.
         order: indices of all modules in the order in which the circuit grows; ``core`` is its beginning.
+        fixed: heads and MLPs that it was not sought among; they belong to it whatever they do.
     """
 
     modules: tuple[str, ...]
@@ -290,6 +291,7 @@ class Circuit:
     edges: EdgeCircuit | None = None
     order: tuple[int, ...] = ()
     jaccard_chance: float = float("nan")
+    fixed: int = 0
 
 
 @dataclass(frozen=True)

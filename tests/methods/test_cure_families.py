@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -14,7 +13,6 @@ from transformers import Qwen2Tokenizer
 from curerec import pipeline
 from curerec.config import parse
 from curerec.errors import ConfigError, ModelError
-from curerec.methods.cure.method import in_core
 from curerec.models import fresh_model, logits_of
 from curerec.opened import open_recommender
 from curerec.prompts.encoding import Encoder
@@ -22,7 +20,6 @@ from curerec.recipe import Recipe
 from curerec.recommender.families import family_of
 from curerec.recommender.nano import nano_tokenizer
 from curerec.recommender.storage import load_base, write_model
-from curerec.recommender.units import units_of
 from curerec.records import ForgetRequest
 from made_catalogue import made_catalogue
 from made_families import ALIKE, TYPES, made_family_model
@@ -69,7 +66,7 @@ def opened_after(tmp_path, base, model, **cure):
     recipe["cure"] = recipe["cure"] | cure
     recipe = parse(Recipe, recipe, where="test")
     made = pipeline.train(DATA, recipe, tmp_path / "recommender", base=base)
-    return made, opened.open_recommender(tmp_path / "recommender", DATA, base=base)
+    return made, open_recommender(tmp_path / "recommender", DATA, base=base)
 
 
 def frozen_parts(outcome, model):
@@ -168,29 +165,6 @@ def test_lora_on_the_last_layers_leaves_those_below_without_branches(model_type,
         fresh_model(base, parse(Recipe, more, where="test").model, seed=0)
     with pytest.raises(ConfigError, match="dtype"):
         parse(Recipe, {"model": {"kind": "full", "dtype": "bfloat16"}}, where="test")
-
-
-@pytest.mark.parametrize("granularity", ["row", "projection", "head_mlp"])
-@pytest.mark.parametrize("model_type", TYPES)
-def test_what_is_outside_the_core_is_told_by_who_uses_it(model_type, granularity):
-    model = made_family_model(model_type, 60)
-    units, names = units_of(model, granularity), family_of(model).module_names(model)
-    circuit = SimpleNamespace(modules=tuple(names), core=(names.index("layers.0.mlp"),))
-    inside = dict(zip(units.names, in_core(circuit, units), strict=True))
-    assert inside["norm"] and all(inside[n] for n in inside if n.startswith("embed_"))
-    assert not any(inside[n] for n in inside if n.startswith("layers.1."))
-    mlp = {n for n in inside if n.startswith("layers.0.") and inside[n]}
-    norms = {
-        "phi": {"input_layernorm"},  # read by both
-        "gpt2": {"ln_2"},
-        "gemma2": {"pre_feedforward_layernorm", "post_feedforward_layernorm"},
-    }
-    norms["gemma3_text"] = norms["gemma2"]
-    kept = {n.removeprefix("layers.0.") for n in mlp if "ln_" in n or "norm" in n}
-    assert kept == norms.get(model_type, {"post_attention_layernorm"})
-    rest = {n.split(".row.")[0].removeprefix("layers.0.") for n in mlp} - kept
-    gated = {"gate_proj"} if model_type not in ("gpt2", "phi") else set()
-    assert rest == ({"mlp"} if granularity == "head_mlp" else {"up_proj", "down_proj"} | gated)
 
 
 def test_gemma_2_is_loaded_with_eager_attention(tmp_path):

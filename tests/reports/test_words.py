@@ -104,3 +104,12 @@ def test_an_overlap_is_held_against_that_of_random_circuits(overlap, chance, sta
     assert ("the choice is stable." in page) is stable
     assert ("in part a matter of chance." in page) is not stable
     assert ("Random choices of as many overlap by" in page) is (chance is not None)
+
+
+@pytest.mark.parametrize("fixed", [None, 0, 240])
+def test_parts_that_no_request_can_change_are_not_hidden(fixed) -> None:
+    """`40 of 60` would make a model of 300 parts look small."""
+    record = full_record()
+    record["circuit"]["n_fixed"] = fixed
+    page = " ".join(render(record).split())
+    assert ("240 further parts hold no trained weight" in page) is bool(fixed)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -54,6 +54,7 @@ def find_core(
     draws: int = 200,
     details: bool = False,
     found: Scores | None = None,
+    among: Collection[str] | None = None,
     batch_size: int = 64,
     seed: int = 0,
     progress: Callable[[int, int], None] | None = None,
@@ -86,6 +87,8 @@ def find_core(
         details: also drop-one effects and knock-outs, which cost one and some dozens of passes a module of
             the circuit.
         found: scores of these pairs by this scorer, where they are at hand; None: they are taken.
+        among: modules that the circuit is sought among; the others are part of it whatever they do, are
+            never patched and stand in none of its lists (``fixed`` counts them). None: all.
         batch_size: pairs a pass.
         seed: of the halves and resamples.
         progress: told (done, total).
@@ -104,6 +107,10 @@ def find_core(
     check_halves(clean)
     if found is None:
         found = SCORERS[scorer](model, clean, corrupt, answers, batch_size=batch_size, **(options or {}))
+    fixed = 0
+    if among is not None and not set(found.names) <= set(among):
+        every, found = len(found.names), found.among(among)
+        fixed = every - len(found.names)
     names = found.names
     rng = np.random.default_rng([seed, 41])
     order = rng.permutation(len(clean))
@@ -178,6 +185,7 @@ def find_core(
         notes=(*found.cost.notes(), *judging.notes(" while judging"), *notes),
         order=tuple(first(len(members))),
         jaccard_chance=chance_jaccard(len(members), sizes[at]),
+        fixed=fixed,
     )
 
 

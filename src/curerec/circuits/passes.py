@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -111,6 +111,12 @@ class Scores:
     embedding: np.ndarray | None
     scorer: str
     cost: Cost = field(default_factory=Cost)
+
+    def among(self, names: Collection[str]) -> Scores:
+        """Those of some modules alone, in the order in which they stand."""
+        places = [k for k, name in enumerate(self.names) if name in names]
+        values = np.ascontiguousarray(self.values[:, places])
+        return replace(self, names=tuple(self.names[k] for k in places), values=values)
 
 
 Scorer = Callable[..., Scores]

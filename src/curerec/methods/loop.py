@@ -11,6 +11,7 @@ import torch
 import torch.nn.functional as F
 from pydantic import Field
 
+from curerec.errors import ModelError
 from curerec.methods.batches import Batch, Batches
 from curerec.methods.rules import Rules, uniform
 from curerec.methods.stopping import Stopping, Watch
@@ -235,8 +236,17 @@ def walk(
         momentum: of SGD.
         before_look: called when the average is in place, before a look and at the end.
 
+    Raises:
+        ModelError: no parameter may change.
+
     Source: METHOD section 8; the falling rate is this project's own.
     """
+    if not params:
+        raise ModelError(
+            "there is no weight that may change, so nothing can be forgotten",
+            where="unlearn",
+            mend="Let more units take part (scope, tau, certain or saliency of the method)",
+        )
     if params[0].device.type == "cpu":
         keep_freed()
     average = Averager(params, config.average)

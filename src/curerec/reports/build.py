@@ -35,6 +35,7 @@ def circuit_part(
         "completeness": circuit.completeness,
         "size": len(circuit.core),
         "n_modules": len(circuit.modules),
+        "n_fixed": circuit.fixed,
         "modules": [circuit.modules[k] for k in circuit.core],
         "scorer": circuit.scorer,
         "jaccard": circuit.jaccard,

@@ -159,6 +159,7 @@ class CircuitPart(Part):
     completeness: Number = None
     size: Count = None
     n_modules: Count = None
+    n_fixed: Count = None
     modules: list[str] | None = None
     scorer: Text = None
     jaccard: Number = None

@@ -278,6 +278,11 @@ def circuit(record: Record) -> Explained:
         "The circuit is the smallest set of parts (attention heads and MLPs) that carries a recommendation. "
         "Its parts are framed on the map of section 2."
     ]
+    if c.n_fixed:
+        text.append(
+            f"It was sought among the parts that the request can change. {f.count(c.n_fixed)} further parts "
+            "hold no trained weight and stay as they are."
+        )
     of = f" of {f.count(c.n_modules)}" if c.n_modules is not None else ""
     explained = [
         (f"{f.count(size)}{of}", 0.0, "parts belong to it."),

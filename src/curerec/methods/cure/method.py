@@ -9,6 +9,7 @@ import numpy as np
 import torch
 from pydantic import Field, model_validator
 
+from curerec.circuits.belonging import in_core, modules_with_units
 from curerec.circuits.core import find_core, stable_core
 from curerec.circuits.patching import moving_pairs
 from curerec.circuits.path import path_scores
@@ -34,7 +35,7 @@ from curerec.methods.unlearn import UnlearnConfig, retain_weight, run
 from curerec.prompts.counterfactual import counterfactual_pairs
 from curerec.prompts.encoding import queries
 from curerec.recommender.score import device_of
-from curerec.recommender.units import Granularity, Place, Units, units_of
+from curerec.recommender.units import Granularity, Units, units_of
 from curerec.records import Circuit, Examples, Groups, Outcome
 
 
@@ -133,7 +134,12 @@ def explain(task: Task, config: CureConfig) -> tuple[Circuit, Units, Groups]:
 
 
 def circuit_of(task: Task, config: CureConfig) -> Circuit:
-    """The core circuit of the recommendation, from counterfactual pairs of D_v."""
+    """The core circuit of the recommendation, from counterfactual pairs of D_v.
+
+    Where only some modules hold units (an adapter on the last layers, or on queries and values), it is
+    sought among those: the others cannot change, so which of them matter decides nothing, and a core that
+    lay in them alone would leave nothing to update.
+    """
     model, answers = task.original.model, task.answers
     side = RetainSide(task, config) if task.retain_side else None
     with task.clock.stage("counterfactuals"):
@@ -153,6 +159,7 @@ def circuit_of(task: Task, config: CureConfig) -> Circuit:
             answers,
             scorer="atp",
             threshold=config.faithfulness,
+            among=modules_with_units(model),
             counts={
                 "unaligned": pairs.unaligned,
                 "made": len(pairs),
@@ -233,27 +240,6 @@ def prepare(task: Task, config: CureConfig) -> None:
     circuit_of(task, config)
     with task.clock.stage("contributions"):
         retain_contributions(task, config, units_of(task.original.model, config.granularity))
-
-
-def in_core(circuit: Circuit, units: Units) -> np.ndarray:
-    """Whether each unit belongs to the core circuit, bool [n_units].
-
-    A unit of one head goes with its head, one of an MLP with the MLP, one that all heads of a layer share
-    (a row of o_proj, a whole projection, a norm) with any of them. Embedding and final norm are inside.
-    """
-    core = {circuit.modules[k] for k in circuit.core}
-
-    def inside(place: Place) -> bool:
-        if place.layer is None:
-            return True
-        prefix = f"layers.{place.layer}."
-        if place.head is not None:
-            return f"{prefix}head.{place.head}" in core
-        mlp = place.block in ("mlp", "both") and f"{prefix}mlp" in core
-        heads = place.block in ("attn", "both") and any(n.startswith(f"{prefix}head.") for n in core)
-        return mlp or heads
-
-    return np.asarray([inside(place) for place in units.places])
 
 
 def cure(task: Task, config: CureConfig | None = None) -> Outcome:

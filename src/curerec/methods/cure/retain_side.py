@@ -24,6 +24,7 @@ import numpy as np
 from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save
 
+from curerec.circuits.belonging import modules_with_units
 from curerec.data import durable
 from curerec.errors import ModelError, StorageError
 from curerec.methods.task import Task
@@ -99,7 +100,9 @@ class RetainSide:
 
     @property
     def _for_circuit(self) -> dict[str, Any]:
-        return self.config.model_dump(include={"pairs", "pair_pool", "faithfulness", "stable"})
+        among = modules_with_units(self.task.original.model)
+        said = self.config.model_dump(include={"pairs", "pair_pool", "faithfulness", "stable"})
+        return {**said, "among": among}
 
     @property
     def _for_contributions(self) -> dict[str, Any]:
