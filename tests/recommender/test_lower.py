@@ -10,6 +10,7 @@ import pytest
 import torch
 
 from curerec.circuits.adapter import adapter_scores
+from curerec.circuits.patching import patched_margins
 from curerec.recommender import lower
 from curerec.recommender.copies import base_of, copied
 from curerec.recommender.families import family_of
@@ -17,7 +18,7 @@ from curerec.recommender.score import answer_logits, score, to_batch
 from curerec.recommender.tune import TuneConfig, tune
 from curerec.recommender.units import units_of
 from made_families import TYPES, in_double, lora_on, made_family_model
-from made_models import made_model, made_prompts
+from made_models import made_model, made_prompts, other_titles
 
 PROMPTS, ENCODER = made_prompts(12)
 WORDS = len(ENCODER.tokenizer)
@@ -221,3 +222,22 @@ def test_contributions_are_those_of_whole_passes(granularity, monkeypatch):
     assert lower.STATES.computed == 0 and np.abs(want).max() > 1e-3
     np.testing.assert_allclose(adapter_scores(*args), want, atol=1e-6)
     assert lower.STATES.computed == distinct()
+
+
+@pytest.mark.parametrize("layers", [(1,), (2,), (1, 2)])
+@pytest.mark.parametrize("model_type", ["llama", "gpt2"])
+def test_patching_is_that_of_whole_passes_and_leaves_no_other_states(model_type, layers, monkeypatch):
+    """Circuits compute the last layer at the answer alone: what enters it must be seen before that."""
+    model = lora_on(made_family_model(model_type, WORDS, num_hidden_layers=3), layers=layers)
+    corrupt = other_titles(PROMPTS, WORDS)
+    upper = {n for n in family_of(model).module_names(model) if int(n.split(".")[1]) >= layers[0]}
+    sets = [set(), upper, {f"layers.{layers[0]}.mlp"}]
+    with in_double(model):
+        for asked in (sets, [upper, set()]):
+            given = PROMPTS, corrupt, ENCODER.answers, asked
+            kept = patched_margins(model, *given)
+            whole = without(monkeypatch, patched_margins, model, *given)
+            np.testing.assert_allclose(kept, whole, atol=1e-12)
+        after = score(model, PROMPTS, ENCODER.answers)
+        lower.STATES.clear()
+        np.testing.assert_allclose(after, score(model, PROMPTS, ENCODER.answers), atol=1e-12)

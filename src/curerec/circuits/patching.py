@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from contextlib import AbstractContextManager, ExitStack
 from typing import Any
 
@@ -172,19 +172,31 @@ def exact(
 
 
 def moving_pairs(
-    model: Any, clean: Prompts, corrupt: Prompts, answers: tuple[int, int], keep: int, *, batch_size: int = 64
+    model: Any,
+    clean: Prompts,
+    corrupt: Prompts,
+    answers: tuple[int, int],
+    keep: int,
+    *,
+    among: Collection[str] | None = None,
+    batch_size: int = 64,
 ) -> np.ndarray:
-    """The pairs whose margin falls most when the prompt is corrupted, int [<= keep], in their order.
+    """The pairs whose margin falls most when every module is given its corrupt activation, int [<= keep].
 
-    A pair whose margin does not fall says nothing about what carries the answer. At most ``keep`` pairs, and
-    only ones that fall.
+    A pair whose margin does not fall says nothing about what carries the answer. At most ``keep`` pairs, in
+    their order, and only ones that fall.
+
+    Args:
+        model, clean, corrupt, answers, batch_size: as for :func:`patched_margins`.
+        keep: pairs.
+        among: modules that a circuit will be sought among: those are patched. None: all.
 
     Raises:
         PromptError: fewer than two pairs' margins fall.
 
     Source: METHOD section 2 ("keep pairs whose metric moves").
     """
-    names = set(sites_of(model).names)
+    names = set(sites_of(model).names if among is None else among)
     whole, corrupted = patched_margins(model, clean, corrupt, answers, [set(), names], batch_size=batch_size)
     return most_falling(whole - corrupted, keep)
 

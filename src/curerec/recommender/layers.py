@@ -47,7 +47,8 @@ def entering(decoder: Any, layer: Any, ids: torch.Tensor) -> torch.Tensor:
         seen.append(args[0] if args else kwargs["hidden_states"])
         raise _Entered
 
-    handle = layer.register_forward_pre_hook(stop, with_kwargs=True)
+    # Before all other hooks: one that is there already (:mod:`curerec.recommender.lean`) changes what enters.
+    handle = layer.register_forward_pre_hook(stop, with_kwargs=True, prepend=True)
     try:
         decoder(input_ids=ids, use_cache=False)
     except _Entered:

@@ -149,7 +149,8 @@ def circuit_of(task: Task, config: CureConfig) -> Circuit:
         wanted = queries(task.data, part)
         pairs = counterfactual_pairs(task.data, wanted, task.encoder, task.train_rows, seed=task.seed)
         clean, corrupt = task.encoder.encode(pairs.clean), task.encoder.encode(pairs.corrupt)
-        moved = moving_pairs(model, clean, corrupt, answers, config.pairs)
+        among = modules_with_units(model)
+        moved = moving_pairs(model, clean, corrupt, answers, config.pairs, among=among)
         clean, corrupt = clean.take(moved), corrupt.take(moved)
     with task.clock.stage("circuit"):
         circuit = (stable_core if config.stable else find_core)(
@@ -159,7 +160,7 @@ def circuit_of(task: Task, config: CureConfig) -> Circuit:
             answers,
             scorer="atp",
             threshold=config.faithfulness,
-            among=modules_with_units(model),
+            among=among,
             counts={
                 "unaligned": pairs.unaligned,
                 "made": len(pairs),
