@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import copy
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -263,12 +263,13 @@ def carry_out(task: Task, method: str, config: Any = None) -> Outcome:
         method: key of :data:`curerec.methods.METHODS`.
         config: the method's configuration; None takes its default.
     """
-    with _deterministic(task.seed), parallel.together():
+    with deterministic(task.seed), parallel.together():
         return METHODS[method][0](task, config)
 
 
 @contextlib.contextmanager
-def _deterministic(seed: int) -> Any:
+def deterministic(seed: int) -> Iterator[None]:
+    """The same random numbers inside, whatever ran before in this process."""
     with torch.random.fork_rng():
         torch.manual_seed(seed)
         yield
@@ -303,7 +304,7 @@ def prepare(
         deleted=np.zeros(len(opened.data.user_code), bool),
     )
     task = task_for(opened, nothing, seed=seed, clock=clock, retain_side=retain_side)
-    with _deterministic(seed):
+    with deterministic(seed):
         prepare_cure(task, config or opened.recipe.config_of("cure"))
     if task.answered is None:
         with task.clock.stage("score the training examples"):

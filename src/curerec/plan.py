@@ -14,7 +14,7 @@ from curerec.errors import RequestError
 from curerec.machine import peak_memory_bytes
 from curerec.methods.cure.retain_side import kept_of
 from curerec.opened import Opened
-from curerec.pipeline import check_method, task_for
+from curerec.pipeline import check_method, deterministic, task_for
 from curerec.progress import Clock
 from curerec.recommender.lower import lowest_adapted, nothing_kept
 from curerec.recommender.score import device_of, score
@@ -98,8 +98,7 @@ def plan(
     split = granted(opened.data, opened.recipe, opened.split, request)
     device = device_of(opened.recommender.model)
     kept: tuple[str, ...] = ()
-    with torch.random.fork_rng():
-        torch.manual_seed(seed)
+    with deterministic(seed):
         task = task_for(opened, split, seed=seed, clock=Clock(), retain_side=retain_side)
         if method == "retrain":
             probe = task.encode(task.sample(task.retain, PROBE, 75))

@@ -15,7 +15,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 from safetensors import SafetensorError
 from safetensors.numpy import load as load_arrays
 from safetensors.numpy import save as arrays_as_bytes
@@ -28,7 +27,7 @@ from curerec.evaluation.ulira import LEAST, Shadows, towards
 from curerec.methods import METHODS
 from curerec.models import check_finite, fresh_model
 from curerec.opened import Opened
-from curerec.pipeline import check_method, task_for
+from curerec.pipeline import check_method, deterministic, task_for
 from curerec.recommender.tune import tune
 from curerec.records import Examples, ForgetSplit
 
@@ -117,8 +116,7 @@ def make_shadows(
             task = task_for(
                 replace(opened, recommender=replace(opened.recommender, model=shadow)), mine, seed=k
             )
-            with torch.random.fork_rng():
-                torch.manual_seed(k)
+            with deterministic(k):
                 outcome = METHODS[method][0](task, config)
             found = {"margins": towards(ground.score(outcome.model, prompts), under.label)}
             with storing("shadow models"):

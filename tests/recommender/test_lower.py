@@ -57,13 +57,7 @@ def test_answers_and_gradients_are_those_of_whole_passes(model_type, monkeypatch
     more = {"layer_types": ["sliding_attention", "full_attention", "full_attention"]}
     options = more if model_type == "gemma3_text" else {}
     model = made_family_model(model_type, WORDS, num_hidden_layers=3, **options)
-    model = lora_on(
-        model,
-        layers=(
-            1,
-            2,
-        ),
-    )
+    model = lora_on(model, layers=(1, 2))
     assert lower.lowest_adapted(model) == 1
     with in_double(model):
         check(model, monkeypatch)
@@ -116,13 +110,7 @@ def test_scored_first_trained_after(monkeypatch):
 
 
 def test_copies_and_the_base_itself_share_what_is_kept(monkeypatch):
-    model = lora_on(
-        made_model(WORDS, layers=3),
-        layers=(
-            1,
-            2,
-        ),
-    )
+    model = lora_on(made_model(WORDS, layers=3), layers=(1, 2))
     score(model, PROMPTS, ENCODER.answers)
     once = lower.STATES.computed
     base = base_of(model, lambda: None)
@@ -209,13 +197,7 @@ def test_who_measures_what_a_pass_costs_sees_whole_passes():
 
 @pytest.mark.parametrize("granularity", ["row", "projection"])
 def test_contributions_are_those_of_whole_passes(granularity, monkeypatch):
-    model = lora_on(
-        made_model(WORDS, layers=3),
-        layers=(
-            1,
-            2,
-        ),
-    )
+    model = lora_on(made_model(WORDS, layers=3), layers=(1, 2))
     units = units_of(model, granularity)
     args = model, PROMPTS, ENCODER.answers, units, {}
     want = without(monkeypatch, adapter_scores, *args)

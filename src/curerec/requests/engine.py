@@ -6,16 +6,13 @@ the ones after it.
 
 from __future__ import annotations
 
-import contextlib
 import copy
-from collections.abc import Iterator
 from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 
 from curerec.data.cache import retain_side_at
 from curerec.data.forget import without_rows
@@ -31,7 +28,7 @@ from curerec.methods import METHODS
 from curerec.methods.cure.method import circuit_of, groups_of, update_by_groups
 from curerec.models import check_finite, device, logits_of
 from curerec.opened import Opened, base_model, open_recommender
-from curerec.pipeline import check_method, prepare, task_for
+from curerec.pipeline import check_method, deterministic, prepare, task_for
 from curerec.progress import Clock, Reporter
 from curerec.recipe import recipe_of_card
 from curerec.recommender import bases, storage, stored_answers
@@ -112,14 +109,6 @@ def prepare_next(store: stores.Store, seed: int, reporter: Reporter) -> None:
         engine = CureEngine(job)
         side = retain_side_at(engine.opened.recommender.card["weights_sha256"])
         prepare(engine.opened, side, engine.config, seed=seed, clock=engine.clock)
-
-
-@contextlib.contextmanager
-def deterministic(seed: int) -> Iterator[None]:
-    """The same random numbers in a stage, whichever stages ran before it in this process."""
-    with torch.random.fork_rng():
-        torch.manual_seed(seed)
-        yield
 
 
 class CureEngine:
