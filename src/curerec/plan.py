@@ -110,10 +110,8 @@ def plan(
             config = config or opened.recipe.config_of(method)
             found = calibrate(task, config)
             kept = kept_of(task, config)
-            unit, seconds = (
-                found.unit,
-                found.of_stages(of_cure(config, sizes_of(task), kept)),
-            )
+            unit = found.unit
+            seconds = found.of_stages(of_cure(config, sizes_of(task), kept))
     folder = opened.recommender.path
     return Plan(
         stages=tuple(Stage(name, s, s / unit) for name, s in seconds.items()),
