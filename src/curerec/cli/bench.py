@@ -10,7 +10,8 @@ import typer
 from curerec.cli import together
 
 Recipe = Annotated[
-    str | None, typer.Option("--recipe", help="Bench recipe that ships (nano, paper, scale) or a YAML file.")
+    str | None,
+    typer.Option("--recipe", help="Bench recipe that ships (nano, smollm2, paper, scale) or a YAML file."),
 ]
 BenchOut = Annotated[
     Path | None,
