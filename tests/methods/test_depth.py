@@ -51,7 +51,7 @@ def went(original, target, closes, open_gap, kept=0.0):
     ("closes", "open_gap", "wanted"),
     [
         (0.2, 0.1, 0.5),  # .1 of gap; .09 has to go, at .2 a whole way
-        (0.1, 0.1, 0.9),
+        (0.1, 0.15, 0.9),  # .85 of the way has to go; exactly .9 would be left to rounding
         (0.1, 0.4, 0.65),
         (0.1, 0.0, 1.0),
         (10.0, 0.1, DEPTHS[0]),  # closes at once: no farther than the least
