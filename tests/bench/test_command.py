@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 from made_bench import made_recipe, made_rows
 
+from curerec.bench.recipe import bench_names
 from curerec.bench.shapes import made_shape
 from curerec.recommender.storage import load_base
 from made_catalogue import made_titles
@@ -28,8 +29,11 @@ def test_refusals(arguments, part, tmp_path, monkeypatch):
     assert not list(tmp_path.iterdir())
 
 
-def test_help_has_an_example():
-    assert "Example: curerec bench" in " ".join(curerec("bench", "--help").out.split())
+def test_help_names_every_recipe_and_has_an_example():
+    shown = " ".join(curerec("bench", "--help").out.split())
+    assert "Example: curerec bench" in shown
+    shipping = shown.split("Bench recipe that ships (")[1].split(")")[0]
+    assert set(shipping.split(", ")) == set(bench_names())
 
 
 def test_the_table_of_a_folder(tmp_path):
