@@ -77,15 +77,50 @@ def test_another_base_by_option_leaves_the_small_models_size_behind(tmp_path):
     assert parse(Recipe, other.model_dump(mode="json"), where="card") == other
 
 
+#: What an adapter on a base that knows nothing of the task has otherwise than the demo (docs/method.md).
+OF_ADAPTERS = {
+    ("rolled_back",): None,
+    ("kept",): {"forget": 1.0, "retain": 1.0, "shared": 1.0},
+    ("project",): None,
+    ("update", "open_gap"): None,
+    ("update", "projection"): None,
+    ("update", "small", "open_gap"): None,
+}
+
+
+def flat(values, at=()):
+    """Settings that are not None by their path; ``kept`` as one."""
+    found = {}
+    for key, value in values.items():
+        nested = isinstance(value, dict) and key != "kept"
+        found |= flat(value, (*at, key)) if nested else {(*at, key): value}
+    return set_alone(found)
+
+
+def set_alone(found):
+    """Those that are not None."""
+    return {path: value for path, value in found.items() if value is not None}
+
+
 @pytest.mark.parametrize("name", ["lora", "e2urec"])
 def test_ready_recipes_have_the_settings_in_force(name):
-    """All but the rates, which go with training's: settings that were measured nowhere ship nowhere."""
-    demo, ready = load_recipe("demo").cure.model_dump(), load_recipe(name)
-    mine = ready.cure.model_dump()
-    rates = {(mine["update"].pop("lr"), mine["update"]["small"].pop("lr"))}
-    assert rates == {(ready.model.tuning.lr / 2, ready.model.tuning.lr / 4)}
-    del demo["update"]["lr"], demo["update"]["small"]["lr"]
-    assert mine == demo
+    """All but the rates, which go with training's, and what is an adapter's own."""
+    ready = load_recipe(name)
+    demo, mine = flat(load_recipe("demo").cure.model_dump()), flat(ready.cure.model_dump())
+    rates = {
+        ("update", "lr"): ready.model.tuning.lr / 2,
+        ("update", "small", "lr"): ready.model.tuning.lr / 4,
+    }
+    assert mine == set_alone({**demo, **OF_ADAPTERS, **rates})
+
+
+def test_the_language_models_bench_has_an_adapters_settings():
+    """And batches of its own, for a model of 1,200 prompts."""
+    bench = load_bench("smollm2")
+    cure = flat(bench.setting("ml-100k", "smollm2-135m", ask=bench.requests[0]).cure.model_dump())
+    demo = flat(load_recipe("demo").cure.model_dump())
+    own = {("update", "lr"): 1e-3, ("update", "small", "lr"): 5e-4, ("update", "retain_batch_size"): 24}
+    assert cure == set_alone({**demo, **OF_ADAPTERS, **own})
 
 
 @pytest.mark.parametrize("method", ["pcgrad", "cagrad"])

@@ -14,11 +14,14 @@ import torch
 from sklearn.metrics import roc_auc_score
 
 from curerec.methods import Task, rules
+from curerec.prompts.encoding import Prompts, queries
 from curerec.recommender.score import score
 from curerec.recommender.units import Units, inner_products
 from curerec.records import Outcome
 
 cure = importlib.import_module("curerec.methods.cure.method")
+
+loop = importlib.import_module("curerec.methods.unlearn")
 
 SCALES = (0.6, 0.7, 0.8, 0.9, 1.0, 1.1, 1.2, 1.3, 1.4)
 
@@ -36,6 +39,34 @@ def retain_side_of_the_trained() -> Iterator[None]:
 
 
 @contextmanager
+def once() -> Iterator[None]:
+    """Circuit and contributions on D_c are found once for all runs inside whose settings of them agree.
+
+    They are of the recommender, and the same for every variant of the update; on a language model they are
+    most of its time, which a row's seconds then lack.
+    """
+    found: dict[str, Any] = {}
+
+    def kept(name: str, fields: tuple[str, ...]) -> Any:
+        make = getattr(cure, name)
+
+        def made(task: Task, config: Any, *more: Any) -> Any:
+            settings = [getattr(config, field) for field in fields]
+            key = f"{name} {task.seed} {settings}"
+            if key not in found:
+                found[key] = make(task, config, *more)
+            return found[key]
+
+        return mock.patch.object(cure, name, made)
+
+    with (
+        kept("circuit_of", ("pairs", "pair_pool", "faithfulness", "stable")),
+        kept("retain_contributions", ("granularity", "control_size", "path_steps")),
+    ):
+        yield
+
+
+@contextmanager
 def one_projection() -> Iterator[None]:
     """One conflict over all weights, as in PCGrad, instead of one a unit; groups and going back stay."""
 
@@ -44,6 +75,35 @@ def one_projection() -> Iterator[None]:
         return found.sum().expand_as(found)
 
     with mock.patch.object(rules, "inner_products", whole):
+        yield
+
+
+@contextmanager
+def held_where_nobody_was_trained(share: float) -> Iterator[None]:
+    """A share of each batch of D_r asks for another example's item, and is held to theta_o's answer to that.
+
+    Nobody was trained on such prompts, so what theta_o answers there is no memory: a small adapter that was
+    trained on few prompts can satisfy the KL on these by what it remembers of them.
+    """
+
+    def encode_and_answer(self: Any, part: Any) -> tuple[Prompts, np.ndarray]:
+        asked = queries(self.task.data, part)
+        changed = np.flatnonzero(self.rng.random(len(part)) < share)
+        candidate = asked.candidate.copy()
+        candidate[changed] = candidate[self.rng.permutation(changed)]
+        known = (asked.history == candidate[:, None]).any(1)
+        candidate[known] = asked.candidate[known]
+        changed = np.flatnonzero(candidate != asked.candidate)
+        prompts = self.task.encoder.encode(replace(asked, candidate=candidate))
+        logits = self.task.retain_logits(part, prompts)
+        model = self.task.original.model
+        logits[changed] = score(model, prompts.take(changed), self.task.answers)
+        yes = 1 / (1 + np.exp(logits[changed, 0] - logits[changed, 1]))
+        label = prompts.label.copy()
+        label[changed] = self.rng.random(len(changed)) < yes
+        return replace(prompts, label=label), logits
+
+    with mock.patch.object(loop._Retain, "encoded", encode_and_answer):
         yield
 
 

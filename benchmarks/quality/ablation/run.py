@@ -1,4 +1,4 @@
-"""What each part of ``cure`` is worth: the demo's recipe, one part changed at a time, development seeds.
+"""What each part of ``cure`` is worth: a recipe, one part changed at a time, development seeds.
 
 One original and its retrains are trained for a seed and shared by all variants. Beside the distance to the
 retrains each row has what a choice may be made by, since no retrain exists in production: the membership
@@ -12,13 +12,22 @@ import json
 import tempfile
 from collections import Counter
 from contextlib import nullcontext
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from replaced import line_search, one_projection, retain_side_of_the_trained
+import yaml
+from replaced import (
+    held_where_nobody_was_trained,
+    line_search,
+    once,
+    one_projection,
+    retain_side_of_the_trained,
+)
 from safetensors.torch import load_file, save_file
 
+from curerec.bench.recipe import bench_names, load_bench
 from curerec.cli.bars import bars
 from curerec.cli.inputs import quiet, ratings
 from curerec.experiment import RETRAIN_SEEDS
@@ -38,17 +47,102 @@ HERE = Path(__file__).parent
 
 
 #: Variants that replace a function for the run, and those that change what comes out.
-WITHIN = {
+WITHIN: dict[str, Any] = {
     "cure, retain side measured on D_r": retain_side_of_the_trained,
     "cure, one projection over all weights": one_projection,
 }
+#: What of each batch of D_r asks for items that nobody was trained on, by variant.
+OTHER_ITEMS = {
+    f"{name}, half of D_r's prompts ask for other items": method
+    for name, method in (("cure", "cure"), ("random groups", "random_modules"), ("its loop alone", "npo"))
+}
+WITHIN |= {name: partial(held_where_nobody_was_trained, 0.5) for name in OTHER_ITEMS}
 AFTER = {"cure, its length searched on D_v and D_c": line_search}
 #: Added to the method's seed: what a single run scatters by, on the same original and request.
 OFFSETS = {"cure, a second seed of the method": 2000, "cure, a third seed of the method": 3000}
 
 
+def offset(name: str) -> int:
+    """What is added to the method's seed, of a variant or its twin."""
+    return OFFSETS.get(name.replace("random groups", "cure"), 0)
+
+
+def chosen_recipe(name: str) -> Recipe:
+    """A recipe by name or file, or that of a bench recipe's first data set and model."""
+    path = Path(name)
+    bench = name in bench_names()
+    if path.is_file():
+        bench = "datasets" in yaml.safe_load(path.read_text(encoding="utf-8"))
+    if not bench:
+        return load_recipe(name)
+    found = load_bench(name)
+    return found.setting(*found.places_of(found.requests[0])[0], ask=found.requests[0])
+
+
 def variants(recipe: Recipe) -> dict[str, tuple[str, Any]]:
     """Method and configuration by name."""
+    return of_adapter(recipe) if recipe.model.kind == "lora" else of_small_model(recipe)
+
+
+def of_adapter(recipe: Recipe) -> dict[str, tuple[str, Any]]:
+    """Those of a LoRA adapter, each beside its twin: what is in force there, and on the small model."""
+    cure, small = recipe.cure, load_recipe("demo").cure
+
+    def changed(update: dict[str, Any] | None = None, **parts: Any) -> Any:
+        return cure.model_copy(update={**parts, "update": cure.update.model_copy(update=update or {})})
+
+    def looked_at(steps: int) -> dict[str, Any]:
+        return {"max_steps": steps, "forget_every": steps, "check_every": steps // 3}
+
+    back = {"rolled_back": small.rolled_back, "kept": small.kept}
+    gap = {"open_gap": small.update.open_gap}
+    both = {"project": small.project}
+    steps = {"projection": small.update.projection}
+    longer = {"retain_batch_size": 48}
+    wider = {"saliency": None}
+    configs = {
+        "cure": cure,
+        "the small model's settings": changed({**gap, **steps, **longer}, **back, **both),
+        "the small model's settings, batches of 24": changed({**gap, **steps}, **back, **both),
+        "weights go back": changed(gap, **back),
+        "both gradients projected, and the steps": changed(steps, **both),
+        "a tenth of the weights": changed(saliency=0.05),
+        "two fifths of the weights": changed(saliency=0.2),
+        "whole rows": changed(**wider),
+        "30 steps": changed(looked_at(30)),
+        "batches of 48": changed(longer),
+        "push 3": changed({"push": 3.0}),
+        "w 20, push 4": changed({"retain_weight": 20.0, "push": 4.0}),
+        "labels of D_r weigh 1": changed({"retain_labels": 1.0}),
+        "forget gradient anew every 10 steps": changed({"forget_every": 10}),
+        "no average of the weights": changed({"average": 0.0}),
+    }
+    found = {}
+    for name, config in configs.items():
+        found[name if name == "cure" else f"cure, {name}"] = ("cure", config)
+        found[f"random groups, {name}".removesuffix(", cure")] = ("random_modules", config)
+    return {
+        **found,
+        **{name: ("cure", cure) for name in OFFSETS},
+        **{name.replace("cure", "random groups"): ("random_modules", cure) for name in OFFSETS},
+        **with_other_items(recipe),
+        "its loop alone: no circuit, no groups": ("npo", cure.update),
+        "PCGrad in its loop": ("pcgrad", recipe.config_of("pcgrad")),
+        "CAGrad in its loop": ("cagrad", recipe.config_of("cagrad")),
+        "npo": ("npo", recipe.npo),
+    }
+
+
+def with_other_items(recipe: Recipe) -> dict[str, tuple[str, Any]]:
+    """``OTHER_ITEMS`` with their configurations."""
+    return {
+        name: (method, recipe.cure.update if method == "npo" else recipe.cure)
+        for name, method in OTHER_ITEMS.items()
+    }
+
+
+def of_small_model(recipe: Recipe) -> dict[str, tuple[str, Any]]:
+    """Those of the demo's small Llama, fully fine-tuned."""
     cure = recipe.cure
 
     def changed(**parts: Any) -> Any:
@@ -124,7 +218,8 @@ def variants(recipe: Recipe) -> dict[str, tuple[str, Any]]:
             changed(kept=kept(1.0), update=updated(forget_every=5)),
         ),
         "cure, a tenth rolled back": ("cure", changed(rolled_back=0.1)),
-        **{name: ("cure", cure) for name in (*WITHIN, *AFTER, *OFFSETS)},
+        **{name: ("cure", cure) for name in (*WITHIN, *AFTER, *OFFSETS) if name not in OTHER_ITEMS},
+        **with_other_items(recipe),
         "cure, label-free loss": ("cure", changed(update=updated(forget_loss="label_free"))),
         "cure, E2URec's teacher": ("cure", changed(update=updated(forget_loss="teacher"))),
         "cure, calibrated teacher": ("cure", changed(update=updated(forget_loss="calibrated"))),
@@ -145,6 +240,8 @@ def variants(recipe: Recipe) -> dict[str, tuple[str, Any]]:
 def main() -> None:
     """Train, run every variant, append a row each."""
     parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--recipe", default="demo", help="name or file, of a bench recipe too")
+    parser.add_argument("--once", action="store_true", help="circuit and contributions on D_c once a seed")
     parser.add_argument("--data", default=None, help="name or path; default: the recipe's")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2, 3])
     parser.add_argument("--retrains", type=int, default=4)
@@ -159,10 +256,11 @@ def main() -> None:
         print(table([row for row in rows if row["config_hash"].startswith(options.config)]))
         return
     quiet()
-    data, recipe = ratings(options.data, load_recipe("demo"))
+    data, recipe = ratings(options.data, chosen_recipe(options.recipe))
     for seed in options.seeds:
         place = nullcontext(options.work / str(seed)) if options.work else tempfile.TemporaryDirectory()
-        with place as folder, bars() as reporter, options.results.open("a") as file:
+        shared = once() if options.once else nullcontext()
+        with place as folder, bars() as reporter, shared, options.results.open("a") as file:
             work, chosen = Path(folder), recipe.seeded(seed)
             if not (work / "original").exists():
                 work.mkdir(parents=True, exist_ok=True)
@@ -180,7 +278,7 @@ def main() -> None:
                 if options.variants and name not in options.variants:
                     continue
                 with WITHIN.get(name, nullcontext)():
-                    own = seed + OFFSETS.get(name, 0)
+                    own = seed + offset(name)
                     outcome, _ = unlearn(opened, request, method, config, seed=own, reporter=reporter)
                 if name in AFTER:
                     outcome = AFTER[name](task_for(opened, split, seed=seed), outcome)
@@ -190,6 +288,8 @@ def main() -> None:
                 before, after = (p_yes(one.logits["valid"]) for one in (original, new))
                 line = {
                     "variant": name,
+                    "recipe": options.recipe,
+                    "once": options.once,
                     "seed": seed,
                     "gap_to_base": row["membership_auc"] - found.metrics["base"]["membership_auc"],
                     "kl_valid": divergence(before, after),
@@ -207,7 +307,7 @@ def main() -> None:
                 file.write(json.dumps(line, sort_keys=True, default=int) + "\n")
                 file.flush()
                 print(
-                    f"{seed} {name:<36} residual {line['residual']:.3f}  gap {line['membership_gap']:+.3f}  "
+                    f"{seed} {name:<52} residual {line['residual']:.3f}  gap {line['membership_gap']:+.3f}  "
                     f"AUC {line['auc_to_retrain']:+.4f}  chosen by: gap to base {line['gap_to_base']:+.3f}, "
                     f"KL on D_v {line['kl_valid']:.4f}  {line['t_total_s']:.1f} s",
                     flush=True,

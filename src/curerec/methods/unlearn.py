@@ -24,6 +24,7 @@ from curerec.recommender import parallel
 from curerec.recommender.copies import free_tuned
 from curerec.recommender.score import answer_logits, device_of, to_batch
 from curerec.recommender.tune import batches, endless
+from curerec.records import Examples
 
 #: Parts of the way back that are tried, from the smallest.
 DEPTHS = (0.2, 0.35, 0.5, 0.65, 0.8, 0.9, 1.0)
@@ -317,12 +318,15 @@ class _Retain:
                 self.order, self.at = self.rng.permutation(len(self.task.retain)), 0
             index = self.order[self.at : self.at + self.ahead * self.size]
             self.at += len(index)
-            part = self.task.retain.take(index)
-            prompts = self.task.encode(part)
-            logits = torch.from_numpy(self.task.retain_logits(part, prompts))
-            logits = logits.to(device_of(self.task.original.model))
+            prompts, before = self.encoded(self.task.retain.take(index))
+            logits = torch.from_numpy(before).to(device_of(self.task.original.model))
             self.ready = [(prompts.take(b), logits[b]) for b in batches(prompts.lengths, self.size, self.rng)]
         return self.ready.pop()
+
+    def encoded(self, part: Examples) -> tuple[Prompts, np.ndarray]:
+        """Prompts of examples of D_r, and the answers to hold them to, float32 [n, 2]."""
+        prompts = self.task.encode(part)
+        return prompts, self.task.retain_logits(part, prompts)
 
 
 def _summary(loss_f: float, loss_r: torch.Tensor, seen: dict[str, torch.Tensor]) -> Log:
