@@ -154,6 +154,47 @@ def test_other_rules_on_the_same_losses_run_in_the_same_loop(name, bench_name, m
         assert points[method] == {k.removeprefix("update."): v for k, v in points["cure"].items()}
 
 
+def test_a_recipe_has_what_it_extends_but_for_its_own(tmp_path):
+    (tmp_path / "ours.yaml").write_text("extends: lora\nsplit: {train: 500}\nmodel: {lora: {r: 4}}\n")
+    lora, ours = load_recipe("lora"), load_recipe(str(tmp_path / "ours.yaml"))
+    adapter = lora.model.lora.model_copy(update={"r": 4})
+    changed = {
+        "split": lora.split.model_copy(update={"train": 500}),
+        "model": lora.model.model_copy(update={"lora": adapter}),
+    }
+    assert ours == lora.model_copy(update=changed) and ours != lora
+
+
+def test_a_recipe_that_is_extended_is_seen_from_the_one_that_names_it(tmp_path, monkeypatch):
+    (tmp_path / "deep").mkdir()
+    (tmp_path / "first.yaml").write_text("extends: demo\nseed: 3\nsplit: {train: 900}\n")
+    (tmp_path / "deep" / "second.yaml").write_text("extends: ../first.yaml\nsplit: {train: null}\n")
+    monkeypatch.chdir(tmp_path)
+    found = load_recipe("deep/second.yaml")
+    assert found.seed == 3 and found.split.train is None
+    assert found.cure == load_recipe("demo").cure and "extends" not in found.model_dump()
+
+
+@pytest.mark.parametrize(
+    ("files", "said"),
+    [
+        ({"a": "extends: a.yaml\n"}, "extends itself"),
+        ({"a": "extends: b.yaml\n", "b": "extends: a.yaml\n"}, "extends itself"),
+        ({"a": "extends: nowhere\n"}, "neither a file nor a recipe"),
+        ({"a": "extends: [demo, lora]\n"}, "extends is no name"),
+        ({"a": "extends: b.yaml\n", "b": "- demo\n"}, r"b\.yaml: is not a mapping"),
+        ({"a": "extends: b.yaml\n", "b": "seed: {\n"}, r"b\.yaml: is not YAML"),
+        ({"a": "extends: demo\nsplitt: {train: 5}\n"}, "splitt"),
+        ({"a": "extends: demo\nsplit: {trein: 5}\n"}, "split.trein"),
+    ],
+)
+def test_what_cannot_be_extended_is_said(files, said, tmp_path):
+    for name, text in files.items():
+        (tmp_path / f"{name}.yaml").write_text(text)
+    with pytest.raises(ConfigError, match=said):
+        load_recipe(str(tmp_path / "a.yaml"))
+
+
 def test_a_base_that_saw_other_histories_has_a_folder_of_its_own(monkeypatch):
     """A base pre-trained on prompts of another length is another base."""
     seen = []

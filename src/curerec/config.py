@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, ClassVar, TypeVar
 
@@ -55,10 +56,19 @@ def parse(kind: type[C], values: Any, *, where: str) -> C:
 
 
 def read_yaml(kind: type[C], path: str | Path) -> C:
-    """A configuration from a YAML file (safe loader: a file can hold values only).
+    """A configuration from a YAML file.
 
     Raises:
         ConfigError: the file is missing, is not YAML, or does not fit.
+    """
+    return parse(kind, values_in(path), where=str(path))
+
+
+def values_in(path: str | Path) -> Any:
+    """What a YAML file holds (safe loader: values only); an empty file is a mapping without keys.
+
+    Raises:
+        ConfigError: the file is missing, or is not YAML.
     """
     try:
         values = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
@@ -68,4 +78,18 @@ def read_yaml(kind: type[C], path: str | Path) -> C:
         ) from None
     except (yaml.YAMLError, ValueError, RecursionError):  # ValueError: no UTF-8, or a date that is none
         raise ConfigError("is not YAML", where=str(path), mend="Write `key: value` lines") from None
-    return parse(kind, values or {}, where=str(path))
+    return values or {}
+
+
+def merged(values: Mapping[str, Any], change: Mapping[str, Any]) -> dict[str, Any]:
+    """Nested mappings with the values of ``change`` put in.
+
+    Example:
+        >>> merged({"split": {"train": 1, "seed": 0}}, {"split": {"train": 2}})
+        {'split': {'train': 2, 'seed': 0}}
+    """
+    out = dict(values)
+    for key, value in change.items():
+        old = out.get(key)
+        out[key] = merged(old, value) if isinstance(old, Mapping) and isinstance(value, Mapping) else value
+    return out

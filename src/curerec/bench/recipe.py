@@ -12,7 +12,7 @@ from typing import Any, Literal
 from pydantic import Field, PrivateAttr, model_validator
 
 from curerec.bench.shapes import SHAPES
-from curerec.config import Strict, parse, read_yaml
+from curerec.config import Strict, merged, parse, read_yaml
 from curerec.errors import ConfigError
 from curerec.evaluation import METRICS
 from curerec.methods import METHODS
@@ -258,20 +258,6 @@ class BenchRecipe(Strict):
         """The data set whose search decides for this one."""
         wanted = (self.search and self.search.datasets) or list(self.datasets)
         return dataset if dataset in wanted else wanted[0]
-
-
-def merged(values: Mapping[str, Any], change: Mapping[str, Any]) -> dict[str, Any]:
-    """Nested mappings with the values of ``change`` put in.
-
-    Example:
-        >>> merged({"split": {"train": 1, "seed": 0}}, {"split": {"train": 2}})
-        {'split': {'train': 2, 'seed': 0}}
-    """
-    out = dict(values)
-    for key, value in change.items():
-        old = out.get(key)
-        out[key] = merged(old, value) if isinstance(old, Mapping) and isinstance(value, Mapping) else value
-    return out
 
 
 def bench_names() -> list[str]:

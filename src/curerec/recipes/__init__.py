@@ -2,8 +2,9 @@
 
 from importlib.resources import files
 from pathlib import Path
+from typing import Any
 
-from curerec.config import read_yaml
+from curerec.config import merged, parse, values_in
 from curerec.errors import ConfigError
 from curerec.recipe import Recipe
 
@@ -16,15 +17,43 @@ def names() -> list[str]:
 def load_recipe(name_or_path: str) -> Recipe:
     """A recipe by name (``demo``, ``lora``) or from a YAML file.
 
+    A recipe may begin with ``extends: lora``, a name or a file (seen from its own place): it then has that
+    recipe's settings but for those that it gives itself, key by key; ``null`` gives a default back where a
+    key may be null.
+
     Raises:
-        ConfigError: no such recipe, or a file that does not fit.
+        ConfigError: no such recipe, one that extends itself, or a file that does not fit.
+    """
+    return parse(Recipe, _resolved(name_or_path, Path(), ()), where=name_or_path)
+
+
+def _resolved(name_or_path: str, beside: Path, extended: tuple[Path, ...]) -> Any:
+    """Values of a recipe and of those that it extends.
+
+    Args:
+        name_or_path: of the recipe.
+        beside: folder that a path is seen from.
+        extended: the files that led here.
     """
     if name_or_path in names():
-        return read_yaml(Recipe, str(files(__name__).joinpath(f"{name_or_path}.yaml")))
-    if Path(name_or_path).exists():
-        return read_yaml(Recipe, name_or_path)
-    raise ConfigError(
-        "is neither a file nor a recipe that ships",
-        where=name_or_path,
-        mend=f"Choose from {', '.join(names())}",
-    )
+        path = Path(str(files(__name__).joinpath(f"{name_or_path}.yaml")))
+    else:
+        path = beside / name_or_path
+    if not path.exists():
+        raise ConfigError(
+            "is neither a file nor a recipe that ships",
+            where=name_or_path,
+            mend=f"Choose from {', '.join(names())}",
+        )
+    if path.resolve() in extended:
+        raise ConfigError("extends itself", where=str(path), mend="Take one `extends:` of the circle out")
+    values = values_in(path)
+    if not isinstance(values, dict) or "extends" not in values:
+        return values
+    other = values.pop("extends")
+    if not isinstance(other, str):
+        raise ConfigError("extends is no name", where=str(path), mend="Write `extends: lora`, or a file")
+    whole = _resolved(other, path.parent, (*extended, path.resolve()))
+    if not isinstance(whole, dict):  # said of the file that it is of
+        parse(Recipe, whole, where=other)
+    return merged(whole, values)
