@@ -55,10 +55,25 @@ def test_layers_below_are_not_run_and_the_cost_says_so():
     assert cost.forward_equivalents == pytest.approx(4.5)
 
 
-def test_without_a_clean_run_every_pass_is_whole():
+@pytest.mark.parametrize("batch_size", [2, 64])
+@pytest.mark.parametrize("model_type", TYPES)
+def test_without_a_clean_run_passes_begin_above_what_no_set_patches(model_type, batch_size):
+    model, cost = made_family_model(model_type, WORDS), Cost()
+    names = sites_of(model).names
+    last = layer_of(names[-1])
+    upper = [m for m in names if layer_of(m) == last]
+    sets = [set(upper), {upper[0]}, set(), {upper[-1]}]
+    got = patched_margins(model, CLEAN, CORRUPT, ANSWERS, sets, batch_size=batch_size, cost=cost)
+    whole = [patched_margins(model, CLEAN, CORRUPT, ANSWERS, [s], batch_size=batch_size)[0] for s in sets]
+    np.testing.assert_allclose(got, whole, rtol=0, atol=1e-6)
+    assert np.abs(got[0] - got[2]).max() > 1e-4
+    assert cost.forward_equivalents == pytest.approx(2 + 3 / (last + 1))
+
+
+def test_the_lowest_layer_of_all_sets_is_where_they_begin():
     model, cost = made_model(WORDS, layers=3), Cost()
-    patched_margins(model, CLEAN, CORRUPT, ANSWERS, [{"layers.2.mlp"}, {"layers.1.mlp"}], cost=cost)
-    assert cost.forward_equivalents == 3
+    patched_margins(model, CLEAN, CORRUPT, ANSWERS, [{"layers.2.mlp"}, {"layers.1.mlp"}, set()], cost=cost)
+    assert cost.forward_equivalents == pytest.approx(2 + 2 * 2 / 3)
 
 
 def test_layers_are_as_they_were_also_after_an_error():

@@ -54,8 +54,8 @@ def patched_margins(
 ) -> np.ndarray:
     """Margins with each set of modules replaced by its corrupt activations, in one forward pass a set.
 
-    Where the first set is empty, as for ``exact``, the passes after it begin at the first layer they patch:
-    what that clean run computed below stays.
+    The passes after the first begin above what no set patches: what the first computed below stays. Where the
+    first set is empty, as for ``exact``, each begins at the first layer that it patches itself.
 
     Args:
         model, clean, corrupt, answers, batch_size: as for :func:`curerec.circuits.scorers.atp.score`.
@@ -66,14 +66,13 @@ def patched_margins(
         float32 [s, n].
     """
     sites = sites_of(model)
-
-    def first(modules: set[str]) -> int:
-        return min((layer_of(m) for m in modules), default=sites.n_layers - 1)
-
+    lowest = [min((layer_of(m) for m in modules), default=sites.n_layers - 1) for modules in patch_sets]
+    if patch_sets and patch_sets[0]:
+        lowest = [min(lowest)] * len(lowest)
     return margins_with(
         lambda corrupt, modules: patching(sites, corrupt, modules),
         model, clean, corrupt, answers, patch_sets, batch_size=batch_size, cost=cost, lean=True,
-        first=first if patch_sets and not patch_sets[0] else None,
+        begins=[0, *lowest[1:]],
     )  # fmt: skip
 
 
@@ -89,7 +88,7 @@ def margins_with(
     batch_size: int,
     cost: Cost | None = None,
     lean: bool = False,
-    first: Callable[[Any], int] | None = None,
+    begins: Sequence[int] = (),
 ) -> np.ndarray:
     """Margins of the clean prompts, one forward pass for each way of patching in what the corrupt run wrote.
 
@@ -101,15 +100,15 @@ def margins_with(
         cost: to be filled.
         lean: ``changed`` touches of the last layer only what its heads and MLP write; it is then computed at
             the answer alone, where it can be.
-        first: the lowest layer that one of ``patch_sets`` changes; the first of them must change nothing.
-            None: every pass is a whole one.
+        begins: the layer that each pass begins at, [sets], 0 for the first, which must change nothing below
+            what the others begin at. Empty: every pass is a whole one.
 
     Returns:
         float32 [sets, n].
     """
     spent, sites = cost or Cost(), sites_of(model)
     layers = sites.family.layer_list(model)
-    begins = [first(s) if first and k else 0 for k, s in enumerate(patch_sets)]
+    begins = list(begins) or [0] * len(patch_sets)
     # A pass that begins higher up is the share of one that is left.
     passes = 1 + sum(1 - b / len(layers) for b in begins)
     if parallel.sharing() and len(clean):
@@ -118,7 +117,7 @@ def margins_with(
             pairs = clean.take(mine), corrupt.take(mine)
             return margins_with(
                 changed, model, *pairs, answers, patch_sets,
-                batch_size=batch_size, cost=spent, lean=lean, first=first,
+                batch_size=batch_size, cost=spent, lean=lean, begins=begins,
             ).T  # fmt: skip
 
         before = spent.forwards
