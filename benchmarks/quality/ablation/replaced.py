@@ -82,8 +82,8 @@ def one_projection() -> Iterator[None]:
 def held_where_nobody_was_trained(share: float) -> Iterator[None]:
     """A share of each batch of D_r asks for another example's item, and is held to theta_o's answer to that.
 
-    Nobody was trained on such prompts, so what theta_o answers there is no memory: a small adapter that was
-    trained on few prompts can satisfy the KL on these by what it remembers of them.
+    On prompts that it was trained on a model can keep its answers by what it remembers of them. Nobody was
+    trained on these: there it has to keep what it answers everyone by.
     """
 
     def encode_and_answer(self: Any, part: Any) -> tuple[Prompts, np.ndarray]:

@@ -72,7 +72,7 @@ def patched_margins(
     return margins_with(
         lambda corrupt, modules: patching(sites, corrupt, modules),
         model, clean, corrupt, answers, patch_sets, batch_size=batch_size, cost=cost, lean=True,
-        begins=[0, *lowest[1:]],
+        begins=[low if k else 0 for k, low in enumerate(lowest)],
     )  # fmt: skip
 
 

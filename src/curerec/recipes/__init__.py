@@ -54,6 +54,5 @@ def _resolved(name_or_path: str, beside: Path, extended: tuple[Path, ...]) -> An
     if not isinstance(other, str):
         raise ConfigError("extends is no name", where=str(path), mend="Write `extends: lora`, or a file")
     whole = _resolved(other, path.parent, (*extended, path.resolve()))
-    if not isinstance(whole, dict):  # said of the file that it is of
-        parse(Recipe, whole, where=other)
+    parse(Recipe, whole, where=other)  # a fault is said of the file that it is in
     return merged(whole, values)
