@@ -23,7 +23,7 @@ from curerec.plan import plan
 from curerec.progress import Clock, Silent
 from curerec.recommender import lower
 from curerec.recommender.storage import read_card
-from curerec.workload import Work, bisections, of_cure, scored_exactly
+from curerec.workload import Sizes, Work, bisections, of_cure, scored_exactly
 from made_commands import curerec, refused, untouched
 from made_tasks import made_task
 
@@ -207,12 +207,37 @@ def test_what_lies_below_an_adapter_is_counted_once_a_prompt():
     assert found.of_stages({"one": [Work("gradient", 8, times=5)]}) == {"one": 8 + 4 * 8 * 0.25}
 
 
+def test_passes_that_begin_higher_up_are_counted_as_what_is_left_of_them():
+    whole, above = Line(0.0, 1.0), Line(0.0, 0.25)
+    passes = Work("patched", 8, "valid", times=2, begins=6)
+    about = {"lines": {"patched": whole}, "lengths": {"valid": np.array([1])}, "unit": 1.0, "layers": 8}
+    assert Calibration(**about).of_stages({"one": [passes]}) == {"one": 2 * 8 * 0.25}
+    kept = Calibration(**about, above={"patched": above}, sizes={"valid": 8}, first=4)
+    # Half of the upper layers is left; what lies below is computed at the first of them.
+    assert kept.of_stages({"one": [passes]}) == {"one": 2 * 8 * 0.25 * 0.5 + 8 * 0.75}
+
+
+def test_a_circuit_among_upper_layers_is_planned_as_less(monkeypatch):
+    sizes = {"forget": 10, "retain": 100, "control": 50, "valid": 50, "heads": 9, "mlps": 3}
+    lines = {kind: Line(0.0, 1.0) for kind in ("titles", "pairs", "encode", "patched", "atp")}
+    found = Calibration(lines, {"valid": np.array([1]), "corrupt": np.array([1])}, 1.0, layers=12)
+
+    def seconds(first):
+        work = of_cure(CureConfig(), Sizes(**sizes, layers=12, first=first))
+        return found.of_stages({"circuit": work["circuit"]})["circuit"]
+
+    assert seconds(9) < 0.6 * seconds(0)
+
+
 def test_a_plan_where_states_are_kept_measures_both_passes(monkeypatch):
     monkeypatch.setattr(lower, "STATES", lower.States())
     task = made_task("lora", layers=(1,))
     assert lower.lowest_adapted(task.original.model) == 1
     found = calibrate(task, CureConfig())
-    assert set(found.above) == {"score", "path", "gradient"}
+    assert set(found.above) == {"score", "path", "gradient", "patched", "atp"}
+    assert (found.layers, found.first) == (2, 1)
+    sizes = sizes_of(task)
+    assert (sizes.layers, sizes.first) == (2, 1)
     assert found.sizes["retain"] == len(task.retain)
     assert not calibrate(made_task("lora"), CureConfig()).above
 

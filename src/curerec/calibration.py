@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from curerec.circuits.activations import sites_of
+from curerec.circuits.activations import layer_of, sites_of
 from curerec.circuits.adapter import weight_deltas
 from curerec.circuits.belonging import modules_with_units
 from curerec.circuits.patching import patched_margins
@@ -41,7 +41,8 @@ REPEATS = 3  # of each measurement; the median counts
 SAMPLE = 512  # prompts a part whose lengths stand for all
 TITLES = 512  # titles that are encoded for a rate
 DRAWS = (2, 8)  # resamples of the groups
-BEGIN_ABOVE: tuple[Kind, ...] = ("score", "path", "gradient")  # kept states serve these; the rest is patched
+#: Kept states serve these.
+BEGIN_ABOVE: tuple[Kind, ...] = ("score", "path", "gradient", "patched", "atp")
 
 
 @dataclass(frozen=True)
@@ -75,6 +76,8 @@ class Calibration:
         above: the same of passes that begin above kept states (:mod:`curerec.recommender.lower`), for the
             kinds that do; empty where none are kept.
         sizes: prompts of each part that there are, where ``above`` is not empty.
+        layers: of the model.
+        first: the layer that passes above kept states begin at.
     """
 
     lines: dict[Kind, Line]
@@ -82,6 +85,8 @@ class Calibration:
     unit: float
     above: dict[Kind, Line] = field(default_factory=dict)
     sizes: dict[Part, int] = field(default_factory=dict)
+    layers: int = 1
+    first: int = 0
 
     def of_stages(self, work: Mapping[str, list[Work]]) -> dict[str, float]:
         """Seconds of every stage, in the order of the run: what one passes is kept for the next."""
@@ -103,13 +108,14 @@ class Calibration:
             return work.times * line.fixed
         whole = self._passes(line, work, work.n)
         if work.kind not in self.above or passed is None:
-            return work.times * whole
+            return work.times * whole * (1 - work.begins / self.layers)
         known = passed.get(work.part, 0)
         new = max(0, min(work.n, self.sizes[work.part]) - known)
         passed[work.part] = known + new
         again = self._passes(self.above[work.kind], work, work.n)
         below = (whole - again) * new / max(1, work.n)  # once, however many passes there are
-        return work.times * again + below
+        left = (self.layers - max(work.begins, self.first)) / (self.layers - self.first)
+        return work.times * again * left + below
 
     def _passes(self, line: Line, work: Work, n: int) -> float:
         batch = work.batch or BATCH[work.kind]
@@ -153,6 +159,8 @@ def sizes_of(task: Task) -> Sizes:
         len(task.valid),
         sum(heads),
         len(heads) - sum(heads),
+        sites_of(task.original.model).n_layers,
+        min(map(layer_of, among)),
         *unknown,
     )
 
@@ -201,7 +209,8 @@ def calibrate(task: Task, config: CureConfig) -> Calibration:
     lines["copy"] = Line(timed(lambda: (task.copy_of_model(), _deltas(task, units)), 1))
     lines["base"] = Line(timed(task.base_model, 2))
     deltas = _deltas(task, units)
-    half = set(sites_of(model).names[::2])
+    among = modules_with_units(model)
+    half = set(among[::2])
     change = task.copy_of_model()
     objective = ForgetObjective(task, config.update.model_copy(update={"forget_loss": "npo"}))
     rules = Rules(units, uniform(units, device_of(model)))
@@ -218,16 +227,18 @@ def calibrate(task: Task, config: CureConfig) -> Calibration:
     runs: dict[Kind, tuple[int, Callable[[np.ndarray], Any]]] = {
         "score": (BATCH["score"], lambda k: score(model, prompts.take(k), answers)),
         "patched": (BATCH["patched"], lambda k: patched_margins(model, *twice(k), answers, [half])),
-        "atp": (BATCH["atp"], lambda k: atp.score(model, *twice(k), answers)),
+        "atp": (BATCH["atp"], lambda k: atp.score(model, *twice(k), answers, among=among)),
         "path": (BATCH["path"], path),
         "gradient": (min(step_batch, BATCH["gradient"]), lambda k: objective.gradient(change, params, k)),
     }
     with nothing_kept():
         lines |= {kind: _line(run, prompts, batch) for kind, (batch, run) in runs.items()}
-    lines["patched"] = Line(lines["patched"].fixed / 2, lines["patched"].rate / 2)  # two runs
     above: dict[Kind, Line] = {}
-    if lowest_adapted(model):
+    if first := lowest_adapted(model):
         above = {kind: _line(runs[kind][1], prompts, runs[kind][0]) for kind in BEGIN_ABOVE}
+    for measured in (lines, above):  # two runs
+        if "patched" in measured:
+            measured["patched"] = Line(measured["patched"].fixed / 2, measured["patched"].rate / 2)
     values, _ = objective.gradient(change, params, np.arange(2))
     grads = dict(zip(names, values, strict=True))
     lines["products"] = Line(timed(lambda: inner_products(units, grads, grads)))
@@ -236,10 +247,13 @@ def calibrate(task: Task, config: CureConfig) -> Calibration:
     lines["assign"] = _assign(whole, config, scores, units)
     parts: tuple[Part, ...] = ("forget", "retain", "control", "valid")
     lengths = {p: task.encode(whole.sample(getattr(whole, p), SAMPLE, 75)).lengths for p in parts}
+    lengths["corrupt"] = lengths["valid"]
+    held = {p: len(getattr(whole, p)) for p in parts}
+    held["corrupt"] = held["valid"]
     asked = min(BATCH["score"], len(prompts))
     tokens = padded_tokens(prompts.lengths[:asked], asked, BATCH["score"])
     unit = (lines["score"].fixed + lines["score"].rate * tokens) / asked
-    return Calibration(lines, lengths, unit, above, {p: len(getattr(whole, p)) for p in parts})
+    return Calibration(lines, lengths, unit, above, held, sites_of(model).n_layers, first)
 
 
 def _line(run: Callable[[np.ndarray], Any], prompts: Prompts, batch: int) -> Line:

@@ -17,7 +17,8 @@ from curerec.methods.expected import POOL
 from curerec.methods.teachers import CONTROL, TUNING
 from curerec.methods.unlearn import DEPTHS, UnlearnConfig
 
-Part = Literal["forget", "retain", "control", "valid"]
+#: ``corrupt``: prompts of D_v with their history altered.
+Part = Literal["forget", "retain", "control", "valid", "corrupt"]
 Kind = Literal[
     "titles", "pairs", "encode", "score", "patched", "atp", "path", "gradient", "products", "base", "copy",
     "assign", "step",
@@ -33,9 +34,12 @@ AHEAD = 20  # batches of D_r that the update prepares at a time
 
 @dataclass(frozen=True)
 class Sizes:
-    """Numbers of examples, heads and MLPs; and shares of them whose answers are not stored.
+    """Numbers of examples, heads, MLPs and layers; and shares of examples whose answers are not stored.
 
     Attributes:
+        heads, mlps: that the circuit is sought among.
+        layers: of the model.
+        first: the lowest layer that those lie in.
         unknown_forget, unknown_retain, unknown_control: of theta_o.
         base_forget, base_retain, base_control: of the base; of D_r the share of those that it is asked about.
     """
@@ -46,6 +50,8 @@ class Sizes:
     valid: int
     heads: int
     mlps: int
+    layers: int = 1
+    first: int = 0
     unknown_forget: float = 1.0
     unknown_retain: float = 1.0
     unknown_control: float = 1.0
@@ -64,6 +70,7 @@ class Work:
         part: whose prompts.
         times: how often.
         batch: prompts a pass; None: as :data:`BATCH` has it.
+        begins: the layer that the passes begin at, in the mean.
     """
 
     kind: Kind
@@ -71,6 +78,7 @@ class Work:
     part: Part = "retain"
     times: float = 1
     batch: int | None = None
+    begins: float = 0.0
 
     @property
     def forwards(self) -> float:
@@ -100,8 +108,12 @@ def of_cure(config: CureConfig, sizes: Sizes, kept: Collection[str] = ()) -> dic
     pairs = min(config.pairs, pool)
     ranks, judges = pairs // 2, pairs - pairs // 2
     grid = sizes_to_judge(sizes.heads + sizes.mlps)
-    # Twice the clean run with nothing and with everything patched, the sizes, and all but the circuit.
-    judged = 1 + 2 + 1 + len(grid) + bisections(grid) + 1 + 1
+    exactly = scored_exactly(sizes.heads, sizes.mlps)
+    among = (sizes.first + sizes.layers - 1) / 2  # layers are taken to be scored exactly alike
+    # Judged are nothing and everything patched, the grid, each prefix between, and all but the circuit: each
+    # time the corrupt run and a first one are whole passes.
+    judgements = 2 + bisections(grid) + 1
+    more = 1 + len(grid) - 1
 
     objective = [Work("encode", sizes.forget, "forget")]
     objective += [Work("score", round(sizes.forget * sizes.unknown_forget), "forget")]
@@ -155,12 +167,16 @@ def of_cure(config: CureConfig, sizes: Sizes, kept: Collection[str] = ()) -> dic
         Work("titles"),
         Work("pairs", pool, "valid"),
         Work("encode", pool, "valid", times=2),
-        Work("patched", pool, "valid", times=3),
+        Work("patched", pool, "corrupt"),
+        Work("patched", pool, "valid"),
+        Work("patched", pool, "valid", begins=sizes.first),
     ]
     circuit = [
         Work("atp", pairs, "valid"),
-        Work("patched", ranks, "valid", times=1 + 1 + scored_exactly(sizes.heads, sizes.mlps)),
-        Work("patched", judges, "valid", times=judged),
+        Work("patched", ranks, "valid", times=2),
+        Work("patched", ranks, "valid", times=exactly, begins=among),
+        Work("patched", judges, "valid", times=2 * judgements),
+        Work("patched", judges, "valid", times=more, begins=sizes.first),
     ]
     return {
         "counterfactuals": [] if "circuit" in kept else counterfactuals,

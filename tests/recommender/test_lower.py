@@ -10,7 +10,11 @@ import pytest
 import torch
 
 from curerec.circuits.adapter import adapter_scores
-from curerec.circuits.patching import patched_margins
+from curerec.circuits.belonging import modules_with_units
+from curerec.circuits.core import find_core
+from curerec.circuits.passes import Cost
+from curerec.circuits.patching import moving_pairs, patched_margins
+from curerec.circuits.scorers import atp
 from curerec.recommender import lower
 from curerec.recommender.copies import base_of, copied
 from curerec.recommender.families import family_of
@@ -206,6 +210,34 @@ def test_contributions_are_those_of_whole_passes(granularity, monkeypatch):
     assert lower.STATES.computed == distinct()
 
 
+def test_circuits_above_an_adapter_run_what_lies_below_once_a_prompt():
+    model = lora_on(made_model(WORDS, layers=4), layers=(2, 3))
+    corrupt = other_titles(PROMPTS, WORDS)
+    ran = [0] * 4
+    for k, layer in enumerate(family_of(model).layer_list(model)):
+        if k >= 2:  # below, nothing would be kept of what is listened to
+            layer.mlp.register_forward_hook(lambda m, args, y, k=k: ran.__setitem__(k, ran[k] + len(y)))
+    n, spent = len(PROMPTS), Cost()
+    upper = modules_with_units(model)
+    given = model, PROMPTS, corrupt, ENCODER.answers
+    assert lower.lowest_adapted(model) == 2
+    patched_margins(*given, [set(), set(upper), {"layers.3.mlp"}], cost=spent)
+    once = lower.STATES.computed
+    assert once == distinct() + len({tuple(r) for r in corrupt.padded(np.arange(n))[0].tolist()})
+    assert ran[2:] == [3 * n, 4 * n]
+    # Corrupt, clean, all patched: half a pass each; the last layer a quarter; below, half a pass a prompt.
+    assert spent.forwards == pytest.approx(n * (3 / 2 + 1 / 4) + once / 2)
+    found = atp.score(*given, among=upper)
+    assert lower.STATES.computed == once and ran[2:] == [5 * n, 6 * n]
+    assert found.cost.forward_equivalents == pytest.approx(3 / 2)
+    moved = moving_pairs(*given, n, among=upper)
+    few = model, PROMPTS.take(moved), corrupt.take(moved), ENCODER.answers
+    circuit = find_core(*few, scorer="atp", among=upper, threshold=0.5, draws=4)
+    assert lower.STATES.computed == once
+    assert circuit.fixed == len(upper) and set(circuit.modules) == set(upper)
+    assert circuit.cost["forward_equivalents"] == pytest.approx(3 / 2)
+
+
 @pytest.mark.parametrize("layers", [(1,), (2,), (1, 2)])
 @pytest.mark.parametrize("model_type", ["llama", "gpt2"])
 def test_patching_is_that_of_whole_passes_and_leaves_no_other_states(model_type, layers, monkeypatch):
@@ -220,6 +252,13 @@ def test_patching_is_that_of_whole_passes_and_leaves_no_other_states(model_type,
             kept = patched_margins(model, *given)
             whole = without(monkeypatch, patched_margins, model, *given)
             np.testing.assert_allclose(kept, whole, atol=1e-12)
+        # Scores of the upper modules, from passes whose gradient ends where they begin.
+        given = PROMPTS, corrupt, ENCODER.answers
+        kept = atp.score(model, *given, among=upper)
+        whole = without(monkeypatch, atp.score, model, *given)
+        assert kept.embedding is None and set(kept.names) == upper
+        np.testing.assert_allclose(kept.values, whole.among(upper).values, atol=1e-12)
+        assert np.abs(kept.values).max() > 1e-4
         after = score(model, PROMPTS, ENCODER.answers)
         lower.STATES.clear()
         np.testing.assert_allclose(after, score(model, PROMPTS, ENCODER.answers), atol=1e-12)

@@ -88,13 +88,14 @@ def recomputing() -> bool:
 
 @contextmanager
 def recording(
-    sites: Sites, *, into: Callable[[str, torch.Tensor], None] | None = None
+    sites: Sites, *, into: Callable[[str, torch.Tensor], None] | None = None, first: int = 0
 ) -> Iterator[Activations]:
     """Activations of all sites during the forward passes inside; tensors stay part of the graph.
 
     Args:
         sites: of the model.
         into: told (site, activation) instead of keeping them all; the dict then stays empty.
+        first: the lowest layer that is listened to; ``input`` is recorded only with 0.
     """
     seen: Activations = {}
     keep = into or seen.__setitem__
@@ -105,9 +106,10 @@ def recording(
     def after(name: str) -> Any:
         return lambda module, args, output: None if recomputing() else keep(name, output)
 
-    handles = [sites.first.register_forward_pre_hook(before("input"))]
-    handles += [m.register_forward_pre_hook(before(n)) for n, m in sites.attention.items()]
-    handles += [m.register_forward_hook(after(n)) for n, m in sites.mlp.items()]
+    handles = [] if first else [sites.first.register_forward_pre_hook(before("input"))]
+    above = {n for n in (*sites.attention, *sites.mlp) if layer_of(n) >= first}
+    handles += [m.register_forward_pre_hook(before(n)) for n, m in sites.attention.items() if n in above]
+    handles += [m.register_forward_hook(after(n)) for n, m in sites.mlp.items() if n in above]
     try:
         yield seen
     finally:

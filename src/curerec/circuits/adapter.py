@@ -100,7 +100,7 @@ def adapter_scores(
             # Below the lowest adapter nothing is scored: gradients need not get there.
             with kept_below(model, ids, last, leaf=True) as above:
                 embeds = None
-                if not above:
+                if above is None:
                     embeds = model.get_input_embeddings()(ids)
                     if not embeds.requires_grad:
                         embeds.requires_grad_()

@@ -9,12 +9,21 @@ from typing import Any
 import numpy as np
 import torch
 
-from curerec.circuits.activations import Activations, Sites, patching, recording, site_of, sites_of
+from curerec.circuits.activations import (
+    Activations,
+    Sites,
+    layer_of,
+    patching,
+    recording,
+    site_of,
+    sites_of,
+)
 from curerec.circuits.passes import (
     Cost,
     PairBatch,
     Scores,
     at_answer,
+    begins_above,
     each_batch,
     frozen,
     margin,
@@ -22,6 +31,7 @@ from curerec.circuits.passes import (
 )
 from curerec.prompts.encoding import Prompts
 from curerec.recommender.lean import can_be_lean
+from curerec.recommender.lower import kept_below, states_computed
 from curerec.recommender.score import answer_logits, wide
 
 Context = Callable[[Any], AbstractContextManager[None]]
@@ -37,6 +47,7 @@ def attribute(
     alphas: Sequence[float] = (1.0,),
     context: Context = lambda model: nullcontext(),
     patched: Collection[str] = (),
+    among: Collection[str] | None = None,
     batch_size: int = 64,
 ) -> Scores:
     """``score_i = sum over positions and features of (a_i(x') - a_i(x)) * mean over alphas of dm/da_i``.
@@ -55,10 +66,12 @@ def attribute(
         context: entered around the runs whose gradient is taken (``relp`` changes the backward pass there).
         patched: modules that have their corrupt activation throughout: scores are then what patching one
             more would do, and theirs are 0. Only with the one point alpha = 1.
+        among: modules to score; None: all, and the embedding output. Where none of them lies below an adapter
+            and the gradient is taken at the clean prompt itself, passes begin above states that are kept.
         batch_size: pairs a pass.
 
     Returns:
-        Scores of every head and MLP, and of the embedding output.
+        Scores of heads and MLPs, and of the embedding output.
 
     Raises:
         PromptError: pairs are missing or do not align.
@@ -70,12 +83,16 @@ def attribute(
     cost = Cost()
     lean = sites.n_layers > 1 and can_be_lean(model)
     given = set(patched)
-    assert not given or tuple(alphas) == (1.0,)
+    once = tuple(alphas) == (1.0,)  # the pass whose gradient is taken is the clean one itself
+    assert not given or once
+    lowest = 0 if among is None or not once or given else min(map(layer_of, among))
+    with frozen(model), context(model):  # which may listen below
+        first = begins_above(model, lowest)
+    known = states_computed()
 
     def work(batch: PairBatch) -> None:
-        once = tuple(alphas) == (1.0,)  # the pass whose gradient is taken is the clean one itself
         if once:
-            with torch.no_grad(), at_answer(model, batch.last, lean), recording(sites) as deltas:
+            with torch.no_grad(), at_answer(model, batch.last, lean), recording(sites, first=first) as deltas:
                 answer_logits(model, batch.corrupt, batch.last, answers)
         else:
             deltas = differences(model, sites, batch, answers, lean=lean)
@@ -84,7 +101,7 @@ def attribute(
         total = torch.zeros(
             len(batch.index),
             len(sites.names) + 1,
-            dtype=torch.promote_types(deltas["input"].dtype, torch.float32),
+            dtype=torch.promote_types(next(iter(deltas.values())).dtype, torch.float32),
             device=batch.clean.device,
         )
 
@@ -102,7 +119,6 @@ def attribute(
             return hook
 
         for alpha in alphas:
-            x = between(model, batch, alpha)
             handles: list[Any] = []
 
             def tap(name: str, a: torch.Tensor, handles: list[Any] = handles) -> None:
@@ -113,24 +129,29 @@ def attribute(
 
             with (
                 context(model),
+                kept_below(model, batch.clean, batch.last, leaf=True) if first else nullcontext() as states,
                 at_answer(model, batch.last, lean),
                 patching(sites, held, given),  # before the tap
-                recording(sites, into=tap),
+                recording(sites, into=tap, first=first),
             ):
-                m = margin(
-                    answer_logits(model, batch.clean, batch.last, answers, inputs_embeds=x), batch.label
-                )
-                torch.autograd.grad(m.sum(), x)
+                leaf = between(model, batch, alpha) if states is None else states
+                embeds = leaf if states is None else None
+                logits = answer_logits(model, batch.clean, batch.last, answers, inputs_embeds=embeds)
+                torch.autograd.grad(margin(logits, batch.label).sum(), leaf)
             for handle in handles:
                 handle.remove()
         out = (total / len(alphas)).cpu().numpy()
         values[batch.index], embedding[batch.index] = out[:, :-1], out[:, -1]
-        cost.forwards += (1 + len(alphas) + (not once)) * len(batch.index)
-        cost.backwards += len(alphas) * len(batch.index)
+        share = (1 - first / sites.n_layers) * len(batch.index)
+        cost.forwards += share * (1 + len(alphas) + (not once))
+        cost.backwards += share * len(alphas)
 
     with frozen(model):
         each_batch(model, clean, corrupt, batch_size, work, cost)
-    return Scores(sites.names, values, embedding, scorer, cost)
+    cost.forwards += (states_computed() - known) * first / sites.n_layers
+    if among is None:
+        return Scores(sites.names, values, embedding, scorer, cost)
+    return Scores(sites.names, values, None, scorer, cost).among(among)
 
 
 def between(model: Any, batch: PairBatch, alpha: float) -> torch.Tensor:

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 
 from curerec.circuits import DEFAULT, SCORERS
+from curerec.circuits.activations import sites_of
 from curerec.circuits.counterfactuals import outcomes
 from curerec.circuits.faithfulness import (
     Faithfulness,
@@ -106,12 +107,15 @@ def find_core(
     way = selecting(select)
     check_halves(clean)
     if found is None:
-        found = SCORERS[scorer](model, clean, corrupt, answers, batch_size=batch_size, **(options or {}))
-    fixed = 0
-    if among is not None and not set(found.names) <= set(among):
-        every, found = len(found.names), found.among(among)
-        fixed = every - len(found.names)
+        # The others score everything, whatever is asked for.
+        asked = {"among": among} if among is not None and scorer == "atp" else {}
+        found = SCORERS[scorer](
+            model, clean, corrupt, answers, batch_size=batch_size, **asked, **(options or {})
+        )
+    if among is not None:
+        found = found.among(among)
     names = found.names
+    fixed = len(sites_of(model).names) - len(names)
     rng = np.random.default_rng([seed, 41])
     order = rng.permutation(len(clean))
     rank_half, judge_half = order[: len(order) // 2], order[len(order) // 2 :]

@@ -15,6 +15,7 @@ from curerec.errors import ModelError, PromptError
 from curerec.prompts.encoding import Prompts
 from curerec.recommender.fused import fused_activations
 from curerec.recommender.lean import answer_only
+from curerec.recommender.lower import begins_at
 from curerec.recommender.memory import keep_freed
 from curerec.recommender.score import by_length, device_of, to_batch
 
@@ -46,7 +47,8 @@ class Cost:
 
     A backward pass counts as one forward pass: the weights are frozen, so it is one matrix product a layer
     where training needs two. A pass whose last layer is computed at the answer alone counts as a whole one;
-    one that begins at a higher layer (:mod:`curerec.recommender.layers`) as the share of layers it computes.
+    one that begins at a higher layer (:mod:`curerec.recommender.layers`) as the share of layers it computes;
+    what is kept for it below (:mod:`curerec.recommender.lower`) counts when it is computed.
 
     Attributes:
         examples: pairs scored.
@@ -296,6 +298,17 @@ def frozen(model: Any) -> Iterator[None]:
             p.requires_grad_(flag)
         for m, mode in modes:
             m.training = mode
+
+
+def begins_above(model: Any, lowest: int) -> int:
+    """The layer that passes begin at by themselves, if nobody listens below ``lowest``; 0: at the embeddings.
+
+    Args:
+        model: nothing of it is listened to yet.
+        lowest: the lowest layer that will be.
+    """
+    first = begins_at(model)
+    return first if first <= lowest else 0
 
 
 def at_answer(model: Any, last: torch.Tensor, lean: bool) -> AbstractContextManager[None]:

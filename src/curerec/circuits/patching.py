@@ -15,6 +15,7 @@ from curerec.circuits.passes import (
     Cost,
     PairBatch,
     at_answer,
+    begins_above,
     each_batch,
     frozen,
     margin,
@@ -26,6 +27,7 @@ from curerec.prompts.encoding import Prompts
 from curerec.recommender import parallel
 from curerec.recommender.layers import beginning_at, outputs_of
 from curerec.recommender.lean import can_be_lean
+from curerec.recommender.lower import states_computed
 from curerec.recommender.score import answer_logits
 
 
@@ -55,7 +57,8 @@ def patched_margins(
     """Margins with each set of modules replaced by its corrupt activations, in one forward pass a set.
 
     The passes after the first begin above what no set patches: what the first computed below stays. Where the
-    first set is empty, as for ``exact``, each begins at the first layer that it patches itself.
+    first set is empty, as for ``exact``, each begins at the first layer that it patches itself. Where nothing
+    is patched below an adapter, all begin there, above states that are kept.
 
     Args:
         model, clean, corrupt, answers, batch_size: as for :func:`curerec.circuits.scorers.atp.score`.
@@ -66,13 +69,14 @@ def patched_margins(
         float32 [s, n].
     """
     sites = sites_of(model)
-    lowest = [min((layer_of(m) for m in modules), default=sites.n_layers - 1) for modules in patch_sets]
+    begins = [min((layer_of(m) for m in modules), default=sites.n_layers - 1) for modules in patch_sets]
+    lowest = min(begins, default=0)
     if patch_sets and patch_sets[0]:
-        lowest = [min(lowest)] * len(lowest)
+        begins = [lowest] * len(begins)
     return margins_with(
         lambda corrupt, modules: patching(sites, corrupt, modules),
         model, clean, corrupt, answers, patch_sets, batch_size=batch_size, cost=cost, lean=True,
-        begins=[low if k else 0 for k, low in enumerate(lowest)],
+        begins=[low if k else 0 for k, low in enumerate(begins)], lowest=lowest,
     )  # fmt: skip
 
 
@@ -89,6 +93,7 @@ def margins_with(
     cost: Cost | None = None,
     lean: bool = False,
     begins: Sequence[int] = (),
+    lowest: int = 0,
 ) -> np.ndarray:
     """Margins of the clean prompts, one forward pass for each way of patching in what the corrupt run wrote.
 
@@ -102,6 +107,7 @@ def margins_with(
             the answer alone, where it can be.
         begins: the layer that each pass begins at, [sets], 0 for the first, which must change nothing below
             what the others begin at. Empty: every pass is a whole one.
+        lowest: below this layer ``changed`` neither reads nor changes anything.
 
     Returns:
         float32 [sets, n].
@@ -109,42 +115,49 @@ def margins_with(
     spent, sites = cost or Cost(), sites_of(model)
     layers = sites.family.layer_list(model)
     begins = list(begins) or [0] * len(patch_sets)
+    with frozen(model):
+        kept = begins_above(model, lowest)
     # A pass that begins higher up is the share of one that is left.
-    passes = 1 + sum(1 - b / len(layers) for b in begins)
+    passes = sum(1 - max(b, kept) / len(layers) for b in (0, *begins))
+    known = states_computed()
     if parallel.sharing() and len(clean):
 
         def some(mine: np.ndarray) -> np.ndarray:
             pairs = clean.take(mine), corrupt.take(mine)
             return margins_with(
                 changed, model, *pairs, answers, patch_sets,
-                batch_size=batch_size, cost=spent, lean=lean, begins=begins,
+                batch_size=batch_size, cost=spent, lean=lean, begins=begins, lowest=lowest,
             ).T  # fmt: skip
 
         before = spent.forwards
         rows = parallel.by_rows(len(clean), some)
-        spent.forwards = before + passes * len(clean)  # of all processes
+        new = torch.tensor([float(states_computed() - known)]).to(parallel.place())
+        parallel.summed([new])
+        # Of all processes.
+        spent.forwards = before + passes * len(clean) + float(new) * kept / len(layers)
         return rows.T
     lean = lean and sites.n_layers > 1 and can_be_lean(model)
     out = np.zeros((len(patch_sets), len(clean)), numpy_type(model))
 
     def work(batch: PairBatch) -> None:
-        with at_answer(model, batch.last, lean), recording(sites) as corrupt_acts:
+        with at_answer(model, batch.last, lean), recording(sites, first=lowest) as corrupt_acts:
             answer_logits(model, batch.corrupt, batch.last, answers)
         below: list[Any] = []
         for k, patch_set in enumerate(patch_sets):
             with ExitStack() as stack:
                 stack.enter_context(at_answer(model, batch.last, lean))
                 stack.enter_context(changed(corrupt_acts, patch_set))
-                if k == 0 and any(begins):
-                    below = stack.enter_context(outputs_of(layers[:-1]))
-                if begins[k]:
-                    stack.enter_context(beginning_at(layers, begins[k], below))
+                if k == 0 and max(begins) > kept:
+                    below = stack.enter_context(outputs_of(layers[kept:-1]))
+                if begins[k] > kept:  # up to there the pass begins by itself; what lies below is not read
+                    stack.enter_context(beginning_at(layers, begins[k], [below[0]] * kept + below))
                 logits = answer_logits(model, batch.clean, batch.last, answers)
             out[k, batch.index] = margin(logits, batch.label).cpu().numpy()
         spent.forwards += passes * len(batch.index)
 
     with frozen(model):
         each_batch(model, clean, corrupt, batch_size, work, spent)
+    spent.forwards += (states_computed() - known) * kept / len(layers)
     return out
 
 

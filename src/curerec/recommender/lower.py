@@ -80,6 +80,16 @@ def nothing_kept() -> Iterator[None]:
         STATES.most = most
 
 
+def begins_at(model: Any) -> int:
+    """The layer that passes over prompts begin at, here and now; 0: at the embeddings."""
+    return lowest_adapted(model) if STATES.most else 0
+
+
+def states_computed() -> int:
+    """Prompts whose states were computed, since the process began."""
+    return STATES.computed
+
+
 def lowest_adapted(model: Any) -> int:
     """Index of the lowest layer with an adapter; 0 where nothing below one is known to stay as it is.
 
@@ -130,7 +140,9 @@ def _drops_out_below(model: Any, first: int) -> bool:
 
 
 @contextmanager
-def kept_below(model: Any, ids: torch.Tensor, last: torch.Tensor, *, leaf: bool = False) -> Iterator[bool]:
+def kept_below(
+    model: Any, ids: torch.Tensor, last: torch.Tensor, *, leaf: bool = False
+) -> Iterator[torch.Tensor | None]:
     """A pass over these prompts inside begins at the lowest layer with an adapter, unless that is the first.
 
     Args:
@@ -140,15 +152,15 @@ def kept_below(model: Any, ids: torch.Tensor, last: torch.Tensor, *, leaf: bool 
         leaf: gradients are to be had for what enters that layer, where no weight asks for one.
 
     Yields:
-        Whether it begins there; else it begins at the embeddings.
+        What enters that layer, [batch, pos, d_model]; None where the pass begins at the embeddings.
     """
-    first = lowest_adapted(model) if STATES.most else 0
+    first = begins_at(model)
     if first == 0:
-        yield False
+        yield None
         return
     states = _states(model, first, ids, last).requires_grad_(leaf)
     with beginning_at(family_of(model).layer_list(model), first, [states] * first):
-        yield True
+        yield states
 
 
 def _states(model: Any, first: int, ids: torch.Tensor, last: torch.Tensor) -> torch.Tensor:

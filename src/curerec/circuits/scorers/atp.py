@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from typing import Any
 
 from curerec.circuits.attribution import attribute
@@ -10,7 +11,13 @@ from curerec.prompts.encoding import Prompts
 
 
 def score(
-    model: Any, clean: Prompts, corrupt: Prompts, answers: tuple[int, int], *, batch_size: int = 64
+    model: Any,
+    clean: Prompts,
+    corrupt: Prompts,
+    answers: tuple[int, int],
+    *,
+    among: Collection[str] | None = None,
+    batch_size: int = 64,
 ) -> Scores:
     """First-order effect on the margin of giving each module its corrupt activation.
 
@@ -23,6 +30,8 @@ def score(
         clean: [n] prompts.
         corrupt: [n] prompts of the same lengths.
         answers: token ids of (no, yes).
+        among: modules to score; None: all. Where none lies below an adapter's lowest layer, what is below is
+            computed once a prompt and kept.
         batch_size: pairs a pass.
 
     Returns:
@@ -33,4 +42,4 @@ def score(
 
     Source: Nanda 2023, attribution patching; METHOD section 3.
     """
-    return attribute(model, clean, corrupt, answers, scorer="atp", batch_size=batch_size)
+    return attribute(model, clean, corrupt, answers, scorer="atp", among=among, batch_size=batch_size)
