@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 
-from curerec.calibration import Calibration, Line, calibrate, sizes_of
+from curerec.calibration import Calibration, Line, _line, calibrate, sizes_of
 from curerec.circuits.core import TOP_EXACT
 from curerec.circuits.selection import sizes_to_judge, smallest_prefix
 from curerec.data.cache import retain_side_at
@@ -205,6 +205,25 @@ def test_what_lies_below_an_adapter_is_counted_once_a_prompt():
     # 4 of D_r's ten prompts are passed before the update, which passes all of them three times.
     assert seconds == {"prepare": 4 + 8 + 8, "update": (30 * 0.25 + 6 * 0.75) + 3 + 2 * 8 * 0.25}
     assert found.of_stages({"one": [Work("gradient", 8, times=5)]}) == {"one": 8 + 4 * 8 * 0.25}
+
+
+@pytest.mark.parametrize("states_kept", [False, True])
+@pytest.mark.parametrize(("a_prompt", "most"), [(0.001, 256), (0.02, 200), (0.5, 24)])
+def test_a_slow_model_is_measured_on_few_prompts(a_prompt, most, states_kept, monkeypatch):
+    now, ran = [0.0], []
+
+    def run(index):
+        ran.append(len(index))
+        now[0] += 0.01 + a_prompt * len(index)
+
+    monkeypatch.setattr("curerec.calibration.time.perf_counter", lambda: now[0])
+    prompts = made_task().encode(made_task().retain)
+    prompts = prompts.take(np.zeros(300, int))  # all of one length
+    tokens = int(prompts.lengths[0])
+    found = _line(run, prompts, 256, states_kept=states_kept)
+    assert (found.fixed, found.rate) == (pytest.approx(0.01), pytest.approx(a_prompt / tokens))
+    assert max(ran) <= most
+    assert now[0] < 15 and (max(ran) == 256) == (a_prompt == 0.001)
 
 
 def test_passes_that_begin_higher_up_are_counted_as_what_is_left_of_them():

@@ -38,6 +38,8 @@ from curerec.workload import BATCH, Kind, Part, Sizes, Work
 PROBE = 256  # prompts of D_r that everything is measured on
 SMALL = 16  # prompts of the smaller of two batches
 REPEATS = 3  # of each measurement; the median counts
+FEW = 4  # prompts that say how long the measurement itself will take
+SECONDS = 1.0  # for a batch: of a model that needs more for one in use, fewer prompts are measured, once
 SAMPLE = 512  # prompts a part whose lengths stand for all
 TITLES = 512  # titles that are encoded for a rate
 DRAWS = (2, 8)  # resamples of the groups
@@ -188,8 +190,9 @@ def calibrate(task: Task, config: CureConfig) -> Calibration:
     """Measure every kind of work of :func:`curerec.workload.of_cure`.
 
     Each that runs the model is measured on a batch of the size in use and on one of :data:`SMALL` prompts,
-    by the function that does it in earnest. The model and the task are left as they were. Where states below
-    an adapter are kept (:mod:`curerec.recommender.lower`), a whole pass and one above them are both measured.
+    by the function that does it in earnest; on smaller ones where that would take long. The model and the
+    task are left as they were. Where states below an adapter are kept (:mod:`curerec.recommender.lower`), a
+    whole pass and one above them are both measured.
 
     Args:
         task: the request; some of D_r's prompts stand in for all others, lengths apart.
@@ -235,7 +238,9 @@ def calibrate(task: Task, config: CureConfig) -> Calibration:
         lines |= {kind: _line(run, prompts, batch) for kind, (batch, run) in runs.items()}
     above: dict[Kind, Line] = {}
     if first := lowest_adapted(model):
-        above = {kind: _line(runs[kind][1], prompts, runs[kind][0]) for kind in BEGIN_ABOVE}
+        for kind in BEGIN_ABOVE:
+            batch, run = runs[kind]
+            above[kind] = _line(run, prompts, batch, states_kept=True)
     for measured in (lines, above):  # two runs
         if "patched" in measured:
             measured["patched"] = Line(measured["patched"].fixed / 2, measured["patched"].rate / 2)
@@ -256,14 +261,23 @@ def calibrate(task: Task, config: CureConfig) -> Calibration:
     return Calibration(lines, lengths, unit, above, held, sites_of(model).n_layers, first)
 
 
-def _line(run: Callable[[np.ndarray], Any], prompts: Prompts, batch: int) -> Line:
-    """Seconds of a pass by padded tokens, from a small batch and one of the size in use."""
-    run(np.arange(min(batch, len(prompts))))  # kernels are chosen, memory is taken, states are kept
-    points = []
-    for n in (SMALL, batch):
-        index = np.arange(min(n, len(prompts)))
-        seconds = timed(lambda index=index: run(index))  # type: ignore[misc]
-        points.append((padded_tokens(prompts.lengths[index], len(index), batch), seconds))
+def _line(
+    run: Callable[[np.ndarray], Any], prompts: Prompts, batch: int, *, states_kept: bool = False
+) -> Line:
+    """Seconds of a pass by padded tokens, from a small batch and one of the size in use, or affordable."""
+
+    def point(n: int, seconds: float) -> tuple[float, float]:
+        return padded_tokens(prompts.lengths[:n], n, batch), seconds
+
+    most = min(batch, len(prompts))
+    few = min(FEW, most)
+    seconds = min(timed(lambda: run(np.arange(few)), 1) for _ in range(2))  # memory is taken
+    large = min(most, max(2 * FEW, int(SECONDS / seconds * few)))
+    if large == most or states_kept:
+        run(np.arange(large))  # kernels are chosen, states are kept
+    if large < most:
+        return Line.through(point(few, seconds), point(large, timed(lambda: run(np.arange(large)), 1)))
+    points = [point(n, timed(lambda n=n: run(np.arange(n)))) for n in (min(SMALL, most), most)]  # type: ignore[misc]
     return Line.through(*points)
 
 

@@ -24,7 +24,8 @@ from curerec.splitting import granted
 from curerec.workload import of_cure
 
 PLANNED = ("cure", "random_modules", "retrain")
-TRIED = (2, 12)  # steps of a retrain that are taken, to warm up and to measure
+TRIED = (1, 12)  # steps of a retrain that are taken, to warm up and to measure
+SECONDS = 5.0  # where so many steps would take longer, the first is the measurement
 
 
 @dataclass(frozen=True)
@@ -138,11 +139,12 @@ def _retrain(task: Any) -> dict[str, float]:
         return timed(lambda: tune(model, prompts, task.answers, short, seed=0), 1) / taken
 
     with nothing_kept():
-        some(TRIED[0])
-        first = again = some(TRIED[1])
+        first = some(TRIED[0])
+        tried = TRIED[1] if first * TRIED[1] < SECONDS else TRIED[0]
+        first = again = some(tried) if tried > TRIED[0] else first
     if lowest_adapted(task.original.model):  # from the second epoch on, steps begin above kept states
-        some(TRIED[1])
-        again = some(TRIED[1])
+        some(tried)
+        again = some(tried)
     once = min(steps, -(-len(task.retain) // config.batch_size))
     return {"encode": encode * len(task.retain), "update": first * once + again * (steps - once)}
 
