@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 
-from curerec.calibration import Calibration, Line, _line, calibrate, sizes_of
+from curerec.calibration import Calibration, Line, _graph_bytes, _line, calibrate, sizes_of
 from curerec.circuits.core import TOP_EXACT
 from curerec.circuits.selection import sizes_to_judge, smallest_prefix
 from curerec.data.cache import retain_side_at
@@ -224,6 +224,19 @@ def test_a_slow_model_is_measured_on_few_prompts(a_prompt, most, states_kept, mo
     assert (found.fixed, found.rate) == (pytest.approx(0.01), pytest.approx(a_prompt / tokens))
     assert max(ran) <= most
     assert now[0] < 15 and (max(ran) == 256) == (a_prompt == 0.001)
+
+
+def test_what_a_pass_holds_for_its_backward_pass_is_that_of_a_batch_in_use():
+    """Each tensor once, however often it is used; weights not, which are held in any case."""
+    model = torch.nn.Linear(1000, 8)
+    prompts = made_task().encode(made_task().retain)
+
+    def run(index):
+        x = torch.ones(len(index), 1000, requires_grad=True)
+        (model(x) + (x * x).sum(1, keepdim=True)).sum().backward()
+
+    assert _graph_bytes(run, [model], prompts, 50) == 50 * 4000
+    assert _graph_bytes(run, [model], prompts, 2) == 2 * 4000
 
 
 def test_passes_that_begin_higher_up_are_counted_as_what_is_left_of_them():

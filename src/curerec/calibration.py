@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import statistics
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -28,7 +28,7 @@ from curerec.progress import Clock
 from curerec.prompts.counterfactual import counterfactual_pairs
 from curerec.prompts.encoding import Prompts, queries
 from curerec.recommender.lower import lowest_adapted, nothing_kept
-from curerec.recommender.score import device_of, score
+from curerec.recommender.score import at_a_time, device_of, score
 from curerec.recommender.stored_answers import StoredAnswers
 from curerec.recommender.tune import Averager, TuneConfig, optimise
 from curerec.recommender.units import inner_products, units_of
@@ -80,6 +80,7 @@ class Calibration:
         sizes: prompts of each part that there are, where ``above`` is not empty.
         layers: of the model.
         first: the layer that passes above kept states begin at.
+        graph_bytes: what the largest pass in use holds for its backward pass, bytes.
     """
 
     lines: dict[Kind, Line]
@@ -89,6 +90,7 @@ class Calibration:
     sizes: dict[Part, int] = field(default_factory=dict)
     layers: int = 1
     first: int = 0
+    graph_bytes: int = 0
 
     def of_stages(self, work: Mapping[str, list[Work]]) -> dict[str, float]:
         """Seconds of every stage, in the order of the run: what one passes is kept for the next."""
@@ -220,6 +222,7 @@ def calibrate(task: Task, config: CureConfig) -> Calibration:
     names = [n for n in rules.trainable() if n in dict(change.named_parameters(remove_duplicate=False))]
     params = free(change, names)
     step_batch = config.update.retain_batch_size or config.update.batch_size
+    largest = max(step_batch, config.update.batch_size)
 
     def twice(k: np.ndarray) -> tuple[Any, Any]:
         return prompts.take(k), prompts.take(k)
@@ -258,7 +261,9 @@ def calibrate(task: Task, config: CureConfig) -> Calibration:
     asked = min(BATCH["score"], len(prompts))
     tokens = padded_tokens(prompts.lengths[:asked], asked, BATCH["score"])
     unit = (lines["score"].fixed + lines["score"].rate * tokens) / asked
-    return Calibration(lines, lengths, unit, above, held, sites_of(model).n_layers, first)
+    in_use: dict[Kind, int] = {"atp": BATCH["atp"], "path": BATCH["path"], "gradient": largest}
+    graph = max(_graph_bytes(runs[kind][1], [model, change], prompts, n) for kind, n in in_use.items())
+    return Calibration(lines, lengths, unit, above, held, sites_of(model).n_layers, first, graph)
 
 
 def _line(
@@ -279,6 +284,32 @@ def _line(
         return Line.through(point(few, seconds), point(large, timed(lambda: run(np.arange(large)), 1)))
     points = [point(n, timed(lambda n=n: run(np.arange(n)))) for n in (min(SMALL, most), most)]  # type: ignore[misc]
     return Line.through(*points)
+
+
+def _graph_bytes(
+    run: Callable[[np.ndarray], Any], models: Sequence[Any], prompts: Prompts, batch: int
+) -> int:
+    """Bytes that a pass over ``batch`` of the longest prompts holds for its backward pass, from few of them.
+
+    Args:
+        run: passes over prompts, by index, forward and backward.
+        models: whose weights are held in any case.
+        prompts: [n].
+        batch: prompts a pass; fewer are taken where they are long, as in earnest.
+    """
+    weights = {p.untyped_storage().data_ptr() for model in models for p in model.parameters()}
+    held: dict[int, int] = {}
+
+    def pack(x: torch.Tensor) -> torch.Tensor:
+        storage = x.untyped_storage()
+        if storage.data_ptr() not in weights:
+            held[storage.data_ptr()] = storage.nbytes()
+        return x
+
+    few = np.argsort(-prompts.lengths)[: min(FEW, batch)]
+    with torch.autograd.graph.saved_tensors_hooks(pack, lambda x: x):
+        run(few)
+    return sum(held.values()) * at_a_time(prompts, batch, device_of(models[0])) // len(few)
 
 
 def _deltas(task: Task, units: Any) -> Any:

@@ -113,8 +113,8 @@ def attribute(
                 elif name.endswith(".mlp"):
                     total[:, column[name]] += product.sum((1, 2))
                 else:
-                    first = column[name.replace(".attn", ".head.0")]
-                    total[:, first : first + sites.n_heads] += sites.per_head(product).sum((1, 3))
+                    at = column[name.replace(".attn", ".head.0")]
+                    total[:, at : at + sites.n_heads] += sites.per_head(product).sum((1, 3))
 
             return hook
 
