@@ -2,11 +2,23 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 from sklearn.metrics import roc_auc_score
 
-from curerec.methods.expected import SPARE, Expectation, clusters, expectation, expected_auc, placements, pool
+from curerec.methods.expected import (
+    SPARE,
+    Expectation,
+    clusters,
+    expectation,
+    expected_auc,
+    expected_membership,
+    items_gone,
+    placements,
+    pool,
+)
 from curerec.methods.stopping import Stopping, Watch
 from made_tasks import made_task
 
@@ -121,6 +133,26 @@ def test_a_request_for_items_is_of_items():
     item = np.bincount(task.data.item_code[task.retain.target]).argmax()
     of_one = task.retain.take(np.flatnonzero(task.data.item_code[task.retain.target] == item))
     assert clusters(task.data, of_one) is task.data.item_code
+
+
+def test_of_items_that_nobody_is_trained_on_any_more_the_base_s_word_is_taken(monkeypatch):
+    """All items of D_c were trained on by somebody: what holds of its people does not hold of new items."""
+    monkeypatch.setattr("curerec.methods.expected.LEAST_CLUSTERS", 5)
+    task = made_task()
+    rng = np.random.default_rng(0)
+    losses, aucs = (rng.uniform(0.2, 1.2, 15), rng.uniform(0.2, 1.2, 15)), (0.47, 0.6)
+    told = [(task.base_logits(part), task.original_logits(part)) for part in (task.forget, task.control)]
+    assert not items_gone(task)
+    assert expected_auc(task, np.arange(15), losses, aucs) != aucs[0]
+    assert expected_membership(task, *told) is not None
+    item = task.data.item_code[task.retain.target]
+    gone = np.isin(item, np.unique(item)[::10])
+    of_items = replace(
+        task, forget=task.retain.take(np.flatnonzero(gone)), retain=task.retain.take(np.flatnonzero(~gone))
+    )
+    assert items_gone(of_items)
+    assert expected_auc(of_items, np.arange(15), losses, aucs) == aucs[0]
+    assert expected_membership(of_items, *told) is None
 
 
 def test_the_watch_aims_for_it_and_few_people_leave_the_base_s(monkeypatch):

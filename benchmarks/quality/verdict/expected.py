@@ -5,14 +5,15 @@ and how often such retrains lie within the error that the verdict allows.
     python benchmarks/quality/verdict/expected.py --table
 
 RECIPE and OUT are those of a `curerec bench` run: its originals and retrains are used (and trained where they
-are not there). A seed's first request is looked at whole, and in ten parts, each a request by itself that
-leaves all others to the model; the retrains are those of the whole, which saw none of them. Rows go to
-`expected.jsonl`; seeds that are there are left out.
+are not there). A seed's first request of a kind is looked at whole, and in ten parts, each a request by
+itself that leaves all others to the model; the retrains are those of the whole, which saw none of them. Rows
+go to `expected.jsonl`; seeds that are there are left out.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -75,8 +76,7 @@ def table(rows: list[Row]) -> None:
     """Error of each aim against the mean of the retrains, by size of the request; and of the verdict's."""
     print("| data | request | n | aim | mean error | root mean square |\n" + "|---" * 6 + "|")
     for dataset in sorted({row["dataset"] for row in rows}):
-        for name, whole in (("10 % of the users", True), ("1 % of the users", False)):
-            mine = [r for r in rows if r["dataset"] == dataset and (r["part"] == 0) == whole]
+        for name, mine in _by_request(rows, dataset):
             truth = np.array([r["retrain"] for r in mine])
             aims = {
                 "theta_o's own": np.array([r["original"] for r in mine]),
@@ -91,19 +91,24 @@ def table(rows: list[Row]) -> None:
     heads = ("data", "request", "retrains", "standard error", "root mean square off", "beyond 1.96 errors")
     print(f"\n| {' | '.join(heads)} |\n" + "|---" * len(heads) + "|")
     for dataset in sorted({row["dataset"] for row in rows}):
-        for name, whole in (("10 % of the users", True), ("1 % of the users", False)):
-            mine = [
-                r["verdict"]
-                for r in rows
-                if r["dataset"] == dataset and (r["part"] == 0) == whole and r.get("verdict")
-            ]
-            if not mine:
+        for name, mine in _by_request(rows, dataset):
+            told = [r["verdict"] for r in mine if r.get("verdict")]
+            if not told:
                 continue
-            off = np.array([np.array(r["retrains"]) - r["expected"] for r in mine])
-            error = np.array([r["error"] for r in mine])
+            off = np.array([np.array(r["retrains"]) - r["expected"] for r in told])
+            error = np.array([r["error"] for r in told])
             beyond = float((np.abs(off) > 1.96 * error[:, None]).mean())
             rms = float(np.sqrt((off**2).mean()))
             print(f"| {dataset} | {name} | {off.size} | {error.mean():.4f} | {rms:.4f} | {beyond:.1%} |")
+
+
+def _by_request(rows: list[Row], dataset: str) -> Iterator[tuple[str, list[Row]]]:
+    """Rows of the requests of each kind, whole and in parts; those that there are."""
+    for kind, whole in product(("users", "items", "interactions"), (True, False)):
+        asked = {"dataset": dataset, "kind": kind}
+        mine = [r for r in rows if asked.items() <= r.items() and (r["part"] == 0) == whole]
+        if mine:
+            yield f"{10 if whole else 1} % of the {kind}", mine
 
 
 if __name__ == "__main__":

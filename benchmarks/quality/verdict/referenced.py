@@ -25,7 +25,7 @@ from curerec.splitting import drawn_request, granted
 
 @dataclass(frozen=True)
 class Seed:
-    """A seed's original, the retrains of its first request, and that request.
+    """A seed's original, the retrains of a request, and that request.
 
     Attributes:
         opened: the original with its data.
@@ -55,7 +55,7 @@ def run(description: str, rows: Path, parts: int, of: Callable[[Seed, int], Iter
         description: its docstring.
         rows: where they go, all of a seed at once.
         parts: of ten that a request is looked at in, unless the command says otherwise.
-        of: the rows of a seed and so many parts, without ``dataset``, ``seed`` and ``versions``.
+        of: the rows of a seed and so many parts, without ``dataset``, ``kind``, ``seed`` and ``versions``.
 
     Returns:
         The rows that there are then, of all seeds or of those that are named.
@@ -65,13 +65,17 @@ def run(description: str, rows: Path, parts: int, of: Callable[[Seed, int], Iter
     parser.add_argument("--models", type=Path, help="folder of the run")
     parser.add_argument("--dataset", default="ml-100k", help="its name in the recipe")
     parser.add_argument("--data", help="name or folder, where the name does not find it")
+    parser.add_argument(
+        "--kind", default="users", help="of the request: the recipe's first of users, items or interactions"
+    )
     parser.add_argument("--seeds", type=int, nargs="+", help="default: the recipe's; of a table, all")
     parser.add_argument("--parts", type=int, default=parts, help="of ten, requests by themselves")
     parser.add_argument("--table", action="store_true", help="print the rows that there are")
     asked = parser.parse_args()
     if not asked.table:
         _fill(parser, asked, rows, of)
-    return [row for row in read_lines(rows) if asked.seeds is None or row["seed"] in asked.seeds]
+    found = [{"kind": "users", **row} for row in read_lines(rows)]
+    return [row for row in found if asked.seeds is None or row["seed"] in asked.seeds]
 
 
 def _fill(
@@ -85,19 +89,23 @@ def _fill(
     quiet()
     bench = read_yaml(BenchRecipe, asked.recipe)
     for seed in asked.seeds or bench.seeds:
-        where = {"dataset": asked.dataset, "seed": seed}
-        if any(where.items() <= row.items() for row in read_lines(rows)):
+        where = {"dataset": asked.dataset, "seed": seed, "kind": asked.kind}
+        if any(where.items() <= {"kind": "users", **row}.items() for row in read_lines(rows)):
             continue
-        one = opened_seed(bench, asked.models, asked.dataset, asked.data or asked.dataset, seed)
+        place = asked.data or asked.dataset
+        one = opened_seed(bench, asked.models, asked.dataset, place, seed, asked.kind)
         made = [{**where, **row, "versions": versions()} for row in of(one, asked.parts)]
         with rows.open("a", encoding="utf-8") as file:
             file.writelines(json.dumps(row, sort_keys=True) + "\n" for row in made)
 
 
-def opened_seed(bench: BenchRecipe, out: Path, dataset: str, place: str, seed: int) -> Seed:
+def opened_seed(
+    bench: BenchRecipe, out: Path, dataset: str, place: str, seed: int, kind: str = "users"
+) -> Seed:
     """A seed with its models, which are trained where they are not there."""
     data = load(place)
-    ask = next(a for a in bench.requests if a.datasets is None or dataset in a.datasets)
+    mine = [a for a in bench.requests if a.datasets is None or dataset in a.datasets]
+    ask = next(a for a in mine if a.kind == kind)
     recipe = bench.setting(dataset, next(iter(bench.models)), ask=ask, seed=seed)
     opened = opened_with(trained(data, recipe, out), data, recipe, None)
     request = drawn_request(data, recipe, opened.split)

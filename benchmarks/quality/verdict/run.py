@@ -4,15 +4,17 @@
     python benchmarks/quality/verdict/run.py --table
 
 RECIPE and OUT are those of a `curerec bench` run: its originals and retrains are used (and trained where they
-are not there). A seed's first request is judged whole, and in some of ten parts, each a request by itself;
-the retrains are those of the whole, which saw none of them. Fakes are made of the original's answers, the way
-a model or a filter in front of it would answer. Rows go to `results.jsonl`; seeds already there are left out.
+are not there). A seed's first request of a kind is judged whole, and in some of ten parts, each a request by
+itself; the retrains are those of the whole, which saw none of them. Fakes are made of the original's answers,
+the way a model or a filter in front of it would answer. Rows go to `results.jsonl`; seeds already there are
+left out.
 """
 
 from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Iterator
+from itertools import product
 from pathlib import Path
 
 import numpy as np
@@ -127,8 +129,10 @@ def table(rows: list[Row]) -> None:
     heads = ("data", "request", "model", "n", "verified", "refused", "not judged", "refused by")
     print(f"| {' | '.join(heads)} |\n" + "|---" * len(heads) + "|")
     for dataset in sorted({row["dataset"] for row in rows}):
-        for request, whole in (("10 % of the users", True), ("1 %", False)):
-            here = [r for r in rows if r["dataset"] == dataset and (r["part"] == 0) == whole]
+        for kind, whole in product(("users", "items", "interactions"), (True, False)):
+            request = f"{10 if whole else 1} % of the {kind}"
+            asked = {"dataset": dataset, "kind": kind}
+            here = [r for r in rows if asked.items() <= r.items() and (r["part"] == 0) == whole]
             for name in ("retrain", *FAKES):
                 mine = [r for r in here if r["model"] == name or r["model"].startswith(f"{name} ")]
                 if not mine:
@@ -147,7 +151,9 @@ def table(rows: list[Row]) -> None:
             ]
             if drops and whole:
                 lower = f"{sum(drops)} of {len(drops)} retrains"
-                notes.append(f"{dataset}: AUC on D_v lower than the original's by more than .002 in {lower}")
+                notes.append(
+                    f"{dataset}, {kind}: AUC on D_v lower than the original's by more than .002 in {lower}"
+                )
     print("", *notes, sep="\n")
 
 

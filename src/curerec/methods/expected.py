@@ -7,6 +7,10 @@ is hard for it is not all that is hard for a recommender. Both are known of peop
 what a retrain's would be, plus memory; users who stay (D_r) say how much memory there is, and how far it
 differs between users. The two estimates are weighed by what each leaves open, an empirical Bayes estimate.
 
+People of D_c teach that: nobody was trained on them. All that they rate was trained on, through others, so of
+items that a retrain has never seen they teach nothing. Where whole items are deleted, the base's AUC is what
+is expected.
+
 No retrain and no test example enters.
 """
 
@@ -181,6 +185,16 @@ def pool(cluster: np.ndarray, size: int = POOL) -> np.ndarray:
     return np.flatnonzero(key <= last)
 
 
+def items_gone(task: Task) -> bool:
+    """Whether most of D_f is about items that no training example is about any more.
+
+    A retrain then knows of them what the base does. Items of D_c were trained on, whoever rated them.
+    """
+    item = task.data.item_code
+    left = np.isin(item[task.forget.target], item[task.retain.target])
+    return bool(left.mean() < 0.5) if len(left) else False
+
+
 Said = tuple[np.ndarray, np.ndarray]  # of the base and of theta_o
 
 
@@ -194,8 +208,11 @@ def expected_auc(task: Task, reference: np.ndarray, losses: Said, aucs: tuple[fl
         aucs: of the base and of theta_o, on D_f against these.
 
     Returns:
-        The AUC; that of the base where D_c has too few people beside the reference to learn from.
+        The AUC; that of the base where D_c has too few people beside the reference to learn from, and where
+        whole items are deleted.
     """
+    if items_gone(task):
+        return aucs[0]
     others = task.control.take(np.setdiff1d(np.arange(len(task.control)), reference))
     if not len(others):
         return aucs[0]
@@ -227,8 +244,10 @@ def expected_membership(task: Task, forget: Said, control: Said) -> Expected | N
         forget, control: answer logits of the base and of theta_o on D_f, and on D_c, each [n, 2].
 
     Returns:
-        None where D_c or D_r has too few people to learn from.
+        None where D_c or D_r has too few people to learn from, and where whole items are deleted.
     """
+    if items_gone(task):
+        return None
     code = clusters(task.data, task.forget)
     of = code[task.control.target]
     if not len(of):
