@@ -9,13 +9,14 @@ import numpy as np
 import pytest
 import torch
 
-from curerec.calibration import Calibration, Line, _graph_bytes, _line, calibrate, sizes_of
+from curerec.calibration import Calibration, Line
 from curerec.circuits.core import TOP_EXACT
 from curerec.circuits.selection import sizes_to_judge, smallest_prefix
 from curerec.data.cache import retain_side_at
 from curerec.data.fetch import load
 from curerec.data.request_file import read_request
 from curerec.errors import RequestError
+from curerec.measuring import _graph_bytes, _line, calibrate, sizes_of
 from curerec.methods import METHODS, CureConfig
 from curerec.opened import open_recommender
 from curerec.pipeline import unlearn
@@ -216,7 +217,7 @@ def test_a_slow_model_is_measured_on_few_prompts(a_prompt, most, states_kept, mo
         ran.append(len(index))
         now[0] += 0.01 + a_prompt * len(index)
 
-    monkeypatch.setattr("curerec.calibration.time.perf_counter", lambda: now[0])
+    monkeypatch.setattr("curerec.measuring.time.perf_counter", lambda: now[0])
     prompts = made_task().encode(made_task().retain)
     prompts = prompts.take(np.zeros(300, int))  # all of one length
     tokens = int(prompts.lengths[0])
@@ -249,7 +250,7 @@ def test_passes_that_begin_higher_up_are_counted_as_what_is_left_of_them():
     assert kept.of_stages({"one": [passes]}) == {"one": 2 * 8 * 0.25 * 0.5 + 8 * 0.75}
 
 
-def test_a_circuit_among_upper_layers_is_planned_as_less(monkeypatch):
+def test_a_circuit_among_upper_layers_is_planned_as_less():
     sizes = {"forget": 10, "retain": 100, "control": 50, "valid": 50, "heads": 9, "mlps": 3}
     lines = {kind: Line(0.0, 1.0) for kind in ("titles", "pairs", "encode", "patched", "atp")}
     found = Calibration(lines, {"valid": np.array([1]), "corrupt": np.array([1])}, 1.0, layers=12)

@@ -5,21 +5,26 @@ which the reader has to bear in mind. Prints the mean difference of the residual
 seeds, on how many seeds `cure` is nearer, and the p of Wilcoxon's signed-rank test. `METHOD@MODEL` is a
 method with another model of the recipe: `cure@base` for `cure` with the settings that the recipe calls so.
 `METHOD/REQUEST` is a method on another request of the same seeds: `cure/users-0.1-random-x10`. Below the
-table stands the mean of `cure`'s own residuals.
+table stands the mean of `cure`'s own residuals. `--means` prints instead each method's own values, the mean
+over seeds and the half-width of its t interval; a seed's retrains count as one.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+import re
 from pathlib import Path
 
 import numpy as np
 from scipy import stats
 
+MEANS = ("residual", "membership_gap", "test_auc", "test_ece", "retrain_ratio", "trainable_parameters")
+Found = dict[str, dict[int, float]]  # by method and seed
 
-def residuals(folders: list[Path], dataset: str, request: str, model: str) -> dict[str, dict[int, float]]:
-    """Residual by method and seed; of other models than this by ``method@model``, of others by request.
+
+def values_of(column: str, folders: list[Path], dataset: str, request: str, model: str) -> Found:
+    """A column by method and seed; of other models than this by ``method@model``, of others by request.
 
     Raises:
         SystemExit: two folders have a row of the same method and seed.
@@ -29,10 +34,10 @@ def residuals(folders: list[Path], dataset: str, request: str, model: str) -> di
         mine: dict[str, dict[int, float]] = {}
         for line in (folder / "rows.jsonl").read_text(encoding="utf-8").splitlines():
             row = json.loads(line)
-            if row["dataset"] == dataset and row.get("residual") is not None:
+            if row["dataset"] == dataset and row.get(column) is not None:
                 name = row["method"] if row["model"] == model else f"{row['method']}@{row['model']}"
                 name += "" if row["request"] == request else f"/{row['request']}"
-                mine.setdefault(name, {})[row["seed"]] = row["residual"]
+                mine.setdefault(name, {})[row["seed"]] = row[column]
         for method, values in mine.items():
             twice = set(values) & set(found.get(method, {}))
             if twice:
@@ -43,6 +48,25 @@ def residuals(folders: list[Path], dataset: str, request: str, model: str) -> di
     return found
 
 
+def means(values: dict[str, Found], others: list[str]) -> str:
+    """A line a method: means over its seeds with the half-width of their 95 % interval, and the residuals."""
+    for of in values.values():
+        again = [of[name] for name in of if re.fullmatch(r"retrain_\d+", name)]
+        first = of.get("retrain", {})
+        of["retrain"] = {s: float(np.mean([first[s], *(r[s] for r in again if s in r)])) for s in first}
+    lines = [f"| method | seeds | {' | '.join(MEANS)} | residuals |", "|---" * (len(MEANS) + 3) + "|"]
+    for name in ("original", "base", "retrain", "cure", *others):
+        cells = []
+        for column in MEANS:
+            x = np.array([*values[column].get(name, {}).values()])
+            half = stats.t.ppf(0.975, len(x) - 1) * stats.sem(x) if len(x) > 1 else np.nan
+            cells.append(f"{x.mean():.3f} ± {half:.3f}" if len(x) else "–")
+        single = [f"{seed}: {r:.2f}" for seed, r in sorted(values["residual"].get(name, {}).items())]
+        lines.append(f"| {name} | {len(single)} | {' | '.join(cells)} | {', '.join(single)} |")
+    ends = [np.mean([*values[c]["original"].values()]) for c in ("floor", "ceiling")]
+    return "\n".join([*lines, f"\nfloor {ends[0]:.4f}, ceiling {ends[1]:.4f} nats"])
+
+
 def main() -> None:
     """Print the table."""
     parser = argparse.ArgumentParser(description=__doc__)
@@ -50,14 +74,19 @@ def main() -> None:
     parser.add_argument("--dataset", default="ml-100k")
     parser.add_argument("--request", default="users-0.1-random")
     parser.add_argument("--model", default="nano", help="its name in the recipe")
+    parser.add_argument("--means", action="store_true", help="each method's own values")
     parser.add_argument("--others", nargs="+", default=["pcgrad", "npo", "random_modules"])
     options = parser.parse_args()
-    found = residuals(options.folders, options.dataset, options.request, options.model)
+    where = options.folders, options.dataset, options.request, options.model
+    found = values_of("residual", *where)
     if absent := sorted({"cure", *options.others} - set(found)):
         parser.error(
             f"no rows of {', '.join(absent)} for {options.request} on {options.dataset} in these folders: "
             "name --dataset, --request or --others"
         )
+    if options.means:
+        print(means({c: values_of(c, *where) for c in ("floor", "ceiling", *MEANS)}, options.others))
+        return
     print(
         "| method | seeds | residual less `cure`'s | 95 % over seeds | `cure` nearer on | p |\n"
         + "|---" * 6

@@ -20,11 +20,12 @@ COLUMNS = ("data", "request", "method", "seeds", "residual", "of it memory", "of
 def main() -> None:
     """Print a line a data set, request and method, over the seeds that have it, of the newest settings."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("folder", type=Path, help="of a benchmark: with rows.jsonl")
+    parser.add_argument("folders", nargs="+", type=Path, help="of benchmarks: with rows.jsonl")
     parser.add_argument("--methods", nargs="+", help="default: all")
     parser.add_argument("--model", default="nano", help="its name in the recipe")
     options = parser.parse_args()
-    lines = (options.folder / "rows.jsonl").read_text(encoding="utf-8").splitlines()
+    texts = [(folder / "rows.jsonl").read_text(encoding="utf-8") for folder in options.folders]
+    lines = [line for text in texts for line in text.splitlines()]
     rows = [row for row in map(json.loads, lines) if not row["failure"] and row.get("excess_jsd") is not None]
     rows = [row for row in rows if row["model"] == options.model]
     print("| " + " | ".join(COLUMNS) + " |\n" + "|---" * len(COLUMNS) + "|")

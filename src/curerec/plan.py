@@ -9,9 +9,9 @@ from typing import Any
 
 import torch
 
-from curerec.calibration import PROBE, calibrate, sizes_of, timed
 from curerec.errors import RequestError
 from curerec.machine import peak_memory_bytes
+from curerec.measuring import PROBE, calibrate, sizes_of, timed
 from curerec.methods.cure.retain_side import kept_of
 from curerec.opened import Opened
 from curerec.pipeline import check_method, deterministic, task_for
@@ -83,7 +83,7 @@ def plan(
     """Estimate stages, seconds and bytes of a request; nothing is written and no model is changed.
 
     For ``cure`` the passes of every stage are counted from the configuration (:mod:`curerec.workload`) and
-    a few batches say what each kind takes here (:mod:`curerec.calibration`). ``retrain`` takes some steps.
+    a few batches say what each kind takes here (:mod:`curerec.measuring`). ``retrain`` takes some steps.
 
     Args:
         opened, request, method, config, seed, retain_side: as for :func:`curerec.pipeline.unlearn`.

@@ -65,7 +65,7 @@ class Work:
     """One kind of work on some prompts, so many times.
 
     Attributes:
-        kind: what is done; see :mod:`curerec.calibration` for what each is measured on.
+        kind: what is done; see :mod:`curerec.measuring` for what each is measured on.
         n: prompts (resamples of ``assign``).
         part: whose prompts.
         times: how often.
@@ -109,11 +109,11 @@ def of_cure(config: CureConfig, sizes: Sizes, kept: Collection[str] = ()) -> dic
     ranks, judges = pairs // 2, pairs - pairs // 2
     grid = sizes_to_judge(sizes.heads + sizes.mlps)
     exactly = scored_exactly(sizes.heads, sizes.mlps)
-    among = (sizes.first + sizes.layers - 1) / 2  # layers are taken to be scored exactly alike
-    # Judged are nothing and everything patched, the grid, each prefix between, and all but the circuit: each
-    # time the corrupt run and a first one are whole passes.
+    middle = (sizes.first + sizes.layers - 1) / 2  # of the layers that are scored exactly, taken to be alike
+    # Judged are first nothing and everything patched, then the grid, each prefix between, and all but the
+    # circuit: each time the corrupt run and the first set are whole passes, the other sets are not.
     judgements = 2 + bisections(grid) + 1
-    more = 1 + len(grid) - 1
+    others = 1 + (len(grid) - 1)
 
     objective = [Work("encode", sizes.forget, "forget")]
     objective += [Work("score", round(sizes.forget * sizes.unknown_forget), "forget")]
@@ -174,9 +174,9 @@ def of_cure(config: CureConfig, sizes: Sizes, kept: Collection[str] = ()) -> dic
     circuit = [
         Work("atp", pairs, "valid"),
         Work("patched", ranks, "valid", times=2),
-        Work("patched", ranks, "valid", times=exactly, begins=among),
+        Work("patched", ranks, "valid", times=exactly, begins=middle),
         Work("patched", judges, "valid", times=2 * judgements),
-        Work("patched", judges, "valid", times=more, begins=sizes.first),
+        Work("patched", judges, "valid", times=others, begins=sizes.first),
     ]
     return {
         "counterfactuals": [] if "circuit" in kept else counterfactuals,

@@ -51,6 +51,19 @@ def test_the_contract_of_a_scorer(name):
     assert all(p.grad is None for p in LORA.parameters())
 
 
+@pytest.mark.parametrize("layers", [(0, 1), (1,)])
+@pytest.mark.parametrize("name", SCORERS)
+def test_some_modules_have_the_scores_that_they_have_among_all(name, layers):
+    """Also where passes begin above states that are kept: with an adapter on the last layer alone."""
+    model = lora_on(made_model(WORDS), layers=layers)
+    asked = ("layers.1.mlp", "layers.1.head.0")
+    every = SCORERS[name](model, CLEAN, CORRUPT, ANSWERS)
+    some = SCORERS[name](model, CLEAN, CORRUPT, ANSWERS, among=asked)
+    assert some.names == tuple(n for n in every.names if n in asked) and some.embedding is None
+    np.testing.assert_allclose(some.values, every.among(asked).values, atol=1e-6)
+    assert some.cost.forward_equivalents <= every.cost.forward_equivalents
+
+
 @pytest.mark.parametrize("model_type", ["llama", "gpt2", "gemma2", "phi"])
 @pytest.mark.parametrize("name", ["atp", "atp_ig", "relp", "exact"])
 def test_the_last_layer_at_the_answer_alone_scores_as_the_whole_one(name, model_type, monkeypatch):

@@ -10,7 +10,7 @@ import torch
 
 from curerec import pipeline
 from curerec.bench.sequence import one_after_the_other, parts_of
-from curerec.calibration import sizes_of
+from curerec.measuring import sizes_of
 from curerec.methods.unlearn import _Retain
 from curerec.models import logits_of
 from curerec.recommender.stored_answers import StoredAnswers

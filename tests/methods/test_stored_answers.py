@@ -13,7 +13,7 @@ from peft import PeftModel
 from transformers import AutoModelForCausalLM
 
 from curerec import pipeline
-from curerec.calibration import sizes_of
+from curerec.measuring import sizes_of
 from curerec.methods import task as tasks
 from curerec.methods.stopping import Stopping, Watch
 from curerec.methods.unlearn import _Retain

@@ -23,7 +23,6 @@ from curerec.circuits.passes import (
     PairBatch,
     Scores,
     at_answer,
-    begins_above,
     each_batch,
     frozen,
     margin,
@@ -31,7 +30,7 @@ from curerec.circuits.passes import (
 )
 from curerec.prompts.encoding import Prompts
 from curerec.recommender.lean import can_be_lean
-from curerec.recommender.lower import kept_below, states_computed
+from curerec.recommender.lower import begins_at, kept_below, states_computed
 from curerec.recommender.score import answer_logits, wide
 
 Context = Callable[[Any], AbstractContextManager[None]]
@@ -87,7 +86,7 @@ def attribute(
     assert not given or once
     lowest = 0 if among is None or not once or given else min(map(layer_of, among))
     with frozen(model), context(model):  # which may listen below
-        first = begins_above(model, lowest)
+        first = begins_at(model, lowest)
     known = states_computed()
 
     def work(batch: PairBatch) -> None:

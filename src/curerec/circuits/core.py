@@ -107,12 +107,10 @@ def find_core(
     way = selecting(select)
     check_halves(clean)
     if found is None:
-        # The others score everything, whatever is asked for.
-        asked = {"among": among} if among is not None and scorer == "atp" else {}
         found = SCORERS[scorer](
-            model, clean, corrupt, answers, batch_size=batch_size, **asked, **(options or {})
+            model, clean, corrupt, answers, among=among, batch_size=batch_size, **(options or {})
         )
-    if among is not None:
+    elif among is not None:
         found = found.among(among)
     names = found.names
     fixed = len(sites_of(model).names) - len(names)

@@ -15,7 +15,6 @@ from curerec.errors import ModelError, PromptError
 from curerec.prompts.encoding import Prompts
 from curerec.recommender.fused import fused_activations
 from curerec.recommender.lean import answer_only
-from curerec.recommender.lower import begins_at
 from curerec.recommender.memory import keep_freed
 from curerec.recommender.score import by_length, device_of, to_batch
 
@@ -298,17 +297,6 @@ def frozen(model: Any) -> Iterator[None]:
             p.requires_grad_(flag)
         for m, mode in modes:
             m.training = mode
-
-
-def begins_above(model: Any, lowest: int) -> int:
-    """The layer that passes begin at by themselves, if nobody listens below ``lowest``; 0: at the embeddings.
-
-    Args:
-        model: nothing of it is listened to yet.
-        lowest: the lowest layer that will be.
-    """
-    first = begins_at(model)
-    return first if first <= lowest else 0
 
 
 def at_answer(model: Any, last: torch.Tensor, lean: bool) -> AbstractContextManager[None]:

@@ -15,7 +15,6 @@ from curerec.circuits.passes import (
     Cost,
     PairBatch,
     at_answer,
-    begins_above,
     each_batch,
     frozen,
     margin,
@@ -27,7 +26,7 @@ from curerec.prompts.encoding import Prompts
 from curerec.recommender import parallel
 from curerec.recommender.layers import beginning_at, outputs_of
 from curerec.recommender.lean import can_be_lean
-from curerec.recommender.lower import states_computed
+from curerec.recommender.lower import begins_at, states_computed
 from curerec.recommender.score import answer_logits
 
 
@@ -116,7 +115,7 @@ def margins_with(
     layers = sites.family.layer_list(model)
     begins = list(begins) or [0] * len(patch_sets)
     with frozen(model):
-        kept = begins_above(model, lowest)
+        kept = begins_at(model, lowest)
     # A pass that begins higher up is the share of one that is left.
     passes = sum(1 - max(b, kept) / len(layers) for b in (0, *begins))
     known = states_computed()

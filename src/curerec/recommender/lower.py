@@ -80,9 +80,15 @@ def nothing_kept() -> Iterator[None]:
         STATES.most = most
 
 
-def begins_at(model: Any) -> int:
-    """The layer that passes over prompts begin at, here and now; 0: at the embeddings."""
-    return lowest_adapted(model) if STATES.most else 0
+def begins_at(model: Any, listened_from: int | None = None) -> int:
+    """The layer that passes over prompts begin at, here and now; 0: at the embeddings.
+
+    Args:
+        model: plain or PEFT-wrapped.
+        listened_from: the lowest layer that somebody is about to listen to; None: nobody is.
+    """
+    first = lowest_adapted(model) if STATES.most else 0
+    return first if listened_from is None or first <= listened_from else 0
 
 
 def states_computed() -> int:

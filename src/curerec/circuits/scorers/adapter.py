@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from typing import Any
 
 import numpy as np
@@ -22,6 +23,7 @@ def score(
     answers: tuple[int, int],
     *,
     base_state: dict[str, torch.Tensor] | None = None,
+    among: Collection[str] | None = None,
     batch_size: int = 64,
 ) -> Scores:
     """First-order change of the margin if a module's change by fine-tuning were removed, [n, modules].
@@ -35,6 +37,7 @@ def score(
         corrupt: [n] prompts of the same lengths.
         answers: token ids of (no, yes).
         base_state: state dict before fine-tuning; needed unless the model has a LoRA adapter.
+        among: modules to score; None: all.
         batch_size: prompts a pass.
 
     Raises:
@@ -63,4 +66,5 @@ def score(
     for k, name in enumerate(units.names):  # embeddings and norms are no modules of the circuit
         if name in column:
             values[:, column[name]] = per_unit[:, k]
-    return Scores(names, values, None, "adapter", cost)
+    found = Scores(names, values, None, "adapter", cost)
+    return found if among is None else found.among(among)

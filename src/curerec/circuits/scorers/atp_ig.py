@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from typing import Any, Literal
 
 from curerec.circuits.attribution import attribute
@@ -29,6 +30,7 @@ def score(
     *,
     steps: int = 5,
     rule: Rule = "midpoint",
+    among: Collection[str] | None = None,
     batch_size: int = 64,
 ) -> Scores:
     """As ``atp``, the gradient averaged over ``steps`` points between the corrupt and the clean embeddings.
@@ -37,7 +39,7 @@ def score(
     node the scores add up to the whole change of the margin. 2 + S forward and S backward passes.
 
     Args:
-        model, clean, corrupt, answers, batch_size: as for ``atp``.
+        model, clean, corrupt, answers, among, batch_size: as for ``atp``; all passes are whole ones.
         steps: S, number of points.
         rule: ``midpoint``; ``left`` and ``right`` (which hold the corrupt, respectively the clean end) for
             comparison.
@@ -51,5 +53,6 @@ def score(
         answers,
         scorer="atp_ig",
         alphas=points(steps, rule),
+        among=among,
         batch_size=batch_size,
     )

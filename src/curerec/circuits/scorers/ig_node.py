@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from typing import Any
 
 import numpy as np
@@ -23,6 +24,7 @@ def score(
     *,
     steps: int = 5,
     rule: Rule = "midpoint",
+    among: Collection[str] | None = None,
     batch_size: int = 64,
 ) -> Scores:
     """As ``atp``, the gradient averaged while the module itself goes from corrupt to clean activation.
@@ -31,13 +33,14 @@ def score(
     (completeness, module by module). S forward and backward passes a module: for checks and small models.
 
     Args:
-        model, clean, corrupt, answers, batch_size: as for ``atp``.
+        model, clean, corrupt, answers, among, batch_size: as for ``atp``; passes a module that is scored.
         steps, rule: as for ``atp_ig``.
 
     Source: Sundararajan et al. 2017, arXiv 1703.01365, eq. 3, with a module's activation as the input.
     """
     sites = sites_of(model)
-    values = np.zeros((len(clean), len(sites.names)), numpy_type(model))
+    names = sites.names if among is None else tuple(name for name in sites.names if name in among)
+    values = np.zeros((len(clean), len(names)), numpy_type(model))
     cost = Cost()
 
     def work(batch: PairBatch) -> None:
@@ -47,7 +50,7 @@ def score(
             with recording(sites) as bad:
                 answer_logits(model, batch.corrupt, batch.last, answers)
         embeds = between(model, batch, 1.0)
-        for column, module in enumerate(sites.names):
+        for column, module in enumerate(names):
             name = site_of(module)
             delta = bad[name] - good[name]
             total = torch.zeros_like(wide(delta[:, 0, 0]))
@@ -60,9 +63,9 @@ def score(
                 # Of the other heads of the layer the patch reads nothing, so their gradient is zero.
                 total += (wide(delta) * wide(grad)).sum((1, 2))
             values[batch.index, column] = (total / steps).cpu().numpy()
-        cost.forwards += (2 + steps * len(sites.names)) * len(batch.index)
-        cost.backwards += steps * len(sites.names) * len(batch.index)
+        cost.forwards += (2 + steps * len(names)) * len(batch.index)
+        cost.backwards += steps * len(names) * len(batch.index)
 
     with frozen(model):
         each_batch(model, clean, corrupt, batch_size, work, cost)
-    return Scores(sites.names, values, None, "ig_node", cost)
+    return Scores(names, values, None, "ig_node", cost)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from contextlib import ExitStack, contextmanager
 from typing import Any
 
@@ -18,7 +18,13 @@ from curerec.recommender.families.norms import is_norm
 
 
 def score(
-    model: Any, clean: Prompts, corrupt: Prompts, answers: tuple[int, int], *, batch_size: int = 64
+    model: Any,
+    clean: Prompts,
+    corrupt: Prompts,
+    answers: tuple[int, int],
+    *,
+    among: Collection[str] | None = None,
+    batch_size: int = 64,
 ) -> Scores:
     """As ``atp``, with propagation coefficients of layer-wise relevance propagation in place of gradients.
 
@@ -35,14 +41,23 @@ def score(
     first order of a large change say little.
 
     Args:
-        model, clean, corrupt, answers, batch_size: as for ``atp``.
+        model, clean, corrupt, answers, among, batch_size: as for ``atp``; all passes are whole ones.
 
     Raises:
         ModelError: an MLP without an activation function this package can find.
 
     Source: Rezaei Jafari et al. 2025, RelP, arXiv 2508.21258, rules of its table 1.
     """
-    return attribute(model, clean, corrupt, answers, scorer="relp", context=linearised, batch_size=batch_size)
+    return attribute(
+        model,
+        clean,
+        corrupt,
+        answers,
+        scorer="relp",
+        context=linearised,
+        among=among,
+        batch_size=batch_size,
+    )
 
 
 @contextmanager

@@ -1,0 +1,271 @@
+"""What each kind of work costs on this machine, from a few batches of a request's own prompts."""
+
+from __future__ import annotations
+
+import statistics
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+import torch
+
+from curerec.calibration import Calibration, Line, padded_tokens
+from curerec.circuits.activations import layer_of, sites_of
+from curerec.circuits.adapter import weight_deltas
+from curerec.circuits.belonging import modules_with_units
+from curerec.circuits.patching import patched_margins
+from curerec.circuits.path import path_scores
+from curerec.circuits.scorers import atp
+from curerec.groups.assign import assign, comparable
+from curerec.methods.cure.method import CureConfig
+from curerec.methods.expected import pool
+from curerec.methods.forget_objective import ForgetObjective
+from curerec.methods.loop import free
+from curerec.methods.rules import Rules, uniform
+from curerec.methods.task import Task
+from curerec.progress import Clock
+from curerec.prompts.counterfactual import counterfactual_pairs
+from curerec.prompts.encoding import Prompts, queries
+from curerec.recommender.lower import lowest_adapted, nothing_kept
+from curerec.recommender.score import at_a_time, device_of, score
+from curerec.recommender.stored_answers import StoredAnswers
+from curerec.recommender.tune import Averager, TuneConfig, optimise
+from curerec.recommender.units import inner_products, units_of
+from curerec.records import Examples
+from curerec.workload import BATCH, Kind, Part, Sizes
+
+PROBE = 256  # prompts of D_r that everything is measured on
+SMALL = 16  # prompts of the smaller of two batches
+REPEATS = 3  # of each measurement; the median counts
+FEW = 4  # prompts that say how long the measurement itself will take
+SECONDS = 1.0  # for a batch: of a model that needs more for one in use, fewer prompts are measured, once
+SAMPLE = 512  # prompts a part whose lengths stand for all
+TITLES = 512  # titles that are encoded for a rate
+DRAWS = (2, 8)  # resamples of the groups
+
+
+def sizes_of(task: Task) -> Sizes:
+    """Sizes of a request and its model; heads and MLPs are those that the circuit is sought among."""
+    among = modules_with_units(task.original.model)
+    heads = [".head." in name for name in among]
+    asked = task.retain.take(pool(task.data.user_code[task.retain.target]))
+    unknown = [
+        _unknown(task.answered, task.forget),
+        _unknown(task.as_trained or task.answered, task.retain),
+        _unknown(task.answered, task.control),
+        _unknown(task.answered, task.forget, base=True),
+        _unknown(task.answered, asked, base=True),
+        _unknown(task.answered, task.control, base=True),
+    ]
+    return Sizes(
+        len(task.forget),
+        len(task.retain),
+        len(task.control),
+        len(task.valid),
+        sum(heads),
+        len(heads) - sum(heads),
+        sites_of(task.original.model).n_layers,
+        min(map(layer_of, among)),
+        *unknown,
+    )
+
+
+def _unknown(stored: StoredAnswers | None, examples: Examples, *, base: bool = False) -> float:
+    """Share of examples whose answers are not stored."""
+    if stored is None or not len(examples):
+        return 1.0
+    return float(1 - stored.find(examples, base=base)[1].mean())
+
+
+def timed(run: Callable[[], Any], repeats: int = REPEATS) -> float:
+    """Median seconds of a callable."""
+    seen = []
+    for _ in range(repeats):
+        start = time.perf_counter()
+        run()
+        if torch.cuda.is_available():
+            torch.cuda.synchronize()
+        seen.append(time.perf_counter() - start)
+    return statistics.median(seen)
+
+
+def calibrate(task: Task, config: CureConfig) -> Calibration:
+    """Measure every kind of work of :func:`curerec.workload.of_cure`.
+
+    Each that runs the model is measured on a batch of the size in use and on one of :data:`SMALL` prompts,
+    by the function that does it in earnest; on smaller ones where that would take long. The model and the
+    task are left as they were. Where states below an adapter are kept (:mod:`curerec.recommender.lower`), a
+    whole pass and one above them are both measured.
+
+    Args:
+        task: the request; some of D_r's prompts stand in for all others, lengths apart.
+        config: of the method.
+    """
+    model, answers = task.original.model, task.answers
+    sample = task.sample(task.retain, PROBE, 75)
+    whole, task = task, replace(task, forget=sample, clock=Clock(), shared={})  # a small request of its kind
+    lines: dict[Kind, Line] = {}
+    n_items = len(task.data.items)
+    titles = timed(lambda: [task.encoder.title(k) for k in range(min(n_items, TITLES))], 1)
+    lines["titles"] = Line(titles * n_items / min(n_items, TITLES))
+    prompts = task.encode(sample)  # the titles in them are encoded here
+    lines["encode"] = Line(0.0, timed(lambda: task.encode(sample)) / len(prompts))
+    lines["pairs"] = _pairs(task, config)
+    units = units_of(model, config.granularity)
+    lines["copy"] = Line(timed(lambda: (task.copy_of_model(), _deltas(task, units)), 1))
+    lines["base"] = Line(timed(task.base_model, 2))
+    deltas = _deltas(task, units)
+    among = modules_with_units(model)
+    half = set(among[::2])
+    change = task.copy_of_model()
+    objective = ForgetObjective(task, config.update.model_copy(update={"forget_loss": "npo"}))
+    rules = Rules(units, uniform(units, device_of(model)))
+    names = [n for n in rules.trainable() if n in dict(change.named_parameters(remove_duplicate=False))]
+    params = free(change, names)
+    step_batch = config.update.retain_batch_size or config.update.batch_size
+    largest = max(step_batch, config.update.batch_size)
+
+    def twice(k: np.ndarray) -> tuple[Any, Any]:
+        return prompts.take(k), prompts.take(k)
+
+    def path(k: np.ndarray) -> Any:
+        return path_scores(model, prompts.take(k), answers, units, deltas, steps=1)
+
+    runs: dict[Kind, tuple[int, Callable[[np.ndarray], Any]]] = {
+        "score": (BATCH["score"], lambda k: score(model, prompts.take(k), answers)),
+        "patched": (BATCH["patched"], lambda k: patched_margins(model, *twice(k), answers, [half])),
+        "atp": (BATCH["atp"], lambda k: atp.score(model, *twice(k), answers, among=among)),
+        "path": (BATCH["path"], path),
+        "gradient": (min(step_batch, BATCH["gradient"]), lambda k: objective.gradient(change, params, k)),
+    }
+    with nothing_kept():
+        lines |= {kind: _line(run, prompts, batch) for kind, (batch, run) in runs.items()}
+    above: dict[Kind, Line] = {}
+    if first := lowest_adapted(model):
+        above = {kind: _line(run, prompts, batch, states_kept=True) for kind, (batch, run) in runs.items()}
+    for measured in (lines, above):  # two runs
+        if "patched" in measured:
+            measured["patched"] = Line(measured["patched"].fixed / 2, measured["patched"].rate / 2)
+    values, _ = objective.gradient(change, params, np.arange(2))
+    grads = dict(zip(names, values, strict=True))
+    lines["products"] = Line(timed(lambda: inner_products(units, grads, grads)))
+    lines["step"] = Line(_step(rules, params, grads))
+    scores = path(np.arange(SMALL))
+    lines["assign"] = _assign(whole, config, scores, units)
+    parts: tuple[Part, ...] = ("forget", "retain", "control", "valid")
+    lengths = {p: task.encode(whole.sample(getattr(whole, p), SAMPLE, 75)).lengths for p in parts}
+    lengths["corrupt"] = lengths["valid"]
+    held = {p: len(getattr(whole, p)) for p in parts}
+    held["corrupt"] = held["valid"]
+    asked = min(BATCH["score"], len(prompts))
+    tokens = padded_tokens(prompts.lengths[:asked], asked, BATCH["score"])
+    unit = (lines["score"].fixed + lines["score"].rate * tokens) / asked
+    in_use: dict[Kind, int] = {"atp": BATCH["atp"], "path": BATCH["path"], "gradient": largest}
+    graph = max(_graph_bytes(runs[kind][1], [model, change], prompts, n) for kind, n in in_use.items())
+    return Calibration(lines, lengths, unit, above, held, sites_of(model).n_layers, first, graph)
+
+
+def _line(
+    run: Callable[[np.ndarray], Any], prompts: Prompts, batch: int, *, states_kept: bool = False
+) -> Line:
+    """Seconds of a pass by padded tokens, from a small batch and one of the size in use, or affordable."""
+
+    def point(n: int, seconds: float) -> tuple[float, float]:
+        return padded_tokens(prompts.lengths[:n], n, batch), seconds
+
+    most = min(batch, len(prompts))
+    few = min(FEW, most)
+    seconds = min(timed(lambda: run(np.arange(few)), 1) for _ in range(2))  # memory is taken
+    large = min(most, max(2 * FEW, int(SECONDS / seconds * few)))
+    if large == most or states_kept:
+        run(np.arange(large))  # kernels are chosen, states are kept
+    if large < most:
+        return Line.through(point(few, seconds), point(large, timed(lambda: run(np.arange(large)), 1)))
+    points = [point(n, timed(lambda n=n: run(np.arange(n)))) for n in (min(SMALL, most), most)]  # type: ignore[misc]
+    return Line.through(*points)
+
+
+def _graph_bytes(
+    run: Callable[[np.ndarray], Any], models: Sequence[Any], prompts: Prompts, batch: int
+) -> int:
+    """Bytes that a pass over ``batch`` of the longest prompts holds for its backward pass, from few of them.
+
+    Args:
+        run: passes over prompts, by index, forward and backward.
+        models: whose weights are held in any case.
+        prompts: [n].
+        batch: prompts a pass; fewer are taken where they are long, as in earnest.
+    """
+    weights = {p.untyped_storage().data_ptr() for model in models for p in model.parameters()}
+    held: dict[int, int] = {}
+
+    def pack(x: torch.Tensor) -> torch.Tensor:
+        storage = x.untyped_storage()
+        if storage.data_ptr() not in weights:
+            held[storage.data_ptr()] = storage.nbytes()
+        return x
+
+    few = np.argsort(-prompts.lengths)[: min(FEW, batch)]
+    with torch.autograd.graph.saved_tensors_hooks(pack, lambda x: x):
+        run(few)
+    return sum(held.values()) * at_a_time(prompts, batch, device_of(models[0])) // len(few)
+
+
+def _deltas(task: Task, units: Any) -> Any:
+    if task.base_state is None:
+        return {}
+    return weight_deltas(task.original.model, task.base_state, units)
+
+
+def _pairs(task: Task, config: CureConfig) -> Line:
+    """Counterfactuals, by prompts: a graph, a walk from each candidate, a search for each item."""
+    whole = min(max(config.pairs, config.pair_pool), len(task.valid))
+    points = []
+    for n in (min(SMALL, whole), min(4 * SMALL, whole)):
+        wanted = queries(task.data, task.sample(task.valid, n, 71))
+        points.append(
+            (n, timed(lambda q=wanted: counterfactual_pairs(task.data, q, task.encoder, task.train_rows), 1))  # type: ignore[misc]
+        )
+    return Line.through(*points)
+
+
+def _step(rules: Rules, params: list[torch.nn.Parameter], grads: dict[str, torch.Tensor]) -> float:
+    """What a step costs beside its gradients: the rules, the optimiser, the running average."""
+    average = Averager(params, 0.9)
+    at: list[float] = []
+
+    def gradients(step: int) -> None:
+        direction, _ = rules.combine(grads, grads)
+        for p, g in zip(params, direction.values(), strict=True):
+            p.grad = g
+
+    def after(done: int) -> None:
+        average.update()
+        at.append(time.perf_counter())
+
+    optimise(params, REPEATS + 1, gradients, TuneConfig(lr=1e-9), after_step=after)
+    return statistics.median(np.diff(at))
+
+
+def _assign(task: Task, config: CureConfig, scores: np.ndarray, units: Any) -> Line:
+    """Roles and their resamples, on scores of the real shape."""
+    retain = np.resize(scores, (min(config.control_size, len(task.control)), scores.shape[1]))
+    types = comparable(units.types)
+    census = len(task.forget) <= config.forget_size
+
+    def once(draws: int) -> float:
+        drawn = None if census else np.resize(scores, (draws, scores.shape[1]))
+        return timed(
+            lambda: assign(
+                scores.mean(0)[None], retain, units.names, types,
+                draws=draws, census=census, forget_draws=drawn, tau=config.tau,
+            ),
+            1,
+        )  # fmt: skip
+
+    return Line.through(*((draws, once(draws)) for draws in DRAWS))
+
+
+__all__ = ["PROBE", "calibrate", "sizes_of", "timed"]
