@@ -43,7 +43,7 @@ class Calibration:
         sizes: prompts of each part that there are, where ``above`` is not empty.
         layers: of the model.
         first: the layer that passes above kept states begin at.
-        graph_bytes: what the largest pass in use holds for its backward pass, bytes.
+        batch_bytes: of tensors alive at once in the largest pass in use.
     """
 
     lines: dict[Kind, Line]
@@ -53,7 +53,7 @@ class Calibration:
     sizes: dict[Part, int] = field(default_factory=dict)
     layers: int = 1
     first: int = 0
-    graph_bytes: int = 0
+    batch_bytes: int = 0
 
     def of_stages(self, work: Mapping[str, list[Work]]) -> dict[str, float]:
         """Seconds of every stage, in the order of the run: what one passes is kept for the next."""

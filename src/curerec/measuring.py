@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import statistics
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
 
@@ -28,6 +28,7 @@ from curerec.methods.task import Task
 from curerec.progress import Clock
 from curerec.prompts.counterfactual import counterfactual_pairs
 from curerec.prompts.encoding import Prompts, queries
+from curerec.recommender.alive import LivePeak
 from curerec.recommender.lower import lowest_adapted, nothing_kept
 from curerec.recommender.score import at_a_time, device_of, score
 from curerec.recommender.stored_answers import StoredAnswers
@@ -125,7 +126,6 @@ def calibrate(task: Task, config: CureConfig) -> Calibration:
     names = [n for n in rules.trainable() if n in dict(change.named_parameters(remove_duplicate=False))]
     params = free(change, names)
     step_batch = config.update.retain_batch_size or config.update.batch_size
-    largest = max(step_batch, config.update.batch_size)
 
     def twice(k: np.ndarray) -> tuple[Any, Any]:
         return prompts.take(k), prompts.take(k)
@@ -159,12 +159,19 @@ def calibrate(task: Task, config: CureConfig) -> Calibration:
     lengths["corrupt"] = lengths["valid"]
     held = {p: len(getattr(whole, p)) for p in parts}
     held["corrupt"] = held["valid"]
-    asked = min(BATCH["score"], len(prompts))
-    tokens = padded_tokens(prompts.lengths[:asked], asked, BATCH["score"])
-    unit = (lines["score"].fixed + lines["score"].rate * tokens) / asked
-    in_use: dict[Kind, int] = {"atp": BATCH["atp"], "path": BATCH["path"], "gradient": largest}
-    graph = max(_graph_bytes(runs[kind][1], [model, change], prompts, n) for kind, n in in_use.items())
-    return Calibration(lines, lengths, unit, above, held, sites_of(model).n_layers, first, graph)
+
+    def in_use(kind: Kind) -> float:
+        """Seconds of a batch of the size in use."""
+        batch = min(runs[kind][0], len(prompts))
+        return lines[kind].fixed + lines[kind].rate * padded_tokens(prompts.lengths[:batch], batch, batch)
+
+    unit = in_use("score") / min(BATCH["score"], len(prompts))
+    sizes = BATCH | {"gradient": max(step_batch, config.update.batch_size)}
+    device = device_of(model)
+    # Of a quick model such batches have just been run, and what they took is known.
+    slow = [kind for kind in runs if in_use(kind) > SECONDS]
+    most = max((_batch_bytes(runs[kind][1], prompts, sizes[kind], device) for kind in slow), default=0)
+    return Calibration(lines, lengths, unit, above, held, sites_of(model).n_layers, first, most)
 
 
 def _line(
@@ -187,30 +194,24 @@ def _line(
     return Line.through(*points)
 
 
-def _graph_bytes(
-    run: Callable[[np.ndarray], Any], models: Sequence[Any], prompts: Prompts, batch: int
-) -> int:
-    """Bytes that a pass over ``batch`` of the longest prompts holds for its backward pass, from few of them.
+def _batch_bytes(run: Callable[[np.ndarray], Any], prompts: Prompts, batch: int, device: torch.device) -> int:
+    """Bytes of tensors alive at once in a pass over ``batch`` of the longest prompts, reckoned from few.
 
     Args:
-        run: passes over prompts, by index, forward and backward.
-        models: whose weights are held in any case.
+        run: passes over prompts, by index.
         prompts: [n].
         batch: prompts a pass; fewer are taken where they are long, as in earnest.
+        device: of the model.
     """
-    weights = {p.untyped_storage().data_ptr() for model in models for p in model.parameters()}
-    held: dict[int, int] = {}
-
-    def pack(x: torch.Tensor) -> torch.Tensor:
-        storage = x.untyped_storage()
-        if storage.data_ptr() not in weights:
-            held[storage.data_ptr()] = storage.nbytes()
-        return x
-
-    few = np.argsort(-prompts.lengths)[: min(FEW, batch)]
-    with torch.autograd.graph.saved_tensors_hooks(pack, lambda x: x):
-        run(few)
-    return sum(held.values()) * at_a_time(prompts, batch, device_of(models[0])) // len(few)
+    longest = np.argsort(-prompts.lengths, kind="stable")
+    sizes = (FEW // 2, FEW)
+    peaks = []
+    for n in sizes:
+        with LivePeak() as memory:
+            run(longest[:n])
+        peaks.append(memory.peak)
+    each = (peaks[1] - peaks[0]) / (sizes[1] - sizes[0])
+    return round(peaks[1] + each * (at_a_time(prompts, batch, device) - sizes[1]))
 
 
 def _deltas(task: Task, units: Any) -> Any:

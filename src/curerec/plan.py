@@ -50,7 +50,7 @@ class Plan:
     Attributes:
         stages: in their order.
         mem_bytes: peak memory of the process (of the GPU, where there is one): what the calibration took,
-            or what was taken before it and the largest graph of the passes to come, if that is more.
+            or what was taken before it and the largest of the passes to come, if that is more.
         disk_bytes: of the new recommender.
         calibration_s: seconds that the estimate took.
         n_forget, n_retain: sizes of D_f and D_r.
@@ -99,7 +99,7 @@ def plan(
     split = granted(opened.data, opened.recipe, opened.split, request)
     device = device_of(opened.recommender.model)
     kept: tuple[str, ...] = ()
-    before, graph = _peak_bytes(device), 0
+    before, batch = _peak_bytes(device), 0
     with deterministic(seed):
         task = task_for(opened, split, seed=seed, clock=Clock(), retain_side=retain_side)
         if method == "retrain":
@@ -112,12 +112,12 @@ def plan(
             config = config or opened.recipe.config_of(method)
             found = calibrate(task, config)
             kept = kept_of(task, config)
-            unit, graph = found.unit, found.graph_bytes
+            unit, batch = found.unit, found.batch_bytes
             seconds = found.of_stages(of_cure(config, sizes_of(task), kept))
     folder = opened.recommender.path
     return Plan(
         stages=tuple(Stage(name, s, s / unit) for name, s in seconds.items()),
-        mem_bytes=max(_peak_bytes(device), before + graph),
+        mem_bytes=max(_peak_bytes(device), before + batch),
         disk_bytes=sum(f.stat().st_size for f in folder.rglob("*") if f.is_file()) if folder else 0,
         calibration_s=time.perf_counter() - began,
         n_forget=len(split.forget),

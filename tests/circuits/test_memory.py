@@ -12,8 +12,8 @@ from curerec.circuits.edges import edge_scores
 from curerec.circuits.passes import PairBatch, at_answer, frozen, margin
 from curerec.circuits.scorers import atp, atp_ig
 from curerec.circuits.wiring import wiring_of
+from curerec.recommender.alive import LivePeak
 from curerec.recommender.score import answer_logits, to_batch
-from curerec.testing.memory import LivePeak
 from made_families import made_family_model
 from made_models import made_prompts, other_titles
 

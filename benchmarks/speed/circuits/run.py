@@ -29,8 +29,8 @@ from transformers import (
 from curerec.circuits.edges import edge_scores
 from curerec.circuits.scorers import atp, atp_ig
 from curerec.prompts.encoding import Prompts
+from curerec.recommender.alive import LivePeak
 from curerec.recommender.memory import keep_freed
-from curerec.testing.memory import LivePeak
 
 HERE = Path(__file__).parent
 COLUMNS = ("model", "what", "batch", "ms_an_example", "times", "peak_mib", "of_lens", "passes", "off")

@@ -1,4 +1,4 @@
-"""How much memory tensors hold at most, on any device: for tests and benchmarks of bounds."""
+"""How much memory tensors hold at most, on any device."""
 
 from __future__ import annotations
 
