@@ -8,7 +8,7 @@ import numpy as np
 
 from curerec.data.forget import apply_request, deleted_rows, draw_request
 from curerec.data.split_e2urec import e2urec_request, e2urec_split
-from curerec.data.splits import HISTORY, LIKED, per_user_split, subsample
+from curerec.data.splits import HISTORY, LIKED, Drawn, per_user_split, subsample
 from curerec.errors import DataError, RequestError
 from curerec.recipe import Recipe, SplitConfig
 from curerec.recommender.bases import NANO
@@ -17,7 +17,7 @@ from curerec.records import ForgetRequest, ForgetSplit, Interactions, Split
 
 def users_by_part(data: Interactions, config: SplitConfig) -> tuple[np.ndarray, np.ndarray]:
     """User codes of the public part (the base's pre-training) and of the recommender's own part."""
-    order = np.random.default_rng([config.seed, 91]).permutation(len(data.users))
+    order = np.random.default_rng([config.seed, 91]).permutation(len(data.user_ids))
     n = round(config.public_share * len(order))
     return np.sort(order[:n]), np.sort(order[n:])
 
@@ -30,21 +30,23 @@ def split_of(data: Interactions, config: SplitConfig) -> Split:
     """
     _, own = users_by_part(data, config)
     history = config.history or HISTORY
+    drawn = Drawn(config.train, config.other, config.seed)
     if config.kind == "e2urec":
         # E2URec has no control set: D_c comes out of its training part, which is smaller for it.
         whole = e2urec_split(
             data, control_share=config.control_share, seed=config.seed, users=own, history=history
         )
+        split = subsample(whole, drawn)
     else:
-        whole = per_user_split(
+        split = per_user_split(
             data,
             seed=config.seed,
             control_share=config.control_share,
             holdout_share=config.holdout_share,
             users=own,
             history=history,
+            drawn=drawn,
         )
-    split = subsample(whole, train=config.train, other=config.other, seed=config.seed)
     for role in ("train", "valid", "test"):
         if len(np.unique(getattr(split, role).label)) < 2:
             raise DataError(

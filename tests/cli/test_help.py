@@ -10,7 +10,7 @@ import pytest
 import curerec as package
 from made_commands import curerec, refused
 
-COMMANDS = ["fetch", "train", "unlearn", "evaluate", "report", "circuit", "demo"]
+COMMANDS = ["fetch", "pack", "train", "unlearn", "evaluate", "report", "circuit", "demo"]
 
 
 @pytest.mark.parametrize("command", COMMANDS)

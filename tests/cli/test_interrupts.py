@@ -22,6 +22,7 @@ def commands(made, out):
     read = ("--data", made.data)
     asked = ("--recommender", made.full, "--request", made.request)
     return {
+        "pack": ["pack", *read, "--out", out],
         "train": ["train", *read, "--recipe", made.recipe, "--out", out],
         "unlearn": ["unlearn", *read, *asked, "--out", out],
         "evaluate": [*made.judge, "--out", out],
@@ -55,7 +56,15 @@ def disk(tmp_path):
 # The weights are 418 KB; 428 holds them and not what comes after, 460 the recommender and not its record.
 @pytest.mark.parametrize(
     ("command", "size_kb"),
-    [("train", 64), ("train", 428), ("unlearn", 64), ("unlearn", 428), ("unlearn", 460), ("evaluate", 16)],
+    [
+        ("pack", 32),
+        ("train", 64),
+        ("train", 428),
+        ("unlearn", 64),
+        ("unlearn", 428),
+        ("unlearn", 460),
+        ("evaluate", 16),
+    ],
 )
 def test_a_full_disk(command, size_kb, made_path, disk):
     folder = disk(size_kb)

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from curerec.data.forget import apply_request
 from curerec.data.readers import read
 from curerec.data.split_e2urec import e2urec_request, e2urec_split
-from curerec.data.splits import examples, per_user_split, subsample
+from curerec.data.splits import Drawn, examples, per_user_split, subsample
 from curerec.data.table import interactions
 from curerec.errors import DataError
 from made_catalogue import made_catalogue
@@ -121,13 +121,13 @@ def test_short_histories_are_refused_without_naming_anybody():
 
 def test_subsamples_are_drawn_without_replacement_in_order():
     split = per_user_split(DATA)
-    small = subsample(split, train=50, other=10, seed=2)
+    small = subsample(split, Drawn(50, 10, 2))
     assert [len(p) for p in parts(small).values()] == [50, 10, 10, 10]
     for role, p in parts(small).items():
         assert (np.diff(p.target) > 0).all() and np.isin(p.target, getattr(split, role).target).all()
-    np.testing.assert_array_equal(small.train.target, subsample(split, train=50, seed=2).train.target)
-    assert (small.train.target != subsample(split, train=50, seed=3).train.target).any()
-    assert len(subsample(split, train=10**6).train) == len(split.train)
+    np.testing.assert_array_equal(small.train.target, subsample(split, Drawn(50, seed=2)).train.target)
+    assert (small.train.target != subsample(split, Drawn(50, seed=3)).train.target).any()
+    assert len(subsample(split, Drawn(10**6)).train) == len(split.train)
 
 
 @pytest.mark.parametrize("window", [60, 10_000])

@@ -31,7 +31,8 @@ def test_integer_ids_sort_as_integers():
     data = build(["10", "9", "9"], ["1", "10", "2"], [1, 2, 3], [5, 7, 7])
     assert columns(data) == [["9", "9", "10"], ["2", "10", "1"], [3.0, 2.0, 1.0], [7, 7, 5]]
     assert data.titles["item"].to_pylist() == ["1", "2", "10"]
-    assert data.ratings.schema.types == [pa.string(), pa.string(), pa.float64(), pa.int64()]
+    ids = pa.dictionary(pa.int32(), pa.string())
+    assert data.ratings.schema.types == [ids, ids, pa.float64(), pa.int64()]
 
 
 def test_one_text_id_makes_the_column_sort_as_text():

@@ -7,7 +7,7 @@ from typing import Annotated, Any
 
 import typer
 
-from curerec.cli import bench, circuit, evaluate, together
+from curerec.cli import bench, circuit, data_sets, evaluate, together
 from curerec.cli.inputs import opened_with, quiet, ratings, recipe_for, request_of
 from curerec.cli.options import BaseFolder, Data, Folder, Model, Out, RecipeName, RequestFile, Seed
 from curerec.cli.requests import attach
@@ -48,34 +48,7 @@ def options(
         together.refuse(f"curerec {context.invoked_subcommand}")
 
 
-@app.command(epilog="Example: curerec fetch ml-100k")
-def fetch(
-    name: Annotated[str, typer.Argument(help="ml-100k, ml-1m, goodbooks-10k or smollm2-135m.")],
-    cache: Annotated[
-        Path | None, typer.Option("--cache", help="Default: $CUREREC_CACHE or the user's cache.")
-    ] = None,
-    path: Annotated[Path | None, typer.Option("--path", help="A local copy to use instead.")] = None,
-    offline: Annotated[bool, typer.Option("--offline", help="Use only what is in the cache.")] = False,
-) -> None:
-    """Get a public data set or model into the cache, verified by its digest."""
-    from curerec.data.fetch import PUBLIC
-    from curerec.data.fetch import fetch as get
-
-    def tell(text: str, done: int, total: int | None) -> None:
-        if done == 0:
-            typer.echo(text, err=True)
-
-    if name == "smollm2-135m":
-        quiet()
-        from curerec.recommender.pretrained import fetch_smollm2
-
-        typer.echo(fetch_smollm2(cache=cache, path=path, offline=offline, progress=tell))
-        return
-    if name not in PUBLIC:
-        from curerec.errors import FetchError
-
-        raise FetchError(f"unknown name {name!r}", where="fetch", mend=f"Choose from {', '.join(PUBLIC)}")
-    typer.echo(get(name, cache=cache, path=path, offline=offline, progress=tell))
+data_sets.attach(app)
 
 
 @app.command(epilog="Example: curerec train --data ml-100k --model nano --out runs/recommender")

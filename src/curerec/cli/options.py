@@ -10,7 +10,9 @@ import typer
 Data = Annotated[
     str | None,
     typer.Option(
-        "--data", help="Public data set (ml-100k, ml-1m, goodbooks-10k) or a path. Default: the recipe's."
+        "--data",
+        help="Public data set (ml-100k, ml-1m, goodbooks-10k), a path, or what `curerec pack` wrote. "
+        "Default: the recipe's.",
     ),
 ]
 Out = Annotated[Path, typer.Option("--out", help="Folder to write.")]

@@ -5,6 +5,8 @@ from __future__ import annotations
 from typing import Literal
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
 
 from curerec.data.splits import examples
 from curerec.errors import RequestError
@@ -65,28 +67,29 @@ def deleted_rows(data: Interactions, request: ForgetRequest) -> np.ndarray:
     """
     if not request.ids:
         raise RequestError("the request names nothing", where=request.source, mend="Name at least one id")
+    mask = np.zeros(len(data), bool)
     if request.kind == "interactions":
-        row_of = {
-            pair: row
-            for row, pair in enumerate(
-                zip(data.ratings["user"].to_pylist(), data.ratings["item"].to_pylist(), strict=True)
-            )
-        }
-        rows = [row_of.get((str(u), str(i)), -1) for u, i in request.ids]
-        _refuse_unknown([r < 0 for r in rows], "interaction", request)
-        mask = np.zeros(len(data), bool)
-        mask[rows] = True
-        return mask
-    names, code = (data.users, data.user_code) if request.kind == "users" else (data.items, data.item_code)
-    index = {name: k for k, name in enumerate(names.tolist())}
-    codes = [index.get(str(i), -1) for i in request.ids]
-    _refuse_unknown([c < 0 for c in codes], request.kind[:-1], request)
-    return np.isin(code, codes)
+        users = places(data.user_ids, [str(user) for user, _ in request.ids])
+        rows = data.rows_of_pairs(users, places(data.item_ids, [str(item) for _, item in request.ids]))
+        _refuse_unknown(rows < 0, "interaction", request)
+    else:
+        of_users = request.kind == "users"
+        codes = places(data.user_ids if of_users else data.item_ids, [str(i) for i in request.ids])
+        _refuse_unknown(codes < 0, request.kind[:-1], request)
+        rows = data.rows_of_users(codes) if of_users else data.rows_of_items(codes)
+    mask[rows] = True
+    return mask
 
 
-def _refuse_unknown(unknown: list[bool], noun: str, request: ForgetRequest) -> None:
-    if any(unknown):
-        found = [k for k, bad in enumerate(unknown) if bad]
+def places(known: pa.Array, ids: list[str]) -> np.ndarray:
+    """Place of each id among the known ones, int64 [n]; -1 where it is none."""
+    codes = pc.index_in(pa.array(ids, pa.string()), value_set=known)
+    return codes.fill_null(-1).to_numpy(zero_copy_only=False).astype(np.int64)
+
+
+def _refuse_unknown(unknown: np.ndarray, noun: str, request: ForgetRequest) -> None:
+    if unknown.any():
+        found = np.flatnonzero(unknown).tolist()
         places = [request.places[k] if request.places else str(k + 1) for k in found[:10]]
         listed = ", ".join(places) + (", ..." if len(found) > 10 else "")
         listed = listed if request.places else f"entries {listed}"

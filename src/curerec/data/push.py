@@ -4,12 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 
 from curerec.data.graph import RESTART
+from curerec.data.packed import CHUNK, made, release
 from curerec.data.splits import LIKED
-from curerec.data.store import CHUNK, Store, release
+from curerec.records import Interactions
 
 
 @dataclass(frozen=True)
@@ -30,31 +32,34 @@ class Graph:
         return len(self.start) - 1
 
 
-def liked_graph_on_disk(store: Store, role: np.ndarray | None = None, *, chunk: int = CHUNK) -> Graph:
-    """The graph of liked interactions of a store, written beside it.
+def liked_graph_on_disk(
+    data: Interactions, folder: Path, chosen: np.ndarray | None = None, *, chunk: int = CHUNK
+) -> Graph:
+    """The graph of liked interactions, written to a folder and mapped.
 
     Args:
-        store: the interactions.
-        role: of each row, uint8 [n_rows]: training rows (1) alone are used; None: all rows.
+        data: the interactions.
+        folder: to write ``graph_start.npy`` and ``graph.npy`` to.
+        chosen: the rows that may be used, bool [n_rows]; None: all.
         chunk: rows at a time.
     """
-    n = store.n_users + store.n_items
+    n_users = len(data.user_ids)
+    n = n_users + len(data.item_ids)
 
     def edges() -> Iterator[tuple[np.ndarray, np.ndarray]]:
-        user, item, rating = (store.column(c) for c in ("user", "item", "rating"))
-        for k in range(0, store.n_rows, chunk):
-            keep = np.asarray(rating[k : k + chunk]) >= LIKED
-            if role is not None:
-                keep &= np.asarray(role[k : k + chunk]) == 1
-            yield np.asarray(user[k : k + chunk])[keep], np.asarray(item[k : k + chunk])[keep] + store.n_users
-            release(user, item, rating)
+        for k in range(0, len(data), chunk):
+            part = slice(k, k + chunk)
+            keep = data.rating[part] >= LIKED
+            if chosen is not None:
+                keep &= chosen[part]
+            yield data.user_code[part][keep], data.item_code[part][keep] + n_users
 
     degree = np.zeros(n, np.int64)
     for u, i in edges():
         degree += np.bincount(u, minlength=n) + np.bincount(i, minlength=n)
     start = np.r_[0, np.cumsum(degree)]
-    np.save(store.path / "graph_start.npy", start)
-    out = np.lib.format.open_memmap(store.path / "graph.npy", "w+", np.int32, (int(start[-1]),))
+    np.save(folder / "graph_start.npy", start)
+    out = made(folder / "graph.npy", np.int32, int(start[-1]))
     filled = start[:-1].copy()
     for u, i in edges():
         for a, b in ((u, i), (i, u)):
@@ -68,7 +73,7 @@ def liked_graph_on_disk(store: Store, role: np.ndarray | None = None, *, chunk: 
             filled[node[first]] += size
         release(out)
     out.flush()
-    return Graph(store.array("graph_start"), store.array("graph"))
+    return Graph(*(np.load(folder / f"{name}.npy", mmap_mode="r") for name in ("graph_start", "graph")))
 
 
 def push(

@@ -6,7 +6,7 @@ import random
 
 import numpy as np
 
-from curerec.data.splits import HISTORY, MIN_HISTORY, examples, first_rows
+from curerec.data.splits import HISTORY, MIN_HISTORY, examples
 from curerec.errors import DataError
 from curerec.records import ForgetRequest, Interactions, Split
 
@@ -49,7 +49,7 @@ def e2urec_split(
         :func:`curerec.data.splits.per_user_split`, the default; :func:`e2urec_request`.
     """
     wanted = np.ones(len(data), bool) if users is None else np.isin(data.user_code, users)
-    rows = np.flatnonzero(wanted & (np.arange(len(data)) - first_rows(data) >= MIN_HISTORY))
+    rows = np.flatnonzero(wanted & (np.arange(len(data)) - data.first[data.user_code] >= MIN_HISTORY))
     # Rows are sorted by (user, time, item), so a stable sort by time leaves (time, user, item).
     rows = rows[np.argsort(data.time[rows], kind="stable")]
     rows = rows[int(0.8 * len(rows)) :][-window:]

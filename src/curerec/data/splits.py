@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Mapping, Sized
+from dataclasses import dataclass
+
 import numpy as np
 
 from curerec.errors import DataError
@@ -9,14 +12,9 @@ from curerec.records import Examples, Interactions, Split
 
 HISTORY = 10  # K of PROTOCOL section 1
 MIN_HISTORY = 5
+CHUNK = 1 << 20  # rows at a time
+ROLES = ("train", "control", "valid", "test")
 LIKED = 4.0  # a rating of at least this is a "yes"
-
-
-def first_rows(data: Interactions) -> np.ndarray:
-    """First row of each row's user, int64 [n_rows]; the table is sorted by user, then time."""
-    code = data.user_code
-    starts = np.r_[0, np.flatnonzero(np.diff(code)) + 1]
-    return np.repeat(starts, np.diff(np.r_[starts, len(code)]))
 
 
 def examples(
@@ -30,7 +28,8 @@ def examples(
     """Examples that ask about ``targets``, their histories taken from rows that are not deleted.
 
     A history is the last ``history`` earlier interactions of the same user. Where ``deleted`` marks one of
-    them it is left out and an older one moves up, as if it had never been there.
+    them it is left out and an older one moves up, as if it had never been there. Only rows near the targets
+    are read.
 
     Args:
         data: the interactions, [n_rows].
@@ -43,22 +42,68 @@ def examples(
     Returns:
         Examples with history int64 [m, history], m <= n.
     """
-    kept = np.ones(len(data), bool) if deleted is None else ~deleted
-    # Rank among kept rows: kept_before[r] counts kept rows before row r in the whole table, so the kept rows
-    # of the same user before r are the last kept_before[r] - kept_before[first[r]] entries of `order`.
-    order = np.flatnonzero(kept)
-    kept_before = np.r_[0, np.cumsum(kept)][:-1]
-    first = first_rows(data)
     targets = np.asarray(targets, dtype=np.int64)
-    available = kept_before[targets] - kept_before[first[targets]]
-    targets = targets[available >= min_history]
-    available = available[available >= min_history]
-    offset = np.arange(history)[None, :] - history  # -K .. -1, oldest first
-    index = kept_before[targets][:, None] + offset
-    valid = -offset <= available[:, None]
-    rows = np.where(valid, order[np.where(valid, index, 0)] if len(order) else -1, -1)
-    label = (data.rating[targets] >= LIKED).astype(np.int8)
-    return Examples(targets, rows.astype(np.int64), label)
+    first = data.first[data.user_code[targets]]
+    gone = np.zeros(0, np.int64) if deleted is None else np.flatnonzero(deleted)
+    left = targets - first - (np.searchsorted(gone, targets) - np.searchsorted(gone, first))
+    targets, first = targets[left >= min_history], first[left >= min_history]
+    rows = np.empty((len(targets), history), np.int64)
+    at = targets
+    for k in range(history - 1, -1, -1):
+        at = _kept_before(at, gone)
+        rows[:, k] = np.where(at >= first, at, -1)
+    return Examples(targets, rows, (data.rating[targets] >= LIKED).astype(np.int8))
+
+
+def _kept_before(at: np.ndarray, gone: np.ndarray) -> np.ndarray:
+    """The last row before each that is not among the deleted ones (ascending)."""
+    at = at - 1
+    if not len(gone):
+        return at
+    # A run of deleted rows is passed at once: gone[k] - k is the same all along it.
+    run = gone - np.arange(len(gone))
+    place = np.searchsorted(gone, at)
+    hit = gone[np.minimum(place, len(gone) - 1)] == at
+    start = gone[np.searchsorted(run, run[np.minimum(place, len(gone) - 1)])]
+    return np.where(hit, start - 1, at)
+
+
+TRAIN, CONTROL, VALID, TEST = 1, 2, 3, 4  # of per_user_roles; 0 is in none
+
+
+def per_user_roles(
+    data: Interactions,
+    *,
+    seed: int = 0,
+    control_share: float = 0.1,
+    holdout_share: float = 0.2,
+    users: np.ndarray | None = None,
+    chunk: int = CHUNK,
+) -> np.ndarray:
+    """Role of each row in :func:`per_user_split`, uint8 [n_rows]: 1 train, 2 control, 3 valid, 4 test.
+
+    Role 0: too little history before it, or a user who is not asked for.
+
+    Args:
+        data, seed, control_share, holdout_share, users: as for :func:`per_user_split`.
+        chunk: rows at a time; memory is that of a chunk and a byte a row.
+    """
+    rng = np.random.default_rng(seed)
+    wanted = np.ones(len(data.user_ids), bool)
+    if users is not None:
+        wanted = np.isin(np.arange(len(wanted)), users)
+    out = np.empty(len(data), np.uint8)
+    for start in range(0, len(data), chunk):
+        code = data.user_code[start : start + chunk]
+        row = np.arange(start, start + len(code))
+        first, end = data.first[code], data.first[code + 1]
+        held = np.floor((end - first) * holdout_share).astype(int)
+        from_end = end - 1 - row
+        is_test = from_end < held // 2
+        is_control = rng.random(len(code)) < control_share
+        role = np.select([is_test, from_end < held, is_control], [TEST, VALID, CONTROL], TRAIN)
+        out[start : start + len(code)] = np.where(wanted[code] & (row - first >= MIN_HISTORY), role, 0)
+    return out
 
 
 def per_user_split(
@@ -69,6 +114,7 @@ def per_user_split(
     holdout_share: float = 0.2,
     users: np.ndarray | None = None,
     history: int = HISTORY,
+    drawn: Drawn | None = None,
 ) -> Split:
     """The last 20 % of each user's interactions held out, half for validation and half for test.
 
@@ -82,58 +128,56 @@ def per_user_split(
         holdout_share: share of each user's latest interactions that are held out.
         users: user codes to take examples from; all when None.
         history: interactions that a prompt shows at most.
+        drawn: take a random part of each role; :func:`subsample` would draw the same ones, but here no
+            history is built of what is not drawn.
 
     Raises:
         DataError: no user has enough history for any example.
 
     Source: PROTOCOL section 1 (this project's own default split).
     """
-    first = first_rows(data)
-    position = np.arange(len(data)) - first
-    count = np.bincount(data.user_code)[data.user_code]
-    held = np.floor(count * holdout_share).astype(int)
-    from_end = count - 1 - position
-    is_test = from_end < held // 2
-    is_valid = (from_end < held) & ~is_test
-    is_control = np.random.default_rng(seed).random(len(data)) < control_share
-    early = ~is_test & ~is_valid
-    wanted = np.ones(len(data), bool) if users is None else np.isin(data.user_code, users)
-
-    def make(mask: np.ndarray) -> Examples:
-        return examples(data, np.flatnonzero(mask & wanted), history=history)
-
-    split = Split(
-        train=make(early & ~is_control),
-        control=make(early & is_control),
-        valid=make(is_valid),
-        test=make(is_test),
-        kind="per-user",
-        seed=seed,
+    role = per_user_roles(
+        data, seed=seed, control_share=control_share, holdout_share=holdout_share, users=users
     )
-    for role in ("train", "control", "valid", "test"):
-        if len(getattr(split, role)) == 0:
+    rows = {name: np.flatnonzero(role == code) for code, name in enumerate(ROLES, start=TRAIN)}
+    for name, found in rows.items():
+        if len(found) == 0:
             raise DataError(
-                f"the {role} part of the split is empty: no user has {MIN_HISTORY} earlier interactions",
+                f"the {name} part of the split is empty: no user has {MIN_HISTORY} earlier interactions",
                 where=data.name,
                 mend="Use data with longer histories, or more users",
             )
-    return split
+    if drawn is not None:
+        rows = {name: found[index] for (name, found), index in zip(rows.items(), drawn.of(rows), strict=True)}
+    made = {name: examples(data, found, history=history) for name, found in rows.items()}
+    return Split(**made, kind="per-user", seed=seed)
 
 
-def subsample(split: Split, *, train: int | None = None, other: int | None = None, seed: int = 0) -> Split:
-    """A random part of a split, for quick runs; each role is drawn without replacement in its own order."""
-    rng = np.random.default_rng([seed, 77])
+@dataclass(frozen=True)
+class Drawn:
+    """How many examples of each role are drawn, without replacement, in their own order.
 
-    def draw(part: Examples, size: int | None) -> Examples:
-        if size is None or size >= len(part):
-            return part
-        return part.take(np.sort(rng.choice(len(part), size, replace=False)))
+    Attributes:
+        train: of ``train`` at most; None: all.
+        other: of each other role at most; None: all.
+        seed: of the draw.
+    """
 
-    return Split(
-        train=draw(split.train, train),
-        control=draw(split.control, other),
-        valid=draw(split.valid, other),
-        test=draw(split.test, other),
-        kind=split.kind,
-        seed=split.seed,
-    )
+    train: int | None = None
+    other: int | None = None
+    seed: int = 0
+
+    def of(self, parts: Mapping[str, Sized]) -> Iterator[np.ndarray | slice]:
+        """Indices into each of the parts, which are those of :data:`ROLES`, in this order."""
+        rng = np.random.default_rng([self.seed, 77])
+        for name in ROLES:
+            size, n = self.train if name == "train" else self.other, len(parts[name])
+            keep = size is None or size >= n
+            yield slice(None) if keep else np.sort(rng.choice(n, size, replace=False))
+
+
+def subsample(split: Split, drawn: Drawn) -> Split:
+    """A random part of a split, for quick runs."""
+    parts = {name: getattr(split, name) for name in ROLES}
+    taken = {name: parts[name].take(index) for name, index in zip(ROLES, drawn.of(parts), strict=True)}
+    return Split(**taken, kind=split.kind, seed=split.seed)

@@ -14,7 +14,7 @@ import pyarrow.compute as pc
 from curerec.data import columns
 from curerec.data.columns import Origin
 from curerec.errors import DataError
-from curerec.records import Interactions
+from curerec.records import Interactions, coded
 
 Duplicates = Literal["error", "last"]
 #: Ratings are read on a scale of five, since "liked" means at least 4 everywhere in the package.
@@ -78,17 +78,21 @@ def interactions(
     if len(user) == 0:
         raise DataError("holds no interaction", where=origin.file, mend="Give a file with at least one row.")
 
-    user_rank, item_rank = _ranks(user), _ranks(item)
+    catalogue = checked_titles(titles, titles_origin)
+    users_, user_rank = _ranked(user)
+    items_, item_rank = _ranked(item)
+    item_code = codes_in(catalogue, items_)
+    if (item_code < 0).any():
+        require_titles(item, catalogue, origin, titles_origin)
+    del user, item
     if time is None:
         time = _order_within(user_rank)
     keep = _unique_pairs(user_rank, item_rank, time, origin, duplicates)
     order = keep[np.lexsort((item_rank[keep], time[keep], user_rank[keep]))]
-    catalogue = _titles(titles, titles_origin)
-    _require_titles(item, catalogue, origin, titles_origin)
     table = pa.table(
         {
-            "user": user.take(order),
-            "item": item.take(order),
+            "user": coded(user_rank[order], users_),
+            "item": coded(item_code[item_rank[order]], catalogue["item"].combine_chunks()),
             "rating": pa.array(rating[order], pa.float64()),
             "time": pa.array(time[order], pa.int64()),
         }
@@ -96,20 +100,28 @@ def interactions(
     return Interactions(table, catalogue, name, source)
 
 
-def _ranks(ids: pa.Array) -> np.ndarray:
-    """Position of each id among the distinct ones: integer order if all are integers, else string order."""
+def _ranked(ids: pa.Array) -> tuple[pa.Array, np.ndarray]:
+    """The distinct ids in their order, and the position of each id among them, int32 [n]."""
     encoded = ids.dictionary_encode()
-    rank = np.empty(len(encoded.dictionary), dtype=np.int64)
-    rank[_id_order(encoded.dictionary)] = np.arange(len(rank))
-    return rank[encoded.indices.to_numpy(zero_copy_only=False)]
+    order = id_order(encoded.dictionary)
+    rank = np.empty(len(order), dtype=np.int32)
+    rank[order] = np.arange(len(rank), dtype=np.int32)
+    return encoded.dictionary.take(pa.array(order)), rank[encoded.indices.to_numpy(zero_copy_only=False)]
 
 
-def _id_order(ids: pa.Array) -> np.ndarray:
+def id_order(ids: pa.Array) -> np.ndarray:
+    """Positions that sort distinct ids: as integers if all are integers, else as strings."""
     text = ids.to_pylist()
     if pc.all(pc.match_substring_regex(ids, "^-?[0-9]{1,18}$")).as_py():
         keys: list[Any] = [(int(t), t) for t in text]  # the text settles "7" against "007"
         return np.array(sorted(range(len(text)), key=keys.__getitem__), dtype=np.int64)
     return np.array(sorted(range(len(text)), key=text.__getitem__), dtype=np.int64)
+
+
+def codes_in(catalogue: pa.Table, ids: pa.Array) -> np.ndarray:
+    """Place of each id in the catalogue, int32 [n]; -1 where it has no title."""
+    codes = pc.index_in(ids, value_set=catalogue["item"].combine_chunks())
+    return codes.fill_null(-1).to_numpy(zero_copy_only=False).astype(np.int32)
 
 
 def _order_within(group: np.ndarray) -> np.ndarray:
@@ -127,7 +139,7 @@ def _unique_pairs(
 ) -> np.ndarray:
     """Rows to keep, int64 in row order."""
     rows = np.arange(len(user), dtype=np.int64)
-    pair = user * (item.max() + 1) + item
+    pair = user.astype(np.int64) * (int(item.max()) + 1) + item
     order = np.lexsort((rows, time, pair)) if duplicates == "last" else np.argsort(pair, kind="stable")
     again = pair[order][1:] == pair[order][:-1]
     if not again.any():
@@ -142,7 +154,8 @@ def _unique_pairs(
     )
 
 
-def _titles(titles: dict[str, str] | pa.Table, origin: Origin) -> pa.Table:
+def checked_titles(titles: dict[str, str] | pa.Table, origin: Origin) -> pa.Table:
+    """Titles by item in the order of the ids, one an item, none empty."""
     if isinstance(titles, dict):
         names, texts = columns.as_array(list(titles)), columns.as_array(list(titles.values()))
         titles = pa.table({"item": names, "title": texts})
@@ -155,7 +168,7 @@ def _titles(titles: dict[str, str] | pa.Table, origin: Origin) -> pa.Table:
     title = title.cast(pa.string())
     columns.refuse(pc.is_null(title), "title is missing", origin, mend)
     columns.refuse(pc.equal(pc.utf8_trim_whitespace(title), ""), "title is empty", origin, mend)
-    rank = _ranks(item)
+    _, rank = _ranked(item)
     order = np.argsort(rank, kind="stable")
     again = rank[order][1:] == rank[order][:-1]
     if again.any():
@@ -168,7 +181,8 @@ def _titles(titles: dict[str, str] | pa.Table, origin: Origin) -> pa.Table:
     return pa.table({"item": item.take(order), "title": title.take(order)})
 
 
-def _require_titles(item: pa.Array, catalogue: pa.Table, origin: Origin, titles_origin: Origin) -> None:
+def require_titles(item: pa.Array, catalogue: pa.Table, origin: Origin, titles_origin: Origin) -> None:
+    """Refuse the first rating of an item without a title."""
     known = pc.is_in(item, value_set=catalogue["item"].combine_chunks())
     mend = f"Add the item to {titles_origin.file}, or remove the row."
     columns.refuse(pc.invert(known), f"rates an item that has no title in {titles_origin.file}", origin, mend)

@@ -94,9 +94,8 @@ def lists(ground: Ground, *, negatives: int = NEGATIVES) -> Queries:
         last = np.sort(rng.choice(last, ground.rank_users, replace=False))
     asked = queries(data, test.take(np.repeat(last, 1 + negatives)))
     candidate = asked.candidate.reshape(-1, 1 + negatives).copy()
-    starts = np.searchsorted(data.user_code, np.arange(len(data.users) + 1))
     for row, u in enumerate(data.user_code[test.target[last]]):
-        seen = data.item_code[starts[u] : starts[u + 1]]
+        seen = data.item_code[data.first[u] : data.first[u + 1]]
         free = np.setdiff1d(np.arange(len(data.items)), seen)
         if len(free) < negatives:
             raise CannotError(f"a user left fewer than {negatives} items unrated: no negatives to sample")

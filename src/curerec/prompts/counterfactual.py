@@ -14,6 +14,8 @@ from curerec.prompts.encoding import Encoder, Queries
 from curerec.records import Interactions
 
 Start = Literal["item", "user"]
+#: Start nodes whose PageRank is taken at once, and numbers that their vectors hold together at the most.
+STARTS, CELLS = 256, 1 << 24
 
 
 @dataclass(frozen=True)
@@ -84,19 +86,14 @@ def counterfactual_pairs(
     Source: METHOD section 2; PageRank counterfactuals are the paper's, alignment is this project's.
     """
     rng = np.random.default_rng([seed, 23])
-    n_users, n_items = len(data.users), len(data.items)
-    walk = liked_graph(data, train_rows)
+    n_items = len(data.item_ids)
     if start == "user" and (users is None or len(users) != len(q)):
         raise PromptError(
             "PageRank from the user needs the user of each query",
             where="counterfactuals",
             mend="Pass users: data.user_code[examples.target]",
         )
-    nodes = users if start == "user" and users is not None else q.candidate + n_users
-    starts, inverse = np.unique(nodes, return_inverse=True)
-    parts = [starts[k : k + 256] for k in range(0, len(starts), 256)]
-    ranks = [personalised_pagerank(walk, part, n_users=n_users, tol=1e-6) for part in parts]
-    near = np.concatenate([rank[:, n_users:] for rank in ranks])
+    near, inverse = _nearness(data, train_rows, q.candidate, users if start == "user" else None)
     popularity = np.bincount(data.item_code[train_rows], minlength=n_items)
     decile = popularity_decile(data, train_rows, deciles)
     # An item nobody in training rated is on no path: neither near nor far.
@@ -130,3 +127,23 @@ def counterfactual_pairs(
         )
     bad = Queries(corrupt[keep], q.rating[keep], q.candidate[keep], q.label[keep])
     return Pairs(q.take(keep), bad, int((~keep).sum()), replaced[keep], np.flatnonzero(keep))
+
+
+def _nearness(
+    data: Interactions, train_rows: np.ndarray, candidate: np.ndarray, users: np.ndarray | None
+) -> tuple[np.ndarray, np.ndarray]:
+    """PageRank of every item from each distinct start, [starts, n_items], and the start of each query, [n].
+
+    Starts are the candidates, or the users where they are given. Users without a training row are on no path
+    but their own, so the graph goes without the others.
+    """
+    n_users, n_items = len(data.user_ids), len(data.item_ids)
+    wanted = np.unique(np.r_[data.user_code[train_rows], [] if users is None else users]).astype(np.int64)
+    kept = np.r_[wanted, n_users + np.arange(n_items)]
+    walk = liked_graph(data, train_rows)[kept][:, kept]
+    nodes = candidate + len(wanted) if users is None else np.searchsorted(wanted, users)
+    starts, inverse = np.unique(nodes, return_inverse=True)
+    size = min(STARTS, max(1, CELLS // len(kept)))
+    parts = [starts[k : k + size] for k in range(0, len(starts), size)]
+    ranks = [personalised_pagerank(walk, part, n_users=len(wanted), tol=1e-6) for part in parts]
+    return np.concatenate([rank[:, len(wanted) :] for rank in ranks]), inverse

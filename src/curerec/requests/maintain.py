@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
 
 from curerec.data import durable
 from curerec.errors import DataError, RefusedError, RequestError
@@ -112,12 +113,9 @@ def ingest(store: Store, new: Interactions, *, skip: bool = False) -> tuple[int,
         keep = ~blocked & ~there
         if not keep.any():
             raise DataError("holds no row that is new", where="ingest", mend="Nothing was changed")
-        import pyarrow as pa
-        import pyarrow.compute as pc
-
-        rows = new.ratings.filter(pa.array(keep))
-        titles = new.titles.filter(pc.is_in(new.titles["item"], value_set=rows["item"].combine_chunks()))
-        more = table.with_rows(Interactions(rows, titles, new.name, new.source))
+        rated = np.zeros(len(new.item_ids), bool)
+        rated[new.item_code[keep]] = True
+        more = table.with_rows(new.keeping(keep, new.titles.filter(pa.array(rated))))
         name = tables.save(more, store.root / "data")
         added, left = int(keep.sum()), int(blocked.sum())
         one = chain.link(

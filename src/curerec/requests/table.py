@@ -18,6 +18,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from curerec.data import durable
+from curerec.data.forget import places
 from curerec.data.splits import HISTORY, examples
 from curerec.data.table import interactions
 from curerec.errors import DataError, ModelError, RequestError, StorageError
@@ -26,6 +27,8 @@ from curerec.records import Interactions, Split
 
 #: Part of a row, as a number in the column ``part``.
 PARTS = ("unused", "train", "control", "valid", "test", "public", "new")
+#: Columns as they are stored: files of earlier versions have no dictionaries.
+PLAIN = pa.schema({"user": pa.string(), "item": pa.string(), "rating": pa.float64(), "time": pa.int64()})
 RATINGS, TITLES = "ratings.parquet", "titles.parquet"
 Entry = tuple[str, ...]  # (user,), (item,) or (user, item)
 NOUNS = {"users": "user", "items": "item", "interactions": "interaction"}
@@ -110,22 +113,18 @@ class Table:
 
     def rows(self, kind: str, entries: Iterable[Entry]) -> np.ndarray:
         """bool [n_rows]: rows of these entries; unknown entries have none."""
-        ratings, wanted = self.data.ratings, list(entries)
+        data, wanted = self.data, list(entries)
+        mask = np.zeros(len(data), bool)
         if kind == "interactions":
-            users = pa.array([e[0] for e in wanted], pa.string())
-            items = pa.array([e[1] for e in wanted], pa.string())
-            near = pc.and_(
-                pc.is_in(ratings["user"], value_set=users), pc.is_in(ratings["item"], value_set=items)
-            )
-            mask = near.to_numpy().copy()
-            pairs = set(wanted)
-            at = np.flatnonzero(mask)
-            some = ratings.take(at)
-            named = zip(some["user"].to_pylist(), some["item"].to_pylist(), strict=True)
-            mask[at] = [pair in pairs for pair in named]
-            return mask
-        column = ratings["user" if kind == "users" else "item"]
-        return pc.is_in(column, value_set=pa.array([e[0] for e in wanted], pa.string())).to_numpy().copy()
+            users = places(data.user_ids, [entry[0] for entry in wanted])
+            found = data.rows_of_pairs(users, places(data.item_ids, [entry[1] for entry in wanted]))
+        else:
+            known = data.user_ids if kind == "users" else data.item_ids
+            codes = places(known, [entry[0] for entry in wanted])
+            codes = codes[codes >= 0]
+            found = data.rows_of_users(codes) if kind == "users" else data.rows_of_items(codes)
+        mask[found[found >= 0]] = True
+        return mask
 
     def without(self, deleted: np.ndarray, items: Iterable[str] = ()) -> Table:
         """The table less the deleted rows, and less the titles of deleted items.
@@ -137,13 +136,11 @@ class Table:
             raise RequestError(
                 "the request deletes all data", where="request", mend="Remove the store instead"
             )
-        ratings = self.data.ratings.filter(pa.array(~deleted))
         titles = self.data.titles
         gone = pa.array(list(items), pa.string())
         if len(gone):
             titles = titles.filter(pc.invert(pc.is_in(titles["item"], value_set=gone)))
-        data = Interactions(ratings, titles, self.data.name, self.data.source)
-        return replace(self, data=data, part=self.part[~deleted])
+        return replace(self, data=self.data.keeping(~deleted, titles), part=self.part[~deleted])
 
     def with_rows(self, new: Interactions) -> Table:
         """The table and new rows, whose part is ``new`` until a retrain; titles come along.
@@ -155,10 +152,8 @@ class Table:
         known = set(old.titles["item"].to_pylist())
         fresh = [t not in known for t in more.titles["item"].to_pylist()]
         titles = pa.concat_tables([old.titles, more.titles.filter(pa.array(fresh))])
-        columns = {
-            name: pa.chunked_array([*old.ratings[name].chunks, *more.ratings[name].chunks])
-            for name in ("user", "item", "rating", "time")
-        }
+        one, two = old.ratings.cast(PLAIN), more.ratings.cast(PLAIN)
+        columns = {name: pa.chunked_array([*one[name].chunks, *two[name].chunks]) for name in PLAIN.names}
         data = interactions(
             columns["user"], columns["item"], columns["rating"], columns["time"].to_numpy(), titles,
             name=old.name, source=old.source,
@@ -205,7 +200,7 @@ def save(table: Table, folder: Path) -> str:
             shutil.rmtree(stage)
         stage.mkdir(mode=0o700)
         try:
-            rows = table.data.ratings.append_column("part", pa.array(table.part, pa.int8()))
+            rows = table.data.ratings.cast(PLAIN).append_column("part", pa.array(table.part, pa.int8()))
             kept = {"name": table.data.name, "source": table.data.source}
             if table.history != HISTORY:  # tables of earlier versions, which have none, keep their names
                 kept["history"] = str(table.history)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from curerec.data import packed
 from curerec.data.readers import goodbooks, movielens_100k, movielens_csv, movielens_dat, plain, recbole
 from curerec.data.readers.base import Reader
 from curerec.data.table import Duplicates, interactions
@@ -33,7 +34,8 @@ def read(
     """Read a folder or a ratings file of any known format.
 
     Args:
-        path: folder, or the ratings file in it.
+        path: folder, or the ratings file in it; or a folder that :func:`pack` wrote, for which the other
+            arguments are without effect.
         format: a key of :data:`READERS`; None finds out by file names and headers.
         titles: the titles file, if it is not beside the ratings under its usual name.
         name: of the data set, for the record; None takes the name of the folder or file.
@@ -55,12 +57,9 @@ def read(
         curerec.errors.DataError: no/such/folder: there is no such file or folder. Check the path.
     """
     path = Path(path)
-    if not path.exists():
-        raise DataError("there is no such file or folder", where=str(path), mend="Check the path.")
-    reader, file, beside = _recognise(path, format)
-    titles = Path(titles) if titles is not None else beside
-    if titles is None:
-        raise DataError("no titles file beside it", where=file.name, mend="Name it with the titles option.")
+    if packed.is_packed(path):
+        return packed.open_packed(path)
+    reader, file, titles = _found(path, format, titles)
     rows, catalogue = reader.ratings(file), reader.titles(titles)
     return interactions(
         rows.users,
@@ -68,12 +67,66 @@ def read(
         rows.ratings,
         rows.times,
         catalogue.table,
-        name=name or (path.resolve().name if path.is_dir() else path.stem),
+        name=name or _name(path),
         source=source,
         origin=rows.origin,
         titles_origin=catalogue.origin,
         duplicates=duplicates,
     )
+
+
+def pack(
+    path: str | Path,
+    folder: str | Path,
+    *,
+    format: str | None = None,
+    titles: str | Path | None = None,
+    name: str | None = None,
+    duplicates: Duplicates = "error",
+) -> Interactions:
+    """Put ratings into columns on disk, which are then opened at once and read where they are touched.
+
+    Parquet of the ``plain`` format may be larger than memory; other formats are read into memory first.
+
+    Args:
+        path, format, titles, name, duplicates: as for :func:`read`.
+        folder: to write; replaced if it is a packed one.
+
+    Raises:
+        DataError: as :func:`read`; or ``duplicates`` is ``last`` for parquet, which is not read at once.
+        StorageError: the disk is full, or the folder holds something else.
+
+    Related:
+        :mod:`curerec.data.packed`, which has the format.
+    """
+    path = Path(path)
+    if not packed.is_packed(path):
+        reader, file, beside = _found(path, format, titles)
+        if reader is plain.READER and file.suffix == ".parquet":
+            if duplicates != "error":
+                mend = "Keep one rating of an item by a user in the file"
+                raise DataError("packing does not choose between duplicates", where=file.name, mend=mend)
+            catalogue = reader.titles(beside)
+            return packed.pack(
+                file, catalogue.table, folder, name=name or _name(path), titles_origin=catalogue.origin
+            )
+    data = read(path, format=format, titles=titles, name=name, duplicates=duplicates)
+    return packed.pack_table(data, folder)
+
+
+def _name(path: Path) -> str:
+    return path.resolve().name if path.is_dir() else path.stem
+
+
+def _found(path: Path, format: str | None, titles: str | Path | None) -> tuple[Reader, Path, Path]:
+    """Reader, ratings file and titles file."""
+    if not path.exists():
+        raise DataError("there is no such file or folder", where=str(path), mend="Check the path.")
+    reader, file, beside = _recognise(path, format)
+    titles = Path(titles) if titles is not None else beside
+    if titles is None:
+        raise DataError("no titles file beside it", where=file.name, mend="Name it with the titles option.")
+    return reader, file, titles
 
 
 def _recognise(path: Path, format: str | None) -> tuple[Reader, Path, Path | None]:

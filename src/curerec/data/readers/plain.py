@@ -19,8 +19,12 @@ TITLES = {"item": "item", "title": "title"}
 
 
 def find(path: Path) -> tuple[Path, Path | None] | None:
-    """``interactions`` or ``ratings`` and ``titles`` or ``items``, ending in .csv, .tsv or .parquet."""
-    file = _named(path, ("interactions", "ratings")) if path.is_dir() else path
+    """``interactions`` or ``ratings`` and ``titles`` or ``items``, ending in .csv, .tsv or .parquet.
+
+    What ends in .parquet may be a folder of parts, as Spark and others write it.
+    """
+    folder = path.is_dir() and path.suffix != ".parquet"
+    file = _named(path, ("interactions", "ratings")) if folder else path
     if file is None or file.suffix not in SUFFIXES:
         return None
     return file, _named(file.parent, ("titles", "items"))
@@ -28,7 +32,8 @@ def find(path: Path) -> tuple[Path, Path | None] | None:
 
 def _named(folder: Path, stems: tuple[str, ...]) -> Path | None:
     files = [folder / f"{stem}{suffix}" for stem in stems for suffix in SUFFIXES]
-    return next((file for file in files if file.is_file()), None)
+    there = (file for file in files if file.is_file() or (file.suffix == ".parquet" and file.is_dir()))
+    return next(there, None)
 
 
 def _rows(path: Path, needed: dict[str, str], optional: tuple[str, ...] = ()) -> tuple[pa.Table, Origin]:

@@ -6,7 +6,6 @@ from typing import Literal
 
 import numpy as np
 
-from curerec.data.splits import first_rows
 from curerec.records import Examples, Interactions
 
 Strategy = Literal["preference", "diversity", "attention"]
@@ -44,7 +43,6 @@ class Retriever:
     ) -> None:
         self.data, self.deleted, self.vectors = data, deleted, vectors.astype(np.float64)
         self.strategy, self.pool, self.trade = strategy, pool, trade
-        self.first = first_rows(data)
         length = np.linalg.norm(self.vectors, axis=1, keepdims=True)
         self.unit = self.vectors / np.where(length > 0, length, 1)
 
@@ -53,7 +51,7 @@ class Retriever:
         size = examples.history.shape[1]
         history = np.full_like(examples.history, -1)
         for n, target in enumerate(examples.target):
-            rows = np.arange(self.first[target], target)
+            rows = np.arange(self.data.first[self.data.user_code[target]], target)
             rows = rows[~self.deleted[rows]][-self.pool :]
             chosen = np.sort(rows[self.choose(rows, int(target), size)])
             history[n, size - len(chosen) :] = chosen
