@@ -8,7 +8,7 @@ file was written is scored anew.
 
 A second file of the same form may go from version to version: what the recommender *as trained* answered the
 examples that are still there. Updates hold their retain side to it, so that a sequence of requests does not
-drift from version to version (docs/method.md, "Requests in a row"). It, too, is of a model that knew the
+drift from version to version (docs/experiments.md, "Requests in a row"). It, too, is of a model that knew the
 deleted examples, which is why it is kept only where that is asked for.
 """
 

@@ -45,7 +45,7 @@ def handed_on(job: Job, opened: Opened, retain: Examples, after: Table) -> Store
         None where the policy says so, and where nobody knows what the recommender as trained answered: this
         version is an unlearned one with which nothing was kept.
 
-    Source: this project's own (docs/method.md, "Requests in a row").
+    Source: this project's own (docs/experiments.md, "Requests in a row").
     """
     if not job.keep_answers or job.method == RETRAIN:  # a retrain is a recommender as trained itself
         return None
