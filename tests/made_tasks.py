@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import copy
-from typing import Any
+from typing import Any, Literal
 
-from curerec.data.forget import apply_request
+from curerec.data.forget import apply_request, draw_request
 from curerec.data.splits import per_user_split
 from curerec.methods.task import Task
 from curerec.prompts.encoding import Encoder, queries
@@ -26,14 +26,15 @@ def made_task(
     seed: int = 0,
     share: float = 0.2,
     layers: tuple[int, ...] | None = None,
+    of: Literal["users", "items", "interactions"] = "users",
 ) -> Task:
-    """A request to forget some users of a recommender really fine-tuned, for a moment, on made-up ratings.
+    """A request to forget of a recommender really fine-tuned, for a moment, on made-up ratings.
 
     Args:
         kind: ``full`` or ``lora``.
         family: ``llama`` or a key of :data:`made_families.OPTIONS`.
         seed: of the task.
-        share: of the users.
+        share: of the users, or of what ``of`` says.
         layers: those that have an adapter, with ``lora``; None: all.
     """
     data = made_catalogue()
@@ -55,9 +56,12 @@ def made_task(
         tune(tuned, encoder.encode(queries(data, split.train)), encoder.answers, TUNING, seed=0)
         _made[made] = base, start, tuned
     base, start, tuned = _made[made]
-    users = data.users[: max(1, round(share * len(data.users)))]
+    if of == "users":
+        request = ForgetRequest("users", tuple(data.users[: max(1, round(share * len(data.users)))].tolist()))
+    else:
+        request = draw_request(data, split, kind=of, share=share, seed=seed)
     return Task.of(
-        apply_request(data, split, ForgetRequest("users", tuple(users.tolist()))),
+        apply_request(data, split, request),
         original=Recommender(
             copy.deepcopy(tuned), encoder.tokenizer, "likes", encoder.answers, {"name": "made"}
         ),

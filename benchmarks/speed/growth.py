@@ -81,12 +81,14 @@ def request(data: Interactions, split: Split, tokenizer: Any, size: Size) -> Tas
     with torch.no_grad():
         for p in tuned.parameters():
             p.add_(0.02 * torch.randn_like(p))
+    retain = some(split.train, size.training)
     return Task(
         original=Recommender(tuned, tokenizer, "likes", answer_tokens(tokenizer), {"name": "random"}),
         base_state=base.state_dict(),
         data=data,
         forget=some(split.train, size.forget),
-        retain=some(split.train, size.training),
+        retain=retain,
+        retain_before=retain,
         control=some(split.control, 400),
         valid=some(split.valid, 400),
         train_rows=np.unique(split.train.target),

@@ -47,14 +47,22 @@ TITLES = 512  # titles that are encoded for a rate
 DRAWS = (2, 8)  # resamples of the groups
 
 
-def sizes_of(task: Task) -> Sizes:
-    """Sizes of a request and its model; heads and MLPs are those that the circuit is sought among."""
+def sizes_of(task: Task, config: CureConfig | None = None) -> Sizes:
+    """Sizes of a request and its model; heads and MLPs are those that the circuit is sought among.
+
+    Args:
+        task: the request.
+        config: says which answers D_r is held to; None: the default.
+    """
+    held = task.retain
+    if config is not None and config.update.changed_prompts:
+        held = task.retain_before
     among = modules_with_units(task.original.model)
     heads = [".head." in name for name in among]
     asked = task.retain.take(pool(task.data.user_code[task.retain.target]))
     unknown = [
         _unknown(task.answered, task.forget),
-        _unknown(task.as_trained or task.answered, task.retain),
+        _unknown(task.as_trained or task.answered, held),
         _unknown(task.answered, task.control),
         _unknown(task.answered, task.forget, base=True),
         _unknown(task.answered, asked, base=True),

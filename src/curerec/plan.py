@@ -113,7 +113,7 @@ def plan(
             found = calibrate(task, config)
             kept = kept_of(task, config)
             unit, batch = found.unit, found.batch_bytes
-            seconds = found.of_stages(of_cure(config, sizes_of(task), kept))
+            seconds = found.of_stages(of_cure(config, sizes_of(task, config), kept))
     folder = opened.recommender.path
     return Plan(
         stages=tuple(Stage(name, s, s / unit) for name, s in seconds.items()),

@@ -256,6 +256,8 @@ class ForgetSplit:
             sees.
         control, valid, test: as in the split, histories cleaned, deleted targets kept in ``control`` only.
         deleted: bool [n_rows], the deleted interactions.
+        retain_before: the examples of ``retain`` in its order, histories as they were before the request;
+            None: as they are.
     """
 
     forget: Examples
@@ -264,6 +266,7 @@ class ForgetSplit:
     valid: Examples
     test: Examples
     deleted: np.ndarray
+    retain_before: Examples | None = None
 
 
 @dataclass(frozen=True)

@@ -112,6 +112,7 @@ def make_shadows(
                 valid=split.valid,
                 test=split.valid,  # no method is given a test part; nothing is to be had from it here
                 deleted=split.deleted,
+                retain_before=split.retain_before,
             )
             task = task_for(
                 replace(opened, recommender=replace(opened.recommender, model=shadow)), mine, seed=k

@@ -86,7 +86,7 @@ def held_where_nobody_was_trained(share: float) -> Iterator[None]:
     trained on these: there it has to keep what it answers everyone by.
     """
 
-    def encode_and_answer(self: Any, part: Any) -> tuple[Prompts, np.ndarray]:
+    def encode_and_answer(self: Any, part: Any, before: Any) -> tuple[Prompts, np.ndarray]:
         asked = queries(self.task.data, part)
         changed = np.flatnonzero(self.rng.random(len(part)) < share)
         candidate = asked.candidate.copy()
@@ -95,7 +95,7 @@ def held_where_nobody_was_trained(share: float) -> Iterator[None]:
         candidate[known] = asked.candidate[known]
         changed = np.flatnonzero(candidate != asked.candidate)
         prompts = self.task.encoder.encode(replace(asked, candidate=candidate))
-        logits = self.task.retain_logits(part, prompts)
+        logits = self.task.retain_logits(before)
         model = self.task.original.model
         logits[changed] = score(model, prompts.take(changed), self.task.answers)
         yes = 1 / (1 + np.exp(logits[changed, 0] - logits[changed, 1]))

@@ -167,4 +167,5 @@ def without_rows(data: Interactions, split: Split, deleted: np.ndarray, *, sourc
         valid=valid,
         test=test,
         deleted=deleted,
+        retain_before=split.train.take(~hit & np.isin(split.train.target, retain.target)),
     )

@@ -37,6 +37,7 @@ class Task:
         data: the interactions, deleted ones included (their prompts are what is to be forgotten).
         forget: D_f, what the model was trained on and must forget.
         retain: D_r with cleaned histories.
+        retain_before: the same examples with the histories that they had when theta_o was trained.
         control: D_c, never trained on.
         valid: D_v, for choices.
         train_rows: interactions that graph and popularity may use.
@@ -63,6 +64,7 @@ class Task:
     deleted: np.ndarray
     tuning: TuneConfig
     fresh: Callable[[], Any]
+    retain_before: Examples
     seed: int = 0
     clock: Clock = field(default_factory=Clock)
     answered: StoredAnswers | None = field(default=None, repr=False)
@@ -77,6 +79,7 @@ class Task:
         return cls(
             forget=split.forget,
             retain=split.retain,
+            retain_before=split.retain if split.retain_before is None else split.retain_before,
             control=split.control,
             valid=split.valid,
             train_rows=rows,
@@ -133,7 +136,7 @@ class Task:
             logits[~found] = score(model(), rest, self.answers)
         return logits
 
-    def retain_logits(self, examples: Examples, prompts: Prompts) -> np.ndarray:
+    def retain_logits(self, examples: Examples, prompts: Prompts | None = None) -> np.ndarray:
         """Answer logits that an update holds D_r to, float32 [n, 2].
 
         Those of the recommender as trained where they were kept, else theta_o's. In a sequence of requests
@@ -141,7 +144,7 @@ class Task:
 
         Args:
             examples: of D_r, [n].
-            prompts: of them.
+            prompts: of them, where they are at hand.
 
         Source: this project's own.
         """
@@ -149,7 +152,8 @@ class Task:
             return self.original_logits(examples, prompts)
         logits, found = self.as_trained.find(examples)
         if not found.all():
-            logits[~found] = self.original_logits(examples.take(~found), prompts.take(~found))
+            rest = None if prompts is None else prompts.take(~found)
+            logits[~found] = self.original_logits(examples.take(~found), rest)
         return logits
 
     @cached_property

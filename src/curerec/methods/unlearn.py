@@ -54,7 +54,7 @@ class SmallRequests(Strict):
 class UnlearnConfig(LoopConfig):
     """The loop and its two losses. Every value is chosen on D_v, D_c and D_f."""
 
-    added = ("open_gap", "all_steps_from", "alpha", "projection", "small")
+    added = ("open_gap", "all_steps_from", "alpha", "projection", "small", "changed_prompts")
 
     forget_loss: ForgetLoss = Field(
         "npo",
@@ -79,6 +79,12 @@ class UnlearnConfig(LoopConfig):
         ge=0,
         description="weight of the cross-entropy on D_r's answers beside the KL: what forgetting loosened "
         "of the fit to D_r is tightened again, as it is in a retrain",
+    )
+    changed_prompts: Literal["as_trained"] | None = Field(
+        None,
+        description="prompts of D_r whose history the request changed are held to what theta_o answered to "
+        "them as it was trained on them: a retrain remembers them as they are now as well as theta_o does as "
+        "they were. None: to what it answers to them as they are now",
     )
     forget_every: int | None = Field(
         None,
@@ -234,7 +240,9 @@ def run(
         watch = Watch(task, config)
         device = device_of(task.original.model)
         objective = ForgetObjective.of(task, config)
-        retain = _Retain(task, config.retain_batch_size or config.batch_size)
+        retain = _Retain(
+            task, config.retain_batch_size or config.batch_size, as_trained=config.changed_prompts is not None
+        )
         if kept is None:
             model, depth = task.copy_of_model(), None
         else:
@@ -305,8 +313,9 @@ class _Retain:
     cut into batches of like length: little is padded, as in training.
     """
 
-    def __init__(self, task: Task, size: int, *, ahead: int = 20) -> None:
+    def __init__(self, task: Task, size: int, *, as_trained: bool = False, ahead: int = 20) -> None:
         self.task, self.size, self.ahead = task, size, ahead
+        self.asked = task.retain_before if as_trained else task.retain
         self.rng = np.random.default_rng([task.seed, 62])
         self.order, self.at = self.rng.permutation(len(task.retain)), 0
         self.ready: list[tuple[Prompts, torch.Tensor]] = []
@@ -318,15 +327,16 @@ class _Retain:
                 self.order, self.at = self.rng.permutation(len(self.task.retain)), 0
             index = self.order[self.at : self.at + self.ahead * self.size]
             self.at += len(index)
-            prompts, before = self.encoded(self.task.retain.take(index))
+            prompts, before = self.encoded(self.task.retain.take(index), self.asked.take(index))
             logits = torch.from_numpy(before).to(device_of(self.task.original.model))
             self.ready = [(prompts.take(b), logits[b]) for b in batches(prompts.lengths, self.size, self.rng)]
         return self.ready.pop()
 
-    def encoded(self, part: Examples) -> tuple[Prompts, np.ndarray]:
-        """Prompts of examples of D_r, and the answers to hold them to, float32 [n, 2]."""
+    def encoded(self, part: Examples, asked: Examples) -> tuple[Prompts, np.ndarray]:
+        """Prompts of examples of D_r, and the answers to hold them to, those to ``asked``, float32 [n, 2]."""
         prompts = self.task.encode(part)
-        return prompts, self.task.retain_logits(part, prompts)
+        same = np.array_equal(part.history, asked.history)
+        return prompts, self.task.retain_logits(asked, prompts if same else None)
 
 
 def _summary(loss_f: float, loss_r: torch.Tensor, seen: dict[str, torch.Tensor]) -> Log:
