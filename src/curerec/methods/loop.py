@@ -67,6 +67,8 @@ class Update:
         depth: part of the way back to what ``kept`` allowed that units went before the first step; None where
             none did.
         target: membership AUC that the update aimed for; None where a method looks at none.
+        n_unseen: tokens whose embeddings went back to the base's, since no prompt of D_r shows them; None
+            where that was not asked for.
     """
 
     model: Any
@@ -77,6 +79,7 @@ class Update:
     config: LoopConfig | None = None
     depth: float | None = None
     target: float | None = None
+    n_unseen: int | None = None
 
 
 def tuned_names(model: Any) -> list[str]:
@@ -352,6 +355,7 @@ def outcome(
             "update": done.config,
             "depth": done.depth,
             "target": done.target,
+            "unseen_tokens": done.n_unseen,
             "stages": dict(task.clock.seconds),
             "kept": task.shared.get("kept", []),
             **details,

@@ -75,26 +75,51 @@ class Rules:
         names += [p for p, role in self.factors.items() if int(role) != FROZEN]
         return [p for p in names if self.masks is None or bool(self.masks[p].any())]
 
-    def n_movable(self, parameters: Mapping[str, torch.Tensor], rolled: Masks | None = None) -> int:
+    def n_movable(
+        self,
+        parameters: Mapping[str, torch.Tensor],
+        rolled: Masks | None = None,
+        back: tuple[str, torch.Tensor, int] | None = None,
+    ) -> int:
         """How many weights may change.
 
         Args:
             parameters: that any unit may change, by name.
             rolled: weights that are taken back before the update, in units that are not frozen; they count,
                 too, where they may not move afterwards.
+            back: a parameter, rows of it that are taken back whole, whatever their unit's role, and how many
+                weights each has.
         """
+        more = 0 if back is None else self._n_more(parameters, rolled, *back)
         if self.masks is not None:
             count = 0
             for name, mask in self.masks.items():
                 able = mask if name in parameters else torch.zeros_like(mask)
                 count += int((able | rolled[name] if rolled and name in rolled else able).sum())
-            return count
+            return count + more
         rows = {name: int((self.role[owner] != FROZEN).sum()) for name, (_, owner) in self.owner.items()}
         count = 0
         for name, p in parameters.items():
             dim = self.owner[name][0] if name in self.owner else None
             count += p.numel() if dim is None else rows[name] * (p.numel() // p.shape[dim])
-        return count
+        return count + more
+
+    def _n_more(
+        self,
+        parameters: Mapping[str, torch.Tensor],
+        rolled: Masks | None,
+        name: str,
+        rows: torch.Tensor,
+        width: int,
+    ) -> int:
+        """Weights of some rows of a parameter that neither move nor are rolled back otherwise."""
+        _, owner = self.owner[name]
+        if self.masks is None:
+            return int((self.role[owner[rows]] == FROZEN).sum()) * width
+        inside = self.masks[name] if name in parameters else torch.zeros_like(self.masks[name])
+        if rolled and name in rolled:
+            inside = inside | rolled[name]
+        return int((~inside[rows]).sum())
 
     def combine(
         self, forget: Gradients, retain: Gradients, scale: Gradients | None = None

@@ -19,6 +19,7 @@ from curerec.methods.rollback import roll_back
 from curerec.methods.rules import Masks, Rules
 from curerec.methods.stopping import Watch
 from curerec.methods.task import Task
+from curerec.methods.unseen import Unseen
 from curerec.prompts.encoding import Prompts
 from curerec.recommender import parallel
 from curerec.recommender.copies import free_tuned
@@ -54,7 +55,7 @@ class SmallRequests(Strict):
 class UnlearnConfig(LoopConfig):
     """The loop and its two losses. Every value is chosen on D_v, D_c and D_f."""
 
-    added = ("open_gap", "all_steps_from", "alpha", "projection", "small", "changed_prompts")
+    added = ("open_gap", "all_steps_from", "alpha", "projection", "small", "changed_prompts", "unseen_tokens")
 
     forget_loss: ForgetLoss = Field(
         "npo",
@@ -85,6 +86,11 @@ class UnlearnConfig(LoopConfig):
         description="prompts of D_r whose history the request changed are held to what theta_o answered to "
         "them as it was trained on them: a retrain remembers them as they are now as well as theta_o does as "
         "they were. None: to what it answers to them as they are now",
+    )
+    unseen_tokens: Literal["base"] | None = Field(
+        None,
+        description="embeddings of tokens that no prompt of D_r shows go back to the base's and stay there, "
+        "as they do in a retrain (``unseen.py``); none: they are weights like others",
     )
     forget_every: int | None = Field(
         None,
@@ -156,6 +162,7 @@ def rolled_back(
     rolled: Masks | None,
     watch: Watch,
     open_gap: float | None,
+    unseen: Unseen | None = None,
 ) -> tuple[Any, float]:
     """A copy of theta_o part of the way back to what ``kept`` allows, and which part.
 
@@ -170,6 +177,7 @@ def rolled_back(
         watch: looks at D_f and D_c.
         open_gap: share of the gap that may be left: of :data:`DEPTHS`, the first that leaves no more; None:
             all of the way.
+        unseen: embeddings that are the base's whatever the part.
 
     Source: this project's own. Only D_f, D_c and the base model enter.
     """
@@ -179,6 +187,8 @@ def rolled_back(
     def at(depth: float) -> tuple[Any, float]:
         model = task.copy_of_model()
         roll_back(model, rules.units, changed, 1 - depth * (1 - kept), masks)
+        if unseen:
+            unseen.put_back(model)
         return model, depth
 
     if open_gap is None:
@@ -243,10 +253,13 @@ def run(
         retain = _Retain(
             task, config.retain_batch_size or config.batch_size, as_trained=config.changed_prompts is not None
         )
+        unseen = Unseen.of(task) if config.unseen_tokens else None
         if kept is None:
             model, depth = task.copy_of_model(), None
+            if unseen:
+                unseen.put_back(model)
         else:
-            model, depth = rolled_back(task, rules, kept, rolled, watch, config.open_gap)
+            model, depth = rolled_back(task, rules, kept, rolled, watch, config.open_gap, unseen)
     parameters = dict(model.named_parameters(remove_duplicate=False))
     names = [n for n in rules.trainable() if n in parameters]
     params = free(model, names)
@@ -291,6 +304,8 @@ def run(
 
         g_r, loss_r = parallel.gradient(loss_of, len(batch), params)
         forget = {name: push * g for name, g in zip(names, g_f, strict=True)}
+        if unseen:
+            unseen.hold(forget)
         kept_up = dict(zip(names, g_r, strict=True))
         scale = None
         if preconditioner:
@@ -301,9 +316,11 @@ def run(
         return {**_summary(loss_f, loss_r, seen), "push": push}
 
     done = walk(watch, config, model, params, gradients, config.max_steps, steer=steer)
-    movable = rules.n_movable(dict(zip(names, params, strict=True)), None if kept is None else rolled)
+    back = None if unseen is None else (unseen.name, unseen.rows, unseen.base.shape[1])
+    movable = rules.n_movable(dict(zip(names, params, strict=True)), None if kept is None else rolled, back)
     free_tuned(model)
-    return replace(done, n_trainable=movable, depth=depth)
+    n_unseen = None if config.unseen_tokens is None else 0 if unseen is None else len(unseen.rows)
+    return replace(done, n_trainable=movable, depth=depth, n_unseen=n_unseen)
 
 
 class _Retain:

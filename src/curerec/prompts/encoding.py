@@ -174,6 +174,17 @@ class Encoder:
             label=q.label,
         )
 
+    def frame(self, places: int) -> set[int]:
+        """Token ids that prompts show beside titles, whatever was rated.
+
+        Args:
+            places: interactions that a history shows at most.
+        """
+        template = TEMPLATES[self.template]
+        histories = [[rating] * places for rating in (np.nan, *np.arange(0, 5.5, 0.5).tolist())]
+        pieces = {piece for ratings in histories for piece in template(ratings) if isinstance(piece, str)}
+        return {token for piece in pieces for token in self._fixed(piece)} | set(self._start)
+
     def _fixed(self, text: str) -> list[int]:
         if text not in self._pieces:
             self._pieces[text] = self.tokenizer(text, add_special_tokens=False)["input_ids"]

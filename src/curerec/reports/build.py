@@ -94,6 +94,7 @@ def update_part(outcome: Outcome) -> dict[str, Any]:
         "optimizer": _optimizer(config),
         "depth": outcome.details.get("depth"),
         "target": outcome.details.get("target"),
+        "unseen_tokens": outcome.details.get("unseen_tokens"),
         "steps": outcome.details.get("steps"),
         "stop_reason": outcome.stop_reason,
         "trace": [{**point, "step": int(point["step"])} for point in outcome.trace],

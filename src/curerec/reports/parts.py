@@ -215,6 +215,7 @@ class Update(Part):
     optimizer: Text = None
     depth: Number = None  # part of the way back to what `kept` allowed
     target: Number = None  # membership AUC that the update aimed for
+    unseen_tokens: Count = None  # words of deleted data alone, put back to where the base has them
     steps: Count = None
     stop_reason: Text = None
     trace: list[TraceStep] | None = None

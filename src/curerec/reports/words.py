@@ -83,6 +83,17 @@ def changed(record: Record) -> list[str]:
             "Before the groups' rules were applied, part of what the training on users had changed was taken "
             f"back where memory of single users lies: {' and '.join(shares)} of it.{_rolled_back(record)}"
         )
+    if record.update.unseen_tokens:
+        n = record.update.unseen_tokens
+        words = (
+            f"{f.count(n)} words that only deleted data showed were"
+            if n > 1
+            else ("One word that only deleted data showed was")
+        )
+        text.append(
+            f"{words} put back to where the model had them before the training on users, where a retrained "
+            "model has them, too."
+        )
     return text
 
 

@@ -1,0 +1,89 @@
+"""Words that only deleted data showed: a retrain leaves their embeddings where the base has them."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+
+from curerec.methods.rules import Gradients
+from curerec.methods.task import Task
+from curerec.recommender.units import units_of
+from curerec.records import Examples
+
+
+def unseen_tokens(task: Task) -> np.ndarray:
+    """Token ids that theta_o was trained on and that no prompt of D_r shows any more, int64, ascending.
+
+    Those of titles that D_f or a history of before shows and D_r does not, less those that D_r's titles, the
+    template or the answers have, too.
+
+    Args:
+        task: the request.
+    """
+    encoder = task.encoder
+    now = _items(task, task.retain)
+    gone = np.setdiff1d(_items(task, task.forget, task.retain_before), now)
+    if not len(gone):
+        return np.zeros(0, np.int64)
+
+    def tokens(items: Iterable[int]) -> set[int]:
+        return {token for item in items for token in encoder.title(item)}
+
+    left = tokens(now.tolist()) | encoder.frame(task.retain.places) | set(task.answers)
+    return np.asarray(sorted(tokens(gone.tolist()) - left), np.int64)
+
+
+def _items(task: Task, *parts: Examples) -> np.ndarray:
+    rows = np.concatenate([np.r_[p.target, p.history[p.history >= 0]] for p in parts])
+    return np.unique(task.data.item_code[rows])
+
+
+@dataclass(frozen=True)
+class Unseen:
+    """Rows of the token embedding that a retrain never moves.
+
+    No prompt of D_r gives them a gradient, so wherever training ends they are the base's (but for weight
+    decay, where a recipe has one). It is the one part of a retrain that is known without it.
+
+    Attributes:
+        name: of the embedding's parameter.
+        rows: token ids, int64 [n].
+        base: their values before fine-tuning, [n, d_model].
+    """
+
+    name: str
+    rows: torch.Tensor
+    base: torch.Tensor
+
+    @classmethod
+    def of(cls, task: Task) -> Unseen | None:
+        """Those of a request; None where there are none, or an adapter leaves the embedding alone.
+
+        Source: this project's own.
+        """
+        if task.base_state is None:
+            return None
+        tokens = unseen_tokens(task)
+        branches = units_of(task.original.model, "projection").branches
+        name = next((b.weight for b in branches if b.kind == "embedding"), None)
+        if name is None or not len(tokens):
+            return None
+        at = dict(task.original.model.named_parameters(remove_duplicate=False))[name]
+        rows = torch.from_numpy(tokens)
+        return cls(
+            name, rows.to(at.device), task.base_state[name][rows.to(task.base_state[name].device)].to(at)
+        )
+
+    @torch.no_grad()
+    def put_back(self, model: Any) -> None:
+        """Set the rows of a model to the base's."""
+        dict(model.named_parameters(remove_duplicate=False))[self.name][self.rows] = self.base
+
+    def hold(self, gradient: Gradients) -> None:
+        """Take the rows out of a gradient, in place: they stay where they are."""
+        if self.name in gradient:
+            gradient[self.name][self.rows] = 0

@@ -1,0 +1,117 @@
+"""Words that only deleted data showed: which they are; a retrain and an update have them at the base's."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+
+from curerec.methods.cure import CureConfig, cure
+from curerec.methods.retrain import retrain
+from curerec.methods.rules import FROZEN, Rules
+from curerec.methods.surgery import WholeVector
+from curerec.methods.unlearn import UnlearnConfig, run
+from curerec.methods.unseen import Unseen, unseen_tokens
+from curerec.prompts.templates import TEMPLATES
+from curerec.recommender.units import units_of
+from made_models import made_encoder
+from made_tasks import made_task
+
+
+def update(unseen) -> UnlearnConfig:
+    return UnlearnConfig(
+        max_steps=2,
+        check_every=2,
+        check_size=40,
+        retain_batch_size=32,
+        schedule="linear",
+        unseen_tokens=unseen,
+    )
+
+
+def short(unseen) -> CureConfig:
+    return CureConfig(pairs=8, pair_pool=16, control_size=30, draws=5, update=update(unseen))
+
+
+def shown(task, *parts):
+    """Every token of the prompts themselves."""
+    return set(np.concatenate([task.encode(part).ids for part in parts]).tolist())
+
+
+@pytest.mark.parametrize("of", ["users", "items", "interactions"])
+def test_they_are_the_tokens_that_no_prompt_of_those_who_stay_has(of):
+    task = made_task(of=of)
+    want = shown(task, task.forget, task.retain_before) - shown(task, task.retain) - set(task.answers)
+    assert set(unseen_tokens(task).tolist()) == want
+    assert want or of != "items"
+
+
+@pytest.mark.parametrize("template", TEMPLATES)
+def test_the_frame_is_all_that_is_no_title(template):
+    encoder = made_encoder(template)
+    rng = np.random.default_rng(0)
+    frame = encoder.frame(6)
+    for _ in range(20):
+        ratings = rng.choice([np.nan, 1.0, 2.5, 3.0, 4.0, 5.0], 6)
+        fixed = [piece for piece in TEMPLATES[template](ratings.tolist()) if isinstance(piece, str)]
+        assert {token for piece in fixed for token in encoder._fixed(piece)} <= frame
+
+
+def embedding(model):
+    return model.get_input_embeddings().weight.detach()
+
+
+def test_a_retrain_leaves_them_where_the_base_has_them():
+    """The premise, on a real retraining."""
+    task = made_task(of="items")
+    rows = torch.from_numpy(unseen_tokens(task))
+    base, tuned = (embedding(m) for m in (task.base_model(), task.original.model))
+    assert len(rows) and (tuned[rows] != base[rows]).any(1).all()
+    assert torch.equal(embedding(retrain(task).model)[rows], base[rows])
+
+
+@pytest.mark.parametrize("method", ["cure", "plain sum"])
+def test_an_update_puts_them_there_and_leaves_them(method):
+    found = {}
+    for unseen in ("base", None):
+        task = made_task(of="items")
+        if method == "cure":
+            outcome = cure(task, short(unseen))
+            model, n = outcome.model, outcome.details["unseen_tokens"]
+        else:
+            done = run(task, WholeVector(task.original.model, 1.0), update(unseen))
+            model, n = done.model, done.n_unseen
+        rows = torch.from_numpy(unseen_tokens(task))
+        assert n == (len(rows) if unseen else None)
+        found[unseen] = bool(torch.equal(embedding(model)[rows], embedding(task.base_model())[rows]))
+    assert found == {"base": True, None: False}
+
+
+def test_where_an_adapter_leaves_the_embedding_alone_there_is_nothing_to_do():
+    task = made_task("lora", of="items")
+    assert len(unseen_tokens(task)) and Unseen.of(task) is None
+    assert cure(task, short("base")).details["unseen_tokens"] == 0
+
+
+def test_what_goes_back_is_counted_once():
+    task = made_task(of="items")
+    model, unseen = task.original.model, Unseen.of(task)
+    units = units_of(model, "row")
+    parameters = dict(model.named_parameters(remove_duplicate=False))
+    role = torch.from_numpy(np.random.default_rng(0).integers(0, 4, len(units.names)))
+    role[:20] = FROZEN
+    plain = Rules(units, role)
+    named = {name: parameters[name] for name in plain.trainable()}
+    back = unseen.name, unseen.rows, unseen.base.shape[1]
+    dim, owner = plain.owner[unseen.name]
+    frozen = int((role[owner[unseen.rows]] == FROZEN).sum())
+    assert dim == 0
+    assert plain.n_movable(named, None, back) == plain.n_movable(named) + frozen * back[2]
+    masks = {n: torch.rand(p.shape) < 0.3 for n, p in parameters.items() if n in plain.owner}
+    rolled = {n: torch.rand(p.shape) < 0.2 for n, p in parameters.items() if n in plain.owner}
+    masked = Rules(units, role, masks=masks)
+    inside = masks[unseen.name] | rolled[unseen.name]
+    more = int((~inside[unseen.rows]).sum())
+    assert (
+        more > 0 and masked.n_movable(parameters, rolled, back) == masked.n_movable(parameters, rolled) + more
+    )
