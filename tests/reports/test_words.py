@@ -61,6 +61,20 @@ def test_which_weights_were_taken_back(method: str) -> None:
         assert "only single weights" not in render(record | {"config": {"cure": other}})
 
 
+@pytest.mark.parametrize(
+    ("count", "said"),
+    [(5, "5 words that only deleted data showed were"), (1, "One word that only deleted data showed was")],
+)
+def test_words_that_only_deleted_data_showed(count: int, said: str) -> None:
+    """How many went back; nothing where there were none, or it was not asked for."""
+    record = full_record()
+    record["update"]["unseen_tokens"] = count
+    assert f"{said} put back to where the model had them" in " ".join(render(record).split())
+    for none in (0, None):
+        record["update"]["unseen_tokens"] = none
+        assert "only deleted data showed" not in render(record)
+
+
 def test_what_the_heads_of_the_circuit_read() -> None:
     """Each claim with its numbers; nothing where it was not measured."""
     record = full_record()
