@@ -37,7 +37,7 @@ def test_histories_hold_only_what_is_left_of_the_user_s_past(strategy):
     for h in got.history:
         mine = h[h >= 0]
         assert (h[: len(h) - len(mine)] == -1).all() and (np.diff(mine) > 0).all()
-    left = np.asarray([(~deleted[retrieve.first[t] : t]).sum() for t in got.target])
+    left = np.asarray([(~deleted[data.first[data.user_code[t]] : t]).sum() for t in got.target])
     np.testing.assert_array_equal(shown.sum(1), np.minimum(left, 10))
 
 
@@ -52,7 +52,7 @@ def test_preference_takes_the_best_rated():
     data, deleted, retrieve = setting("preference")
     got = retrieve(examples(data, np.arange(len(data))))
     for t, h in zip(got.target, got.history, strict=True):
-        past = np.arange(retrieve.first[t], t)
+        past = np.arange(data.first[data.user_code[t]], t)
         past = past[~deleted[past]]
         out = np.setdiff1d(past, h)
         if len(out):
@@ -63,7 +63,7 @@ def test_attention_takes_the_largest_weights():
     data, deleted, retrieve = setting("attention")
     got = retrieve(examples(data, np.arange(len(data))))
     for t, h in zip(got.target, got.history, strict=True):
-        past = np.arange(retrieve.first[t], t)
+        past = np.arange(data.first[data.user_code[t]], t)
         past = past[~deleted[past]]
         weight = retrieve.vectors[data.item_code[past]] @ retrieve.vectors[data.item_code[t]]
         assert set(h[h >= 0]) == set(past[np.argsort(-weight, kind="stable")][:10])
@@ -86,7 +86,7 @@ def test_only_the_latest_are_searched():
     data, _, retrieve = setting("attention", pool=12)
     got = retrieve(examples(data, np.arange(len(data))))
     for t, h in zip(got.target, got.history, strict=True):
-        past = np.arange(retrieve.first[t], t)
+        past = np.arange(data.first[data.user_code[t]], t)
         past = past[~retrieve.deleted[past]][-12:]
         assert set(h[h >= 0]) <= set(past)
 
