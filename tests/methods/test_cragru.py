@@ -71,7 +71,7 @@ def test_attention_takes_the_largest_weights():
 
 def test_diversity_is_greedy_marginal_relevance():
     data, _, retrieve = setting("diversity", trade=0.3)
-    rows, t = np.arange(retrieve.first[-1], len(data) - 1), len(data) - 1
+    rows, t = np.arange(data.first[data.user_code[-1]], len(data) - 1), len(data) - 1
     chosen = retrieve.choose(rows, t, 6)
     u, c = retrieve.unit[data.item_code[rows]], retrieve.unit[data.item_code[t]]
     for n in range(6):
