@@ -69,7 +69,9 @@ def test_words_that_only_deleted_data_showed(count: int, said: str) -> None:
     """How many went back; nothing where there were none, or it was not asked for."""
     record = full_record()
     record["update"]["unseen_tokens"] = count
-    assert f"{said} put back to where the model had them" in " ".join(render(record).split())
+    page = " ".join(render(record).split())
+    assert f"{said} put back to where the model had them" in page
+    assert "Left exactly as it was, but for the words above." in page
     for none in (0, None):
         record["update"]["unseen_tokens"] = none
         assert "only deleted data showed" not in render(record)

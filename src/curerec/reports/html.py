@@ -141,12 +141,20 @@ def _groups(record: Record) -> list[dict[str, Any]]:
             "name": pictures.ROLE_NAMES[role].capitalize(),
             "swatch": Markup(swatches[role]),
             "what": _DID[role][0],
-            "did": _DID[role][1],
+            "did": _did(role, record),
             "count": count,
             "share": share,
         }
         for role, count, share in tables.groups(record)
     ]
+
+
+def _did(role: str, record: Record) -> str:
+    """What was done to a group; words that only deleted data showed go back in any."""
+    told = _DID[role][1]
+    if role == "frozen" and record.update.unseen_tokens:
+        return "Left exactly as it was, but for the words above."
+    return told
 
 
 def _when(created: str | None) -> str:
