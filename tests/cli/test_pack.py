@@ -21,7 +21,8 @@ def packed(made_path, tmp_path_factory):
 def test_it_says_what_it_packed(packed, made_path):
     out, result = packed
     data = read(made_path.data)
-    assert result.code == 0 and not result.err and not PRIVATE.search(result.out)
+    assert result.code == 0 and result.err.startswith("pack: ") and len(result.err.splitlines()) == 1
+    assert not PRIVATE.search(result.out)
     assert (
         result.out == f"{out}: {len(data):,} ratings of {len(data.items)} items by {len(data.users)} users\n"
     )

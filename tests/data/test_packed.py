@@ -104,6 +104,14 @@ def test_ids_and_times_of_any_kind(tmp_path, ids, timed):
     same(out, read(folder))
 
 
+def test_it_tells_how_far_it_is(folder, tmp_path):
+    told = []
+    pack(folder, tmp_path / "out", progress=lambda done, total: told.append((done, total)))
+    done, totals = zip(*told, strict=True)
+    assert list(done) == sorted(done) and done[0] > 0 and done[-1] == totals[-1] == 5 * len(DATA)
+    assert len(set(totals)) == 1
+
+
 def test_splits_and_requests_are_those_in_memory(made):
     for config in (SplitConfig(), SplitConfig(train=50, other=20, public_share=0.3), SplitConfig(history=3)):
         ours, theirs = split_of(made, config), split_of(DATA, config)

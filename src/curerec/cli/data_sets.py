@@ -52,6 +52,7 @@ def pack(
     Parquet (a file, or a folder of parts) may be larger than memory; other formats are read into memory
     first. OUT is what --data takes from then on. It holds the ratings themselves.
     """
+    from curerec.cli.bars import bars
     from curerec.data.fetch import DATASETS, load
     from curerec.data.output import check_out
     from curerec.data.packed import CARD, pack_table
@@ -59,7 +60,10 @@ def pack(
 
     named = data in DATASETS
     check_out(out, marker=CARD, inputs=[None if named else Path(data)])
-    made = pack_table(load(data), out) if named else run(data, out, titles=titles)
+    with bars() as reporter:
+        advance = reporter.stage("pack")
+        made = pack_table(load(data), out) if named else run(data, out, titles=titles, progress=advance)
+        advance(1, 1)
     counts = f"{len(made):,} ratings of {len(made.item_ids):,} items by {len(made.user_ids):,} users"
     typer.echo(f"{out}: {counts}")
 

@@ -6,7 +6,7 @@ import itertools
 import json
 import mmap
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -93,6 +93,7 @@ def pack(
     scale: tuple[float, float] = SCALE,
     chunk: int = CHUNK,
     bucket: int = BUCKET,
+    progress: Callable[[int, int], None] | None = None,
 ) -> Interactions:
     """Put ratings of any size into columns on disk, a piece at a time.
 
@@ -109,12 +110,13 @@ def pack(
         scale: lowest and highest rating allowed.
         chunk: rows read at a time.
         bucket: rows sorted at a time, on average; one user's rows stay together.
+        progress: told (rows passed over, rows to pass over in all).
 
     Raises:
         DataError: as for :func:`curerec.data.table.interactions`; a pair that is there twice is refused.
         StorageError: the disk is full.
     """
-    rows = _Rows(source, chunk)
+    rows = _Rows(source, chunk, progress)
     titles_origin = titles_origin or Origin("titles")
     catalogue = checked_titles(titles, titles_origin)
     with replacing(Path(folder), marker=CARD) as stage:
@@ -137,7 +139,7 @@ def pack(
         arrays = _made(stage, int(first[-1]))
         bounds = _ranges(first, bucket)
         _deal_out(rows, code_of, arrays, first, bounds, scale)
-        _sort(arrays, first, bounds, rank, number=not rows.timed, origin=Origin(source.name))
+        _sort(rows, arrays, first, bounds, rank)
         _finish(stage, arrays, users, catalogue, first, name=name, source="local file", chunk=chunk)
     return open_packed(folder)
 
@@ -173,8 +175,10 @@ def pack_table(data: Interactions, folder: str | Path, *, chunk: int = CHUNK) ->
 class _Rows:
     """A parquet file, or a folder of such, read a piece at a time."""
 
-    def __init__(self, source: Path, chunk: int) -> None:
-        self.source, self.chunk = source, chunk
+    PASSES = 5  # users, items, rows of each user, the rows themselves, sorting
+
+    def __init__(self, source: Path, chunk: int, progress: Callable[[int, int], None] | None) -> None:
+        self.source, self.chunk, self.progress, self.done = source, chunk, progress, 0
         try:
             self.data = ds.dataset(source, format="parquet")
         except (pa.ArrowInvalid, OSError):
@@ -186,6 +190,7 @@ class _Rows:
                 mend = f"It needs the columns {', '.join(NEEDED)}"
                 raise DataError(f"lacks the column {name}", where=source.name, mend=mend)
         self.timed = "time" in there
+        self.total = self.PASSES * self.data.count_rows()
 
     def batches(self, names: list[str]) -> Iterator[tuple[pa.RecordBatch, Origin]]:
         """Batches in the order of the file, each with where its rows are."""
@@ -196,6 +201,13 @@ class _Rows:
             if len(batch):
                 yield batch, Origin(self.source.name, row)
             row += len(batch)
+            self.passed(len(batch))
+
+    def passed(self, n: int) -> None:
+        """Tell that so many rows more were passed over."""
+        self.done += n
+        if self.progress:
+            self.progress(self.done, self.total)
 
     def ids(self, name: str, what: str) -> tuple[pa.Array, tuple[pa.Array, np.ndarray]]:
         """The distinct ids in their order, and the values of the file with the place of each among them."""
@@ -338,29 +350,24 @@ def _deal_out(
 
 
 def _sort(
-    arrays: Mapping[str, np.ndarray],
-    first: np.ndarray,
-    bounds: np.ndarray,
-    rank: np.ndarray,
-    *,
-    number: bool,
-    origin: Origin,
+    rows: _Rows, arrays: Mapping[str, np.ndarray], first: np.ndarray, bounds: np.ndarray, rank: np.ndarray
 ) -> None:
-    """Sort each range by user, time and item; with ``number`` times become 0, 1, 2, ... for each user."""
+    """Sort each range by user, time and item; where there are no times they become 0, 1, 2, ... of a user."""
     for span in (slice(first[a], first[b]) for a, b in itertools.pairwise(bounds)):
         part = {name: np.array(array[span]) for name, array in arrays.items()}
         twice = np.lexsort((part["item"], part["user"]))
         same = (np.diff(part["user"][twice]) == 0) & (np.diff(part["item"][twice]) == 0)
         if same.any():
             mend = "Keep one rating of an item by a user"
-            raise DataError("has a rating of one item by one user twice", where=origin.file, mend=mend)
+            raise DataError("has a rating of one item by one user twice", where=rows.source.name, mend=mend)
         order = np.lexsort((rank[part["item"]], part["time"], part["user"]))
         part = {name: values[order] for name, values in part.items()}
-        if number:
+        if not rows.timed:
             part["time"] = np.arange(span.start, span.stop) - first[part["user"]]
         for name, array in arrays.items():
             array[span] = part[name]
         release(*arrays.values())
+        rows.passed(span.stop - span.start)
 
 
 def _index(stage: Path, item: np.ndarray, n_items: int, chunk: int) -> None:

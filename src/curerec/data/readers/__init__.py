@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 
 from curerec.data import packed
@@ -83,6 +84,7 @@ def pack(
     titles: str | Path | None = None,
     name: str | None = None,
     duplicates: Duplicates = "error",
+    progress: Callable[[int, int], None] | None = None,
 ) -> Interactions:
     """Put ratings into columns on disk, which are then opened at once and read where they are touched.
 
@@ -91,6 +93,7 @@ def pack(
     Args:
         path, format, titles, name, duplicates: as for :func:`read`.
         folder: to write; replaced if it is a packed one.
+        progress: of parquet, told (rows passed over, rows to pass over in all).
 
     Raises:
         DataError: as :func:`read`; or ``duplicates`` is ``last`` for parquet, which is not read at once.
@@ -108,7 +111,12 @@ def pack(
                 raise DataError("packing does not choose between duplicates", where=file.name, mend=mend)
             catalogue = reader.titles(beside)
             return packed.pack(
-                file, catalogue.table, folder, name=name or _name(path), titles_origin=catalogue.origin
+                file,
+                catalogue.table,
+                folder,
+                name=name or _name(path),
+                titles_origin=catalogue.origin,
+                progress=progress,
             )
     data = read(path, format=format, titles=titles, name=name, duplicates=duplicates)
     return packed.pack_table(data, folder)
