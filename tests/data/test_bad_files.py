@@ -176,4 +176,6 @@ def test_parquet_rows_count_from_one(tmp_path):
     pq.write_table(table, folder / "interactions.parquet")
     assert fails(folder).startswith("interactions.parquet, row 2: rating is missing")
     pq.write_table(table.drop(["rating"]), folder / "interactions.parquet")
-    assert fails(folder).startswith("interactions.parquet, row 1: column rating is missing")
+    assert fails(folder).startswith(
+        "interactions.parquet: lacks the column rating. It needs the columns user"
+    )

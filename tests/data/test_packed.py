@@ -223,7 +223,7 @@ def test_bad_rows_are_refused_as_in_memory_and_nothing_is_left(tmp_path, case):
         pack(folder, tmp_path / "out")
     with pytest.raises(DataError) as reading:
         read(folder)
-    assert str(packing.value) == str(reading.value) or not message.startswith("row")
+    assert str(packing.value) == str(reading.value) or case in ("a pair twice", "no rows")
     assert not (tmp_path / "out").exists()
 
 

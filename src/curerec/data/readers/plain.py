@@ -39,6 +39,10 @@ def _named(folder: Path, stems: tuple[str, ...]) -> Path | None:
 def _rows(path: Path, needed: dict[str, str], optional: tuple[str, ...] = ()) -> tuple[pa.Table, Origin]:
     if path.suffix == ".parquet":
         rows, separator, origin = _parquet(path), ",", Origin(path.name)
+        missing = [name for name in needed if name not in rows.column_names]
+        if missing:  # a parquet file has no first row that names them
+            mend = f"It needs the columns {', '.join(needed)}"
+            raise DataError(f"lacks the column {missing[0]}", where=path.name, mend=mend)
     else:
         separator = SEPARATORS.get(path.suffix, ",")
         rows, origin = text.table(path, text.content(path), separator, quoted=True), text.after_header(path)
