@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 
 from curerec.data.table import interactions
-from curerec.records import Interactions
+from curerec.interactions import Interactions
 
 WORDS = ["Amber", "Basalt", "Cedar", "Dune", "Ember", "Fjord", "Garnet", "Harbour", "Indigo", "Juniper"]
 

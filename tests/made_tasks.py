@@ -7,7 +7,9 @@ from typing import Any, Literal
 
 from curerec.data.forget import apply_request, draw_request
 from curerec.data.splits import per_user_split
+from curerec.methods.cure import CureConfig
 from curerec.methods.task import Task
+from curerec.methods.unlearn import UnlearnConfig
 from curerec.prompts.encoding import Encoder, queries
 from curerec.recommender.tune import TuneConfig, tune
 from curerec.records import ForgetRequest, Recommender
@@ -71,3 +73,11 @@ def made_task(
         fresh=lambda: copy.deepcopy(start),
         seed=seed,
     )
+
+
+def short_cure(**update: Any) -> CureConfig:
+    """`cure` in two steps of few prompts; ``update``: what else its loop has."""
+    loop = UnlearnConfig(
+        max_steps=2, check_every=2, check_size=40, retain_batch_size=32, schedule="linear", **update
+    )
+    return CureConfig(pairs=8, pair_pool=16, control_size=30, draws=5, update=loop)

@@ -20,12 +20,13 @@ from common import HERE, done, options, write
 
 from curerec.data.fetch import load
 from curerec.data.splits import per_user_split
+from curerec.interactions import Interactions
 from curerec.methods import METHODS, CureConfig, Task
 from curerec.prompts.encoding import answer_tokens
 from curerec.recommender.alive import LivePeak
 from curerec.recommender.nano import nano_model, nano_tokenizer
 from curerec.recommender.tune import TuneConfig
-from curerec.records import Examples, Interactions, Recommender, Split
+from curerec.records import Examples, Recommender, Split
 from curerec.reports.scatter import Axis, Dot, scatter
 
 CONFIG = CureConfig.model_validate(

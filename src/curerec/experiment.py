@@ -8,6 +8,7 @@ from typing import Any
 
 from curerec.data.request_file import write_request
 from curerec.evaluation.cost import Meter
+from curerec.interactions import Interactions
 from curerec.measure import Candidate, candidate, judge, measure
 from curerec.methods.retrain import retrain
 from curerec.opened import open_recommender
@@ -16,7 +17,7 @@ from curerec.progress import Clock, Reporter, Silent
 from curerec.recipe import Recipe
 from curerec.recommender.storage import read_card
 from curerec.recording import record_of
-from curerec.records import ForgetRequest, Interactions
+from curerec.records import ForgetRequest
 from curerec.reports.html import write_report
 from curerec.reports.schema import retrain_names, write_record
 from curerec.splitting import drawn_request, granted

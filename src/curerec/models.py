@@ -12,6 +12,7 @@ from peft import LoraConfig as PeftLora
 from peft import get_peft_model
 
 from curerec.errors import ConfigError, ModelError
+from curerec.interactions import Interactions
 from curerec.progress import Clock
 from curerec.prompts.encoding import Encoder, Prompts, queries
 from curerec.prompts.templates import TEMPLATES
@@ -20,7 +21,7 @@ from curerec.recommender import bases, lora, parallel, storage
 from curerec.recommender.families import family_of
 from curerec.recommender.score import score
 from curerec.recommender.tune import tune
-from curerec.records import Examples, Interactions, Recommender
+from curerec.records import Examples, Recommender
 from curerec.splitting import public_split
 
 

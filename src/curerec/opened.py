@@ -7,12 +7,13 @@ from pathlib import Path
 from typing import Any
 
 from curerec.errors import ModelError
+from curerec.interactions import Interactions
 from curerec.models import device, fresh_model
 from curerec.recipe import Recipe, recipe_of_card
 from curerec.recommender import bases, storage, stored_answers
 from curerec.recommender.copies import base_of
 from curerec.recommender.spread import spread_base
-from curerec.records import Interactions, Recommender, Split
+from curerec.records import Recommender, Split
 from curerec.splitting import split_of
 
 

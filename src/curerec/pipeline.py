@@ -14,6 +14,7 @@ import torch
 
 from curerec.data.output import check_out
 from curerec.errors import ModelError, RequestError
+from curerec.interactions import Interactions
 from curerec.machine import versions
 from curerec.methods import METHODS, Task
 from curerec.methods.cure.method import prepare as prepare_cure
@@ -27,7 +28,7 @@ from curerec.recommender import bases, parallel, storage, stored_answers
 from curerec.recommender.copies import base_of
 from curerec.recommender.score import score
 from curerec.recommender.tune import tune
-from curerec.records import ForgetRequest, ForgetSplit, Interactions, Outcome, Recommender, Split
+from curerec.records import ForgetRequest, ForgetSplit, Outcome, Recommender, Split
 from curerec.splitting import granted, split_of
 
 

@@ -8,7 +8,6 @@ from functools import cached_property
 from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
-import pyarrow as pa
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -18,168 +17,11 @@ ROLES: tuple[Role, ...] = ("forget", "retain", "shared", "frozen")
 
 
 @dataclass(frozen=True)
-class Interactions:
-    """The one internal table of a catalogue and what its users rated.
-
-    Built by :func:`curerec.data.table.interactions`, which sorts and checks, or opened by
-    :func:`curerec.data.packed.open_packed`, which maps files; do not build by hand.
-
-    Attributes:
-        ratings: columns ``user`` and ``item`` (string, or dictionary of string: of the distinct users in
-            order of first row, of the items of ``titles``), ``rating`` (float64), ``time`` (int64, seconds or
-            any increasing number), sorted by (user, time, item) in id order, one row an interaction. "Row"
-            elsewhere in the package means an index into this table.
-        titles: columns ``item`` (string), ``title`` (string); every rated item has exactly one title.
-        name: e.g. ``ml-100k``.
-        source: where it came from, for the record (``official``, ``wheel recbole 1.2.1``, ``local file``).
-        item_index: where each item's rows are known without a pass over all: first entry by item code, int64
-            [n_items + 1], and rows, ascending for each item, int64 [n_rows].
-    """
-
-    ratings: pa.Table = field(repr=False)
-    titles: pa.Table = field(repr=False)
-    name: str
-    source: str
-    item_index: tuple[np.ndarray, np.ndarray] | None = field(default=None, repr=False, compare=False)
-
-    @cached_property
-    def user_ids(self) -> pa.Array:
-        """Distinct user ids, [n_users] of string, in order of first row."""
-        return self._users.dictionary
-
-    @cached_property
-    def users(self) -> np.ndarray:
-        """The same, [n_users] of str."""
-        return np.asarray(self.user_ids.to_pylist(), dtype=object)
-
-    @cached_property
-    def item_ids(self) -> pa.Array:
-        """Distinct item ids of the catalogue, [n_items] of string, in the order of ``titles``."""
-        return _whole(self.titles["item"])
-
-    @cached_property
-    def items(self) -> np.ndarray:
-        """The same, [n_items] of str."""
-        return np.asarray(self.item_ids.to_pylist(), dtype=object)
-
-    @cached_property
-    def user_code(self) -> np.ndarray:
-        """Per row the index into :attr:`users`, int32 [n_rows]; ascending."""
-        return self._users.indices.to_numpy(zero_copy_only=False).astype(np.int32, copy=False)
-
-    @cached_property
-    def item_code(self) -> np.ndarray:
-        """Per row the index into :attr:`items`, int32 [n_rows]."""
-        import pyarrow.compute as pc
-
-        column = _whole(self.ratings["item"])
-        known = pa.types.is_dictionary(column.type)
-        codes = column.indices if known else pc.index_in(column, value_set=self.item_ids)
-        return codes.to_numpy(zero_copy_only=False).astype(np.int32, copy=False)
-
-    @cached_property
-    def rating(self) -> np.ndarray:
-        """float64 [n_rows]."""
-        return _whole(self.ratings["rating"]).to_numpy(zero_copy_only=False)
-
-    @cached_property
-    def time(self) -> np.ndarray:
-        """int64 [n_rows]."""
-        return _whole(self.ratings["time"]).to_numpy(zero_copy_only=False)
-
-    @cached_property
-    def first(self) -> np.ndarray:
-        """First row of each user, and the number of rows, int64 [n_users + 1]."""
-        return np.r_[0, np.cumsum(np.bincount(self.user_code, minlength=len(self.user_ids)))].astype(np.int64)
-
-    @cached_property
-    def fingerprint(self) -> str:
-        """sha256 over the sorted ratings table; equal whatever file format or row order it was read from."""
-        import pyarrow.compute as pc
-
-        digest = hashlib.sha256()
-        # The lines "user\titem\trating\ttime\n", joined by arrow a slice at a time; ratings are written as
-        # Python writes a float ("4.0"), which arrow does not, so each distinct one is written once.
-        for start in range(0, len(self), 1 << 20):
-            rows = self.ratings.slice(start, 1 << 20)
-            user, item, rating, time = (_whole(rows[n]) for n in ("user", "item", "rating", "time"))
-            rating = pc.dictionary_encode(rating)
-            rating = pa.array([str(value) for value in rating.dictionary.to_pylist()]).take(rating.indices)
-            fields = (user.cast(pa.string()), item.cast(pa.string()), rating, time.cast(pa.string()))
-            lines = pc.binary_join_element_wise(*fields, "\t")
-            digest.update("\n".join([*lines.to_pylist(), ""]).encode())
-        return digest.hexdigest()
-
-    def rows_of_users(self, codes: np.ndarray) -> np.ndarray:
-        """Rows of some users, int64, ascending; no other row is read."""
-        spans = [np.arange(self.first[c], self.first[c + 1]) for c in np.unique(codes)]
-        return np.concatenate([np.zeros(0, np.int64), *spans])
-
-    def rows_of_items(self, codes: np.ndarray) -> np.ndarray:
-        """Rows of some items, int64, ascending; with :attr:`item_index` no other row is read."""
-        if self.item_index is None:
-            return np.flatnonzero(np.isin(self.item_code, codes))
-        first, rows = self.item_index
-        spans = [np.asarray(rows[first[c] : first[c + 1]]) for c in np.unique(codes)]
-        return np.sort(np.concatenate([np.zeros(0, np.int64), *spans]))
-
-    def rows_of_pairs(self, users: np.ndarray, items: np.ndarray) -> np.ndarray:
-        """Row of each pair of codes, int64 [n], -1 where there is none; only these users' rows are read.
-
-        Args:
-            users, items: codes, int [n]; a negative one is in no row.
-        """
-        found = np.full(len(users), -1, np.int64)
-        for k, (u, i) in enumerate(zip(users.tolist(), items.tolist(), strict=True)):
-            if u >= 0 and i >= 0:
-                at = np.flatnonzero(self.item_code[self.first[u] : self.first[u + 1]] == i)
-                found[k] = self.first[u] + at[0] if len(at) else -1
-        return found
-
-    def keeping(self, rows: np.ndarray, titles: pa.Table | None = None) -> Interactions:
-        """The table of some rows alone, in new buffers: nothing of the others is left in it.
-
-        Args:
-            rows: bool [n_rows].
-            titles: the catalogue from then on; None: as it was.
-        """
-        titles = self.titles if titles is None else titles
-        users, code = np.unique(self.user_code[rows], return_inverse=True)
-        table = pa.table(
-            {
-                "user": coded(code, self.user_ids.take(pa.array(users))),
-                "item": self.item_ids.take(pa.array(self.item_code[rows])),
-                "rating": pa.array(self.rating[rows]),
-                "time": pa.array(self.time[rows]),
-            }
-        )
-        return Interactions(table, titles, self.name, self.source)
-
-    @cached_property
-    def _users(self) -> Any:
-        column = _whole(self.ratings["user"])
-        return column if pa.types.is_dictionary(column.type) else column.dictionary_encode()
-
-    def __len__(self) -> int:
-        return self.ratings.num_rows
-
-
-def coded(codes: np.ndarray, values: pa.Array) -> pa.DictionaryArray:
-    """A column of ids as numbers into the distinct ones; arrays of int32 are not copied."""
-    return pa.DictionaryArray.from_arrays(pa.array(codes.astype(np.int32, copy=False)), values, safe=False)
-
-
-def _whole(column: pa.ChunkedArray) -> Any:
-    """One array of a column, without a copy where it has one chunk."""
-    return column.chunk(0) if column.num_chunks == 1 else column.combine_chunks()
-
-
-@dataclass(frozen=True)
 class Examples:
     """Prompts to be: which interaction is asked about, and which earlier ones form its history.
 
     Attributes:
-        target: int64 [n], rows of :class:`Interactions`.
+        target: int64 [n], rows of :class:`curerec.interactions.Interactions`.
         history: int64 [n, K], rows, oldest first, right-aligned; -1 where the history is shorter than K.
         label: int8 [n], 1 iff the target's rating is at least 4.
     """

@@ -10,9 +10,10 @@ from curerec.data.forget import apply_request, deleted_rows, draw_request
 from curerec.data.split_e2urec import e2urec_request, e2urec_split
 from curerec.data.splits import HISTORY, LIKED, Drawn, per_user_split, subsample
 from curerec.errors import DataError, RequestError
+from curerec.interactions import Interactions
 from curerec.recipe import Recipe, SplitConfig
 from curerec.recommender.bases import NANO
-from curerec.records import ForgetRequest, ForgetSplit, Interactions, Split
+from curerec.records import ForgetRequest, ForgetSplit, Split
 
 
 def users_by_part(data: Interactions, config: SplitConfig) -> tuple[np.ndarray, np.ndarray]:

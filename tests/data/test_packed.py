@@ -10,7 +10,7 @@ import pyarrow.parquet as pq
 import pytest
 
 import curerec
-from curerec.data import packed
+from curerec.data import packed, packing
 from curerec.data.forget import apply_request, deleted_rows
 from curerec.data.graph import liked_graph, personalised_pagerank
 from curerec.data.packed import open_packed, pack_table
@@ -49,7 +49,7 @@ def folder(tmp_path_factory):
 @pytest.fixture(scope="module")
 def place(folder, tmp_path_factory):
     out = tmp_path_factory.mktemp("packed") / "out"
-    packed.pack(folder / "interactions.parquet", DATA.titles, out, name="made", chunk=37, bucket=60)
+    packing.pack(folder / "interactions.parquet", DATA.titles, out, name="made", chunk=37, bucket=60)
     return out
 
 
@@ -100,7 +100,7 @@ def test_ids_and_times_of_any_kind(tmp_path, ids, timed):
     folder.mkdir()
     pq.write_table(pa.table(values), folder / "interactions.parquet", row_group_size=7)
     pq.write_table(titles, folder / "titles.parquet")
-    out = packed.pack(folder / "interactions.parquet", titles, tmp_path / "out", name="x", chunk=5, bucket=9)
+    out = packing.pack(folder / "interactions.parquet", titles, tmp_path / "out", name="x", chunk=5, bucket=9)
     same(out, read(folder))
 
 
@@ -231,7 +231,7 @@ def test_what_is_no_packed_folder_or_a_damaged_one_is_refused(made, tmp_path):
     with pytest.raises(CurerecError):
         open_packed(tmp_path)
     with pytest.raises(DataError, match="parquet"):
-        packed.pack(tmp_path / "none.parquet", DATA.titles, tmp_path / "out", name="x")
+        packing.pack(tmp_path / "none.parquet", DATA.titles, tmp_path / "out", name="x")
     folder = tmp_path / "whole"
     pack_table(DATA, folder)
     (folder / "rating.npy").write_bytes((folder / "rating.npy").read_bytes()[:-8])

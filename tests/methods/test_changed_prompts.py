@@ -12,26 +12,14 @@ from curerec import pipeline
 from curerec.data.forget import draw_request
 from curerec.data.splits import examples
 from curerec.measuring import sizes_of
-from curerec.methods.cure import CureConfig, cure
-from curerec.methods.unlearn import UnlearnConfig, _Retain
+from curerec.methods.cure import cure
+from curerec.methods.unlearn import _Retain
 from curerec.models import logits_of
 from curerec.splitting import granted
 from made_recommender import DATA, opened, trained
-from made_tasks import made_task
+from made_tasks import made_task, short_cure
 
 KINDS = ("users", "items", "interactions")
-
-
-def short(changed) -> CureConfig:
-    update = UnlearnConfig(
-        max_steps=2,
-        check_every=2,
-        check_size=40,
-        retain_batch_size=32,
-        schedule="linear",
-        changed_prompts=changed,
-    )
-    return CureConfig(pairs=8, pair_pool=16, control_size=30, draws=5, update=update)
 
 
 @pytest.mark.parametrize("of", KINDS)
@@ -65,8 +53,8 @@ def test_they_are_held_to_what_was_answered_then(at, stored):
         np.testing.assert_array_equal(prompts.ids, task.encode(split.retain.take(index)).ids)
         np.testing.assert_allclose(held, wanted[index], atol=1e-5)
     changed = (split.retain.history != split.retain_before.history).any(1)
-    config = short("as_trained")
-    unknown = [sizes_of(task, c).unknown_retain for c in (config, short(None), None)]
+    config = short_cure(changed_prompts="as_trained")
+    unknown = [sizes_of(task, c).unknown_retain for c in (config, short_cure(), None)]
     assert unknown == pytest.approx([0, changed.mean(), changed.mean()] if stored else [1, 1, 1])
 
 
@@ -76,5 +64,7 @@ def weights(outcome):
 
 @pytest.mark.parametrize("of", ["users", "items"])
 def test_a_request_that_changes_no_prompt_is_carried_out_as_without(of):
-    plain, held = (cure(made_task(of=of), short(changed)) for changed in (None, "as_trained"))
+    plain, held = (
+        cure(made_task(of=of), short_cure(changed_prompts=changed)) for changed in (None, "as_trained")
+    )
     assert torch.equal(weights(plain), weights(held)) == (of == "users")

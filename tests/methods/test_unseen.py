@@ -6,31 +6,16 @@ import numpy as np
 import pytest
 import torch
 
-from curerec.methods.cure import CureConfig, cure
+from curerec.methods.cure import cure
 from curerec.methods.retrain import retrain
 from curerec.methods.rules import FROZEN, Rules
 from curerec.methods.surgery import WholeVector
-from curerec.methods.unlearn import UnlearnConfig, run
+from curerec.methods.unlearn import run
 from curerec.methods.unseen import Unseen, unseen_tokens
 from curerec.prompts.templates import TEMPLATES
 from curerec.recommender.units import units_of
 from made_models import made_encoder
-from made_tasks import made_task
-
-
-def update(unseen) -> UnlearnConfig:
-    return UnlearnConfig(
-        max_steps=2,
-        check_every=2,
-        check_size=40,
-        retain_batch_size=32,
-        schedule="linear",
-        unseen_tokens=unseen,
-    )
-
-
-def short(unseen) -> CureConfig:
-    return CureConfig(pairs=8, pair_pool=16, control_size=30, draws=5, update=update(unseen))
+from made_tasks import made_task, short_cure
 
 
 def shown(task, *parts):
@@ -76,10 +61,10 @@ def test_an_update_puts_them_there_and_leaves_them(method):
     for unseen in ("base", None):
         task = made_task(of="items")
         if method == "cure":
-            outcome = cure(task, short(unseen))
+            outcome = cure(task, short_cure(unseen_tokens=unseen))
             model, n = outcome.model, outcome.details["unseen_tokens"]
         else:
-            done = run(task, WholeVector(task.original.model, 1.0), update(unseen))
+            done = run(task, WholeVector(task.original.model, 1.0), short_cure(unseen_tokens=unseen).update)
             model, n = done.model, done.n_unseen
         rows = torch.from_numpy(unseen_tokens(task))
         assert n == (len(rows) if unseen else None)
@@ -90,7 +75,7 @@ def test_an_update_puts_them_there_and_leaves_them(method):
 def test_where_an_adapter_leaves_the_embedding_alone_there_is_nothing_to_do():
     task = made_task("lora", of="items")
     assert len(unseen_tokens(task)) and Unseen.of(task) is None
-    assert cure(task, short("base")).details["unseen_tokens"] == 0
+    assert cure(task, short_cure(unseen_tokens="base")).details["unseen_tokens"] == 0
 
 
 def test_what_goes_back_is_counted_once():

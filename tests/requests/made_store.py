@@ -13,7 +13,7 @@ import numpy as np
 
 from curerec.data.splits import per_user_split
 from curerec.data.table import interactions
-from curerec.records import Interactions
+from curerec.interactions import Interactions
 from curerec.reports.schema import SCHEMA
 from curerec.requests import store as stores
 from curerec.requests.ledger import Asked

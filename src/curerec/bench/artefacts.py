@@ -20,13 +20,14 @@ from safetensors.numpy import load, save
 from curerec.data import durable
 from curerec.errors import ModelError
 from curerec.experiment import RETRAIN_SEEDS
+from curerec.interactions import Interactions
 from curerec.opened import Opened, open_recommender
 from curerec.pipeline import train
 from curerec.progress import Clock, Reporter, Silent
 from curerec.recipe import SETTINGS, Recipe
 from curerec.recommender import storage
 from curerec.recommender.safety import weights_digest
-from curerec.records import ForgetRequest, Interactions
+from curerec.records import ForgetRequest
 
 MODELS, YARDSTICKS, PREDICTIONS, BASES = "models", "yardsticks", "predictions", "bases"
 #: All that a benchmark writes into its folder.

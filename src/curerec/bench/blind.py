@@ -7,10 +7,11 @@ from dataclasses import replace
 import numpy as np
 import pyarrow as pa
 
+from curerec.interactions import Interactions
 from curerec.methods import Task
 from curerec.opened import Opened
 from curerec.pipeline import task_for
-from curerec.records import ForgetRequest, Interactions, Split
+from curerec.records import ForgetRequest, Split
 from curerec.splitting import granted
 
 

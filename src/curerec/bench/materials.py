@@ -18,12 +18,13 @@ from curerec.evaluation.candidate import Candidate
 from curerec.evaluation.inputs import p_yes
 from curerec.evaluation.residual import Reference
 from curerec.evaluation.scene import PARTS, Ground
+from curerec.interactions import Interactions
 from curerec.measure import ground_of
 from curerec.models import base_folder
 from curerec.opened import Opened
 from curerec.progress import Clock, Reporter, Silent
 from curerec.recommender.storage import read_card
-from curerec.records import ForgetRequest, ForgetSplit, Interactions
+from curerec.records import ForgetRequest, ForgetSplit
 from curerec.splitting import drawn_request, granted
 
 

@@ -112,6 +112,13 @@ def times(values: Any, origin: Origin) -> np.ndarray:
         raise DataError("time column holds no whole numbers", where=origin.file, mend=mend) from None
 
 
+def codes_in(known: pa.Array, ids: pa.Array | list[str]) -> np.ndarray:
+    """Place of each id among the known ones, int32 [n]; -1 where it is none of them."""
+    values = ids if isinstance(ids, pa.Array) else pa.array(ids, pa.string())
+    codes = pc.index_in(values, value_set=known)
+    return codes.fill_null(-1).to_numpy(zero_copy_only=False).astype(np.int32)
+
+
 def _whole(array: pa.Array) -> pa.Array:
     """Whether each float is a whole number that a float holds exactly; false for nan and inf."""
     exact = pc.and_(pc.is_finite(array), pc.less(pc.abs(array), float(2**53)))

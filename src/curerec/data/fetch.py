@@ -14,7 +14,7 @@ from curerec.data.network import Progress, Unavailable, tell
 from curerec.data.sources import Archive, Hub, Member, Source, Wheel
 from curerec.data.table import Duplicates
 from curerec.errors import DataError, FetchError
-from curerec.records import Interactions
+from curerec.interactions import Interactions
 
 SOURCE_CARD = "curerec-source.json"
 GROUPLENS = "GroupLens: research use, no redistribution"

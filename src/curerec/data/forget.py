@@ -5,12 +5,12 @@ from __future__ import annotations
 from typing import Literal
 
 import numpy as np
-import pyarrow as pa
-import pyarrow.compute as pc
 
+from curerec.data.columns import codes_in
 from curerec.data.splits import examples
 from curerec.errors import RequestError
-from curerec.records import Examples, ForgetRequest, ForgetSplit, Interactions, Split
+from curerec.interactions import Interactions
+from curerec.records import Examples, ForgetRequest, ForgetSplit, Split
 
 Choice = Literal["random", "core", "edge"]
 
@@ -69,22 +69,16 @@ def deleted_rows(data: Interactions, request: ForgetRequest) -> np.ndarray:
         raise RequestError("the request names nothing", where=request.source, mend="Name at least one id")
     mask = np.zeros(len(data), bool)
     if request.kind == "interactions":
-        users = places(data.user_ids, [str(user) for user, _ in request.ids])
-        rows = data.rows_of_pairs(users, places(data.item_ids, [str(item) for _, item in request.ids]))
+        users = codes_in(data.user_ids, [str(user) for user, _ in request.ids])
+        rows = data.rows_of_pairs(users, codes_in(data.item_ids, [str(item) for _, item in request.ids]))
         _refuse_unknown(rows < 0, "interaction", request)
     else:
         of_users = request.kind == "users"
-        codes = places(data.user_ids if of_users else data.item_ids, [str(i) for i in request.ids])
+        codes = codes_in(data.user_ids if of_users else data.item_ids, [str(i) for i in request.ids])
         _refuse_unknown(codes < 0, request.kind[:-1], request)
         rows = data.rows_of_users(codes) if of_users else data.rows_of_items(codes)
     mask[rows] = True
     return mask
-
-
-def places(known: pa.Array, ids: list[str]) -> np.ndarray:
-    """Place of each id among the known ones, int64 [n]; -1 where it is none."""
-    codes = pc.index_in(pa.array(ids, pa.string()), value_set=known)
-    return codes.fill_null(-1).to_numpy(zero_copy_only=False).astype(np.int64)
 
 
 def _refuse_unknown(unknown: np.ndarray, noun: str, request: ForgetRequest) -> None:

@@ -6,7 +6,7 @@ import numpy as np
 from scipy import sparse
 
 from curerec.data.splits import LIKED
-from curerec.records import Interactions
+from curerec.interactions import Interactions
 
 RESTART = 0.15  # probability of returning to the start node at each step (METHOD section 2)
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from curerec.records import Interactions
+from curerec.interactions import Interactions
 
 
 def popularity_decile(data: Interactions, rows: np.ndarray, deciles: int = 10) -> np.ndarray:

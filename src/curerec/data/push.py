@@ -9,9 +9,9 @@ from pathlib import Path
 import numpy as np
 
 from curerec.data.graph import RESTART
-from curerec.data.packed import CHUNK, made, release
+from curerec.data.packed import CHUNK, new_array, release
 from curerec.data.splits import LIKED
-from curerec.records import Interactions
+from curerec.interactions import Interactions
 
 
 @dataclass(frozen=True)
@@ -59,7 +59,7 @@ def liked_graph_on_disk(
         degree += np.bincount(u, minlength=n) + np.bincount(i, minlength=n)
     start = np.r_[0, np.cumsum(degree)]
     np.save(folder / "graph_start.npy", start)
-    out = made(folder / "graph.npy", np.int32, int(start[-1]))
+    out = new_array(folder / "graph.npy", np.int32, int(start[-1]))
     filled = start[:-1].copy()
     for u, i in edges():
         for a, b in ((u, i), (i, u)):

@@ -8,7 +8,8 @@ import numpy as np
 
 from curerec.data.splits import HISTORY, MIN_HISTORY, examples
 from curerec.errors import DataError
-from curerec.records import ForgetRequest, Interactions, Split
+from curerec.interactions import Interactions
+from curerec.records import ForgetRequest, Split
 
 WINDOW = 100_000  # the latest examples, of which the first 60 % train
 

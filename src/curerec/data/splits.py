@@ -8,7 +8,8 @@ from dataclasses import dataclass
 import numpy as np
 
 from curerec.errors import DataError
-from curerec.records import Examples, Interactions, Split
+from curerec.interactions import Interactions
+from curerec.records import Examples, Split
 
 HISTORY = 10  # K of PROTOCOL section 1
 MIN_HISTORY = 5

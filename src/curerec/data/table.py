@@ -14,7 +14,7 @@ import pyarrow.compute as pc
 from curerec.data import columns
 from curerec.data.columns import Origin
 from curerec.errors import DataError
-from curerec.records import Interactions, coded
+from curerec.interactions import Interactions, coded
 
 Duplicates = Literal["error", "last"]
 #: Ratings are read on a scale of five, since "liked" means at least 4 everywhere in the package.
@@ -39,7 +39,7 @@ def interactions(
 
     Rows are sorted by (user, time, item) and titles by item; ids compare as integers when all ids of their
     column are integers, else as strings. Equal ratings give an equal table, so an equal
-    :attr:`~curerec.records.Interactions.fingerprint`, whatever format and row order they came in.
+    :attr:`~curerec.interactions.Interactions.fingerprint`, whatever format and row order they came in.
 
     Args:
         users, items: ids, [n] of str or int.
@@ -81,7 +81,7 @@ def interactions(
     catalogue = checked_titles(titles, titles_origin)
     users_, user_rank = _ranked(user)
     items_, item_rank = _ranked(item)
-    item_code = codes_in(catalogue, items_)
+    item_code = columns.codes_in(catalogue["item"].combine_chunks(), items_)
     if (item_code < 0).any():
         require_titles(item, catalogue, origin, titles_origin)
     del user, item
@@ -116,12 +116,6 @@ def id_order(ids: pa.Array) -> np.ndarray:
         keys: list[Any] = [(int(t), t) for t in text]  # the text settles "7" against "007"
         return np.array(sorted(range(len(text)), key=keys.__getitem__), dtype=np.int64)
     return np.array(sorted(range(len(text)), key=text.__getitem__), dtype=np.int64)
-
-
-def codes_in(catalogue: pa.Table, ids: pa.Array) -> np.ndarray:
-    """Place of each id in the catalogue, int32 [n]; -1 where it has no title."""
-    codes = pc.index_in(ids, value_set=catalogue["item"].combine_chunks())
-    return codes.fill_null(-1).to_numpy(zero_copy_only=False).astype(np.int32)
 
 
 def _order_within(group: np.ndarray) -> np.ndarray:

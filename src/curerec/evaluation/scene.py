@@ -14,11 +14,12 @@ from curerec.evaluation.candidate import Candidate
 from curerec.evaluation.inputs import p_yes
 from curerec.evaluation.metric import CannotError
 from curerec.evaluation.utility import nll
+from curerec.interactions import Interactions
 from curerec.prompts.encoding import Encoder, Prompts, Queries, queries
 from curerec.recommender.score import score
 from curerec.recommender.tune import TuneConfig
 from curerec.recommender.vocabulary import vocabulary_probabilities
-from curerec.records import Examples, ForgetSplit, Interactions, Recommender
+from curerec.records import Examples, ForgetSplit, Recommender
 
 PARTS = ("forget", "control", "valid", "test")
 TOGETHER = "several models answer together: they have no one distribution over the vocabulary"

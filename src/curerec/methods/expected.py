@@ -21,9 +21,10 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from curerec.interactions import Interactions
 from curerec.methods.task import Task
 from curerec.recommender.score import label_nll
-from curerec.records import Examples, Interactions
+from curerec.records import Examples
 
 #: Examples of D_c, and of D_r, that are asked; whole users (or items), so that their scatter is seen.
 POOL = 1500

@@ -15,6 +15,7 @@ import numpy as np
 import torch
 
 from curerec.circuits.adapter import Deltas, weight_deltas
+from curerec.interactions import Interactions
 from curerec.progress import Clock
 from curerec.prompts.encoding import Encoder, Prompts, queries
 from curerec.recommender.copies import base_of, copied
@@ -22,7 +23,7 @@ from curerec.recommender.score import score
 from curerec.recommender.stored_answers import StoredAnswers
 from curerec.recommender.tune import TuneConfig
 from curerec.recommender.units import Units
-from curerec.records import Examples, ForgetSplit, Interactions, Outcome, Recommender
+from curerec.records import Examples, ForgetSplit, Outcome, Recommender
 
 State = dict[str, torch.Tensor]
 

@@ -10,8 +10,8 @@ import numpy as np
 from curerec.data.graph import liked_graph, personalised_pagerank
 from curerec.data.popularity import popularity_decile
 from curerec.errors import PromptError
+from curerec.interactions import Interactions
 from curerec.prompts.encoding import Encoder, Queries
-from curerec.records import Interactions
 
 Start = Literal["item", "user"]
 #: Start nodes whose PageRank is taken at once, and numbers that their vectors hold together at the most.

@@ -8,8 +8,9 @@ from typing import Any
 import numpy as np
 
 from curerec.errors import PromptError
+from curerec.interactions import Interactions
 from curerec.prompts.templates import ANSWERS, PARTS, TEMPLATES, Slot
-from curerec.records import Examples, Interactions
+from curerec.records import Examples
 
 MAX_TITLE_TOKENS = 32  # a title longer than this is cut, so that one title cannot push out the rest
 

@@ -27,9 +27,10 @@ from safetensors.numpy import load, save
 
 from curerec.data import durable
 from curerec.errors import ModelError, StorageError
+from curerec.interactions import Interactions
 from curerec.prompts.encoding import Encoder, queries
 from curerec.recommender.safety import check_safetensors, weights_digest
-from curerec.records import Examples, Interactions, Recommender, Split
+from curerec.records import Examples, Recommender, Split
 
 FILE = "original_logits.curerec"  # not *.safetensors: servers load every one of those as weights
 DIGEST = "original_logits_sha256"  # its sha256, in the card

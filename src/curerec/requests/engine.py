@@ -22,6 +22,7 @@ from curerec.evaluation.auc import auc_interval
 from curerec.evaluation.divergence import jsd_each
 from curerec.evaluation.inputs import p_yes
 from curerec.evaluation.utility import utility
+from curerec.interactions import Interactions
 from curerec.machine import machine, versions
 from curerec.measure import Candidate, judge, measure
 from curerec.methods import METHODS
@@ -34,7 +35,7 @@ from curerec.recipe import recipe_of_card
 from curerec.recommender import bases, storage, stored_answers
 from curerec.recommender.units import units_of
 from curerec.recording import record_of
-from curerec.records import Examples, ForgetRequest, ForgetSplit, Interactions, Outcome
+from curerec.records import Examples, ForgetRequest, ForgetSplit, Outcome
 from curerec.requests import store as stores
 from curerec.requests.kept_answers import handed_on
 from curerec.requests.lock import runner

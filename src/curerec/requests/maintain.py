@@ -12,7 +12,7 @@ import pyarrow as pa
 
 from curerec.data import durable
 from curerec.errors import DataError, RefusedError, RequestError
-from curerec.records import Interactions
+from curerec.interactions import Interactions
 from curerec.requests import chain, keys
 from curerec.requests import table as tables
 from curerec.requests.commit import recover

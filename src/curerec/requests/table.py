@@ -18,12 +18,13 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from curerec.data import durable
-from curerec.data.forget import places
+from curerec.data.columns import codes_in
 from curerec.data.splits import HISTORY, examples
 from curerec.data.table import interactions
 from curerec.errors import DataError, ModelError, RequestError, StorageError
+from curerec.interactions import Interactions
 from curerec.recommender import manifest
-from curerec.records import Interactions, Split
+from curerec.records import Split
 
 #: Part of a row, as a number in the column ``part``.
 PARTS = ("unused", "train", "control", "valid", "test", "public", "new")
@@ -116,11 +117,11 @@ class Table:
         data, wanted = self.data, list(entries)
         mask = np.zeros(len(data), bool)
         if kind == "interactions":
-            users = places(data.user_ids, [entry[0] for entry in wanted])
-            found = data.rows_of_pairs(users, places(data.item_ids, [entry[1] for entry in wanted]))
+            users = codes_in(data.user_ids, [entry[0] for entry in wanted])
+            found = data.rows_of_pairs(users, codes_in(data.item_ids, [entry[1] for entry in wanted]))
         else:
             known = data.user_ids if kind == "users" else data.item_ids
-            codes = places(known, [entry[0] for entry in wanted])
+            codes = codes_in(known, [entry[0] for entry in wanted])
             codes = codes[codes >= 0]
             found = data.rows_of_users(codes) if kind == "users" else data.rows_of_items(codes)
         mask[found[found >= 0]] = True

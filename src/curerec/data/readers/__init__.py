@@ -5,12 +5,12 @@ from __future__ import annotations
 from collections.abc import Callable
 from pathlib import Path
 
-from curerec.data import packed
+from curerec.data import packed, packing
 from curerec.data.readers import goodbooks, movielens_100k, movielens_csv, movielens_dat, plain, recbole
 from curerec.data.readers.base import Reader
 from curerec.data.table import Duplicates, interactions
 from curerec.errors import DataError
-from curerec.records import Interactions
+from curerec.interactions import Interactions
 
 #: Format name to reader, in the order in which they are tried; ``plain`` last, since it takes any csv.
 READERS: dict[str, Reader] = {
@@ -100,7 +100,7 @@ def pack(
         StorageError: the disk is full, or the folder holds something else.
 
     Related:
-        :mod:`curerec.data.packed`, which has the format.
+        :mod:`curerec.data.packed`, which has the format, and :mod:`curerec.data.packing`.
     """
     path = Path(path)
     if not packed.is_packed(path):
@@ -110,7 +110,7 @@ def pack(
                 mend = "Keep one rating of an item by a user in the file"
                 raise DataError("packing does not choose between duplicates", where=file.name, mend=mend)
             catalogue = reader.titles(beside)
-            return packed.pack(
+            return packing.pack(
                 file,
                 catalogue.table,
                 folder,

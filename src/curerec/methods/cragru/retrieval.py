@@ -6,7 +6,8 @@ from typing import Literal
 
 import numpy as np
 
-from curerec.records import Examples, Interactions
+from curerec.interactions import Interactions
+from curerec.records import Examples
 
 Strategy = Literal["preference", "diversity", "attention"]
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 
 from curerec.data.splits import LIKED
-from curerec.records import Interactions
+from curerec.interactions import Interactions
 
 CONFIDENCE = 40.0  # of a liked item over an unrated one (Hu et al. 2008)
 RIDGE = 1.0
