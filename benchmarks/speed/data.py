@@ -1,8 +1,9 @@
 """Question: packing ratings, then opening, splitting, a 0.1 % request: time and peak memory as rows grow.
 
-What is packed is what `curerec pack` writes and every command opens. Packing and the rest run in a process
-of their own each, so that the peak memory is their own. The peak counts pages of the mapped files that the
-system keeps while there is room, too.
+What is packed is what `curerec pack` writes and every command opens; then the table that `curerec request`
+keeps of it: stored, opened, a request resolved, written anew without its rows and with a thousand others.
+Packing, the rest and the stored table run in a process of their own each, so that the peak memory is their
+own. The peak counts pages of the mapped files that the system keeps while there is room, too.
 """
 
 from __future__ import annotations
@@ -57,7 +58,7 @@ def peak_bytes() -> int:
 
 
 def child(folder: Path, rows: int, stage: str) -> None:
-    """One size, ``pack`` or what comes ``after``; prints its values."""
+    """One size, ``pack``, what comes ``after``, or the table of ``requests``; prints its values."""
     import numpy as np
 
     from curerec.data.forget import apply_request, deleted_rows
@@ -87,6 +88,10 @@ def child(folder: Path, rows: int, stage: str) -> None:
         "split", lambda: split_of(data, load_recipe("lora").split)
     )  # 12,000 prompts, as a recipe has it
     rng = np.random.default_rng(1)
+    if stage == "requests":
+        stored_table(data, split, folder, rng, timed)
+        print(json.dumps(values | {"peak_bytes": peak_bytes()}))
+        return
     trained = np.unique(data.user_code[split.train.target])
     n_users = len(data.user_ids)
     asked = rng.choice(trained, max(1, n_users // 1000), replace=False)
@@ -108,28 +113,55 @@ def child(folder: Path, rows: int, stage: str) -> None:
     print(json.dumps(values))
 
 
+def stored_table(data, split, folder: Path, rng, timed) -> None:
+    """What `curerec request` does to its table: ``init``, ``add``, ``run`` and ``ingest``."""
+    import numpy as np
+
+    from curerec.data.edited import adding
+    from curerec.data.table import interactions
+    from curerec.requests import table as tables
+
+    place = folder / "store"
+    place.mkdir()
+    none = np.zeros(0, np.int32)
+    name = timed("store", lambda: tables.save(tables.of_split(data, split, none), place))
+    table = timed("check_and_open", lambda: tables.load(place, name))
+    users = rng.choice(len(data.user_ids), max(1, len(data.user_ids) // 1000), replace=False)
+    entries = [(user,) for user in data.user_ids.take(users).to_pylist()]
+    gone = timed("find", lambda: table.rows("users", entries))
+    timed("fingerprint", lambda: table.data.fingerprint_of(~gone))
+    timed("store_without", lambda: tables.save(table, place, table.without(gone)))
+    new = [f"new {k}" for k in range(1000)]
+    items = data.item_ids.take(rng.integers(0, len(data.item_ids), 1000)).to_pylist()
+    more = interactions(new, items, [5.0] * 1000, range(1000), data.titles, name="made", source="benchmark")
+    timed("store_with", lambda: tables.save(table, place, adding(table.data, more)))
+
+
 def main() -> None:
     """All sizes."""
     parser = options(__doc__ or "")
     parser.add_argument("--rows", type=int, nargs="*", default=[1_000_000, 10_000_000, 100_000_000])
-    parser.add_argument("--scratch", type=Path, default=None, help="about 90 bytes a row")
+    parser.add_argument("--scratch", type=Path, default=None, help="about 180 bytes a row")
     parser.add_argument("--child", nargs=3)
     options_ = parser.parse_args()
     if options_.child:
         child(Path(options_.child[0]), int(options_.child[1]), options_.child[2])
         return
     for rows in [20_000] if options_.tiny else options_.rows:
-        key = {"question": "packed", "rows": rows}
-        if done(options_.results, key):
+        keys = {question: {"question": question, "rows": rows} for question in ("packed", "stored table")}
+        if all(done(options_.results, key) for key in keys.values()):
             continue
         with tempfile.TemporaryDirectory(dir=options_.scratch) as name:
             generate(Path(name), rows)
             values: dict[str, float] = {}
-            for stage in ("pack", "after"):
+            for stage in ("pack", "after", "requests"):
                 command = [sys.executable, __file__, "--child", name, str(rows), stage]
                 printed = subprocess.run(command, check=True, capture_output=True, text=True).stdout
-                values |= json.loads(printed.splitlines()[-1])
-        write(options_.results, key, values, options_.note)
+                values = {**(values if stage == "after" else {}), **json.loads(printed.splitlines()[-1])}
+                if stage != "pack" and not done(
+                    options_.results, key := keys["packed" if stage == "after" else "stored table"]
+                ):
+                    write(options_.results, key, values, options_.note)
 
 
 if __name__ == "__main__":

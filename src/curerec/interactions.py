@@ -10,6 +10,8 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
+CHUNK = 1 << 20  # rows at a time
+
 
 @dataclass(frozen=True)
 class Interactions:
@@ -89,20 +91,39 @@ class Interactions:
     @cached_property
     def fingerprint(self) -> str:
         """sha256 over the sorted ratings table; equal whatever file format or row order it was read from."""
+        return self.fingerprint_of()
+
+    def fingerprint_of(self, rows: np.ndarray | None = None) -> str:
+        """The fingerprint that the table of some rows alone would have.
+
+        Args:
+            rows: bool [n_rows]; None: of all.
+        """
         import pyarrow.compute as pc
 
         digest = hashlib.sha256()
         # The lines "user\titem\trating\ttime\n", joined by arrow a slice at a time; ratings are written as
         # Python writes a float ("4.0"), which arrow does not, so each distinct one is written once.
-        for start in range(0, len(self), 1 << 20):
-            rows = self.ratings.slice(start, 1 << 20)
-            user, item, rating, time = (_whole(rows[n]) for n in ("user", "item", "rating", "time"))
+        for start in range(0, len(self), CHUNK):
+            part = self.ratings.slice(start, CHUNK)
+            if rows is not None:
+                part = part.filter(pa.array(rows[start : start + CHUNK]))
+            user, item, rating, time = (_whole(part[n]) for n in ("user", "item", "rating", "time"))
             rating = pc.dictionary_encode(rating)
-            rating = pa.array([str(value) for value in rating.dictionary.to_pylist()]).take(rating.indices)
+            rating = pa.array([str(value) for value in rating.dictionary.to_pylist()], pa.string()).take(
+                rating.indices
+            )
             fields = (user.cast(pa.string()), item.cast(pa.string()), rating, time.cast(pa.string()))
             lines = pc.binary_join_element_wise(*fields, "\t")
             digest.update("\n".join([*lines.to_pylist(), ""]).encode())
         return digest.hexdigest()
+
+    @cached_property
+    def rated(self) -> np.ndarray:
+        """bool [n_items]: somebody rated it."""
+        if self.item_index is not None:
+            return np.diff(self.item_index[0]) > 0
+        return np.bincount(self.item_code, minlength=len(self.item_ids)) > 0
 
     def rows_of_users(self, codes: np.ndarray) -> np.ndarray:
         """Rows of some users, int64, ascending; no other row is read."""
@@ -129,25 +150,6 @@ class Interactions:
                 at = np.flatnonzero(self.item_code[self.first[u] : self.first[u + 1]] == i)
                 found[k] = self.first[u] + at[0] if len(at) else -1
         return found
-
-    def keeping(self, rows: np.ndarray, titles: pa.Table | None = None) -> Interactions:
-        """The table of some rows alone, in new buffers: nothing of the others is left in it.
-
-        Args:
-            rows: bool [n_rows].
-            titles: the catalogue from then on; None: as it was.
-        """
-        titles = self.titles if titles is None else titles
-        users, code = np.unique(self.user_code[rows], return_inverse=True)
-        table = pa.table(
-            {
-                "user": coded(code, self.user_ids.take(pa.array(users))),
-                "item": self.item_ids.take(pa.array(self.item_code[rows])),
-                "rating": pa.array(self.rating[rows]),
-                "time": pa.array(self.time[rows]),
-            }
-        )
-        return Interactions(table, titles, self.name, self.source)
 
     @cached_property
     def _users(self) -> Any:

@@ -246,14 +246,3 @@ def test_what_is_no_packed_folder_or_a_damaged_one_is_refused(made, tmp_path):
     (tmp_path / "mine" / "diary.txt").write_text("x")
     with pytest.raises(CurerecError, match="not an earlier output"):
         pack_table(DATA, tmp_path / "mine")
-
-
-def test_keeping_rows_leaves_nothing_of_the_others():
-    keep = DATA.user_code % 3 > 0
-    part = DATA.keeping(keep)
-    assert part.ratings.cast(PLAIN).equals(DATA.ratings.cast(PLAIN).filter(pa.array(keep)))
-    gone = set(DATA.users) - set(part.users)
-    assert gone and not gone & set(part.ratings["user"].chunk(0).dictionary.to_pylist())
-    np.testing.assert_array_equal(part.rating, DATA.rating[keep])
-    assert part.users[part.user_code].tolist() == DATA.users[DATA.user_code[keep]].tolist()
-    assert part.items[part.item_code].tolist() == DATA.items[DATA.item_code[keep]].tolist()

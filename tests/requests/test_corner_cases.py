@@ -10,6 +10,7 @@ import pytest
 from made_store import bytes_under, made_data, made_store, predicates, stand, states, users
 
 from curerec.data import request_file
+from curerec.data.table import interactions
 from curerec.errors import DataError, RefusedError, RequestError
 from curerec.requests import ledger as ledgers
 from curerec.requests import maintain, runner
@@ -130,7 +131,7 @@ def test_the_same_retrain_after_a_rollback_is_a_batch_of_its_own(root):
 def test_rows_that_come_in_do_not_change_what_the_model_was_trained_on(root):
     fresh = made_data(20)
     shifted = fresh.ratings.to_pydict()
-    more = tables.interactions(
+    more = interactions(
         shifted["user"], [f"new{i}" for i in shifted["item"]], shifted["rating"], [5] * len(fresh),
         {f"newitm{k}": f"New {k}" for k in range(30)}, name="made", source="test",
     )  # fmt: skip

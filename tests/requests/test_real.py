@@ -254,15 +254,15 @@ def test_answers_as_trained_go_from_version_to_version_if_the_policy_says_so(
     assert opened.as_trained is None
     # An unlearned version cannot say what the recommender as trained answered.
     keeping = replace(job, keep_answers=True)
-    assert handed_on(keeping, opened, opened.split.train, table) is None
-    assert handed_on(keeping, now, now.split.train, table) is not None
-    assert handed_on(job, now, now.split.train, table) is None
+    assert handed_on(keeping, opened, opened.split.train) is None
+    assert handed_on(keeping, now, now.split.train) is not None
+    assert handed_on(job, now, now.split.train) is None
     assert len(list(mine.rglob(AS_TRAINED))) == 1
     # A retrain is a recommender as trained: it takes over nothing, and what it answers is kept after it.
-    assert handed_on(replace(keeping, method="retrain"), now, now.split.train, table) is None
+    assert handed_on(replace(keeping, method="retrain"), now, now.split.train) is None
     card = {**opened.recommender.card, "unlearned": [{"method": "retrain"}]}
     retrained = replace(opened, recommender=replace(opened.recommender, card=card))
-    anew = handed_on(keeping, retrained, opened.split.train, table)
+    anew = handed_on(keeping, retrained, opened.split.train)
     own = logits_of(opened.recommender, opened.data, anew.examples)
     np.testing.assert_allclose(anew.logits, own, atol=1e-5)
 

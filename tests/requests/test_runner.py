@@ -63,7 +63,7 @@ def test_nobody_is_named_in_anything_that_is_left(root):
     with Store(root) as store:
         store.ledger.add(Asked("users", (("usr007",),), reason="usr007 wrote a letter"))
         table = store.table()
-        pair = next(p for p in [("usr009", f"itm{k}") for k in range(30)] if table.has("interactions", p))
+        pair = next(p for p in [("usr009", f"itm{k}") for k in range(30)] if table.has("interactions", [p]))
         store.ledger.cancel(store.ledger.add(Asked("interactions", (("usr030", pair[1]),)))[0])
         assert b"usr007" in bytes_under(root)
         run(store, stand())
@@ -217,7 +217,7 @@ def test_rows_that_only_stood_in_histories_need_a_retrain(root):
         done = run(store, stand())
         assert not done[0].committed and "only a retrain" in done[0].reasons[0]
         assert run(store, stand(), retrain=True)[0].committed
-        assert not store.table().has("interactions", (row["user"], row["item"]))
+        assert not store.table().has("interactions", [(row["user"], row["item"])])
 
 
 def test_overlapping_requests_are_both_done(root):

@@ -165,7 +165,7 @@ def test_another_table_shows_whatever_was_last(last, tmp_path):
         assert not audit(root).faults and not any("not compared" in n for n in audit(root).notes)
         assert store.links()[-1].action == last
         fewer = old.without(old.rows("users", [("usr007",)]))
-        store.ledger.set_meta("data", tables.save(fewer, root / "data"))
+        store.ledger.set_meta("data", tables.save(old, root / "data", fewer))
     assert any("stored table" in fault for fault in audit(root).faults)
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import mmap
 import os
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -13,13 +13,13 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from curerec.data.edited import Chunk, Edited, whole
 from curerec.data.output import replacing
 from curerec.errors import DataError
-from curerec.interactions import Interactions, coded
+from curerec.interactions import CHUNK, Interactions, coded
 
 CARD = "curerec-packed.json"
 FORMAT = "curerec-packed/1"
-CHUNK = 1 << 20  # rows at a time
 COLUMNS = {"user": np.int32, "item": np.int32, "rating": np.float64, "time": np.int64}
 TITLES, USERS = "titles.parquet", "users.parquet"
 
@@ -82,25 +82,47 @@ def pack_table(data: Interactions, folder: str | Path, *, chunk: int = CHUNK) ->
         StorageError: the disk is full.
     """
     with replacing(Path(folder), marker=CARD) as stage:
-        arrays = new_columns(stage, len(data))
-        for name, values in (
-            ("user", data.user_code),
-            ("item", data.item_code),
-            ("rating", data.rating),
-            ("time", data.time),
-        ):
-            arrays[name][:] = values
-        finish(
-            stage,
-            arrays,
-            data.user_ids,
-            data.titles,
-            data.first,
-            name=data.name,
-            source=data.source,
-            chunk=chunk,
-        )
+        write_packed(stage, whole(data, chunk=chunk), chunk=chunk)
     return open_packed(folder)
+
+
+def write_packed(
+    stage: Path,
+    edited: Edited,
+    beside: Mapping[str, tuple[Any, Callable[[Chunk], np.ndarray]]] = {},
+    *,
+    chunk: int = CHUNK,
+) -> None:
+    """Fill a folder with the files of a table, a chunk at a time.
+
+    Args:
+        stage: an empty folder.
+        edited: the table.
+        beside: further columns, written as ``NAME.npy``: type, and values of a chunk.
+        chunk: rows at a time of what is counted and hashed.
+
+    Raises:
+        OSError: the disk is full.
+    """
+    arrays = new_columns(stage, edited.n)
+    more = {name: new_array(stage / f"{name}.npy", dtype, edited.n) for name, (dtype, _) in beside.items()}
+    counts, at = np.zeros(len(edited.user_ids), np.int64), 0
+    for rows in edited.chunks():
+        part = slice(at, at + len(rows["row"]))
+        for name, array in arrays.items():
+            array[part] = rows[name]
+        for name, array in more.items():
+            array[part] = beside[name][1](rows)
+        counts += np.bincount(rows["user"], minlength=len(counts))
+        at = part.stop
+        release(*arrays.values(), *more.values())
+    for array in more.values():
+        array.flush()
+    first = np.r_[0, np.cumsum(counts)]
+    finish(
+        stage, arrays, edited.user_ids, edited.titles, first,
+        name=edited.name, source=edited.source, chunk=chunk,
+    )  # fmt: skip
 
 
 def new_array(path: Path, dtype: Any, n: int) -> np.memmap[Any, Any]:
@@ -138,8 +160,9 @@ def finish(
     for array in arrays.values():
         array.flush()
     np.save(stage / "first.npy", first)
-    pq.write_table(pa.table({"id": users}), stage / USERS)
-    pq.write_table(titles, stage / TITLES)
+    # Not compressed: who searches a disk for what was deleted finds it where it is.
+    for file, rows in ((USERS, pa.table({"id": users})), (TITLES, titles)):
+        pq.write_table(rows, stage / file, compression="none", use_dictionary=False)
     _index(stage, arrays["item"], len(titles), chunk)
     table = pa.table(
         {

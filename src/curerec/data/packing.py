@@ -13,11 +13,12 @@ import pyarrow.dataset as ds
 
 from curerec.data import columns
 from curerec.data.columns import Origin
+from curerec.data.edited import ranges
 from curerec.data.output import replacing
-from curerec.data.packed import CARD, CHUNK, finish, new_columns, open_packed, release
+from curerec.data.packed import CARD, finish, new_columns, open_packed, release
 from curerec.data.table import SCALE, checked_titles, id_order, require_titles
 from curerec.errors import DataError
-from curerec.interactions import Interactions
+from curerec.interactions import CHUNK, Interactions
 
 BUCKET = 1 << 22  # rows sorted at a time: about 250 MB
 NEEDED = ("user", "item", "rating")
@@ -77,7 +78,7 @@ def pack(
             counts += np.bincount(_coded(batch["user"], code_of["user"]), minlength=len(counts))
         first = np.r_[0, np.cumsum(counts)]
         arrays = new_columns(stage, int(first[-1]))
-        bounds = _ranges(first, bucket)
+        bounds = ranges(first, bucket)
         _deal_out(rows, code_of, arrays, first, bounds, scale)
         _sort(rows, arrays, first, bounds, rank)
         finish(stage, arrays, users, catalogue, first, name=name, source="local file", chunk=chunk)
@@ -156,15 +157,6 @@ def _through(of: tuple[pa.Array, np.ndarray], code: np.ndarray) -> tuple[pa.Arra
 def _coded(values: pa.Array, of: tuple[pa.Array, np.ndarray]) -> np.ndarray:
     """Codes of a column's values, int32 [n]."""
     return of[1][pc.index_in(_plain(values), value_set=of[0]).to_numpy(zero_copy_only=False)]
-
-
-def _ranges(first: np.ndarray, bucket: int) -> np.ndarray:
-    """First users of ranges that have about ``bucket`` rows each, and the number of users."""
-    bounds = [0]
-    while bounds[-1] < len(first) - 1:
-        stop = int(np.searchsorted(first, first[bounds[-1]] + bucket, side="right")) - 1
-        bounds.append(max(bounds[-1] + 1, stop))
-    return np.asarray(bounds)
 
 
 def _deal_out(

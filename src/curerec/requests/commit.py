@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any, TypedDict
 
 from curerec.data import durable
+from curerec.data.edited import Edited
 from curerec.recommender import manifest, stored_answers
 from curerec.reports.html import write_report
 from curerec.reports.schema import write_record
@@ -52,7 +53,8 @@ class Plan:
         batch: its id.
         requests: id to what it names, and of which kind.
         deleted_items: titles that go with them.
-        before, after: the stored table.
+        table: the stored one.
+        edited: what it is to be; None: nothing of it is deleted.
         counts: rows of the whole batch, by how they mattered; see :class:`Counts`.
         own: the same of each request alone; a row that two of them name counts in both.
         answers: of the stages; empty where no training row was touched.
@@ -63,8 +65,8 @@ class Plan:
 
     batch: str
     requests: dict[str, tuple[str, list[Entry]]]
-    before: Table
-    after: Table
+    table: Table
+    edited: Edited | None
     counts: Counts
     own: dict[str, Counts]
     answers: dict[str, dict[str, Any]]
@@ -89,7 +91,7 @@ def prepare(store: Store, plan: Plan) -> None:
         if not target.exists():
             durable.move(work / ADAPTER, target)
         store.version_folder(version)
-    data = tables.save(plan.after, store.root / "data")
+    data = tables.save(plan.table, store.root / "data", plan.edited)
     subjects = {"adapter": version, **_report(store, plan)}
     finished = now()
     links, before = [], store.head()

@@ -42,7 +42,7 @@ from curerec.requests.lock import runner
 from curerec.requests.policy import Policy
 from curerec.requests.stage_files import read_circuit, read_groups
 from curerec.requests.stages import RETRAIN, Job
-from curerec.requests.table import Table, of_split
+from curerec.requests.table import of_split
 from curerec.splitting import users_by_part
 
 
@@ -212,12 +212,13 @@ class CureEngine:
         card = {k: v for k, v in card.items() if k not in of_the_old}
         steps = [] if self.job.method == RETRAIN else card.get("unlearned", [])
         card["unlearned"] = [*steps, {"method": outcome.method}]
-        card["data"] = {**card["data"], "fingerprint": self._after.data.fingerprint}
+        left = ~self.job.deleted if self.job.deleted.any() else None
+        card["data"] = {**card["data"], "fingerprint": self.job.table.data.fingerprint_of(left)}
         new = replace(self.opened.recommender, model=outcome.model, card={**card, "committed": True})
         storage.write_model(new.model, new.tokenizer, out)
-        left = handed_on(self.job, self.opened, self.split.retain, self._after)
-        if left is not None:
-            digest = stored_answers.write(out, new, left, stored_answers.AS_TRAINED)
+        answers = handed_on(self.job, self.opened, self.split.retain)
+        if answers is not None:
+            digest = stored_answers.write(out, new, answers, stored_answers.AS_TRAINED)
             new.card[stored_answers.AS_TRAINED_DIGEST] = digest
         storage.write_card(new, out)
         return {
@@ -226,14 +227,9 @@ class CureEngine:
             "stop_reason": outcome.stop_reason,
             "n_trainable": outcome.n_trainable,
             "steps": outcome.details.get("steps"),
-            "answers_kept": 0 if left is None else int(np.isfinite(left.logits).all(1).sum()),
+            "answers_kept": 0 if answers is None else int(np.isfinite(answers.logits).all(1).sum()),
             "stages": {k: v for k, v in self.clock.seconds.items() if k not in before},
         }
-
-    @cached_property
-    def _after(self) -> Table:
-        job = self.job
-        return job.table.without(job.deleted, job.items) if job.deleted.any() else job.table
 
     def verdict(self, before: dict[str, dict[str, Any]], adapter: Path) -> dict[str, Any]:
         """Judge the saved weights by themselves, loaded from the folder that is to be committed."""

@@ -13,7 +13,6 @@ from curerec.opened import Opened
 from curerec.recommender.stored_answers import StoredAnswers
 from curerec.records import Examples
 from curerec.requests.stages import RETRAIN, Job
-from curerec.requests.table import Table
 
 
 def trained_last(card: Mapping[str, Any]) -> bool:
@@ -32,14 +31,13 @@ def trained_last(card: Mapping[str, Any]) -> bool:
     return bool(steps[-1]["method"] == RETRAIN)
 
 
-def handed_on(job: Job, opened: Opened, retain: Examples, after: Table) -> StoredAnswers | None:
+def handed_on(job: Job, opened: Opened, retain: Examples) -> StoredAnswers | None:
     """The answers for the next version: of examples that are just as they were in training, NaN for others.
 
     Args:
         job: the batch; by its policy nothing is handed on, or what there is. A retrain ends it.
         opened: the version in force.
         retain: its training examples that are left, with rows of the table before.
-        after: the table without the deleted rows, in which all others have other numbers.
 
     Returns:
         None where the policy says so, and where nobody knows what the recommender as trained answered: this
@@ -56,6 +54,8 @@ def handed_on(job: Job, opened: Opened, retain: Examples, after: Table) -> Store
         logits = logits_of(opened.recommender, opened.data, retain)
     else:
         return None
+    # Without the deleted rows all others have other numbers.
+    after = job.table.of(job.table.without(job.deleted, job.items)) if job.deleted.any() else job.table
     moved = replace(retain, target=(np.cumsum(~job.deleted) - 1)[retain.target])
     answers = StoredAnswers.of(opened.recommender.model, after.data, moved, logits)
     train = after.split.train.take(np.argsort(after.split.train.target, kind="stable"))

@@ -11,6 +11,7 @@ import numpy as np
 import pyarrow as pa
 
 from curerec.data import durable
+from curerec.data.edited import adding, keeping
 from curerec.errors import DataError, RefusedError, RequestError
 from curerec.interactions import Interactions
 from curerec.requests import chain, keys
@@ -109,14 +110,14 @@ def ingest(store: Store, new: Interactions, *, skip: bool = False) -> tuple[int,
             raise RefusedError(
                 what, where="ingest", mend="Remove them at their source, or use --skip-deleted"
             )
-        there = np.asarray([table.has("interactions", pair) for pair in zip(users, items, strict=True)])
+        there = table.has("interactions", list(zip(users, items, strict=True)))
         keep = ~blocked & ~there
         if not keep.any():
             raise DataError("holds no row that is new", where="ingest", mend="Nothing was changed")
         rated = np.zeros(len(new.item_ids), bool)
         rated[new.item_code[keep]] = True
-        more = table.with_rows(new.keeping(keep, new.titles.filter(pa.array(rated))))
-        name = tables.save(more, store.root / "data")
+        more = keeping(new, keep, new.titles.filter(pa.array(rated))).in_memory()
+        name = tables.save(table, store.root / "data", adding(table.data, more))
         added, left = int(keep.sum()), int(blocked.sum())
         one = chain.link(
             "ingest",

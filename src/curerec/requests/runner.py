@@ -229,7 +229,7 @@ def _try(
     for name, (kind, entries) in requests.items():
         # Entries were in the table when the request came in; of those that are not, no row is left.
         rows = table.rows(kind, entries)
-        own[name] = _counts(seen, rows, sum(not table.has(kind, entry) for entry in entries))
+        own[name] = _counts(seen, rows, int((~table.has(kind, entries)).sum()))
         deleted |= rows
         items += [entry[0] for entry in entries] if kind == "items" else []
     counts = _counts(seen, deleted, sum(one["ids_absent"] for one in own.values()))
@@ -266,7 +266,7 @@ def _try(
         batch,
         requests,
         table,
-        table.without(deleted, items) if deleted.any() else table,
+        table.without(deleted, items) if deleted.any() else None,
         counts,
         own,
         answers,

@@ -6,8 +6,9 @@ trained on into the control set.
 
 from __future__ import annotations
 
+import json
 import shutil
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
@@ -19,8 +20,9 @@ import pyarrow.parquet as pq
 
 from curerec.data import durable
 from curerec.data.columns import codes_in
+from curerec.data.edited import NEW, Edited, keeping, whole
+from curerec.data.packed import open_packed, write_packed
 from curerec.data.splits import HISTORY, examples
-from curerec.data.table import interactions
 from curerec.errors import DataError, ModelError, RequestError, StorageError
 from curerec.interactions import Interactions
 from curerec.recommender import manifest
@@ -28,9 +30,8 @@ from curerec.records import Split
 
 #: Part of a row, as a number in the column ``part``.
 PARTS = ("unused", "train", "control", "valid", "test", "public", "new")
-#: Columns as they are stored: files of earlier versions have no dictionaries.
-PLAIN = pa.schema({"user": pa.string(), "item": pa.string(), "rating": pa.float64(), "time": pa.int64()})
-RATINGS, TITLES = "ratings.parquet", "titles.parquet"
+FORMAT, ABOUT = "curerec-table/1", "table.json"
+RATINGS = "ratings.parquet"  # of the format before
 Entry = tuple[str, ...]  # (user,), (item,) or (user, item)
 NOUNS = {"users": "user", "items": "item", "interactions": "interaction"}
 
@@ -80,21 +81,18 @@ class Table:
 
     @cached_property
     def _known(self) -> dict[str, frozenset[str]]:
-        return {
-            "users": frozenset(self.data.users.tolist()),
-            "items": frozenset(self.data.ratings["item"].unique().to_pylist()),
-        }
+        items = self.data.item_ids.filter(pa.array(self.data.rated))
+        return {"users": frozenset(self.data.user_ids.to_pylist()), "items": frozenset(items.to_pylist())}
 
-    @cached_property
-    def _pairs(self) -> frozenset[tuple[str, str]]:
-        ratings = self.data.ratings
-        return frozenset(zip(ratings["user"].to_pylist(), ratings["item"].to_pylist(), strict=True))
-
-    def has(self, kind: str, entry: Entry) -> bool:
-        """Whether the table holds a row of this user, of this item, or this pair."""
+    def has(self, kind: str, entries: Sequence[Entry]) -> np.ndarray:
+        """bool [n]: the table holds a row of this user, of this item, or this pair."""
         if kind == "interactions":
-            return entry in self._pairs
-        return entry[0] in self._known[kind]
+            return self._rows_of_pairs(entries) >= 0
+        return np.asarray([entry[0] in self._known[kind] for entry in entries], bool)
+
+    def _rows_of_pairs(self, entries: Sequence[Entry]) -> np.ndarray:
+        users = codes_in(self.data.user_ids, [entry[0] for entry in entries])
+        return self.data.rows_of_pairs(users, codes_in(self.data.item_ids, [entry[1] for entry in entries]))
 
     def check(self, kind: str, entries: list[Entry], places: tuple[str, ...], source: str) -> None:
         """Refuse a request that names what is not there.
@@ -102,7 +100,7 @@ class Table:
         Raises:
             RequestError: with the rows, never the ids.
         """
-        bad = [k for k, entry in enumerate(entries) if not self.has(kind, entry)]
+        bad = np.flatnonzero(~self.has(kind, entries)).tolist()
         if bad:
             named = ", ".join(places[k] if k < len(places) else f"entry {k + 1}" for k in bad[:10])
             more = ", ..." if len(bad) > 10 else ""
@@ -117,8 +115,7 @@ class Table:
         data, wanted = self.data, list(entries)
         mask = np.zeros(len(data), bool)
         if kind == "interactions":
-            users = codes_in(data.user_ids, [entry[0] for entry in wanted])
-            found = data.rows_of_pairs(users, codes_in(data.item_ids, [entry[1] for entry in wanted]))
+            found = self._rows_of_pairs(wanted)
         else:
             known = data.user_ids if kind == "users" else data.item_ids
             codes = codes_in(known, [entry[0] for entry in wanted])
@@ -127,8 +124,8 @@ class Table:
         mask[found[found >= 0]] = True
         return mask
 
-    def without(self, deleted: np.ndarray, items: Iterable[str] = ()) -> Table:
-        """The table less the deleted rows, and less the titles of deleted items.
+    def without(self, deleted: np.ndarray, items: Iterable[str] = ()) -> Edited:
+        """What the table is less the deleted rows, and less the titles of deleted items.
 
         Raises:
             RequestError: nothing would be left.
@@ -141,29 +138,16 @@ class Table:
         gone = pa.array(list(items), pa.string())
         if len(gone):
             titles = titles.filter(pc.invert(pc.is_in(titles["item"], value_set=gone)))
-        return replace(self, data=self.data.keeping(~deleted, titles), part=self.part[~deleted])
+        return keeping(self.data, ~deleted, titles)
 
-    def with_rows(self, new: Interactions) -> Table:
-        """The table and new rows, whose part is ``new`` until a retrain; titles come along.
+    def of(self, edited: Edited) -> Table:
+        """The table edited, in memory."""
+        rows = np.concatenate([chunk["row"] for chunk in edited.chunks()])
+        return replace(self, data=edited.in_memory(), part=self.parts_of(rows))
 
-        Raises:
-            DataError: a pair is there already.
-        """
-        old, more = self.data, new
-        known = set(old.titles["item"].to_pylist())
-        fresh = [t not in known for t in more.titles["item"].to_pylist()]
-        titles = pa.concat_tables([old.titles, more.titles.filter(pa.array(fresh))])
-        one, two = old.ratings.cast(PLAIN), more.ratings.cast(PLAIN)
-        columns = {name: pa.chunked_array([*one[name].chunks, *two[name].chunks]) for name in PLAIN.names}
-        data = interactions(
-            columns["user"], columns["item"], columns["rating"], columns["time"].to_numpy(), titles,
-            name=old.name, source=old.source,
-        )  # fmt: skip
-        pairs = zip(old.ratings["user"].to_pylist(), old.ratings["item"].to_pylist(), strict=True)
-        part = dict(zip(pairs, self.part.tolist(), strict=True))
-        rows = zip(data.ratings["user"].to_pylist(), data.ratings["item"].to_pylist(), strict=True)
-        codes = np.asarray([part.get(pair, PARTS.index("new")) for pair in rows], np.int8)
-        return replace(self, data=data, part=codes)
+    def parts_of(self, rows: np.ndarray) -> np.ndarray:
+        """Parts of rows of this table, int8 [n]; of those that come in (:data:`NEW`) ``new``."""
+        return np.where(rows == NEW, np.int8(PARTS.index("new")), self.part[rows])
 
     def taken_up(self, *, control_share: float, seed: int) -> Table:
         """The table as a retrain takes it: new rows become training or control rows."""
@@ -189,8 +173,13 @@ def of_split(data: Interactions, split: Split, public: np.ndarray) -> Table:
     return Table(data, part, split.train.places)
 
 
-def save(table: Table, folder: Path) -> str:
-    """Write a table as ``folder/<content hash>``, whole or not at all; returns the hash.
+def save(table: Table, folder: Path, edited: Edited | None = None) -> str:
+    """Write a table as ``folder/<content hash>``, whole or not at all, a piece at a time; returns the hash.
+
+    Args:
+        table: as it is.
+        folder: of stored tables.
+        edited: what it is to be; None: as it is.
 
     Raises:
         StorageError: the disk is full, ...
@@ -200,17 +189,14 @@ def save(table: Table, folder: Path) -> str:
         if stage.exists():
             shutil.rmtree(stage)
         stage.mkdir(mode=0o700)
+        edited = whole(table.data) if edited is None else edited
+        parts = (np.int8, lambda rows: table.parts_of(rows["row"]))
         try:
-            rows = table.data.ratings.cast(PLAIN).append_column("part", pa.array(table.part, pa.int8()))
-            kept = {"name": table.data.name, "source": table.data.source}
-            if table.history != HISTORY:  # tables of earlier versions, which have none, keep their names
-                kept["history"] = str(table.history)
-            # New buffers: a filtered table would drag the dictionary of the old one along.
-            rows = pa.Table.from_pydict(rows.to_pydict(), rows.schema).replace_schema_metadata(kept)
-            pq.write_table(rows, stage / RATINGS)
-            pq.write_table(pa.Table.from_pydict(table.data.titles.to_pydict()), stage / TITLES)
+            write_packed(stage, edited, {"part": parts})
         except pa.ArrowException:
             raise StorageError("cannot be written", where="stored table") from None
+        about = {"format": FORMAT, "history": table.history}
+        (stage / ABOUT).write_text(json.dumps(about) + "\n", encoding="utf-8")
     name = manifest.seal(stage, where="stored table")
     durable.publish(stage, folder / name)
     if stage.exists():  # the same table was there
@@ -219,19 +205,30 @@ def save(table: Table, folder: Path) -> str:
 
 
 def load(folder: Path, name: str) -> Table:
-    """A stored table, after a check of every byte.
+    """A stored table, after a check of every byte; its rows are mapped, and read where they are touched.
 
     Raises:
         DataError: it is not there or not what its name says.
     """
+    place = folder / name
     try:
-        manifest.check(folder / name, name=name, where="stored table")
-        rows = pq.read_table(folder / name / RATINGS)
-        titles = pq.read_table(folder / name / TITLES)
-    except (ModelError, OSError, pa.ArrowException):
+        manifest.check(place, name=name, where="stored table")
+        if (place / RATINGS).exists():
+            return _of_parquet(place)
+        about = json.loads((place / ABOUT).read_text(encoding="utf-8"))
+        if about["format"] != FORMAT:
+            raise ValueError
+        part = np.load(place / "part.npy", mmap_mode="r", allow_pickle=False)
+        return Table(open_packed(place), part, int(about["history"]))
+    except (ModelError, DataError, OSError, ValueError, KeyError, TypeError, pa.ArrowException):
         raise DataError(
             "is damaged or not there", where="stored table", mend="Restore it from a backup"
         ) from None
+
+
+def _of_parquet(folder: Path) -> Table:
+    """A table of a store that was made before tables were mapped."""
+    rows, titles = pq.read_table(folder / RATINGS), pq.read_table(folder / "titles.parquet")
     kept = {k.decode(): v.decode() for k, v in (rows.schema.metadata or {}).items()}
     data = Interactions(
         rows.select(["user", "item", "rating", "time"]).replace_schema_metadata(None),

@@ -1,0 +1,103 @@
+"""The stored table: mapped, written anew a piece at a time, and nothing of deleted rows is left in it."""
+
+from __future__ import annotations
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from made_store import bytes_under, made_data, made_table
+
+from curerec.data.edited import adding
+from curerec.errors import DataError, RequestError
+from curerec.recommender import manifest
+from curerec.requests import table as tables
+from curerec.requests.table import PARTS, Table
+
+PLAIN = pa.schema({"user": pa.string(), "item": pa.string(), "rating": pa.float64(), "time": pa.int64()})
+
+
+def same(a: Table, b: Table) -> None:
+    assert a.data.ratings.cast(PLAIN).equals(b.data.ratings.cast(PLAIN))
+    assert a.data.titles.equals(b.data.titles) and a.history == b.history
+    assert a.data.fingerprint == b.data.fingerprint
+    np.testing.assert_array_equal(a.part, b.part)
+    for name in ("train", "control", "valid", "test"):
+        one, two = getattr(a.split, name), getattr(b.split, name)
+        np.testing.assert_array_equal(one.target, two.target)
+        np.testing.assert_array_equal(one.history, two.history)
+
+
+def test_what_is_stored_comes_back(tmp_path):
+    table = made_table()
+    name = tables.save(table, tmp_path)
+    same(tables.load(tmp_path, name), table)
+    assert tables.save(tables.load(tmp_path, name), tmp_path) == name  # equal tables have equal names
+    assert not [path for path in tmp_path.iterdir() if path.name != name]
+
+
+def test_a_table_written_without_rows_is_the_one_in_memory(tmp_path):
+    table = made_table()
+    stored = tables.load(tmp_path, tables.save(table, tmp_path))
+    gone = stored.rows("users", [("usr007",), ("usr011",)]) | stored.rows("items", [("itm3",)])
+    edited = stored.without(gone, ["itm3"])
+    after = tables.load(tmp_path, tables.save(stored, tmp_path, edited))
+    same(after, stored.of(edited))
+    np.testing.assert_array_equal(after.part, table.part[~gone])
+    everything = bytes_under(tmp_path / tables.save(stored, tmp_path, edited))
+    assert b"usr007" not in everything and b"usr008" in everything
+    assert not after.has("users", [("usr007",)]).any() and not after.has("items", [("itm3",)]).any()
+    with pytest.raises(RequestError, match="deletes all data"):
+        stored.without(np.ones(len(stored.data), bool))
+
+
+def test_rows_that_come_in_have_the_part_new(tmp_path):
+    table = made_table()
+    more = made_data(3, prefix="new")
+    after = tables.load(tmp_path, tables.save(table, tmp_path, adding(table.data, more)))
+    new = after.part == PARTS.index("new")
+    users = after.data.users[after.data.user_code]
+    np.testing.assert_array_equal(new, [user.startswith("new") for user in users])
+    np.testing.assert_array_equal(np.sort(after.part[~new]), np.sort(table.part))
+    same(after, table.of(adding(table.data, more)))
+
+
+def test_what_a_table_has():
+    table = made_table()
+    user, item = table.data.ratings["user"][0].as_py(), table.data.ratings["item"][0].as_py()
+    never = next(i for i in table.data.items if not table.has("interactions", [(user, i)])[0])
+    pairs = [(user, item), (user, never), (user, "none"), ("none", item)]
+    assert table.has("interactions", pairs).tolist() == [True, False, False, False]
+    assert table.has("users", [(user,), ("none",)]).tolist() == [True, False]
+    assert table.has("items", [(item,), ("none",)]).tolist() == [True, False]
+    only = table.of(table.without(~table.rows("interactions", [(user, item)])))
+    assert only.has("items", [(item,), (never,)]).tolist() == [True, False]  # a title alone is no row
+
+
+def test_a_table_of_the_format_before_is_read(tmp_path):
+    table = made_table()
+    stage = tmp_path / "stage"
+    stage.mkdir()
+    rows = table.data.ratings.cast(PLAIN).append_column("part", pa.array(table.part, pa.int8()))
+    rows = rows.replace_schema_metadata({"name": "made", "source": "test"})
+    pq.write_table(rows, stage / "ratings.parquet")
+    pq.write_table(table.data.titles, stage / "titles.parquet")
+    name = manifest.seal(stage)
+    stage.rename(tmp_path / name)
+    old = tables.load(tmp_path, name)
+    same(old, table)
+    same(tables.load(tmp_path, tables.save(old, tmp_path)), table)
+
+
+@pytest.mark.parametrize("file", ["part.npy", "user.npy", "table.json", "titles.parquet"])
+@pytest.mark.parametrize("how", ["cut", "gone", "flipped"])
+def test_a_damaged_table_is_refused(file, how, tmp_path):
+    name = tables.save(made_table(), tmp_path)
+    path = tmp_path / name / file
+    raw = path.read_bytes()
+    if how == "gone":
+        path.unlink()
+    else:
+        path.write_bytes(raw[:-3] if how == "cut" else raw[:-1] + bytes([raw[-1] ^ 1]))
+    with pytest.raises(DataError, match="damaged"):
+        tables.load(tmp_path, name)
