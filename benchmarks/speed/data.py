@@ -129,6 +129,7 @@ def stored_table(data, split, folder: Path, rng, timed) -> None:
     users = rng.choice(len(data.user_ids), max(1, len(data.user_ids) // 1000), replace=False)
     entries = [(user,) for user in data.user_ids.take(users).to_pylist()]
     gone = timed("find", lambda: table.rows("users", entries))
+    timed("histories", lambda: table.split)
     timed("fingerprint", lambda: table.data.fingerprint_of(~gone))
     timed("store_without", lambda: tables.save(table, place, table.without(gone)))
     new = [f"new {k}" for k in range(1000)]
