@@ -114,6 +114,17 @@ def test_ready_recipes_have_the_settings_in_force(name):
     assert mine == set_alone({**demo, **OF_ADAPTERS, **rates})
 
 
+def test_quick_is_the_demo_with_fewer_prompts():
+    quick, demo = load_recipe("quick"), load_recipe("demo")
+    fewer = {"retain_batch_size": 24, "lr": 6e-4, "check_size": 150}
+    assert flat(quick.cure.model_dump()) == {
+        **flat(demo.cure.model_dump()),
+        **{("update", key): value for key, value in fewer.items()},
+    }
+    for name in ("split", "model", "request", "npo"):
+        assert getattr(quick, name) == getattr(demo, name)
+
+
 def test_the_language_models_bench_has_an_adapters_settings():
     """And batches of its own, for a model of 1,200 prompts."""
     bench = load_bench("smollm2")
@@ -125,7 +136,8 @@ def test_the_language_models_bench_has_an_adapters_settings():
 
 @pytest.mark.parametrize("method", ["pcgrad", "cagrad"])
 @pytest.mark.parametrize(
-    ("name", "bench_name"), [("demo", "nano"), ("lora", "paper"), ("demo", "smollm2"), ("e2urec", None)]
+    ("name", "bench_name"),
+    [("demo", "nano"), ("lora", "paper"), ("demo", "smollm2"), ("e2urec", None), ("quick", None)],
 )
 def test_other_rules_on_the_same_losses_run_in_the_same_loop(name, bench_name, method):
     """Else a table compares loops: damping and a gradient of all of D_f are worth more than most rules.

@@ -233,7 +233,7 @@ def test_bad_recipe(case, place):
 
 def test_recipe_that_is_not_there(place):
     with untouched(place):
-        refused(train(place, recipe="nosuch"), "nosuch", "demo, e2urec, lora")
+        refused(train(place, recipe="nosuch"), "nosuch", "demo, e2urec, lora, quick")
         refused(train(place, recipe=place), "cannot be read")
 
 

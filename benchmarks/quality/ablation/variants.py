@@ -187,4 +187,43 @@ def of_small_model(recipe: Recipe) -> dict[str, tuple[str, Any]]:
         ),
         "CAGrad in its loop": ("cagrad", recipe.config_of("cagrad")),
         "npo": ("npo", recipe.npo),
+        **with_fewer_prompts(recipe),
+    }
+
+
+def with_fewer_prompts(recipe: Recipe) -> dict[str, tuple[str, Any]]:
+    """Steps and prompts of D_r a step, alone and as the recipe ``quick`` has them."""
+    cure, pcgrad, quick = recipe.cure, recipe.config_of("pcgrad"), load_recipe("quick")
+    steps = cure.update.max_steps
+
+    def of(n: int, size: int, **parts: Any) -> dict[str, Any]:
+        looks = {"max_steps": n, "forget_every": n, "check_every": n // 3}
+        return {**looks, "retain_batch_size": size, **parts}
+
+    def updated(values: dict[str, Any]) -> Any:
+        return cure.model_copy(update={"update": cure.update.model_copy(update=values)})
+
+    sizes = [(steps, size) for size in (48, 32, 24, 16)]
+    sizes += [(90, 16), (45, 32), (30, 96), (30, 48), (20, 96), (20, 48), (15, 96), (15, 48)]
+    further: dict[str, dict[str, Any]] = {
+        "rate .0006": {"lr": 6e-4},
+        "damping .3": {"damping": 0.3},
+        "looks at 150": {"check_size": 150},
+        "one look half-way": {"check_every": 30},
+        "no labels": {"retain_labels": 0.0},
+        "400 of D_f": {"forget_size": 400},
+    }
+    few = of(steps, 24)
+    return {
+        **{f"cure, {n} steps of {size}": ("cure", updated(of(n, size))) for n, size in sizes},
+        **{f"cure, 60 steps of 24, {k}": ("cure", updated({**few, **v})) for k, v in further.items()},
+        "cure, 30 steps of 48, rate .0012": ("cure", updated(of(30, 48, lr=1.2e-3))),
+        "cure, 15 steps of 96, rate .0016": ("cure", updated(of(15, 96, lr=1.6e-3))),
+        "random groups, 60 steps of 24": ("random_modules", updated(few)),
+        "random groups, 30 steps of 48": ("random_modules", updated(of(30, 48))),
+        "PCGrad in its loop, 60 steps of 24": ("pcgrad", pcgrad.model_copy(update=few)),
+        "cure, quick": ("cure", quick.cure),
+        "random groups, quick": ("random_modules", quick.cure),
+        "PCGrad in its loop, quick": ("pcgrad", quick.config_of("pcgrad")),
+        "CAGrad in its loop, quick": ("cagrad", quick.config_of("cagrad")),
     }

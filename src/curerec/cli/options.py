@@ -20,7 +20,7 @@ RecipeName = Annotated[
     str | None,
     typer.Option(
         "--recipe",
-        help="Recipe that ships (demo, lora, e2urec) or a YAML file. Default: by --model.",
+        help="Recipe that ships (demo, quick, lora, e2urec) or a YAML file. Default: by --model.",
     ),
 ]
 Model = Annotated[
