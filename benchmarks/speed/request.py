@@ -1,7 +1,8 @@
 """Questions 3 and the plan's: a request's seconds by stage at shares of the users, Retrain's, and the plan's.
 
 All in one run on one machine. ``--methods`` takes any that unlearn. ``--kept``: also a request that finds
-the retain side that `curerec train` left, as the command does.
+the retain side that `curerec train` left, as the command does. ``--recipe``: the settings of another recipe
+than the one that is stored with the recommender.
 """
 
 from __future__ import annotations
@@ -19,6 +20,7 @@ from curerec.data.forget import draw_request
 from curerec.opened import Opened, open_recommender
 from curerec.pipeline import prepare, unlearn
 from curerec.plan import PLANNED, plan
+from curerec.recipes import load_recipe
 from curerec.records import ForgetRequest
 
 
@@ -30,16 +32,18 @@ def main() -> None:
     parser.add_argument("--shares", type=float, nargs="*", default=[0.001, 0.01, 0.1])
     parser.add_argument("--methods", nargs="*", default=["cure", "e2urec", "retrain"])
     parser.add_argument("--kept", action="store_true", help="also cure as the command runs it")
+    parser.add_argument("--recipe", help="settings of the methods; default: those stored")
     args = parser.parse_args()
     opened = open_recommender(args.recommender, load(args.data))
-    fewer = opened.recipe.cure.update.all_steps_from
+    settings = load_recipe(args.recipe) if args.recipe else opened.recipe
+    fewer = settings.cure.update.all_steps_from
     users = len(set(opened.data.user_code[opened.split.train.target].tolist()))
     shares = args.shares[-1:] if args.tiny else args.shares
     ways = [(method, False) for method in args.methods] + ([("cure", True)] if args.kept else [])
     with tempfile.TemporaryDirectory() as folder:
         side = Path(folder)
         if args.kept:
-            prepare(opened, side)
+            prepare(opened, side, settings.config_of("cure"))
         for share in shares:
             real = max(share, 1.01 / users)  # at least one user
             request = draw_request(opened.data, opened.split, share=real, seed=1)
@@ -48,15 +52,17 @@ def main() -> None:
                     key = {"question": "request", "share": share, "method": method, "repeat": repeat}
                     key |= {"model": opened.recommender.base["name"], "n_train": len(opened.split.train)}
                     key |= {"kept": True} if kept else {}
+                    key |= {"recipe": args.recipe} if args.recipe else {}
                     key |= {"all_steps_from": fewer} if fewer else {}
                     if not done(args.results, key):
-                        values = timed(opened, request, method, repeat, side if kept else None)
+                        config = None if method == "retrain" else settings.config_of(method)
+                        values = timed(opened, request, method, config, repeat, side if kept else None)
                         write(args.results, key, values, args.note)
-            show(rows_of(args.results), opened, share)
+            show(rows_of(args.results), opened, share, args.recipe)
 
 
 def timed(
-    opened: Opened, request: ForgetRequest, method: str, seed: int, side: Path | None
+    opened: Opened, request: ForgetRequest, method: str, config: Any, seed: int, side: Path | None
 ) -> dict[str, object]:
     """Seconds of one request, by stage, and those that the plan gave it.
 
@@ -64,6 +70,7 @@ def timed(
         opened: the recommender.
         request: what to delete.
         method: that unlearns.
+        config: its settings.
         seed: of the method.
         side: folder of the retain side that training left; None: nothing was left.
     """
@@ -72,12 +79,12 @@ def timed(
     # What was kept is of the seed that it was kept under.
     seed = 0 if side else seed
     if method in PLANNED:
-        made = plan(opened, request, method, seed=seed, retain_side=side)
+        made = plan(opened, request, method, config, seed=seed, retain_side=side)
         planned = made.time_s
         values["planned"] = {s.name: s.time_s for s in made.stages}
         values |= {"planned_s": planned, "calibration_s": made.calibration_s}
     start = time.perf_counter()
-    outcome, split = unlearn(opened, request, method, seed=seed, retain_side=side)
+    outcome, split = unlearn(opened, request, method, config, seed=seed, retain_side=side)
     values |= {"wall_s": time.perf_counter() - start, "t_total_s": outcome.t_total_s}
     values |= {"stages": outcome.details.get("stages", {}), "n_forget": len(split.forget)}
     values["kept"] = list(outcome.details.get("kept", []))
@@ -85,21 +92,25 @@ def timed(
     return values
 
 
-def show(rows: list[dict[str, Any]], opened: Opened, share: float) -> None:
+def show(rows: list[dict[str, Any]], opened: Opened, share: float, recipe: str | None) -> None:
     """Print the medians of a share, and what of them ``cure`` takes.
 
     Args:
         rows: of the results.
         opened: the recommender.
         share: of the users.
+        recipe: whose settings were taken, if others than those stored.
     """
     n_train, fewer = len(opened.split.train), opened.recipe.cure.update.all_steps_from
     wanted = {"question": "request", "model": opened.recommender.base["name"], "n_train": n_train}
     wanted |= {"share": share, **({"all_steps_from": fewer} if fewer else {})}
-    mine = [r for r in rows if wanted.items() <= r["key"].items()]
+    mine = [
+        r for r in rows if wanted.items() <= r["key"].items() and r["key"].get("recipe") in (None, recipe)
+    ]
     times: dict[str, list[float]] = {}
     for row in mine:
         name = row["key"]["method"] + (", retain side kept" if row["key"].get("kept") else "")
+        name += f", {recipe}" if recipe and row["key"].get("recipe") else ""
         times.setdefault(name, []).append(row["values"]["t_total_s"])
     if "cure" not in times:
         return

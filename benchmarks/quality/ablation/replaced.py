@@ -14,6 +14,8 @@ import torch
 from sklearn.metrics import roc_auc_score
 
 from curerec.methods import Task, rules
+from curerec.methods.cure.gradient_share import at_original
+from curerec.methods.forget_objective import ForgetObjective
 from curerec.prompts.encoding import Prompts, queries
 from curerec.recommender.score import score
 from curerec.recommender.units import Units, inner_products
@@ -75,6 +77,36 @@ def one_projection() -> Iterator[None]:
         return found.sum().expand_as(found)
 
     with mock.patch.object(rules, "inner_products", whole):
+        yield
+
+
+@contextmanager
+def weights_chosen_by(whom: str) -> Iterator[None]:
+    """The weights that move and go back are chosen by the gradient of others than all of D_f.
+
+    Roles, the forget loss and its gradient in the steps stay D_f's, and as many weights are taken.
+
+    Args:
+        whom: ``half of D_f``, or ``as many of D_r``: how much of the choice is about these very examples.
+    """
+    of_forget = cure.weights_of
+
+    def of_others(task: Task, config: Any, units: Units, role: np.ndarray, as_large_as: Any = None) -> Any:
+        objective = ForgetObjective.of(task, config.update)
+        own, n = objective.at_original, len(task.forget)
+        if whom == "half of D_f":
+            at_original(objective, size=n // 2, seed=5)
+        else:
+            drawn = np.random.default_rng(7).choice(len(task.retain), n, replace=False)
+            asked = ForgetObjective(replace(task, forget=task.retain.take(drawn)), config.update)
+            at_original(asked, size=n, seed=0)
+            objective.at_original = asked.at_original
+        try:
+            return of_forget(task, config, units, role, as_large_as)
+        finally:
+            objective.at_original = own
+
+    with mock.patch.object(cure, "weights_of", of_others):
         yield
 
 

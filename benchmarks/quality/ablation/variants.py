@@ -5,15 +5,23 @@ from __future__ import annotations
 from functools import partial
 from typing import Any
 
-from replaced import held_where_nobody_was_trained, line_search, one_projection, retain_side_of_the_trained
+from replaced import (
+    held_where_nobody_was_trained,
+    line_search,
+    one_projection,
+    retain_side_of_the_trained,
+    weights_chosen_by,
+)
 
 from curerec.recipe import Recipe
 from curerec.recipes import load_recipe
 
+CHOSEN_BY = ("half of D_f", "as many of D_r")
 #: Variants that replace a function for the run, and those that change what comes out.
 WITHIN: dict[str, Any] = {
     "cure, retain side measured on D_r": retain_side_of_the_trained,
     "cure, one projection over all weights": one_projection,
+    **{f"cure, weights chosen by {whom}": partial(weights_chosen_by, whom) for whom in CHOSEN_BY},
 }
 #: What of each batch of D_r asks for items that nobody was trained on, by variant.
 OTHER_ITEMS = {
