@@ -86,6 +86,8 @@ def test_titles_go_with_their_items():
     made = keeping(DATA, ~gone, titles).in_memory()
     assert made.titles.equals(titles)
     assert [row[1] for row in rows_of(made)] == [row[1] for row in np.array(rows_of(DATA))[~gone].tolist()]
+    with pytest.raises(ValueError, match="needs the title"):
+        keeping(DATA, np.ones(len(DATA), bool), titles).in_memory()
 
 
 def test_what_is_written_a_chunk_at_a_time_is_the_same(tmp_path):

@@ -77,6 +77,9 @@ def keeping(
         keep: bool [n_rows].
         titles: the catalogue from then on, with those of all items that are kept; None: as it was.
         chunk: rows at a time.
+
+    Raises:
+        ValueError: while chunks are taken: the title of an item that is kept is not among those named.
     """
     titles = data.titles if titles is None else titles
     item_of = codes_in(titles["item"].combine_chunks(), data.item_ids)
@@ -90,7 +93,10 @@ def keeping(
         for start in range(0, len(data), chunk):
             row = start + np.flatnonzero(keep[start : start + chunk])
             rows = _rows(data, row)
-            yield rows | {"user": user_of[rows["user"]], "item": item_of[rows["item"]], "row": row}
+            item = item_of[rows["item"]]
+            if (item < 0).any():
+                raise ValueError("a row that is kept needs the title of its item")
+            yield rows | {"user": user_of[rows["user"]], "item": item, "row": row}
 
     user_ids = data.user_ids.filter(pa.array(left))
     return Edited(int(keep.sum()), user_ids, titles, chunks, data.name, data.source)
