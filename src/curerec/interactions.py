@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import mmap
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any
@@ -30,6 +31,7 @@ class Interactions:
         source: where it came from, for the record (``official``, ``wheel recbole 1.2.1``, ``local file``).
         item_index: where each item's rows are known without a pass over all: first entry by item code, int64
             [n_items + 1], and rows, ascending for each item, int64 [n_rows].
+        mapped: arrays of the files that columns are mapped from, if they are.
     """
 
     ratings: pa.Table = field(repr=False)
@@ -37,6 +39,7 @@ class Interactions:
     name: str
     source: str
     item_index: tuple[np.ndarray, np.ndarray] | None = field(default=None, repr=False, compare=False)
+    mapped: tuple[np.ndarray, ...] = field(default=(), repr=False, compare=False)
 
     @cached_property
     def user_ids(self) -> pa.Array:
@@ -116,7 +119,12 @@ class Interactions:
             fields = (user.cast(pa.string()), item.cast(pa.string()), rating, time.cast(pa.string()))
             lines = pc.binary_join_element_wise(*fields, "\t")
             digest.update("\n".join([*lines.to_pylist(), ""]).encode())
+            self.let_go()
         return digest.hexdigest()
+
+    def let_go(self) -> None:
+        """Give the pages of mapped files that have been read back to the system; the files keep them."""
+        release(*self.mapped)
 
     @cached_property
     def rated(self) -> np.ndarray:
@@ -158,6 +166,14 @@ class Interactions:
 
     def __len__(self) -> int:
         return self.ratings.num_rows
+
+
+def release(*arrays: np.ndarray) -> None:
+    """Let go of the pages of mapped files that have been read or written; other arrays have none."""
+    for array in arrays:
+        file = getattr(array, "_mmap", None)
+        if file is not None and hasattr(mmap, "MADV_DONTNEED"):
+            file.madvise(mmap.MADV_DONTNEED)
 
 
 def coded(codes: np.ndarray, values: pa.Array) -> pa.DictionaryArray:

@@ -63,6 +63,7 @@ def whole(data: Interactions, *, chunk: int = CHUNK) -> Edited:
         for start in range(0, len(data), chunk):
             part = slice(start, min(start + chunk, len(data)))
             yield _rows(data, part) | {"row": np.arange(part.start, part.stop)}
+            data.let_go()
 
     return Edited(len(data), data.user_ids, data.titles, chunks, data.name, data.source)
 
@@ -87,6 +88,7 @@ def keeping(
     for start in range(0, len(data), chunk):
         part = slice(start, start + chunk)
         left[data.user_code[part][keep[part]]] = True
+        data.let_go()
     user_of = np.cumsum(left, dtype=np.int32) - 1
 
     def chunks() -> Iterator[Chunk]:
@@ -97,6 +99,7 @@ def keeping(
             if (item < 0).any():
                 raise ValueError("a row that is kept needs the title of its item")
             yield rows | {"user": user_of[rows["user"]], "item": item, "row": row}
+            data.let_go()
 
     user_ids = data.user_ids.filter(pa.array(left))
     return Edited(int(keep.sum()), user_ids, titles, chunks, data.name, data.source)
@@ -149,6 +152,7 @@ def adding(data: Interactions, more: Interactions, *, chunk: int = CHUNK) -> Edi
             joined = {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
             order = np.lexsort((rank[joined["item"]], joined["time"], joined["user"]))
             yield {name: values[order] for name, values in joined.items()}
+            data.let_go()
 
     return Edited(int(first[-1]), user_ids, titles, chunks, data.name, data.source)
 

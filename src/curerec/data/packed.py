@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import mmap
 import os
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -16,7 +15,7 @@ import pyarrow.parquet as pq
 from curerec.data.edited import Chunk, Edited, whole
 from curerec.data.output import replacing
 from curerec.errors import DataError
-from curerec.interactions import CHUNK, Interactions, coded
+from curerec.interactions import CHUNK, Interactions, coded, release
 
 CARD = "curerec-packed.json"
 FORMAT = "curerec-packed/1"
@@ -44,11 +43,12 @@ def open_packed(folder: str | Path) -> Interactions:
         if card["format"] != FORMAT:
             raise ValueError
         n = int(card["n_rows"])
-        arrays = {name: _mapped(path / f"{name}.npy", dtype, n) for name, dtype in COLUMNS.items()}
+        files = {name: _mapped(path / f"{name}.npy", dtype, n) for name, dtype in COLUMNS.items()}
         users, titles = pq.read_table(path / USERS)["id"].combine_chunks(), pq.read_table(path / TITLES)
-        first = _mapped(path / "first.npy", np.int64, len(users) + 1)
-        index = _mapped(path / "item_first.npy", np.int64, len(titles) + 1)
-        rows = _mapped(path / "item_rows.npy", np.int64, n)
+        files["first"] = _mapped(path / "first.npy", np.int64, len(users) + 1)
+        files["item_first"] = _mapped(path / "item_first.npy", np.int64, len(titles) + 1)
+        files["item_rows"] = _mapped(path / "item_rows.npy", np.int64, n)
+        arrays = {name: np.asarray(file) for name, file in files.items()}
         table = pa.table(
             {
                 "user": coded(arrays["user"], users),
@@ -57,9 +57,16 @@ def open_packed(folder: str | Path) -> Interactions:
                 "time": pa.array(arrays["time"]),
             }
         )
-        made = Interactions(table, titles, str(card["name"]), str(card["source"]), item_index=(index, rows))
+        made = Interactions(
+            table,
+            titles,
+            str(card["name"]),
+            str(card["source"]),
+            item_index=(arrays["item_first"], arrays["item_rows"]),
+            mapped=tuple(files.values()),
+        )
         # What pack() counted and hashed stands where the table would do so on first use.
-        vars(made).update(first=first, fingerprint=str(card["fingerprint"]))
+        vars(made).update(first=arrays["first"], fingerprint=str(card["fingerprint"]))
         return made
     except (OSError, ValueError, KeyError, TypeError, pa.ArrowException):
         mend = "Make it anew with `curerec pack`"
@@ -72,7 +79,7 @@ def _mapped(path: Path, dtype: Any, length: int) -> np.ndarray:
     array = np.load(path, mmap_mode="r", allow_pickle=False)
     if array.shape != (length,) or array.dtype != dtype:
         raise ValueError
-    return np.asarray(array)
+    return array
 
 
 def pack_table(data: Interactions, folder: str | Path, *, chunk: int = CHUNK) -> Interactions:
@@ -172,7 +179,7 @@ def finish(
             "time": pa.array(arrays["time"]),
         }
     )
-    fingerprint = Interactions(table, titles, name, source).fingerprint
+    fingerprint = Interactions(table, titles, name, source, mapped=tuple(arrays.values())).fingerprint
     card = {
         "format": FORMAT,
         "name": name,
@@ -183,19 +190,12 @@ def finish(
     (stage / CARD).write_text(json.dumps(card, indent=2) + "\n", encoding="utf-8")
 
 
-def release(*arrays: np.ndarray) -> None:
-    """Let go of the pages of mapped files that have been read or written; the files keep them."""
-    for array in arrays:
-        mapped = getattr(array, "_mmap", None)
-        if mapped is not None and hasattr(mmap, "MADV_DONTNEED"):
-            mapped.madvise(mmap.MADV_DONTNEED)
-
-
 def _index(stage: Path, item: np.ndarray, n_items: int, chunk: int) -> None:
     """Rows by item: a counting sort, a chunk at a time."""
     counts = np.zeros(n_items, np.int64)
     for k in range(0, len(item), chunk):
         counts += np.bincount(item[k : k + chunk], minlength=n_items)
+        release(item)
     first = np.r_[0, np.cumsum(counts)]
     np.save(stage / "item_first.npy", first)
     rows = new_array(stage / "item_rows.npy", np.int64, len(item))

@@ -15,10 +15,10 @@ from curerec.data import columns
 from curerec.data.columns import Origin
 from curerec.data.edited import ranges
 from curerec.data.output import replacing
-from curerec.data.packed import CARD, finish, new_columns, open_packed, release
+from curerec.data.packed import CARD, finish, new_columns, open_packed
 from curerec.data.table import SCALE, checked_titles, id_order, require_titles
 from curerec.errors import DataError
-from curerec.interactions import CHUNK, Interactions
+from curerec.interactions import CHUNK, Interactions, release
 
 BUCKET = 1 << 22  # rows sorted at a time: about 250 MB
 NEEDED = ("user", "item", "rating")

@@ -9,9 +9,9 @@ from pathlib import Path
 import numpy as np
 
 from curerec.data.graph import RESTART
-from curerec.data.packed import new_array, release
+from curerec.data.packed import new_array
 from curerec.data.splits import LIKED
-from curerec.interactions import CHUNK, Interactions
+from curerec.interactions import CHUNK, Interactions, release
 
 
 @dataclass(frozen=True)
