@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import numpy as np
+import pyarrow as pa
 
 from curerec.data.table import interactions
 from curerec.interactions import Interactions
 
+#: Columns of a ratings table without dictionaries, so that two can be compared.
+PLAIN = pa.schema({"user": pa.string(), "item": pa.string(), "rating": pa.float64(), "time": pa.int64()})
 WORDS = ["Amber", "Basalt", "Cedar", "Dune", "Ember", "Fjord", "Garnet", "Harbour", "Indigo", "Juniper"]
 
 

@@ -154,15 +154,15 @@ def main() -> None:
             continue
         with tempfile.TemporaryDirectory(dir=options_.scratch) as name:
             generate(Path(name), rows)
-            values: dict[str, float] = {}
+            found: dict[str, dict[str, float]] = {}
             for stage in ("pack", "after", "requests"):
                 command = [sys.executable, __file__, "--child", name, str(rows), stage]
                 printed = subprocess.run(command, check=True, capture_output=True, text=True).stdout
-                values = {**(values if stage == "after" else {}), **json.loads(printed.splitlines()[-1])}
-                if stage != "pack" and not done(
-                    options_.results, key := keys["packed" if stage == "after" else "stored table"]
-                ):
-                    write(options_.results, key, values, options_.note)
+                found[stage] = json.loads(printed.splitlines()[-1])
+            values = {"packed": found["pack"] | found["after"], "stored table": found["requests"]}
+            for question, key in keys.items():
+                if not done(options_.results, key):
+                    write(options_.results, key, values[question], options_.note)
 
 
 if __name__ == "__main__":

@@ -13,10 +13,9 @@ from curerec.data.packed import open_packed, pack_table, write_packed
 from curerec.data.table import interactions
 from curerec.errors import DataError
 from curerec.interactions import Interactions
-from made_catalogue import made_catalogue
+from made_catalogue import PLAIN, made_catalogue
 
 DATA = made_catalogue()
-PLAIN = pa.schema({"user": pa.string(), "item": pa.string(), "rating": pa.float64(), "time": pa.int64()})
 
 
 def of_rows(rows: list[tuple[str, str, float, int]], titles: dict[str, str]) -> Interactions:

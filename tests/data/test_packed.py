@@ -21,11 +21,10 @@ from curerec.errors import CurerecError, DataError, RequestError
 from curerec.recipe import SplitConfig
 from curerec.records import ForgetRequest
 from curerec.splitting import split_of
-from made_catalogue import made_catalogue
+from made_catalogue import PLAIN, made_catalogue
 
 DATA = made_catalogue()
 PARTS = ("train", "control", "valid", "test")
-PLAIN = pa.schema({"user": pa.string(), "item": pa.string(), "rating": pa.float64(), "time": pa.int64()})
 
 
 def written(folder, rows=None, titles=None, *, parts: int = 2):
