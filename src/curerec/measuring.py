@@ -178,7 +178,10 @@ def calibrate(task: Task, config: CureConfig) -> Calibration:
     device = device_of(model)
     # Of a quick model such batches have just been run, and what they took is known.
     slow = [kind for kind in runs if in_use(kind) > SECONDS]
-    most = max((_batch_bytes(runs[kind][1], prompts, sizes[kind], device) for kind in slow), default=0)
+    with_gradient = {kind: None if kind in ("score", "patched") else model for kind in runs}
+    most = max(
+        (_batch_bytes(runs[k][1], prompts, sizes[k], device, with_gradient[k]) for k in slow), default=0
+    )
     return Calibration(lines, lengths, unit, above, held, sites_of(model).n_layers, first, most)
 
 
@@ -202,7 +205,9 @@ def _line(
     return Line.through(*points)
 
 
-def _batch_bytes(run: Callable[[np.ndarray], Any], prompts: Prompts, batch: int, device: torch.device) -> int:
+def _batch_bytes(
+    run: Callable[[np.ndarray], Any], prompts: Prompts, batch: int, device: torch.device, model: Any
+) -> int:
     """Bytes of tensors alive at once in a pass over ``batch`` of the longest prompts, reckoned from few.
 
     Args:
@@ -210,6 +215,7 @@ def _batch_bytes(run: Callable[[np.ndarray], Any], prompts: Prompts, batch: int,
         prompts: [n].
         batch: prompts a pass; fewer are taken where they are long, as in earnest.
         device: of the model.
+        model: where the pass has gradients; else None.
     """
     longest = np.argsort(-prompts.lengths, kind="stable")
     sizes = (FEW // 2, FEW)
@@ -219,7 +225,7 @@ def _batch_bytes(run: Callable[[np.ndarray], Any], prompts: Prompts, batch: int,
             run(longest[:n])
         peaks.append(memory.peak)
     each = (peaks[1] - peaks[0]) / (sizes[1] - sizes[0])
-    return round(peaks[1] + each * (at_a_time(prompts, batch, device) - sizes[1]))
+    return round(peaks[1] + each * (at_a_time(prompts, batch, device, model) - sizes[1]))
 
 
 def _deltas(task: Task, units: Any) -> Any:

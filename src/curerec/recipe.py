@@ -155,6 +155,25 @@ class Recipe(Strict):
         split = self.split.model_copy(update={"seed": seed})
         return self.model_copy(update={"seed": seed, "split": split})
 
+    def with_settings_of(self, other: Recipe) -> Recipe:
+        """What this one was trained by, with the other's settings of methods.
+
+        Args:
+            other: read from a recipe by which nothing needs to have been trained.
+
+        Raises:
+            ConfigError: one is fully fine-tuned and the other has an adapter, whose settings are others.
+        """
+        if other.model.kind != self.model.kind:
+            kinds = {"full": "full fine-tuning", "lora": "an adapter"}
+            raise ConfigError(
+                f"its settings are of {kinds[other.model.kind]}, and the recommender was trained by "
+                f"{kinds[self.model.kind]}",
+                where="recipe",
+                mend="Choose one that extends `demo` for full fine-tuning, `lora` for an adapter",
+            )
+        return self.model_copy(update={name: getattr(other, name) for name in SETTINGS})
+
     def config_of(self, method: str) -> Any:
         """The configuration of a method; None for one that takes none.
 

@@ -18,7 +18,7 @@ from curerec.recipe import SplitConfig
 from curerec.recommender import bases, storage
 from curerec.reports import figures
 from curerec.splitting import public_split, users_by_part
-from made_commands import PRIVATE, curerec, tree, untouched
+from made_commands import PRIVATE, curerec, refused, tree, untouched
 
 MODELS = ("original", "retrain", "retrain_2", "npo", "cure")
 
@@ -92,6 +92,29 @@ def test_the_same_request_gives_the_same_bytes(made_path):
     assert weights[0] == weights[1]
     original = (made_path.full / "model.safetensors").read_bytes()
     assert weights[0] != original
+
+
+def test_settings_of_another_recipe_need_no_training(made_path, tmp_path):
+    trained = storage.read_card(made_path.full)["recipe"]
+    steps = {"update": {**trained["cure"]["update"], "max_steps": 2, "check_every": 1}}
+    other = {**trained, "split": {"train": 7}, "cure": {**trained["cure"], **steps}}
+    recipe = tmp_path / "two.yaml"
+    recipe.write_text(json.dumps(other))
+    args = ["--recommender", made_path.full, "--data", made_path.data, "--request", made_path.request]
+    out = tmp_path / "new"
+    result = curerec("unlearn", *args, "--recipe", recipe, "--out", out)
+    assert result.code in (0, 1), result
+    record = json.loads((out / "record.json").read_text())
+    assert record["config"]["cure"]["update"]["max_steps"] == 2
+    for part in ("split", "model", "data"):  # what it was trained by stays
+        assert record["config"][part] == trained[part]
+    assert "contributions" in record["cost"]["kept"]  # what training prepared for its own settings
+    new = (out / "recommender" / "model.safetensors").read_bytes()
+    assert new != (made_path.new / "recommender" / "model.safetensors").read_bytes()
+    with untouched(tmp_path):
+        wrong = curerec("unlearn", *args, "--recipe", "lora", "--out", tmp_path / "none")
+        refused(wrong, "settings are of an adapter", "full fine-tuning")
+        refused(curerec("unlearn", *args, "--recipe", "nosuch", "--out", tmp_path / "none"), "quick")
 
 
 def test_lora_unlearning_changes_the_adapter_alone(made_path):

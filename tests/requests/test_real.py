@@ -19,6 +19,8 @@ from curerec.data.cache import retain_side_at
 from curerec.errors import RefusedError
 from curerec.models import logits_of
 from curerec.progress import Silent
+from curerec.recipe import recipe_of_card
+from curerec.recipes import load_recipe
 from curerec.recommender.stored_answers import AS_TRAINED, FILE
 from curerec.requests import gate, lock, runner
 from curerec.requests.audit import audit
@@ -91,6 +93,28 @@ def test_the_first_version_has_its_stored_answers_and_the_next_has_none(mine, mo
     monkeypatch.setattr(runner, "decide", promote_all)
     assert curerec("request", "run", "--store", mine).code == 0
     assert answered()[0] is None and not list(mine.rglob(FILE)) and not list(mine.rglob(AS_TRAINED))
+
+
+def test_the_policy_may_name_a_recipe_that_ships(store, made_path, tmp_path):
+    def init(recipe, recommender):
+        policy = tmp_path / "policy.yaml"
+        policy.write_text(f"recipe: {recipe}\n")
+        return curerec(
+            "request", "init", "--store", tmp_path / recipe, "--recommender", recommender,
+            "--data", made_path.data, "--policy", policy,
+        )  # fmt: skip
+
+    refused(init("nosuch", made_path.full), "policy, recipe", "quick")
+    refused(init("quick", made_path.lora), "settings are of full fine-tuning")
+    assert not (tmp_path / "nosuch").exists() and not (tmp_path / "quick").exists()
+    assert init("quick", made_path.full).code == 0
+    with Store(tmp_path / "quick") as kept, Store(store[0]) as plain:
+        table, named = kept.table(), kept.policy.recipe
+        nothing = np.zeros(len(table.data), bool)
+        engine = CureEngine(Job(kept.version_folder(), table, nothing, "cure", 0, recipe=named))
+        assert engine.config == load_recipe("quick").cure and kept.policy.recipe == "quick"
+        assert engine.opened.recipe.split == recipe_of_card(engine.opened.recommender.card, where="")[0].split
+        assert "recipe" not in plain.policy.model_dump()  # hashes of policies without one stay as they were
 
 
 def test_what_the_commands_say(store, mine):

@@ -13,6 +13,7 @@ from transformers.modeling_layers import GradientCheckpointingLayer
 
 from curerec.errors import ModelError, PromptError
 from curerec.prompts.encoding import Prompts
+from curerec.recommender.fitting import prompts_that_fit
 from curerec.recommender.fused import fused_activations
 from curerec.recommender.lean import answer_only
 from curerec.recommender.memory import keep_freed
@@ -206,6 +207,10 @@ def each_part(
         torch.cuda.reset_peak_memory_stats(device)
     elif device.type == "cpu":
         keep_freed()
+        most = prompts_that_fit(
+            model, int(prompts.lengths.max(initial=1))
+        )  # nothing says that it ran out here
+        batch_size = min(batch_size, max(1, most // 2))  # a pair is two prompts
     todo = list(by_length(prompts, batch_size))[::-1]
     while todo:
         index = todo.pop()

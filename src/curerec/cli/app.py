@@ -9,7 +9,7 @@ import typer
 
 from curerec.cli import bench, circuit, data_sets, evaluate, together
 from curerec.cli.inputs import opened_with, quiet, ratings, recipe_for, request_of
-from curerec.cli.options import BaseFolder, Data, Folder, Model, Out, RecipeName, RequestFile, Seed
+from curerec.cli.options import BaseFolder, Data, Folder, Model, Out, RecipeName, RequestFile, Seed, Settings
 from curerec.cli.requests import attach
 
 app = typer.Typer(
@@ -122,6 +122,7 @@ def unlearn(
     method: Annotated[
         str, typer.Option("--method", help="cure, npo, scrub, retrain, ...; an unknown name lists all.")
     ] = "cure",
+    recipe: Settings = None,
     base: BaseFolder = None,
     seed: Seed = 0,
     plan: Annotated[
@@ -135,7 +136,7 @@ def unlearn(
     quiet()
     if plan:
         together.refuse("curerec unlearn --plan")
-        planned(recommender, request, data, method, base, seed or 0)
+        planned(recommender, request, data, method, recipe, base, seed or 0)
         return
     if out is None:
         raise typer.BadParameter("Missing option '--out'")
@@ -160,7 +161,7 @@ def unlearn(
     check_out(out, only=RESULT, inputs=[recommender, base])
     asked = request_of(request)
     with bars() as reporter, parallel.together():
-        opened = opened_with(recommender, data, base, cut=cut)
+        opened = opened_with(recommender, data, base, settings=recipe, cut=cut)
         config = opened.recipe.config_of(method)
         side = retain_side_at(opened.recommender.card["weights_sha256"])
         outcome, split = run(
@@ -197,7 +198,13 @@ def unlearn(
 
 
 def planned(
-    recommender: Path, request: Path, data: str | None, method: str, base: Path | None, seed: int
+    recommender: Path,
+    request: Path,
+    data: str | None,
+    method: str,
+    recipe: str | None,
+    base: Path | None,
+    seed: int,
 ) -> None:
     """Print the estimated cost of a request."""
     from curerec.cli.say import say_plan
@@ -207,7 +214,7 @@ def planned(
 
     check_method(method)
     asked = request_of(request)
-    opened = opened_with(recommender, data, base)
+    opened = opened_with(recommender, data, base, settings=recipe)
     side = retain_side_at(opened.recommender.card["weights_sha256"])
     made = plan(opened, asked, method, seed=seed, retain_side=side)
     say_plan(made)

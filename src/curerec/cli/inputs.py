@@ -35,17 +35,28 @@ def ratings(name: str | None, recipe: Any) -> tuple[Any, Any]:
     return table, recipe.model_copy(update={"data": table.name})
 
 
-def opened_with(recommender: Path, data: str | None, base: Path | None, *, cut: bool = False) -> Any:
+def opened_with(
+    recommender: Path, data: str | None, base: Path | None, *, settings: str | None = None, cut: bool = False
+) -> Any:
     """A recommender opened with its ratings: the card says how it was trained, ``--data`` where they are.
 
-    ``cut``: the processes that were started together each keep a part of its base.
+    Args:
+        recommender, data, base: as the options of these names.
+        settings: name or file of the recipe that settings of methods are taken from; None: those stored.
+        cut: the processes that were started together each keep a part of its base.
     """
+    from dataclasses import replace
+
     from curerec.opened import open_recommender
     from curerec.recipe import recipe_of_card
+    from curerec.recipes import load_recipe
     from curerec.recommender.storage import read_card
 
     recipe, _ = recipe_of_card(read_card(recommender), where=f"recommender {recommender.name}, its recipe")
+    others = None if settings is None else recipe.with_settings_of(load_recipe(settings))
     opened = open_recommender(recommender, ratings(data, recipe)[0], base=base, cut=cut)
+    if others is not None:
+        return replace(opened, recipe=others, note=None)
     if opened.note:
         typer.echo(f"note: {opened.note}")
     return opened

@@ -23,6 +23,14 @@ RecipeName = Annotated[
         help="Recipe that ships (demo, quick, lora, e2urec) or a YAML file. Default: by --model.",
     ),
 ]
+Settings = Annotated[
+    str | None,
+    typer.Option(
+        "--recipe",
+        help="Recipe that ships (quick, ...) or a YAML file, whose settings of methods are taken. "
+        "Default: those stored with the recommender.",
+    ),
+]
 Model = Annotated[
     str | None,
     typer.Option(

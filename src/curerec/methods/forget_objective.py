@@ -111,7 +111,7 @@ class ForgetObjective:
         part = self.prompts.take(index)
         total = [torch.zeros_like(p) for p in params]
         mean = torch.zeros((), device=self.device)
-        for batch in by_length(part, at_a_time(part, batch_size, self.device)):
+        for batch in by_length(part, at_a_time(part, batch_size, self.device, model)):
             mine = batch[parallel.share(len(batch))]
             # A process without a part passes an example for nothing: all must take part in every pass.
             loss = self.loss(model, index[mine if len(mine) else batch[:1]]) * (len(mine) / len(index))

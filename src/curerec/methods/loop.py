@@ -16,6 +16,7 @@ from curerec.methods.batches import Batch, Batches
 from curerec.methods.rules import Rules, uniform
 from curerec.methods.stopping import Stopping, Watch
 from curerec.methods.task import Task
+from curerec.recommender.fused import fused_activations
 from curerec.recommender.memory import keep_freed
 from curerec.recommender.score import answer_logits, device_of
 from curerec.recommender.tune import Averager, TuneConfig, optimise
@@ -292,7 +293,7 @@ def walk(
         store(params, iterate)
         return stop == CLOSED
 
-    with watch.task.clock.stage("update") as advance:
+    with watch.task.clock.stage("update") as advance, fused_activations(model, half=True):
         done = optimise(
             params,
             total,

@@ -23,6 +23,7 @@ from curerec.methods.unseen import Unseen
 from curerec.prompts.encoding import Prompts
 from curerec.recommender import parallel
 from curerec.recommender.copies import free_tuned
+from curerec.recommender.fitting import prompts_that_fit
 from curerec.recommender.score import answer_logits, device_of, to_batch
 from curerec.recommender.tune import batches, endless
 from curerec.records import Examples
@@ -281,7 +282,10 @@ def run(
         nonlocal taken
         if config.forget_every is None:
             drawn = next(stream)
-            grads, loss = parallel.gradient(lambda k: objective.loss(model, drawn[k]), len(drawn), params)
+            few = prompts_that_fit(model, int(task.forget_prompts.lengths.max()))
+            grads, loss = parallel.gradient(
+                lambda k: objective.loss(model, drawn[k]), len(drawn), params, at_a_time=few
+            )
             return grads, float(loss)
         if taken is None or step % config.forget_every == 0:
             size = min(n, config.forget_size)
@@ -302,7 +306,8 @@ def run(
                 loss = loss + config.retain_labels * torch.nn.functional.cross_entropy(logits, label)
             return loss
 
-        g_r, loss_r = parallel.gradient(loss_of, len(batch), params)
+        few = prompts_that_fit(model, int(batch.lengths.max()))
+        g_r, loss_r = parallel.gradient(loss_of, len(batch), params, at_a_time=few)
         forget = {name: push * g for name, g in zip(names, g_f, strict=True)}
         if unseen:
             unseen.hold(forget)

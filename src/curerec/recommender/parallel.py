@@ -145,7 +145,11 @@ def by_rows(n: int, compute: Callable[[np.ndarray], np.ndarray]) -> np.ndarray:
 
 
 def gradient(
-    loss: Callable[[np.ndarray], torch.Tensor], n: int, params: Sequence[torch.nn.Parameter]
+    loss: Callable[[np.ndarray], torch.Tensor],
+    n: int,
+    params: Sequence[torch.nn.Parameter],
+    *,
+    at_a_time: int | None = None,
 ) -> tuple[list[torch.Tensor], torch.Tensor]:
     """Gradient of a mean over a batch, and that mean, each process passing its share of the batch.
 
@@ -153,11 +157,20 @@ def gradient(
         loss: given places in the batch, int [m]: the mean over them.
         n: size of the batch.
         params: with ``requires_grad``.
+        at_a_time: of the batch, where it does not fit in memory whole; None: all of it.
     """
     mine = share(n)
-    value = loss(mine if len(mine) else np.arange(1))
-    found = list(torch.autograd.grad(value, params))
-    value = value.detach()
+    if at_a_time is None or len(mine) <= at_a_time:
+        value = loss(mine if len(mine) else np.arange(1))
+        found = list(torch.autograd.grad(value, params))
+        value = value.detach()
+    else:
+        found, value = [torch.zeros_like(p) for p in params], torch.zeros(())
+        for part in np.array_split(mine, -(-len(mine) // at_a_time)):
+            of_part = loss(part) * (len(part) / len(mine))
+            for total, g in zip(found, torch.autograd.grad(of_part, params), strict=True):
+                total.add_(g)
+            value = value.to(of_part) + of_part.detach()
     if _together:
         parts = [t * (len(mine) / n) for t in (*found, value)]
         summed(parts)

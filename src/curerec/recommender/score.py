@@ -10,9 +10,11 @@ import numpy as np
 import torch
 from jaxtyping import Bool, Float, Float32, Float64, Int
 from scipy.special import expit
+from torch.utils.checkpoint import checkpoint
 
 from curerec.prompts.encoding import Prompts
 from curerec.recommender import parallel
+from curerec.recommender.fitting import prompts_that_fit
 from curerec.recommender.folding import folded
 from curerec.recommender.fused import fused_activations
 from curerec.recommender.lean import answer_only, can_be_lean
@@ -49,13 +51,18 @@ def answer_logits(
         mask: bool or int [batch, pos], 0 at padding; needed with padding on the left, which later tokens
             would see. Positions are counted from each row's first token.
         lean: compute of the last layer only what the answer needs, where that gives the same numbers
-            (:mod:`curerec.recommender.lean`); who listens to its other positions must not ask for it.
+            (:mod:`curerec.recommender.lean`); who listens to its other positions must not ask for it. A batch
+            of which too much would have to be kept for the way back (:mod:`curerec.recommender.fitting`) is
+            then passed in parts, and each part once more on the way back.
 
     Returns:
         float32 [batch, 2]; float64 of a model in float64.
     """
     if hasattr(model, "answer_logits"):  # several models that answer together
         return model.answer_logits(ids, last, answers)
+    if lean and torch.is_grad_enabled() and (few := _fewer(model, ids)):
+        parts = zip(ids.split(few), last.split(few), strict=True)
+        return torch.cat([_twice(model, *part, answers) for part in parts])
     base = model.get_base_model() if hasattr(model, "get_base_model") else model
     inputs = {"input_ids": ids} if inputs_embeds is None else {"inputs_embeds": inputs_embeds}
     if mask is not None:
@@ -67,6 +74,26 @@ def answer_logits(
         hidden = base.get_decoder()(**inputs, use_cache=False).last_hidden_state
     rows = torch.arange(len(last), device=last.device)
     return read_out(base, hidden[rows, last], answers)
+
+
+def _fewer(model: Any, ids: torch.Tensor) -> int:
+    """Prompts of a batch at a time where not all of them fit; 0 where they do."""
+    if len(ids) == 1:
+        return 0
+    most = prompts_that_fit(model, ids.shape[1])
+    return most if most < len(ids) else 0
+
+
+def _twice(
+    model: Any, ids: torch.Tensor, last: torch.Tensor, answers: tuple[int, int]
+) -> Float[torch.Tensor, "batch 2"]:
+    """Answer logits of which nothing is kept: the way back computes the pass anew."""
+
+    def run() -> torch.Tensor:
+        return answer_logits(model, ids, last, answers, lean=True)
+
+    found: torch.Tensor = checkpoint(run, use_reentrant=False)
+    return found
 
 
 def read_out(
@@ -139,12 +166,21 @@ def by_length(prompts: Prompts, batch_size: int) -> Iterator[np.ndarray]:
         yield order[start : start + batch_size]
 
 
-def at_a_time(prompts: Prompts, batch_size: int, device: torch.device) -> int:
-    """Prompts a pass: on the CPU no more than keep activations in its cache, and its memory free."""
+def at_a_time(prompts: Prompts, batch_size: int, device: torch.device, model: Any = None) -> int:
+    """Prompts a pass: on the CPU no more than keep activations in its cache.
+
+    Args:
+        prompts: [n].
+        batch_size: at most.
+        device: of the model.
+        model: for a pass with gradients, which must fit in memory; None for one without.
+    """
+    longest = max(1, int(prompts.lengths.max(initial=1)))
+    if model is not None:
+        batch_size = min(batch_size, prompts_that_fit(model, longest))
     if device.type != "cpu":
         return batch_size
-    most = CPU_TOKENS * torch.get_num_threads()
-    return min(batch_size, max(1, most // max(1, int(prompts.lengths.max(initial=1)))))
+    return min(batch_size, max(1, CPU_TOKENS * torch.get_num_threads() // longest))
 
 
 @torch.inference_mode()

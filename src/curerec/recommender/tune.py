@@ -12,6 +12,7 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from curerec.prompts.encoding import Prompts
 from curerec.recommender import parallel
+from curerec.recommender.fused import fused_activations
 from curerec.recommender.memory import keep_freed
 from curerec.recommender.parallel import Team
 from curerec.recommender.runtime import (
@@ -217,6 +218,7 @@ def tune(
     with contextlib.ExitStack() as stack:
         stack.enter_context(torch.random.fork_rng(devices=[device] if device.type == "cuda" else []))
         torch.manual_seed(seed)
+        stack.enter_context(fused_activations(model, half=True))
         if runtime.checkpoint:
             stack.enter_context(checkpointed(model))
         if compiled:

@@ -14,10 +14,11 @@ from typing import Any
 
 import numpy as np
 
+from curerec import recipes
 from curerec.data.cache import retain_side_at
 from curerec.data.forget import without_rows
 from curerec.data.splits import examples
-from curerec.errors import RequestError
+from curerec.errors import ConfigError, RequestError
 from curerec.evaluation.auc import auc_interval
 from curerec.evaluation.divergence import jsd_each
 from curerec.evaluation.inputs import p_yes
@@ -31,7 +32,7 @@ from curerec.models import check_finite, device, logits_of
 from curerec.opened import Opened, base_model, open_recommender
 from curerec.pipeline import check_method, deterministic, prepare, task_for
 from curerec.progress import Clock, Reporter
-from curerec.recipe import recipe_of_card
+from curerec.recipe import Recipe, recipe_of_card
 from curerec.recommender import bases, storage, stored_answers
 from curerec.recommender.units import units_of
 from curerec.recording import record_of
@@ -72,6 +73,7 @@ def init(
     policy = policy or Policy()
     check_method(policy.method)
     opened = open_recommender(recommender, data, base=base)
+    _settings(opened.recipe, policy.recipe)  # refused now, not when a request is due
     public = users_by_part(data, opened.recipe.split)[0] if opened.recipe.split.public_share else np.array([])
     table = of_split(data, opened.split, public)
 
@@ -85,6 +87,27 @@ def init(
 
     where = str(base.resolve()) if base is not None else None
     return stores.create(root, table, fill, policy=policy, source=recommender, base=where)
+
+
+def _settings(recipe: Recipe, policys: str | None) -> Recipe:
+    """The recipe that requests are carried out by: what was trained, with the policy's settings of methods.
+
+    Args:
+        recipe: stored with the recommender.
+        policys: name that the policy gives, or None.
+
+    Raises:
+        ConfigError: no recipe of that name ships, or its settings are of another kind of model.
+    """
+    if policys is None:
+        return recipe
+    if policys not in recipes.names():  # a file could be another one, or gone, when a request is due
+        raise ConfigError(
+            f"no recipe {policys} ships with curerec",
+            where="policy, recipe",
+            mend=f"Choose from {', '.join(recipes.names())}; a recipe of your own goes to `curerec train`",
+        )
+    return recipe.with_settings_of(recipes.load_recipe(policys))
 
 
 def prepare_next(store: stores.Store, seed: int, reporter: Reporter) -> None:
@@ -106,7 +129,8 @@ def prepare_next(store: stores.Store, seed: int, reporter: Reporter) -> None:
         table = store.table()
         nothing = np.zeros(len(table.data), bool)
         base = store.ledger.meta("base")
-        job = Job(store.version_folder(), table, nothing, "cure", seed, base, reporter=reporter)
+        recipe, folder = store.policy.recipe, store.version_folder()
+        job = Job(folder, table, nothing, "cure", seed, base, reporter=reporter, recipe=recipe)
         engine = CureEngine(job)
         side = retain_side_at(engine.opened.recommender.card["weights_sha256"])
         prepare(engine.opened, side, engine.config, seed=seed, clock=engine.clock)
@@ -125,7 +149,7 @@ class CureEngine:
         """The version in force, with the stored table and its stored split."""
         job = self.job
         card = storage.read_card(job.folder)
-        recipe = recipe_of_card(card, where="recommender, its recipe")[0]
+        recipe = _settings(recipe_of_card(card, where="recommender, its recipe")[0], job.recipe)
         base = Path(job.base) if job.base else bases.resolve(card["base"]["name"])
         recommender = storage.load(job.folder, base, device=device())
         data, split = job.table.data, job.table.split

@@ -12,7 +12,14 @@ from curerec.config import Strict
 class Policy(Strict):
     """``policy.yaml`` of a store; its hash is in every record."""
 
+    added = ("recipe",)
+
     method: str = Field("cure", description="of curerec.methods, for requests without --method")
+    recipe: str | None = Field(
+        None,
+        description="one that ships (quick, ...), whose settings of methods requests take; None: the "
+        "recommender's own",
+    )
     seed: int = Field(0, ge=0)
     drift_budget: float = Field(
         0.5,

@@ -255,6 +255,7 @@ def _try(
             _Told(store, batch, reporter),
             store.policy.keep_answers,
             tuple(items),
+            store.policy.recipe,
         )
         answers = run_stages(store, batch, engine(job))
         list_retain_sides(store)

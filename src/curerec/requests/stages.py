@@ -43,6 +43,7 @@ class Job:
         reporter: told of progress.
         keep_answers: of the policy.
         items: that are deleted as such, so that their titles go, too.
+        recipe: of the policy.
     """
 
     folder: Path
@@ -57,6 +58,7 @@ class Job:
     reporter: Reporter = field(default_factory=Silent)
     keep_answers: bool = False
     items: tuple[str, ...] = ()
+    recipe: str | None = None
 
 
 class Engine(Protocol):

@@ -1,0 +1,100 @@
+"""How many prompts a pass with gradients takes at a time, so that what it keeps for the way back fits."""
+
+from __future__ import annotations
+
+import os
+import weakref
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from curerec.recommender import parallel
+from curerec.recommender.copies import LORA
+from curerec.recommender.families import family_of
+
+#: Bytes that a pass keeps of each feature that enters or leaves a linear map of a layer, for each token.
+#: Counted (:class:`curerec.recommender.alive.LivePeak`) with LoRA on every map of a base in bfloat16: 2.4 at
+#: LLaMA-2-7B's shape, 4.5 at GPT-2 Large's, which has dropout and keeps its attention's scores besides.
+FEATURE_BYTES = 4
+SCORE_BYTES = 12  # of each head, for each pair of tokens
+#: Of the memory that the weights leave, for what a pass keeps; the other half is for all else.
+SHARE = 0.5
+
+_sizes: weakref.WeakKeyDictionary[Any, tuple[list[int], int, int]] = weakref.WeakKeyDictionary()
+
+
+def prompts_that_fit(model: Any, pos: int) -> int:
+    """Prompts of a length that a pass with gradients may take at a time.
+
+    Reckoned from the whole memory of the machine or the GPU and not from what is free of it at the moment, so
+    that the same machine always cuts a batch into the same parts: a sum in other parts rounds otherwise.
+
+    Args:
+        model: decoder, plain or PEFT-wrapped; its layers below the lowest that can change keep nothing.
+        pos: tokens of the longest prompt, padding included.
+
+    Returns:
+        At least 1. Where several processes were started together there is no bound, since all must make the
+        same passes and their parts of a model may differ: choose smaller batches there.
+    """
+    if parallel.count() > 1:
+        return 1 << 30
+    left = memory_bytes(next(model.parameters()).device) - _sizes_of(model)[2]
+    return max(1, int(SHARE * max(0, left)) // bytes_a_prompt(model, pos))
+
+
+def bytes_a_prompt(model: Any, pos: int) -> int:
+    """What a pass with gradients keeps of a prompt for the way back, rather too much than too little.
+
+    Args:
+        model, pos: as for :func:`prompts_that_fit`.
+    """
+    features, heads, _ = _sizes_of(model)
+    first = next((k for k, layer in enumerate(_layers(model)) if _can_change(layer)), 0)
+    a_token = FEATURE_BYTES * sum(features[first:]) + SCORE_BYTES * heads * pos * (len(features) - first)
+    return max(1, pos * a_token)
+
+
+@cache
+def memory_bytes(device: torch.device) -> int:
+    """Memory of a GPU, or of this machine as far as the process may use it (a container's limit), bytes."""
+    if device.type == "cuda":
+        return int(torch.cuda.get_device_properties(device).total_memory)
+    try:
+        found = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    except (AttributeError, OSError, ValueError):  # a system that does not say
+        return 1 << 62
+    for limit in ("/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory/memory.limit_in_bytes"):
+        try:
+            found = min(found, int(Path(limit).read_text()))
+        except (OSError, ValueError):  # no such file, or "max"
+            continue
+    return found
+
+
+def _sizes_of(model: Any) -> tuple[list[int], int, int]:
+    """Features in and out of the linear maps of each layer; heads; bytes of all weights."""
+    if model not in _sizes:
+        features = [sum(_features(*m) for m in layer.named_modules()) for layer in _layers(model)]
+        weights = {p.untyped_storage()._cdata: p.untyped_storage().nbytes() for p in model.parameters()}
+        _sizes[model] = features, family_of(model).heads(model)[0], sum(weights.values())
+    return _sizes[model]
+
+
+def _layers(model: Any) -> list[Any]:
+    return family_of(model).layer_list(model)
+
+
+def _can_change(layer: Any) -> bool:
+    return any(p.requires_grad for p in layer.parameters())
+
+
+def _features(name: str, module: Any) -> int:
+    """In and out of a linear map; 0 of any other module, of an adapter's factors and of what wraps a map."""
+    if LORA in name or hasattr(module, "base_layer"):
+        return 0
+    if hasattr(module, "in_features"):  # also where the weights lie packed in few bits
+        return int(module.in_features + module.out_features)
+    return sum(module.weight.shape) if type(module).__name__ == "Conv1D" else 0
