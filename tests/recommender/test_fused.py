@@ -7,7 +7,9 @@ import torch
 from transformers.activations import NewGELUActivation
 
 from curerec.recommender.fused import fused_activations
-from made_families import made_family_model
+from curerec.recommender.tune import TuneConfig, tune
+from made_families import lora_on, made_family_model
+from made_models import made_prompts
 
 
 def written_out(model):
@@ -42,3 +44,14 @@ def test_not_in_half_precision_nor_where_something_listens():
     handle.remove()
     with fused_activations(model.bfloat16()):
         assert len(written_out(model)) == layers
+    with fused_activations(model, half=True):
+        assert not written_out(model)
+    assert len(written_out(model)) == layers
+
+
+def test_training_never_runs_the_formula(monkeypatch):
+    prompts, encoder = made_prompts(8)
+    model = lora_on(made_family_model("gpt2", len(encoder.tokenizer)).bfloat16())
+    monkeypatch.setattr(NewGELUActivation, "forward", lambda self, x: pytest.fail("the formula was run"))
+    tune(model, prompts, encoder.answers, TuneConfig(epochs=1, batch_size=4), seed=0)
+    assert written_out(model)
