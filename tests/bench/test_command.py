@@ -62,6 +62,7 @@ def test_costs_of_random_weights(tmp_path, monkeypatch):
     from curerec.bench.run import run
     from curerec.bench.summary import write_summary
     from curerec.bench.table import text_table
+    from curerec.evaluation.scene import Ground
 
     monkeypatch.setenv("CUREREC_CACHE", str(tmp_path / "cache"))
     change = {"split": CHANGE["split"], "model": {"tuning": CHANGE["model"]["tuning"], "lora": {"r": 2}}}
@@ -71,9 +72,16 @@ def test_costs_of_random_weights(tmp_path, monkeypatch):
         models={"tiny": {"recipe": "lora", "shape": "tiny", "change": change, "every_method": SHORT}},
         requests=[{"share": 0.2, "methods": ["npo"]}],
     )
+    asked = []
+    monkeypatch.setattr(
+        "curerec.evaluation.scene.Ground.logits",
+        lambda ground, one, part, inner=Ground.logits: asked.append(part) or inner(ground, one, part),
+    )
     done = run(recipe, tmp_path / "out", places=made_place(tmp_path))
     assert not done.failed and not done.blocked
+    assert set(asked) == {"forget"}  # what the answers would be is of no interest
     for row in read_lines(tmp_path / "out" / "rows.jsonl"):
+        assert row["method"] != "npo" or row["forward_equivalents"] > 0
         there = {name for name in rows.COLUMNS if row[name] is not None}
         assert there <= set(rows.COSTS) and row["floor"] is None
         assert set(row["missing"]) == set(rows.COLUMNS) - there

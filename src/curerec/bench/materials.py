@@ -121,6 +121,11 @@ class Materials:
 
     # The yardstick: what every cell of a request is measured with.
 
+    @property
+    def parts(self) -> tuple[str, ...]:
+        """Parts whose answers are asked for: D_f's, where only costs count, to see that something was done."""
+        return PARTS[:1] if self.recipe.costs_only else PARTS
+
     def _yardstick(self, job: Job) -> tuple[Candidate, dict[str, Candidate], str]:
         def make() -> tuple[Candidate, dict[str, Candidate], str]:
             opened, request = self._opened(job), self._asked(job)[0]
@@ -148,12 +153,12 @@ class Materials:
                     )
             if arrays is None:
                 ground = self._ground(job)
-                arrays = {f"{n}/{p}": ground.logits(one, p) for n, one in models.items() for p in PARTS}
+                arrays = {f"{n}/{p}": ground.logits(one, p) for n, one in models.items() for p in self.parts}
                 kept.write_arrays(path, arrays, about)
             for n, one in models.items():
                 if not self.recipe.columns:
                     one.model = None
-                one.logits = {p: arrays[f"{n}/{p}"] for p in PARTS}
+                one.logits = {p: arrays[f"{n}/{p}"] for p in self.parts}
                 one.memory = dict(one.logits)
             return models.pop("original"), models, name
 

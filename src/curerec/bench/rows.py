@@ -65,7 +65,7 @@ FURTHER = (
 #: What section 5 names that costs more than the answers on the four parts; a recipe asks for it.
 ATTACKS = ("relearn_ratio", "int8_residual", "nf4_residual")
 #: What stays of a row where only costs mean anything.
-COSTS = ("t_core", "t_total", "retrain_ratio", "peak_memory", "trainable_parameters")
+COSTS = ("t_core", "t_total", "retrain_ratio", "peak_memory", "trainable_parameters", "forward_equivalents")
 RANDOM_WEIGHTS = "the weights are random: only time and memory mean anything"
 NOT_ASKED = "the recipe does not ask for it (columns)"
 REFERENCE = "a retrain is what the others are compared with"
@@ -133,9 +133,10 @@ def measured(metrics: Mapping[str, Any], *, costs_only: bool = False) -> Row:
     known = {*MEASURED.values(), *values}
     further = {name: value for name, value in metrics.items() if name not in known}
     if costs_only:
+        further = dict.fromkeys(FURTHER) | further
         gone = [name for name in (*values, *further) if name not in COSTS]
-        values |= dict.fromkeys((name for name in gone if name in values), None)
-        further = dict.fromkeys(further)
+        values |= dict.fromkeys(name for name in gone if name in values)
+        further |= dict.fromkeys(name for name in gone if name in further)
         return {**values, **further, "missing": dict.fromkeys(gone, RANDOM_WEIGHTS)}
     return {**values, **further, "missing": {}}
 

@@ -77,13 +77,21 @@ class Workshop(Materials):
         if "base" in self.recipe.measured_once:
             models["base"] = self._plain(job)
         stages = scenes(self._ground(job), models, references)
-        found = {n: {k: evaluate(m, scene) for k, m in _answers().items()} for n, scene in stages.items()}
+        found = {
+            n: {k: evaluate(m, scene) for k, m in self._metrics().items()} for n, scene in stages.items()
+        }
         said = {n: self._verdict(job, one) for n, one in {**models, **references}.items()}
         seconds = time.perf_counter() - start
         return [
             rows.explained(self._row(job, n, found[n], split, name, seconds, verdict=said[n]))
             for n in self.recipe.measured_once
         ]
+
+    def _metrics(self) -> dict[str, Metric]:
+        """The metrics of every row."""
+        if self.recipe.costs_only:
+            return chosen_metrics([rows.metric_of(c) for c in rows.COSTS])
+        return chosen_metrics(ANSWERS)
 
     # A method on a request.
 
@@ -124,7 +132,7 @@ class Workshop(Materials):
         if nothing_happened(original.logits["forget"], ground.logits(new, "forget")):
             raise RefusedError("nothing happened: the answers on 32 probe prompts are the original's")
         scene = scenes(ground, {"original": original, job.method: new}, references)[job.method]
-        found = {key: evaluate(metric, scene) for key, metric in _answers().items()}
+        found = {key: evaluate(metric, scene) for key, metric in self._metrics().items()}
         if self.recipe.columns:
             original.model = opened.recommender.model
             for key, metric in chosen_metrics(self.recipe.columns).items():
@@ -176,7 +184,8 @@ class Workshop(Materials):
         """P(yes) of each example, for the significance test; the order is that of the yardstick."""
         about = {"row": json.dumps(rows.row_key(row))}
         name = f"{kept.digest(about)[:16]}.safetensors"
-        arrays = {part: p_yes(new.logits[part]).astype(np.float32) for part in PREDICTED}
+        parts = [part for part in PREDICTED if part in self.parts]
+        arrays = {part: p_yes(new.logits[part]).astype(np.float32) for part in parts}
         kept.write_arrays(self.out / kept.PREDICTIONS / name, arrays, about)
         return name
 
@@ -267,11 +276,6 @@ class Workshop(Materials):
     def _tidy(self) -> None:
         if torch.cuda.is_available():
             torch.cuda.empty_cache()
-
-
-def _answers() -> dict[str, Metric]:
-    """The metrics of every row."""
-    return chosen_metrics(ANSWERS)
 
 
 def _explained(outcome: Outcome) -> dict[str, Any]:
