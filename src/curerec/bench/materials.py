@@ -123,7 +123,7 @@ class Materials:
 
     @property
     def parts(self) -> tuple[str, ...]:
-        """Parts whose answers are asked for: D_f's, where only costs count, to see that something was done."""
+        """Parts whose answers are asked for: D_f's, where only costs count, to see if anything was done."""
         return PARTS[:1] if self.recipe.costs_only else PARTS
 
     def _yardstick(self, job: Job) -> tuple[Candidate, dict[str, Candidate], str]:
