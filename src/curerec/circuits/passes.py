@@ -207,10 +207,9 @@ def each_part(
         torch.cuda.reset_peak_memory_stats(device)
     elif device.type == "cpu":
         keep_freed()
-        most = prompts_that_fit(
-            model, int(prompts.lengths.max(initial=1))
-        )  # nothing says that it ran out here
-        batch_size = min(batch_size, max(1, most // 2))  # a pair is two prompts
+        if torch.is_grad_enabled():  # nobody says here that memory ran out; a pair is two prompts
+            most = prompts_that_fit(model, int(prompts.lengths.max(initial=1)))
+            batch_size = min(batch_size, max(1, most // 2))
     todo = list(by_length(prompts, batch_size))[::-1]
     while todo:
         index = todo.pop()
