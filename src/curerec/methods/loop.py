@@ -293,7 +293,7 @@ def walk(
         store(params, iterate)
         return stop == CLOSED
 
-    with watch.task.clock.stage("update") as advance, fused_activations(model, half=True):
+    with watch.task.clock.stage("update") as advance, fused_activations(model):
         done = optimise(
             params,
             total,

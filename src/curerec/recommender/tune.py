@@ -218,7 +218,7 @@ def tune(
     with contextlib.ExitStack() as stack:
         stack.enter_context(torch.random.fork_rng(devices=[device] if device.type == "cuda" else []))
         torch.manual_seed(seed)
-        stack.enter_context(fused_activations(model, half=True))
+        stack.enter_context(fused_activations(model))
         if runtime.checkpoint:
             stack.enter_context(checkpointed(model))
         if compiled:
