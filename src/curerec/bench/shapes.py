@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 from pathlib import Path
 from typing import Any
 
@@ -72,4 +73,6 @@ def made_shape(name: str, titles: list[str], folder: Path) -> Path:
         model = AutoModelForCausalLM.from_config(config, dtype=dtype)
     with replacing(folder, marker=MARKER) as stage:
         write_model(model, tokenizer, stage)
+    del model
+    gc.collect()  # it holds references to itself: 13 GB would stay for some time
     return folder
