@@ -73,7 +73,7 @@ def train(
     folder = base or base_folder(data, recipe, cache=cache, clock=clock)
     model = fresh_model(folder, recipe.model, seed=recipe.seed)
     about = bases.describe(recipe.model.base, folder)
-    _, tokenizer = storage.load_base(folder)
+    tokenizer = storage.load_tokenizer(folder, where=f"base model {folder.name}")
     encoder = Encoder(tokenizer, recipe.model.template, data.titles["title"].to_pylist())
     prompts = encoder.encode(queries(data, examples))
     check_fits(model, prompts)
