@@ -36,6 +36,21 @@ def test_settings_of_a_method_that_is_none_are_refused():
         parse(Recipe, {"methods": {"scrubb": {}}}, where="test")
 
 
+def test_settings_of_another_recipe_leave_what_was_trained_and_the_machine():
+    mine = parse(
+        Recipe,
+        {"model": {"kind": "full"}, "split": {"train": 9}, "seed": 3, "runtime": {"checkpoint": True}},
+        where="test",
+    )
+    quick = load_recipe("quick")
+    found = mine.with_settings_of(quick)
+    assert (found.cure, found.npo, found.methods) == (quick.cure, quick.npo, quick.methods)
+    for part in ("data", "split", "model", "request", "runtime", "seed"):
+        assert getattr(found, part) == getattr(mine, part)
+    with pytest.raises(ConfigError, match="an adapter"):
+        mine.with_settings_of(load_recipe("lora"))
+
+
 def test_the_size_of_the_small_model_is_written_only_where_it_was_chosen():
     assert "nano" not in Recipe().model_dump(mode="json")["model"]
     sized = parse(Recipe, {"model": {"nano": {"layers": 6, "heads": 8}}}, where="test")

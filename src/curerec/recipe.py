@@ -172,7 +172,8 @@ class Recipe(Strict):
                 where="recipe",
                 mend="Choose one that extends `demo` for full fine-tuning, `lora` for an adapter",
             )
-        return self.model_copy(update={name: getattr(other, name) for name in SETTINGS})
+        taken = [name for name in SETTINGS if name != "runtime"]  # which is of the machine
+        return self.model_copy(update={name: getattr(other, name) for name in taken})
 
     def config_of(self, method: str) -> Any:
         """The configuration of a method; None for one that takes none.

@@ -98,6 +98,17 @@ def test_what_lies_below_the_lowest_that_can_change_keeps_nothing(small):
     assert 2 * fitting.bytes_a_prompt(model, 30) == fitting.bytes_a_prompt(both, 30)
 
 
+def test_in_parts_above_kept_states(small):
+    model = lora_on(made_family_model("llama", WORDS), layers=(1,))
+    with in_double(model):
+        want = gradients(model, np.arange(12))
+        small(model, 5)
+        for _ in range(2):  # states are computed, then kept
+            found = gradients(model, np.arange(12))
+            torch.testing.assert_close(found[0], want[0], rtol=1e-12, atol=1e-12)
+            torch.testing.assert_close(found[1], want[1], rtol=1e-8, atol=1e-10)
+
+
 def test_one_prompt_is_passed_even_where_it_does_not_fit(monkeypatch):
     model = made_family_model("llama", WORDS)
     want = gradients(model, np.arange(3))
