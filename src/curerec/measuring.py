@@ -206,7 +206,11 @@ def _line(
 
 
 def _batch_bytes(
-    run: Callable[[np.ndarray], Any], prompts: Prompts, batch: int, device: torch.device, model: Any
+    run: Callable[[np.ndarray], Any],
+    prompts: Prompts,
+    batch: int,
+    device: torch.device,
+    model: Any = None,
 ) -> int:
     """Bytes of tensors alive at once in a pass over ``batch`` of the longest prompts, reckoned from few.
 
@@ -215,7 +219,7 @@ def _batch_bytes(
         prompts: [n].
         batch: prompts a pass; fewer are taken where they are long, as in earnest.
         device: of the model.
-        model: where the pass has gradients; else None.
+        model: of a pass with gradients, whose batches must fit; None for one without.
     """
     longest = np.argsort(-prompts.lengths, kind="stable")
     sizes = (FEW // 2, FEW)
