@@ -8,7 +8,6 @@ import pytest
 import torch
 
 from curerec.methods import METHODS, card_of, search_of
-from curerec.recommender import fitting
 from curerec.recommender.lean import answer_only
 from curerec.recommender.score import score
 from curerec.testing import methods as contract
@@ -70,12 +69,14 @@ def test_other_families(name, family, kind):
     contract.check_saves_and_loads(out, task)
 
 
-@pytest.mark.parametrize("name", [n for n in METHODS if METHODS[n][1]])
+# ROME and WISE listen inside the model, so their few passes are whole; CRAGRU takes no gradient.
+@pytest.mark.parametrize(
+    "name", [n for n in METHODS if METHODS[n][1] and n not in ("rome", "wise", "cragru")]
+)
 def test_where_three_prompts_fit_in_memory_the_same_is_learned(name, monkeypatch):
     def answers(out):
         task = made_task("lora")
-        model = out.model
-        return score(model, task.forget_prompts, task.answers)
+        return score(out.model, task.forget_prompts, task.answers)
 
     run, config = METHODS[name][0], short(name)
     want = answers(run(made_task("lora"), config))
@@ -87,11 +88,10 @@ def test_where_three_prompts_fit_in_memory_the_same_is_learned(name, monkeypatch
         return inner(model, last)
 
     monkeypatch.setattr("curerec.recommender.score.answer_only", seen)
-    monkeypatch.setattr(fitting, "prompts_that_fit", lambda model, pos: 3)
     for user in ("recommender.score", "methods.unlearn", "circuits.passes"):
         monkeypatch.setattr(f"curerec.{user}.prompts_that_fit", lambda model, pos: 3)
     found = answers(run(made_task("lora"), config))
-    assert max(most, default=0) <= 3
+    assert max(most) == 3
     # Sums are rounded in another order, and AdamW makes a step of the rate's size of the smallest gradient.
     assert abs(found - want).max() < 0.02, abs(found - want).max()
 

@@ -130,7 +130,7 @@ def adapter_scores(
         spent.backwards += len(index)
 
     with frozen(model), unmerged(model):
-        each_part(model, prompts, at_a_time(prompts, batch_size, device, model), work, spent)
+        each_part(model, prompts, at_a_time(prompts, batch_size, device), work, spent)
     return out
 
 

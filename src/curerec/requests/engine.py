@@ -89,25 +89,25 @@ def init(
     return stores.create(root, table, fill, policy=policy, source=recommender, base=where)
 
 
-def _settings(recipe: Recipe, policys: str | None) -> Recipe:
+def _settings(recipe: Recipe, named: str | None) -> Recipe:
     """The recipe that requests are carried out by: what was trained, with the policy's settings of methods.
 
     Args:
         recipe: stored with the recommender.
-        policys: name that the policy gives, or None.
+        named: the recipe that the policy names, or None.
 
     Raises:
         ConfigError: no recipe of that name ships, or its settings are of another kind of model.
     """
-    if policys is None:
+    if named is None:
         return recipe
-    if policys not in recipes.names():  # a file could be another one, or gone, when a request is due
+    if named not in recipes.names():  # a file could be another one, or gone, when a request is due
         raise ConfigError(
-            f"no recipe {policys} ships with curerec",
+            f"no recipe {named} ships with curerec",
             where="policy, recipe",
             mend=f"Choose from {', '.join(recipes.names())}; a recipe of your own goes to `curerec train`",
         )
-    return recipe.with_settings_of(recipes.load_recipe(policys))
+    return recipe.with_settings_of(recipes.load_recipe(named))
 
 
 def prepare_next(store: stores.Store, seed: int, reporter: Reporter) -> None:
