@@ -342,8 +342,8 @@ def example(name):
 
 
 def test_plain_libraries_serve_the_verified_adapter(mine, made_path, tmp_path, monkeypatch):
+    from curerec.models import logits_of
     from curerec.recommender import bases, storage
-    from curerec.requests.engine import logits_of
 
     monkeypatch.setattr(runner, "decide", promote_all)
     assert curerec("request", "run", "--store", mine).code == 0

@@ -49,14 +49,14 @@ def init(
     from curerec.data.output import check_out
     from curerec.recipe import recipe_of_card
     from curerec.recommender.storage import read_card
-    from curerec.requests import engine
+    from curerec.requests import making
     from curerec.requests.policy import Policy
 
     quiet()
     check_out(store, inputs=[recommender, base])
     chosen = read_yaml(Policy, policy) if policy else Policy()
     recipe = recipe_of_card(read_card(recommender), where="recommender, its recipe")[0]
-    version = engine.init(store, recommender, ratings(data, recipe)[0], base=base, policy=chosen)
+    version = making.init(store, recommender, ratings(data, recipe)[0], base=base, policy=chosen)
     typer.echo(f"{store}: version {version}")
 
 
@@ -170,7 +170,8 @@ def run(
     """Carry out what is open; after a kill, go on where it was. Exit code 1 if anything is not verified."""
     from curerec.cli.bars import bars
     from curerec.cli.inputs import quiet
-    from curerec.requests.engine import CureEngine, check_method
+    from curerec.pipeline import check_method
+    from curerec.requests.engine import CureEngine
     from curerec.requests.runner import run as carry_out
 
     quiet()

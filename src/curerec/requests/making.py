@@ -1,0 +1,62 @@
+"""A new store: a trained recommender, its data and its split, as the first version."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from curerec.interactions import Interactions
+from curerec.machine import versions
+from curerec.opened import open_recommender
+from curerec.pipeline import check_method
+from curerec.recommender import storage
+from curerec.requests import store as stores
+from curerec.requests.opening import base_of, settings_of
+from curerec.requests.policy import Policy
+from curerec.requests.table import of_split
+from curerec.splitting import users_by_part
+
+
+def init(
+    root: Path,
+    recommender: Path,
+    data: Interactions,
+    *,
+    base: Path | None = None,
+    policy: Policy | None = None,
+) -> str:
+    """Make a store of a recommender that ``curerec train`` or ``curerec unlearn`` wrote.
+
+    Args:
+        root: folder to make.
+        recommender: its folder; copied, and listed as an artefact outside of the store.
+        data: what it was trained on; copied.
+        base: folder of its base model, where its name alone does not find it.
+        policy: of the operator.
+
+    Returns:
+        Content hash of the first version.
+
+    Raises:
+        CurerecError: recommender, data or folder cannot be used.
+    """
+    policy = policy or Policy()
+    check_method(policy.method)
+    opened = open_recommender(recommender, data, base=base)
+    settings_of(opened.recipe, policy.recipe)  # refused now, not when a request is due
+    public = users_by_part(data, opened.recipe.split)[0] if opened.recipe.split.public_share else np.array([])
+    table = of_split(data, opened.split, public)
+
+    def fill(folder: Path) -> dict[str, Any]:
+        stores.copy_files(recommender, folder)
+        card = opened.recommender.card
+        card = {k: v for k, v in card.items() if k not in ("format", "weights_sha256")}
+        card["unlearned"] = [{"method": step["method"]} for step in card.get("unlearned", [])]
+        storage.write_card(replace(opened.recommender, card={**card, "committed": True}), folder)
+        return {"base": base_of(opened), "versions": versions()}
+
+    where = str(base.resolve()) if base is not None else None
+    return stores.create(root, table, fill, policy=policy, source=recommender, base=where)
