@@ -2,14 +2,15 @@
 
 How well some users are told from others depends on who they are: of 1 % of the users the AUC of a retrain,
 which never saw them, lies anywhere between .42 and .58. The base model has never seen them either, but what
-is hard for it is not all that is hard for a recommender. Both are known of people whom nobody was trained on
+is hard for it is not all that is hard for a recommender. Both are known of ratings that nobody was trained on
 (D_c): they say how much of the base's AUC carries over to a fine-tuned model. And theta_o's own AUC on D_f is
 what a retrain's would be, plus memory; users who stay (D_r) say how much memory there is, and how far it
 differs between users. The two estimates are weighed by what each leaves open, an empirical Bayes estimate.
 
-People of D_c teach that: nobody was trained on them. All that they rate was trained on, through others, so of
-items that a retrain has never seen they teach nothing. Where whole items are deleted, the base's AUC is what
-is expected.
+Most ratings of D_c are by people whose other ratings were trained on, and all are of items that were: they
+teach what a model answers about ratings that it has not seen. Where single ratings are deleted, a retrain is
+in that very position. Of deleted people it has seen nothing, so a little more is expected than retrains show
+(docs/method.md). Of deleted items they teach nothing, and the base's AUC is what is expected then.
 
 No retrain and no test example enters.
 """
@@ -41,8 +42,8 @@ class Expectation:
     """How the AUC of a model that has not seen some people follows from the base's and from theta_o's.
 
     Attributes:
-        slope: of a fine-tuned model's AUC on the base's, over groups of unseen people; in [0, 1].
-        base, original: AUC of both models on unseen people against other unseen people; near .5.
+        slope: of a fine-tuned model's AUC on the base's, over people's unseen ratings; in [0, 1].
+        base, original: AUC of both models on unseen ratings against those of other people; near .5.
         memory: by how much theta_o's AUC on people it was trained on lies above what the base's says.
         weight: of what theta_o answers on D_f, against what the base does; in [0, 1].
         within, between: variance of an unseen example's placement about what the base says of it: of its own,
@@ -64,7 +65,7 @@ class Expectation:
 
         It is that of the base's word alone, for people with as many examples as these, and of what was
         learned; what theta_o adds makes it smaller, by how much is not known: how far theta_o's answers on
-        unseen people are its own and how far any fine-tuned model's, one model does not tell.
+        unseen ratings are its own and how far any fine-tuned model's, one model does not tell.
         ``benchmarks/quality/verdict`` holds it against retrains.
 
         Args:
@@ -94,12 +95,12 @@ def expectation(
     """Estimate how a retrain's AUC follows from the base's and from theta_o's.
 
     With placements V (:func:`placements`) a group's AUC is their mean. Summed by cluster (user or item) and
-    centred, S_b and S_o of unseen people give the slope ``sum S_b S_o / sum S_b^2`` and the scatter
+    centred, S_b and S_o of unseen ratings give the slope ``sum S_b S_o / sum S_b^2`` and the scatter
     ``v_1 = sum (S_o - slope S_b)^2 / n``; those of people who were trained on the memory, the mean of
     ``d = V_o - slope V_b`` above that of unseen ones, and the scatter v_2 of d. What the base says is off
     by v_1 / n, what theta_o says less the memory by (v_2 - v_1) / n, so theta_o weighs v_1 / v_2. Of
-    ``V_o - slope V_b`` of unseen people the products of two examples of a person give the variance that these
-    share (moments, no less than 0), and the rest is each example's own.
+    ``V_o - slope V_b`` of unseen ratings the products of two of a person's give the variance that these share
+    (moments, no less than 0), and the rest is each example's own.
 
     Args:
         unseen: base's placements of D_c, theta_o's, each [n], and cluster of each, int [n].
@@ -272,7 +273,7 @@ def expected_membership(task: Task, forget: Said, control: Said) -> Expected | N
 
 
 def _learned(task: Task, among: Said, unseen: Examples, said: Callable[[], Said]) -> Expectation | None:
-    """What unseen people of D_c and people of D_r teach.
+    """What ratings of D_c, unseen, and of D_r teach.
 
     Args:
         task: the request; of D_r a pool is asked.
