@@ -112,7 +112,9 @@ class ModelEntry(Strict):
     recipe: str = Field("demo", description="name or file")
     change: dict[str, Any] = Field({}, description="keys of the recipe to replace")
     every_method: dict[str, Any] = Field(
-        {}, description="settings given to every method that has them, such as check_size"
+        {},
+        description="settings given to every method that has them, such as check_size, but to cure and its "
+        "twin; what the recipe's methods says of one goes before",
     )
     shape: str | None = Field(
         None, description="random weights of this shape stand in for model.base; only costs mean anything"
