@@ -6,11 +6,12 @@ import json
 
 import numpy as np
 import pytest
+import yaml
 from made_store import adapter_bytes, bytes_under, made_data, made_store, stand, states, users
 
 from curerec.errors import DataError, ModelError, RefusedError, RequestError, StorageError
 from curerec.recommender import manifest
-from curerec.requests import keys, maintain
+from curerec.requests import keys, maintain, policy
 from curerec.requests.audit import audit
 from curerec.requests.ledger import Asked
 from curerec.requests.lock import runner
@@ -311,3 +312,36 @@ def test_other_options_give_a_begun_batch_up(root):
         engine = stand()
         assert run(store, engine, seed=4)[0].committed and len(engine.calls) == 4
     sound(root)
+
+
+@pytest.mark.parametrize("what", ["recipe", "keep_answers", "curerec"])
+@pytest.mark.parametrize("held", [False, True])
+def test_stages_of_other_settings_are_not_taken(root, monkeypatch, what, held):
+    with Store(root) as store:
+        store.ledger.add(users(1))
+        if held:
+            assert not run(store, stand(verified=False))[0].committed
+        else:
+            with pytest.raises(KeyboardInterrupt):
+                run(store, stand(fail="verdict", error=KeyboardInterrupt()))
+    if what == "curerec":  # an upgrade, whose method or verdict may be another
+        monkeypatch.setattr(policy, "__version__", "0.0.0+other")
+    else:
+        change = {"recipe": "quick"} if what == "recipe" else {"keep_answers": True}
+        values = yaml.safe_load((root / "policy.yaml").read_text())
+        (root / "policy.yaml").write_text(yaml.safe_dump(values | change))
+    with Store(root) as store:
+        engine = stand()
+        assert run(store, engine)[0].committed and len(engine.calls) == 4
+    sound(root)
+
+
+def test_what_no_stage_depends_on_leaves_them_as_they_are(root):
+    with Store(root) as store:
+        store.ledger.add(users(1))
+        assert not run(store, stand(verified=None))[0].committed
+    values = yaml.safe_load((root / "policy.yaml").read_text())
+    (root / "policy.yaml").write_text(yaml.safe_dump(values | {"accept_unjudged": True}))
+    with Store(root) as store:
+        engine = stand()
+        assert run(store, engine)[0].committed and not engine.calls

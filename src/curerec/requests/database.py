@@ -106,6 +106,10 @@ MIGRATIONS = (
     """
     CREATE INDEX record_request ON record (request);
     """,
+    # 4: what a batch's stages depend on beside method and seed; begun ones have none and are begun anew.
+    """
+    ALTER TABLE batch ADD COLUMN work TEXT;
+    """,
 )
 VERSION = len(MIGRATIONS)
 MEND = "Nothing was changed. Make room or mend the disk, then run the same command again"

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import json
 from typing import Literal
 
 from pydantic import Field
 
+from curerec import __version__
 from curerec.config import Strict
 
 
@@ -42,3 +44,13 @@ class Policy(Strict):
     )
     retention_days: int = Field(365, ge=0, description="after which --expired shreds a request's key")
     sign_key: str | None = Field(None, description="PEM file of an Ed25519 private key (extra `sign`)")
+
+    @property
+    def work(self) -> str:
+        """What the stages of a batch depend on beside method and seed, the version of curerec with it.
+
+        Stages that were carried out under another policy, or by a version whose method has changed since,
+        are none of a batch of this one.
+        """
+        asked = self.model_dump(mode="json", include={"recipe", "keep_answers"})
+        return json.dumps({**asked, "curerec": __version__}, sort_keys=True)
