@@ -35,6 +35,7 @@ def record_of(
     choice: str | None = None,
     verdict_part: dict[str, Any] | None = None,
     output: str | None = None,
+    update: dict[str, Any] | None = None,
 ) -> dict[str, Any]:
     """The record of a request as plain values, ready for :func:`curerec.reports.schema.write_record`.
 
@@ -45,6 +46,8 @@ def record_of(
         choice: how an experiment's request was drawn.
         verdict_part: from :func:`judge`.
         output: sha256 of the unlearned weights.
+        update: how they were moved (:func:`update_part`), where another process moved them and the outcome
+            was put together from what it left; None: the outcome says.
     """
     data, model = opened.data, opened.recommender.model
     n_parameters = sum(p.numel() for p in model.parameters())
@@ -53,13 +56,15 @@ def record_of(
     if base is None:
         missing["request.n_base_users"] = missing["request.n_base_interactions"] = UNKNOWN_BASE
     units = outcome.details.get("units") if outcome else None
+    if update is None:
+        update = update_part(outcome) if outcome else {}
     if outcome is None:
         missing |= dict.fromkeys(("circuit", "groups", "update"), "only stored models were compared")
     else:
         parts = {
             "circuit": outcome.circuit,
             "groups": outcome.groups,
-            "update": outcome.details.get("update"),
+            "update": update or None,
         }
         missing |= {name: f"the method {method} has none" for name, part in parts.items() if part is None}
     stages = outcome.details.get("stages", {}) if outcome else {}
@@ -111,7 +116,7 @@ def record_of(
         "residual": measured.residual,
         "circuit": circuit_part(outcome.circuit, reads=_reads(opened, outcome), seed=seed) if outcome else {},
         "groups": groups_part(outcome.groups, units.places, units.granularity) if outcome and units else {},
-        "update": update_part(outcome) if outcome else {},
+        "update": update,
         "cost": {
             "stages": [{"name": k, "time_s": v} for k, v in stages.items()],
             "kept": outcome.details.get("kept", []) if outcome else [],

@@ -25,6 +25,7 @@ from curerec.methods.saliency import (
     salient,
     share_of_gradient,
 )
+from curerec.methods.unlearn import SmallRequests
 from curerec.progress import Clock, Silent
 from curerec.recipe import Recipe
 from curerec.recommender.units import units_of
@@ -285,6 +286,26 @@ def test_the_twin_takes_back_as_many_weights_of_less_memory(saliency, kind, gran
         assert out.n_trainable > said[0]["weights"]
 
 
+@pytest.mark.parametrize("below", [0.99, 1e-6])
+def test_of_a_small_request_another_share_goes_back(below):
+    settings = {
+        **SMALL,
+        "rolled_back": 0.1,
+        "kept": {"forget": 0.0, "shared": 0.0},
+        "update": {"max_steps": 1, "small": {"below": below, "rolled_back": 0.02}},
+    }
+    plain = {**settings, "update": {"max_steps": 1}}
+    task = made_task("full")
+    share = 0.02 if below > 0.5 else 0.1
+    for method in ("cure", "random_modules"):
+        said, usual, asked = (
+            METHODS[method][0](task, CureConfig.model_validate(values)).details["rolled_back"]
+            for values in (settings, plain, plain | {"rolled_back": share})
+        )
+        assert said == asked and said["share"] == share
+        assert (said["weights"] < usual["weights"]) is (share < 0.1)
+
+
 @pytest.mark.parametrize("method", ["cure", "random_modules"])
 def test_every_stage_is_told_once_and_all_seconds_count(method):
     told = []
@@ -359,6 +380,9 @@ def test_it_needs_the_gradient(name):
         CureConfig(**{name: 0.2}, forget_score="path")
     with pytest.raises(ConfigError, match=name):
         parse(Recipe, {"cure": {name: 0.2, "forget_score": "path"}}, where="recipe")
+    small = {"update": {"small": {"below": 0.1, "rolled_back": 0.2}}}
+    with pytest.raises(ConfigError, match=r"small.rolled_back"):
+        parse(Recipe, {"cure": {"forget_score": "path", **small}}, where="recipe")
 
 
 def test_recipes_without_it_keep_their_digest():
@@ -366,3 +390,4 @@ def test_recipes_without_it_keep_their_digest():
     assert not {"saliency", "rolled_back"} & Recipe().model_dump(mode="json")["cure"].keys()
     for name in ("saliency", "rolled_back"):
         assert Recipe(cure=CureConfig(**{name: 0.5})).digest != Recipe().digest
+    assert "rolled_back" not in SmallRequests(below=0.1).model_dump()

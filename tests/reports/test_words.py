@@ -53,6 +53,10 @@ def test_which_weights_were_taken_back(method: str) -> None:
         method != "npo"
     )
     record["update"]["depth"] = None
+    record["update"]["rolled_back"] = 0.05  # a small request's, whose settings say .2 for others
+    page = " ".join(render(record | {"config": {"cure": settings}}).split())
+    assert ("were taken back, at most 5 % of all." in page) is (method != "npo")
+    record["update"]["rolled_back"] = None
     for other in (
         {"rolled_back": 0.2},
         {**settings, "rolled_back": None},

@@ -178,6 +178,10 @@ def test_not_verified_keeps_everything_and_verified_replaces_it(store, mine, mon
     assert [stage["name"] for stage in record["stages"]] == ["circuit", "groups", "update", "verdict"]
     page = next((mine / "reports").glob("*/report.html")).read_text()
     assert not PRIVATE.search(page) and "<script" not in page
+    # What the stages before left, in other processes as it may be, is all in the report.
+    report = json.loads((mine / "reports" / record["batch"]["id"] / "record.json").read_text())
+    assert not {"circuit", "groups", "update"} & report["missing"].keys()
+    assert report["update"]["trace"] and report["update"]["stop_reason"] and report["update"]["forget_loss"]
     # The version that replaced it is a recommender that the other commands read.
     assert audit(mine).versions == 1
 

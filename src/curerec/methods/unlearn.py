@@ -43,14 +43,20 @@ class SmallRequests(Strict):
     """What differs for small requests.
 
     AdamW's steps are as long whatever is to be forgotten, so for few examples they go too far between two
-    looks; and a gradient of few examples costs little to take anew.
+    looks; and a gradient of few examples costs little to take anew. What they are remembered by lies in fewer
+    weights, which may go back further.
     """
+
+    added = ("rolled_back",)
 
     below: float = Field(..., gt=0, lt=1, description="share of the training examples that are small")
     lr: float | None = Field(None, gt=0, description="none: as for others")
     forget_every: int | None = Field(None, gt=0, description="none: as for others")
     check_every: int | None = Field(None, gt=0, description="none: as for others")
     open_gap: float | None = Field(None, ge=0, lt=1, description="none: as for others")
+    rolled_back: float | None = Field(
+        None, gt=0, le=1, description="of methods that choose weights to take back; none: as for others"
+    )
 
 
 class UnlearnConfig(LoopConfig):
@@ -128,6 +134,11 @@ class UnlearnConfig(LoopConfig):
 
     small: SmallRequests | None = Field(None, description="what differs for small requests; none: nothing")
 
+    def small_for(self, n_forget: int, n_retain: int) -> SmallRequests | None:
+        """What differs for a request of this size; None where it is not small."""
+        is_small = self.small is not None and n_forget / (n_forget + n_retain) < self.small.below
+        return self.small if is_small else None
+
     def for_request(self, n_forget: int, n_retain: int) -> UnlearnConfig:
         """The same as a request of this size takes it: gentler, and with fewer steps and looks as often.
 
@@ -144,8 +155,8 @@ class UnlearnConfig(LoopConfig):
             [0.0004, 0.0008]
         """
         share = n_forget / (n_forget + n_retain)
-        if self.small is not None and share < self.small.below:
-            values = self.small.model_dump(exclude={"below"}, exclude_none=True)
+        if small := self.small_for(n_forget, n_retain):
+            values = small.model_dump(exclude={"below", "rolled_back"}, exclude_none=True)
             return self.model_copy(update={**values, "small": None}).for_request(n_forget, n_retain)
         if self.all_steps_from is None:
             return self

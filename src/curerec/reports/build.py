@@ -93,6 +93,7 @@ def update_part(outcome: Outcome) -> dict[str, Any]:
         "retain_loss": _retain_loss(config),
         "optimizer": _optimizer(config),
         "depth": outcome.details.get("depth"),
+        "rolled_back": outcome.details.get("rolled_back", {}).get("share"),
         "target": outcome.details.get("target"),
         "unseen_tokens": outcome.details.get("unseen_tokens"),
         "steps": outcome.details.get("steps"),

@@ -214,6 +214,7 @@ class Update(Part):
     retain_loss: Text = None
     optimizer: Text = None
     depth: Number = None  # part of the way back to what `kept` allowed
+    rolled_back: Number = None  # share of all weights that this was said of, at the most
     target: Number = None  # membership AUC that the update aimed for
     unseen_tokens: Count = None  # words of deleted data alone, put back to where the base has them
     steps: Count = None

@@ -110,7 +110,7 @@ def _settings(record: Record) -> dict[str, Any]:
 
 def _rolled_back(record: Record) -> str:
     """Which single weights of the parts were taken back; nothing where all were that could move."""
-    share = _settings(record).get("rolled_back")
+    share = record.update.rolled_back or _settings(record).get("rolled_back")  # records before had the second
     if not isinstance(share, float) or not finite(share):
         return ""
     which = (

@@ -27,6 +27,7 @@ from curerec.progress import Clock, Reporter
 from curerec.recommender import storage, stored_answers
 from curerec.recommender.units import units_of
 from curerec.records import Examples, ForgetSplit
+from curerec.reports.build import update_part
 from curerec.requests import store as stores
 from curerec.requests.judging import judged
 from curerec.requests.kept_answers import handed_on
@@ -144,10 +145,8 @@ class CureEngine:
         storage.write_card(new, out)
         return {
             "t_core_s": outcome.t_core_s,
-            "trace": outcome.trace,
-            "stop_reason": outcome.stop_reason,
             "n_trainable": outcome.n_trainable,
-            "steps": outcome.details.get("steps"),
+            "update": update_part(outcome),
             "answers_kept": 0 if answers is None else int(np.isfinite(answers.logits).all(1).sum()),
             "stages": {k: v for k, v in self.clock.seconds.items() if k not in before},
         }

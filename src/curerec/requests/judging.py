@@ -60,7 +60,16 @@ def judged(
             "verdict": verdict,
             "measurements": [_membership(job, split, measured), *_utility(split, old, new)],
             "drift": _drift(split, old, new),
-            "report": _report(job, opened, split, measured, outcome, verdict=verdict, output=output),
+            "report": _report(
+                job,
+                opened,
+                split,
+                measured,
+                outcome,
+                verdict=verdict,
+                output=output,
+                update=before["update"]["update"],
+            ),
         }
     advance(1, 1)
     return {**_about(opened), **found}
@@ -92,12 +101,10 @@ def _outcome(job: Job, opened: Opened, config: Any, before: Stages, loaded: Reco
         loaded.model,
         update["t_core_s"],
         sum(seconds.values()),
-        tuple(update["trace"]),
-        update["stop_reason"],
-        update["n_trainable"],
-        read_circuit(before["circuit"]) if before["circuit"] else None,
-        read_groups(before["groups"]) if before["groups"] else None,
-        {"steps": update["steps"], "units": units, "stages": seconds, "kept": kept},
+        n_trainable=update["n_trainable"],
+        circuit=read_circuit(before["circuit"]) if before["circuit"] else None,
+        groups=read_groups(before["groups"]) if before["groups"] else None,
+        details={"units": units, "stages": seconds, "kept": kept},
     )
 
 
@@ -110,6 +117,7 @@ def _report(
     *,
     verdict: dict[str, Any],
     output: str,
+    update: dict[str, Any],
 ) -> dict[str, Any]:
     """The record of the request, without what would tell who asked."""
     asked = ForgetRequest(job.kind, ("withheld",) * max(1, job.n_ids))  # type: ignore[arg-type]
@@ -124,6 +132,7 @@ def _report(
         seed=job.seed,
         verdict_part=verdict,
         output=output,
+        update=update,
     )
     # Both digests are unkeyed: who guesses the deleted rows could test the guess by them.
     report["request"]["digest"] = job.pseudonym

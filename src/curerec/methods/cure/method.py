@@ -113,10 +113,25 @@ class CureConfig(Strict):
 
     @model_validator(mode="after")
     def _needs_gradient(self) -> CureConfig:
-        for name in ("saliency", "rolled_back"):
-            if getattr(self, name) is not None and self.forget_score != "gradient":
+        shares = {"saliency": self.saliency, "rolled_back": self.rolled_back}
+        if self.update.small is not None:
+            shares["update.small.rolled_back"] = self.update.small.rolled_back
+        for name, share in shares.items():
+            if share is not None and self.forget_score != "gradient":
                 raise ValueError(f"{name} takes the weights by their gradient: use forget_score gradient")
         return self
+
+    def back_for(self, n_forget: int, n_retain: int) -> float | None:
+        """``rolled_back`` as a request of this size has it.
+
+        Example:
+            >>> small = {"below": 0.03, "rolled_back": 0.05}
+            >>> config = CureConfig.model_validate({"rolled_back": 0.2, "update": {"small": small}})
+            >>> [config.back_for(n, 1000 - n) for n in (10, 100)]
+            [0.05, 0.2]
+        """
+        small = self.update.small_for(n_forget, n_retain)
+        return self.rolled_back if small is None or small.rolled_back is None else small.rolled_back
 
 
 def explain(task: Task, config: CureConfig) -> tuple[Circuit, Units, Groups]:
@@ -308,7 +323,8 @@ def weights_of(
         Both as masks by parameter name, None where the configuration names no share; and what the record says
         of them.
     """
-    if config.saliency is None and config.rolled_back is None:
+    back = config.back_for(len(task.forget), len(task.retain))
+    if config.saliency is None and back is None:
         return None, None, {}
     objective = ForgetObjective.of(task, config.update)
     if objective.at_original is None:  # the groups were made before, by another process
@@ -322,15 +338,16 @@ def weights_of(
         if as_large_as is not None:
             moving = at_random(units, role, gradient, n_salient(moving, units, ours), seed=task.seed)
         about["saliency"] = {"gradient_share": share_of_gradient(moving, units, role, gradient)}
-    if config.rolled_back is not None:
+    if back is not None:
         change = changes(task.original.model, units, task.deltas(units))
-        rolled = remembering(units, ours, gradient, change, config.rolled_back)
+        rolled = remembering(units, ours, gradient, change, back)
         if as_large_as is not None:
             count = n_salient(rolled, units, ours)
             able = {name: g for name, g in gradient.items() if name in change}  # what going back reaches
             drawn = at_random(units, role, able, count, seed=task.seed, salt=99)
             rolled = only_forgetting(drawn, units, role)
         about["rolled_back"] = {
+            "share": back,
             "weights": n_salient(rolled, units, role),
             "attributed": attributed(rolled, gradient, change),
         }
