@@ -3,9 +3,14 @@
 from __future__ import annotations
 
 import pytest
+import torch
 
+from curerec.methods import METHODS
+from curerec.pipeline import task_for
 from curerec.recommender import storage
-from made_recommender import trained
+from curerec.splitting import granted
+from made_recommender import DATA, USERS, trained
+from made_recommender import opened as opened_again
 
 
 @pytest.mark.parametrize(("kind", "loads"), [("lora", 1), ("full", 2)])
@@ -16,3 +21,19 @@ def test_training_loads_the_base_once_and_never_for_its_tokenizer(kind, loads, t
     monkeypatch.setattr(storage, "load_base", lambda *args, **more: seen.append(args) or inner(*args, **more))
     trained(tmp_path, kind)
     assert len(seen) == loads
+
+
+def test_what_is_trained_is_float32_where_frozen_weights_are_not(tmp_path, monkeypatch):
+    """As on a GPU: in bfloat16 AdamW's steps and running averages would be rounded away."""
+    monkeypatch.setattr(storage, "type_on", lambda device: torch.bfloat16)
+    types = {}
+    for kind in ("full", "lora"):
+        opened = opened_again(trained(tmp_path / kind, kind))
+        task = task_for(opened, granted(DATA, opened.recipe, opened.split, USERS), seed=0)
+        models = opened.recommender.model, task.fresh(), METHODS["cure"][0](task, opened.recipe.cure).model
+        types[kind] = [
+            {p.dtype for n, p in m.named_parameters() if "lora" in n or kind == "full"} for m in models
+        ]
+        frozen = {p.dtype for n, p in models[0].named_parameters() if "lora" not in n}
+        assert frozen == {torch.float32 if kind == "full" else torch.bfloat16}
+    assert types == {"full": [{torch.float32}] * 3, "lora": [{torch.float32}] * 3}

@@ -37,6 +37,7 @@ from curerec.circuits.wiring import wiring_of
 from curerec.config import Strict
 from curerec.errors import PromptError
 from curerec.machine import machine, peak_memory_bytes, versions
+from curerec.models import device
 from curerec.opened import Opened
 from curerec.progress import Clock
 from curerec.prompts.counterfactual import Start
@@ -237,7 +238,8 @@ def _options(opened: Opened, scorer: str) -> dict[str, Any]:
     """What a scorer needs to be told: ``adapter`` the weights before full fine-tuning."""
     if scorer != "adapter" or hasattr(opened.recommender.model, "peft_config"):
         return {}
-    return {"base_state": storage.load_base(opened.base)[0].state_dict()}
+    plain, _ = storage.load_base(opened.base, device=device(), dtype=storage.TUNED)
+    return {"base_state": plain.state_dict()}
 
 
 def _knocked_out(

@@ -100,7 +100,7 @@ def fresh_model(folder: Path, config: ModelConfig, *, seed: int) -> Any:
         seed: of the adapter's initial weights.
     """
     if config.kind == "full":
-        model, _ = storage.load_base(folder, device=device())
+        model, _ = storage.load_base(folder, device=device(), dtype=storage.TUNED)
         model.requires_grad_(True)
         return model
     model = storage.load_frozen(

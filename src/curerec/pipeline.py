@@ -186,7 +186,7 @@ def task_for(
     kind = opened.recipe.model.kind
     state = None
     if kind == "full":
-        plain, _ = storage.load_base(opened.base, device=device())
+        plain, _ = storage.load_base(opened.base, device=device(), dtype=storage.TUNED)
         state = plain.state_dict()
     storage.check_changes_something(opened.recommender.model, state)
     base, model = opened.base, opened.recipe.model  # not `opened`, whose split holds the test examples
