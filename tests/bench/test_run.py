@@ -14,11 +14,14 @@ import pytest
 from made_bench import made_place, made_recipe
 
 from curerec.bench import artefacts, rows
+from curerec.bench.crew import Event
 from curerec.bench.lines import read_lines
+from curerec.bench.plan import Job
 from curerec.bench.run import run
 from curerec.bench.search import choice
-from curerec.bench.summary import write_summary
-from curerec.bench.work import Workshop
+from curerec.bench.summary import summarise, write_summary
+from curerec.bench.timing import Estimate
+from curerec.bench.work import ROWS, Workshop
 from curerec.errors import RefusedError, StorageError
 from curerec.methods import METHODS
 from curerec.records import Outcome
@@ -371,3 +374,68 @@ def test_outcomes_of_a_sequence_add_up(made):
     assert one["forget_ratio"] == 0.2 and one["t_total"] > 0 and one["jsd"] is not None
     whole = next(r for r in made.rows if r["method"] == "npo" and r["forget_parts"] == 1)
     assert one["yardstick"] == whole["yardstick"] and one["n_forget"] == whole["n_forget"]
+
+
+def test_rows_of_other_ratings_are_run_again(tmp_path, monkeypatch):
+    """A name or a file that stands for other data now."""
+    monkeypatch.setenv("CUREREC_CACHE", str(tmp_path / "cache"))
+    out = tmp_path / "out"
+    recipe = made_recipe(requests=[{"share": 0.2, "methods": ["grad_diff"]}])
+    place = made_place(tmp_path)
+    assert run(recipe, out, places=place).done == 2
+    assert run(recipe, out, places=place).done == 2 and len(read_lines(out / ROWS)) == 5
+    ratings = next((tmp_path / "data").rglob("u.data"))
+    text = ratings.read_text().splitlines()
+    ratings.write_text("\n".join(text[:-1]) + "\n")
+    assert run(recipe, out, places=place).done == 2
+    prints = [row["fingerprint"] for row in read_lines(out / ROWS)]
+    assert len(prints) == 10 and len(set(prints[:5])) == len(set(prints[5:])) == 1 and prints[0] != prints[5]
+    assert summarise(out)["left_out"] == 0
+
+
+class Watched:
+    """A crew of two that does nothing but say which trainings were in hand together."""
+
+    def __init__(self):
+        self.at_work, self.together = [], []
+
+    def idle(self):
+        return len(self.at_work) < 2
+
+    def busy(self):
+        return bool(self.at_work)
+
+    def start(self, job, settings):
+        self.at_work.append(job)
+        self.together.append(list(self.at_work))
+
+    def poll(self, timeout_s):
+        return [Event("done", self.at_work.pop(0))]
+
+    def close(self):
+        pass
+
+
+def test_models_that_share_a_training_do_not_train_it_at_the_same_time(tmp_path):
+    nano = made_recipe().models["nano"].model_dump(exclude={"resolved"}, exclude_none=True)
+    other = {**nano, "change": {**nano["change"], "npo": {"lr": 1e-4}}}
+    recipe = made_recipe(models={"nano": nano, "other": other}, seeds=[20, 21])
+    crew = Watched()
+    run(recipe, tmp_path / "out", places=made_place(tmp_path), crew=lambda orders: crew)
+    training = [
+        [(j.kind, j.seed, j.request, j.number) for j in jobs if j.kind in ("base", "original", "retrain")]
+        for jobs in crew.together
+    ]
+    assert all(len(set(jobs)) == len(jobs) for jobs in training)
+    assert any(len(jobs) == 2 for jobs in training)  # others do run beside each other
+
+
+def test_what_all_share_and_what_failed_teaches_nothing_about_a_cells_time():
+    row = {"dataset": "made", "model": "nano", "wall_s": 500.0, "failure": None}
+    cell = {**row, "method": "npo", "wall_s": 10.0}
+    failed = {**row, "method": "cure", "wall_s": 0.001, "failure": "out of memory"}
+    yardstick = [{**row, "method": name} for name in ("base", "original", "retrain", "retrain_2")]
+    known = Estimate([*yardstick, cell, failed])
+    job = {"dataset": "made", "model": "nano", "ask": made_recipe().requests[0]}
+    assert known.seconds(Job("cell", method="cure", **job)) == 10.0
+    assert known.seconds(Job("cell", method="grad_diff", **job)) == 10.0

@@ -215,6 +215,26 @@ def test_rows_of_another_configuration_are_left_out_and_counted(tmp_path):
     assert "left out" in text_table(summary)
 
 
+def test_seeds_that_the_recipe_does_not_name_any_more_are_left_out(tmp_path):
+    made_rows(tmp_path, recipe(), worth=WORTH)
+    (tmp_path / "bench.json").write_text(recipe(seeds=[21, 22]).model_dump_json())
+    summary = summarise(tmp_path)
+    assert summary["left_out"] == len(METHODS) + 4
+    assert {tuple(x["seeds"]) for x in summary["blocks"][0]["lines"]} == {(21, 22)}
+
+
+def test_rows_of_other_data_are_left_out(tmp_path):
+    made_rows(tmp_path, recipe(), worth=WORTH)
+    lines = read_lines(tmp_path / "rows.jsonl")
+    with (tmp_path / "rows.jsonl").open("w") as file:
+        for row in lines:  # the ratings changed before the last seed was run
+            of = "old" if row["seed"] < 22 else "new"
+            file.write(json.dumps({**row, "fingerprint": of}) + "\n")
+    summary = summarise(tmp_path)
+    assert summary["left_out"] == 2 * (len(METHODS) + 4)
+    assert line(summary, "npo")["seeds"] == [22]
+
+
 def test_a_sequence_stands_beside_the_references_of_the_whole_request(tmp_path):
     asks = [
         {"share": 0.1, "methods": ["cure", "random_modules"]},

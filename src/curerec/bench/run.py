@@ -21,7 +21,13 @@ from curerec.data import durable, leftovers
 from curerec.errors import RefusedError, StorageError
 
 POLL_S = 0.5
+
 BLOCKING = ("base", "original", "retrain", "yardstick")  # a failure of these is of all that wait for them
+
+
+def processors() -> int:
+    """Processors that this process may use; all where the system does not say."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 @dataclass
@@ -86,7 +92,7 @@ def run(
             out / "bench.json", (recipe.as_it_stands().model_dump_json(indent=1) + "\n").encode(), mode=0o644
         )
         if threads is None and jobs:
-            threads = max(1, len(os.sched_getaffinity(0)) // jobs)
+            threads = max(1, processors() // jobs)
         orders = Orders(recipe, out, dict(places or {}), jobs > 1, threads, cache)
         foreman = _Foreman(recipe, out, orders, jobs, retry, tell)
         foreman.deadline = None if minutes is None else start + 60 * minutes
@@ -119,7 +125,7 @@ class _Foreman:
         self.jobs = {job.key: job for job in plan(recipe)}
         self.hash = {k: config_hash(recipe, j) for k, j in self.jobs.items() if j.kind in ("cell", "trial")}
         self.trials = read_lines(out / TRIALS)
-        old = rows.newest(read_lines(out / ROWS))
+        old = [row for row in rows.newest(read_lines(out / ROWS)) if self._of_the_data(row)]
         self.rows = {rows.row_key(row) for row in old if not (retry and row["failure"])}
         self.estimate = Estimate(old, self.trials)
         self.settled: set[str] = {k for k, job in self.jobs.items() if self._is_done(job)}
@@ -129,6 +135,12 @@ class _Foreman:
         self.deadline: float | None = None
         reported = [j for j in self.jobs.values() if j.kind in ("cell", "yardstick")]
         self.sitting = Sitting(sum(j.key in self.settled for j in reported), len(reported))
+
+    def _of_the_data(self, row: Mapping[str, Any]) -> bool:
+        """Whether a row is of the ratings as they are now, not of what a name or a file stood for before."""
+        seen = row.get("fingerprint")
+        named = row["dataset"] in self.recipe.datasets
+        return seen is None or not named or seen == self.clerk.data(row["dataset"]).fingerprint
 
     def work(self, crew: Crew) -> None:
         """Until nothing is left that can be done."""
@@ -152,7 +164,7 @@ class _Foreman:
     def _next(self) -> Job | None:
         for job in self.open.values():
             if all(need in self.settled for need in job.needs if need in self.jobs):
-                if self._obstacle(job):
+                if self._obstacle(job) or self._in_hand(job):
                     continue
                 if self.deadline is not None:
                     ends = time.monotonic() + self.estimate.seconds(job)
@@ -160,6 +172,14 @@ class _Foreman:
                         continue
                 return job
         return None
+
+    def _in_hand(self, job: Job) -> bool:
+        """Whether the same training is being done for another model entry; it will then be found whole."""
+        if job.kind not in ("base", "original", "retrain"):
+            return False
+        running = (self.jobs[k] for k in self.begun if k not in self.settled and k not in self.broken)
+        asked = (job.kind, job.dataset, job.seed, job.request, job.number)
+        return any((j.kind, j.dataset, j.seed, j.request, j.number) == asked for j in running)
 
     def _obstacle(self, job: Job) -> str:
         """The failure, of something that it waits for, that stands in a job's way."""

@@ -31,9 +31,10 @@ def summarise(out: Path) -> dict[str, Any]:
     """The summary of a benchmark's folder, as plain values for :mod:`curerec.reports.bench_page`.
 
     A block is a data set, a model and a request; a line of it is a model or method with the mean over the
-    seeds that ran and the half-width of the 95 % Student interval. Rows of an earlier configuration are left
-    out and counted. Significance is worked out from the stored predictions; where those are not at hand (only
-    the rows were kept) from the rows' means.
+    seeds that ran and the half-width of the 95 % Student interval. Rows of an earlier configuration, of seeds
+    that the recipe does not name (any more) and of other data than the newest are left out and counted.
+    Significance is worked out from the stored predictions; where those are not at hand (only the rows were
+    kept) from the rows' means.
 
     Raises:
         DataError: the folder holds no benchmark.
@@ -41,7 +42,13 @@ def summarise(out: Path) -> dict[str, Any]:
     recipe = _recipe(out)
     found = rows.newest(read_lines(out / "rows.jsonl"))
     current = _current(recipe)
-    mine = [row for row in found if current.get(_place(row)) == row["config_hash"]]
+    data = {row["dataset"]: row["fingerprint"] for row in found if row.get("fingerprint")}  # of the newest
+    mine = [
+        row
+        for row in found
+        if current.get((_place(row), row["seed"])) == row["config_hash"]
+        and row.get("fingerprint") in (None, data.get(row["dataset"]))
+    ]
     blocks = []
     for ask in _asks(recipe):
         for dataset, model in recipe.places_of(ask):
@@ -111,17 +118,19 @@ def _place(row: dict[str, Any]) -> Place:
     return row["dataset"], row["model"], row["request"], row["method"]
 
 
-def _current(recipe: BenchRecipe) -> dict[Place, str]:
-    """The configuration in force of every line."""
-    out: dict[Place, str] = {}
+def _current(recipe: BenchRecipe) -> dict[tuple[Place, int], str]:
+    """The configuration in force of every line, by seed."""
+    known: dict[Place, str] = {}
+    out: dict[tuple[Place, int], str] = {}
     for job in plan(recipe):
         if job.ask is None or job.kind not in ("cell", "yardstick"):
             continue
         names = [job.method] if job.kind == "cell" else recipe.measured_once
         for name in names:
             key = (job.dataset, job.model, job.ask.key, name)
-            if key not in out:
-                out[key] = config_hash(recipe, job, name)
+            if key not in known:
+                known[key] = config_hash(recipe, job, name)
+            out[key, job.seed] = known[key]
     return out
 
 

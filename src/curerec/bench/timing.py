@@ -14,6 +14,11 @@ from curerec.bench.plan import Job
 PRIOR = {"base": 40.0, "original": 80.0, "retrain": 75.0, "yardstick": 15.0, "trial": 35.0, "cell": 30.0}
 
 
+def measured_once(name: str) -> bool:
+    """Whether a row is of what all cells share, whose seconds are those of a whole yardstick."""
+    return name in ("original", "base") or name.startswith("retrain")
+
+
 class Estimate:
     """Seconds by kind of job, learnt as they are done.
 
@@ -28,7 +33,7 @@ class Estimate:
         for kind, lines in (("cell", rows), ("trial", trials)):
             for line in lines:
                 name = line["method"]
-                if line.get("wall_s") and name != "original" and not name.startswith("retrain"):
+                if line.get("wall_s") and not measured_once(name) and not line.get("failure"):
                     parts = line.get("forget_parts", 1)
                     self._add(kind, line["dataset"], line["model"], name, parts, line["wall_s"])
 
