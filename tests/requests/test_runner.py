@@ -345,3 +345,23 @@ def test_what_no_stage_depends_on_leaves_them_as_they_are(root):
     with Store(root) as store:
         engine = stand()
         assert run(store, engine)[0].committed and not engine.calls
+
+
+def test_batches_that_no_run_takes_up_again_leave_no_adapter_behind(root):
+    """Held ones that a new request joined, or whose requests were cancelled; a held retrain of none stays."""
+    with Store(root) as store:
+        names = []
+        for number in range(3):
+            names.append(store.ledger.add(users(number))[0])
+            assert not run(store, stand(verified=None))[0].committed
+        assert not run(store, stand(verified=None))[0].committed
+        assert len(list((root / "work").iterdir())) == 1
+        for name in names:
+            store.ledger.cancel(name)
+        run(store, stand())
+        assert not list((root / "work").iterdir())
+        engine = stand(auc_drop=0.5)
+        assert not run(store, engine, retrain=True)[0].committed
+        calls = len(engine.calls)
+        assert not run(store, engine, retrain=True)[0].committed and len(engine.calls) == calls
+    sound(root)

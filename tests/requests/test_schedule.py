@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import datetime
 import itertools
 import os
@@ -12,6 +13,8 @@ import pytest
 from made_service import ask, served
 from made_store import made_store, stand, users
 
+from curerec.errors import RequestError
+from curerec.requests import desk as desks
 from curerec.requests import schedule
 from curerec.requests.audit import audit
 from curerec.requests.ledger import Asked
@@ -116,12 +119,13 @@ def test_a_worker_that_dies_is_tried_again_ever_later(made):
 
 
 @pytest.mark.parametrize("retrain", [False, True])
-def test_what_a_kill_left_goes_on(retrain, made):
-    clerk, desk, *_ = made(Rule(before_days=0))
+@pytest.mark.parametrize("each", [False, True])
+def test_what_a_kill_left_goes_on(each, retrain, made):
+    clerk, desk, *_ = made(Rule(before_days=0, each=each))
     desk.store.ledger.add(users(1))
     with pytest.raises(KeyboardInterrupt):
-        run(desk.store, stand(fail="verdict", error=KeyboardInterrupt()), retrain=retrain)
-    assert clerk.look() == ({"retrain": True} if retrain else {})
+        run(desk.store, stand(fail="verdict", error=KeyboardInterrupt()), retrain=retrain, each=each)
+    assert clerk.look() == ({"retrain": True} if retrain else {"each": each})
     assert desk.engine.calls == ["verdict"] and desk.store.ledger.counts()["committed"] == 1
 
 
@@ -173,3 +177,23 @@ def test_a_killed_worker_and_a_restarted_service_lose_nothing(tmp_path):
     with Store(root) as store:
         assert store.ledger.counts()["committed"] == 1
     assert not audit(root).faults
+
+
+def test_the_service_lets_go_of_rows_that_a_run_deleted(tmp_path, monkeypatch):
+    """Its table is mapped: as long as it is held, the deleted file stays on the disk."""
+    monkeypatch.setattr(desks, "LOOK_S", 0.02)
+    root = made_store(tmp_path / "store")
+    desk = desks.Desk(root)
+    try:
+        asyncio.run(desk.add(users(1), ("row 2",)))
+        assert desk._table is not None
+        with Store(root) as store:
+            assert run(store, stand())[0].committed
+        until = time.monotonic() + 20
+        while desk._table is not None:
+            assert time.monotonic() < until
+            time.sleep(0.02)
+        with pytest.raises(RequestError):
+            asyncio.run(desk.add(users(1), ("row 2",)))
+    finally:
+        desk.close()

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import copy
+import datetime
 import os
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
@@ -16,6 +17,10 @@ import numpy as np
 import torch
 
 from curerec.recommender.families import family_of
+
+#: How long processes wait for each other. One alone scores the training examples and writes the files, which
+#: for a large model takes longer than the ten minutes after which torch would end the others.
+PATIENCE = datetime.timedelta(hours=24)
 
 
 def count() -> int:
@@ -36,9 +41,14 @@ def is_main() -> bool:
 def wait() -> None:
     """Wait here until all processes have come here."""
     if count() > 1:
-        from accelerate import PartialState
+        joined().wait_for_everyone()
 
-        PartialState().wait_for_everyone()
+
+def joined() -> Any:
+    """The processes that were started together, as ``accelerate`` sees them; the first call joins them."""
+    from accelerate import PartialState
+
+    return PartialState(timeout=PATIENCE)
 
 
 def place() -> torch.device:
@@ -79,9 +89,7 @@ def together() -> Iterator[None]:
     global _together
     before = _together
     if count() > 1:
-        from accelerate import PartialState
-
-        PartialState()  # joins the processes
+        joined()
         _together = True
     try:
         yield
@@ -218,6 +226,7 @@ class Team:
         from accelerate.utils import DistributedType
 
         self.model = model
+        joined()  # before the accelerator would, with less patience
         self.accelerator = Accelerator()
         # accelerate leaves FSDP out on CPUs; torch does not.
         on_cpus = with_fsdp() and self.accelerator.distributed_type == DistributedType.MULTI_CPU

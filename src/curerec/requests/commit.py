@@ -25,7 +25,7 @@ from curerec.requests import table as tables
 from curerec.requests.database import forget_pages, transaction
 from curerec.requests.gate import Decision
 from curerec.requests.ledger import now
-from curerec.requests.stages import ADAPTER
+from curerec.requests.stages import ADAPTER, RETRAIN
 from curerec.requests.store import CURRENT, FOLDERS, Store
 from curerec.requests.table import Entry, Table
 
@@ -225,6 +225,7 @@ def recover(store: Store) -> None:
     destroy_unlawful(store)
     rows = store.db.execute("SELECT id FROM version WHERE state IN ('lawful', 'unlawful')").fetchall()
     known = {row["id"] for row in rows}
+    _give_up_superseded(store)
     busy = {r["id"] for r in store.db.execute("SELECT id FROM batch WHERE state IN ('running', 'held')")}
     for path in (store.root / "versions").iterdir():
         if path.name not in known:
@@ -243,6 +244,20 @@ def recover(store: Store) -> None:
     for row in store.db.execute("SELECT id FROM request WHERE shredded = 1").fetchall():
         keys.destroy(store.root / "keys", row["id"])
     forget_pages(store.db)
+
+
+def _give_up_superseded(store: Store) -> None:
+    """Held batches that no run will take up again: their requests went into others or were cancelled, or the
+    version or the table is another. Each holds a whole adapter."""
+    with transaction(store.db) as db:
+        db.execute(
+            "UPDATE batch SET state = 'abandoned' WHERE state = 'held' AND ("
+            "version_before IS NOT ? OR data_before IS NOT ? "
+            # A retrain may be of no request at all.
+            "OR method != ? AND id NOT IN "
+            "(SELECT batch FROM request WHERE state = 'held' AND batch NOTNULL))",
+            (store.version, store.ledger.meta("data"), RETRAIN),
+        )
 
 
 def _take_back(store: Store, path: Path, busy: set[str]) -> None:

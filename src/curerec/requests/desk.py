@@ -19,6 +19,7 @@ from curerec.requests.store import Store
 from curerec.requests.table import Table
 
 TOGETHER = 64  # writes in one transaction at most, so with one wait for the disk
+LOOK_S = 5.0  # between looks at whether the table is still the stored one, while nothing comes in
 Command = Callable[[Path, dict[str, bool]], list[str]]
 
 
@@ -73,7 +74,7 @@ class Desk:
         await self._write_soon(request)
 
     def start(self, options: dict[str, bool]) -> None:
-        """Start a worker process.
+        """Start a worker process, in a session of its own.
 
         Raises:
             RefusedError: one is at work.
@@ -87,6 +88,7 @@ class Desk:
             stdin=subprocess.DEVNULL,
             stdout=subprocess.DEVNULL,
             stderr=subprocess.DEVNULL,
+            start_new_session=True,  # Ctrl-C ends the service; a run goes on
         )
 
     @property
@@ -108,7 +110,11 @@ class Desk:
     def _write(self) -> None:
         with Store(self.root) as store:
             while True:
-                first = self._todo.get()
+                try:
+                    first = self._todo.get(timeout=LOOK_S)
+                except queue.Empty:
+                    self._let_go(store)
+                    continue
                 if first is None:
                     return
                 batch, last = [first], False
@@ -152,6 +158,11 @@ class Desk:
                         answers[k] = error
         for (_, future, loop), answer in zip(batch, answers, strict=True):
             loop.call_soon_threadsafe(_resolve, future, answer)
+
+    def _let_go(self, store: Store) -> None:
+        """Drop a table that a run has replaced: mapped, it would keep the rows that were deleted."""
+        if self._table is not None and self._table[0] != store.ledger.meta("data"):
+            self._table = None
 
     def _current(self, store: Store) -> Table:
         name = store.ledger.meta("data") or ""

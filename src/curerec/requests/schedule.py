@@ -112,7 +112,7 @@ class Clerk:
     def _wanted(self, store: Store, waited: float) -> Options | None:
         rule, today = self.rule, self.today()
         if (left := interrupted(store)) is not None:
-            return left
+            return left if "retrain" in left else {**left, "each": rule.each}
         if due(store, "open", today, rule.before_days):
             return {"each": rule.each}
         if rule.every_s is not None and waited >= rule.every_s and store.ledger.counts()["open"]:
