@@ -29,7 +29,6 @@ from curerec.methods.task import Task
 from curerec.opened import Opened, answers_at_hand
 from curerec.records import ForgetSplit, Outcome
 
-PROBES = 32
 NO_SECOND = "no second model was retrained, and distances to it cannot be computed"
 #: Metrics that are whole numbers.
 COUNTS = ("n_trainable", "peak_mem_bytes")
@@ -275,7 +274,7 @@ def judge(
     valid = [ground.logits(c, "valid") for c in (original, new)]
     kept = [utility(z, split.valid.label) for z in valid]
     lost = auc_drop(valid[0], valid[1], split.valid.label, groups=ground.user("valid"))
-    probes = (ground.logits(original, "forget")[:PROBES], ground.logits(new, "forget")[:PROBES])
+    probes = ground.logits(original, "forget"), ground.logits(new, "forget")
     told: dict[str, Any] = dict.fromkeys(
         ("membership_auc", "membership_error", "membership_original", "advantage", "advantage_error")
     ) | dict.fromkeys(("answers_gap", "answers_se", "answers_control"))

@@ -12,7 +12,8 @@ from curerec.evaluation.inputs import MEND
 
 _CELLS = 1 << 21  # weights held at once (16 MiB)
 
-#: With fewer users in a set draws of users hardly vary it, of a single one not at all: rows are drawn then.
+#: With fewer users in a set draws of users hardly vary it, of a single one not at all (of two, [min, max] of
+#: their means holds the truth in half of the cases). Of two sets rows are drawn then; of one nothing is.
 LEAST_USERS = 5
 
 Groups = tuple[np.ndarray, np.ndarray]  # user of each row of the first set, [m], and of the second, [n]
@@ -78,23 +79,31 @@ def weights(
         groups: user of each row, [n]; whole users are drawn then.
 
     Raises:
-        ConfigError: as :func:`resamples`.
+        ConfigError: as :func:`resamples`, or fewer than :data:`LEAST_USERS` users, or two rows.
     """
     if draws < 1:
         raise ConfigError("must be at least 1", where="draws")
-    code = np.arange(n)
+    code, least = np.arange(n), 2
     if groups is not None:
+        least = LEAST_USERS
         if np.shape(groups) != (n,):
             raise ConfigError(f"shape {np.shape(groups)} for {n} rows", where="groups", mend=MEND)
         code = np.unique(np.asarray(groups), return_inverse=True)[1]
     size = int(code.max(initial=-1)) + 1
-    if size < 2:
-        raise ConfigError(f"{size} user(s) or row(s); drawing needs at least 2", where="groups", mend=MEND)
+    if size < least:
+        raise ConfigError(
+            f"{size} user(s) or row(s); drawing needs at least {least}", where="groups", mend=MEND
+        )
     rng = np.random.default_rng(seed)
     step = max(1, _CELLS // n)
     for start in range(0, draws, step):
         drawn = _counts(rng, min(step, draws - start), size)[:, code]
         yield drawn / drawn.sum(1, keepdims=True)
+
+
+def enough(user: np.ndarray) -> bool:
+    """Whether there are users enough for an interval over them."""
+    return len(np.unique(user)) >= LEAST_USERS
 
 
 def interval(values: np.ndarray, level: float = 0.95) -> tuple[float, float]:

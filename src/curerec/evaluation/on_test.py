@@ -7,7 +7,7 @@ from collections.abc import Callable
 import numpy as np
 
 from curerec.evaluation.auc import auc_interval
-from curerec.evaluation.bootstrap import interval, mean_interval, weights
+from curerec.evaluation.bootstrap import enough, interval, mean_interval, weights
 from curerec.evaluation.inputs import equal_mass, labels, margin, p_yes
 from curerec.evaluation.metric import CannotError, Metric, Value
 from curerec.evaluation.scene import Scene
@@ -64,7 +64,7 @@ def measured(kind: str, choice: Choice, part: str = "test") -> Callable[[Scene],
         if reason := found["missing"].get(kind):
             raise CannotError(reason)
         low, high = None, None
-        if len(np.unique(user)) >= 2:
+        if enough(user):
             low, high = _interval(kind, logits, label, user, min(DRAWS, ground.draws), ground.seed)
         return Value(found[kind], low, high, n=int(chosen.sum()))
 
@@ -78,11 +78,13 @@ def _interval(
     y = labels(label, len(z))
     if kind == "auc":
         return auc_interval(z[y], z[~y], draws=draws, seed=seed, groups=(user[y], user[~y]))
-    if kind == "ece":  # the bins stay; the mean of |.| over draws lies above the value itself
+    if kind == "ece":  # the bins stay; draws scatter about a mean above the value, which is taken off them
         bin_of, off = equal_mass(p_yes(z), BINS), p_yes(z) - y
         inside = (bin_of[:, None] == np.arange(BINS)).astype(float) * off[:, None]
         drawn = [np.abs(w @ inside).sum(1) for w in weights(len(z), draws=draws, seed=seed, groups=user)]
-        return interval(np.concatenate(drawn))
+        values = np.concatenate(drawn)
+        value = np.abs(inside.mean(0)).sum()
+        return interval(np.clip(values - values.mean() + value, 0, None))
     each = nll(z, y) if kind == "log_loss" else ((z > 0) == y).astype(float)
     return mean_interval(each, draws=draws, seed=seed, groups=user)
 
@@ -105,7 +107,8 @@ def _metrics(suffix: str, where: str, choice: Choice) -> dict[str, Metric]:
     for kind, (unit, better, formula, source) in _KINDS.items():
         name = f"test_{kind}{suffix}"
         text = f"{formula}; {where}"
-        out[name] = Metric(name, 1, unit, better, ("labels",), text, source, measured(kind, choice))  # type: ignore[arg-type]
+        version = 2 if kind == "ece" else 1  # 1: its interval had the bias of a mean of |.|
+        out[name] = Metric(name, version, unit, better, ("labels",), text, source, measured(kind, choice))  # type: ignore[arg-type]
     return out
 
 

@@ -109,7 +109,7 @@ class Ground:
         return nll(self.memory(one, name), self.part(name).label)
 
     def vocabulary(self, one: Candidate, name: str) -> Float[np.ndarray, "n vocab"]:
-        """Probabilities of the whole vocabulary at the answer position, of at most 512 examples.
+        """Probabilities of the whole vocabulary at the answer position as served, of at most 512 examples.
 
         Raises:
             CannotError: several models answer together; they have no one distribution over the vocabulary.
@@ -119,7 +119,9 @@ class Ground:
             model = _model(one)
             if hasattr(model, "answer_logits"):
                 raise CannotError(TOGETHER)
-            one.memo[key] = vocabulary_probabilities(model, self.prompts(name).take(self.spread(name)))
+            few = self.spread(name)
+            shown = self.encode(one.rebuild(self.part(name).take(few))) if one.rebuild else None
+            one.memo[key] = vocabulary_probabilities(model, shown or self.prompts(name).take(few))
         return one.memo[key]
 
     def spread(self, name: str, size: int = FULL_SIZE) -> np.ndarray:

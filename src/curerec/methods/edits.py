@@ -7,6 +7,7 @@ from typing import Any, Literal
 import numpy as np
 import torch
 
+from curerec.errors import ModelError
 from curerec.methods.task import Task
 from curerec.prompts.encoding import Prompts
 from curerec.recommender.families import family_of
@@ -18,10 +19,21 @@ CANDIDATE = -1  # history position of the candidate in a span map
 
 
 def mlp_output(model: Any, layer: int) -> Any:
-    """The linear map by which an MLP writes to the residual stream (in every family the last projection)."""
+    """The linear map by which an MLP writes to the residual stream (in every family the last projection).
+
+    Raises:
+        ModelError: its weights are packed.
+    """
     family = family_of(model)
     last = list(family.projections.values())[-1]
-    return family.layer_list(model)[layer].get_submodule(last.path)
+    found = family.layer_list(model)[layer].get_submodule(last.path)
+    if not plain(found).weight.is_floating_point():
+        raise ModelError(
+            "its weights are packed in 8 or 4 bits, and this method edits one of them",
+            where="model.base_bits",
+            mend="Train with 16, or choose another method",
+        )
+    return found
 
 
 def plain(module: Any) -> Any:

@@ -16,6 +16,7 @@ from curerec.recommender import parallel
 from curerec.recommender.score import answer_logits, at_a_time, by_length, device_of, score, to_batch
 from curerec.recommender.units import units_of
 
+TINY = 1e-6  # residuals of one answer add up to more, unless theta_o is sure of all of them
 PATH = (0.0, 0.5, 1.0)  # points between base and fine-tuned weights at which ``rewind`` takes residuals
 
 
@@ -127,12 +128,14 @@ class ForgetObjective:
         ``rewind``: its residual averaged over the base, the halfway and the fine-tuned weights; otherwise 1.
         A loss with a target has none: the answers to aim for say how far each example is to move.
         With ``balance`` both answers get the same total push at the start; without it forgetting moves P(yes)
-        towards the rarer answer, which is not what the users were remembered by.
+        towards the rarer answer, which is not what the users were remembered by. Of a request whose examples
+        have one answer alone that one gets all of it.
         """
         task, label = self.task, self.label
 
         def residual(logits: torch.Tensor) -> torch.Tensor:
-            return 1 - logits.softmax(-1).gather(1, label[:, None])[:, 0]
+            # Of the other answer, not 1 less that of this one: never 0 where an example is sure.
+            return logits.softmax(-1).gather(1, 1 - label[:, None])[:, 0]
 
         push = residual(self.original)  # of the other losses' first step
         weight = torch.ones_like(push)
@@ -150,8 +153,7 @@ class ForgetObjective:
             push = push / len(PATH)
             weight = push.clone()  # changed below, answer by answer, while `push` has to stay
         if self.config.balance:
-            for answer in (0, 1):
-                mine = label == answer
-                if mine.any():
-                    weight[mine] = weight[mine] * 0.5 * push.sum() / push[mine].sum()
+            given = [mine for answer in (0, 1) if (mine := label == answer).any()]
+            for mine in given:
+                weight[mine] = weight[mine] / len(given) * push.sum() / push[mine].sum().clamp_min(TINY)
         return weight

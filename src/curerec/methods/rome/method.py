@@ -76,6 +76,7 @@ def rome(task: Task, config: RomeConfig | None = None) -> Outcome:
         known = task.encode(task.sample(task.retain, config.covariance_size, 82))
         spread = covariance(model, site, known, config.batch_size)
     weight = plain(site.module).weight
+    path = next(n for n, m in model.named_modules() if m is site.module)
     rng = np.random.default_rng([task.seed, 83])
     factors: list[tuple[torch.Tensor, torch.Tensor]] = []
     trace: list[dict[str, float]] = [{"step": 0, **watch.first}]
@@ -94,7 +95,7 @@ def rome(task: Task, config: RomeConfig | None = None) -> Outcome:
             advance(k, len(edits))
             if k % config.check_every and k != len(edits):
                 continue
-            seen = watch.look(model)
+            seen = watch.look(edited(task.original.model, path, factors))  # as it would be handed back
             trace.append({"step": k, "loss": loss, **seen})
             if watch.harmed(seen):
                 drop = f"validation AUC fell by more than {config.max_auc_drop:g}"
@@ -104,7 +105,6 @@ def rome(task: Task, config: RomeConfig | None = None) -> Outcome:
             if watch.closed(seen):
                 stop = CLOSED
                 break
-        path = next(n for n, m in model.named_modules() if m is site.module)
         new = edited(task.original.model, path, factors[:kept])
     lora = hasattr(new, "peft_config")
     done = Update(new.eval(), tuple(trace), stop, int(trace[-1]["step"]), weight.numel(), target=watch.target)
@@ -187,12 +187,13 @@ def edited(original: Any, path: str, factors: list[tuple[torch.Tensor, torch.Ten
     """
     if not factors:
         return copied(original)
-    left, right = (torch.stack(side).to(next(original.parameters())) for side in zip(*factors, strict=True))
+    device = next(original.parameters()).device
+    left, right = (torch.stack(side).to(device, torch.float32) for side in zip(*factors, strict=True))
     if hasattr(original, "peft_config"):
         more = {path.removeprefix(PREFIX): (right, left.T)}
         return with_factors(original, stacked((1.0, factors_of(original)), (1.0, more)))
     new = copy.deepcopy(original)
     module = new.get_submodule(path)
     with torch.no_grad():
-        module.weight.add_(right.T @ left if transposed(module) else left.T @ right)
+        module.weight.add_((right.T @ left if transposed(module) else left.T @ right).to(module.weight))
     return new
