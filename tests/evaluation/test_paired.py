@@ -13,12 +13,14 @@ from curerec.evaluation.residual import Scale
 
 
 def test_weights_draw_whole_users():
-    user = np.array([0, 0, 1, 2, 2, 2])
-    drawn = np.concatenate(list(weights(6, draws=50, seed=0, groups=user)))
-    assert drawn.shape == (50, 6) and drawn.sum(1) == pytest.approx(1)
+    user = np.array([0, 0, 1, 2, 2, 2, 3, 4])
+    drawn = np.concatenate(list(weights(8, draws=50, seed=0, groups=user)))
+    assert drawn.shape == (50, 8) and drawn.sum(1) == pytest.approx(1)
     assert (drawn[:, 0] == drawn[:, 1]).all() and (drawn[:, 3] == drawn[:, 5]).all()
+    with pytest.raises(ConfigError, match="at least 5"):  # of two users it would hold in half of the cases
+        list(weights(8, draws=5, seed=0, groups=np.arange(8) % 4))
     with pytest.raises(ConfigError, match="at least 2"):
-        list(weights(3, draws=5, seed=0, groups=np.zeros(3)))
+        list(weights(1, draws=5, seed=0))
 
 
 def test_a_mean_of_dependent_rows_is_covered_by_drawing_users_alone():

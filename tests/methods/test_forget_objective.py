@@ -122,6 +122,27 @@ def test_both_answers_are_pushed_alike_however_rare_one_is(loss):
     assert no == pytest.approx(yes, rel=1e-5)
 
 
+@pytest.mark.parametrize("loss", ["rewind", "npo", "grad_ascent"])
+def test_a_request_of_one_answer_is_pushed_as_hard_as_one_of_both(loss):
+    task = made_task("full")
+    only = np.flatnonzero(task.forget_prompts.label == 0)
+    task.forget = task.forget.take(only)
+    task.__dict__.pop("forget_prompts")
+    balanced = objective_of(task, loss).weight
+    plain = ForgetObjective(task, UnlearnConfig(forget_loss=loss, balance=False)).weight
+    torch.testing.assert_close(balanced, plain)
+
+
+def test_weights_stay_finite_where_the_original_is_sure_of_everything():
+    task = made_task("full")
+    label = torch.from_numpy(task.forget_prompts.label.astype(np.int64))
+    sure = torch.zeros(len(label), 2)
+    sure[torch.arange(len(label)), label] = 120.0
+    objective = objective_of(task, "npo")
+    objective.original = sure
+    assert objective._weights().isfinite().all()
+
+
 def test_damping_holds_back_parameters_with_little_gradient():
     def moved(damping):
         p = torch.nn.Parameter(torch.zeros(2))
