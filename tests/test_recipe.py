@@ -100,6 +100,7 @@ OF_ADAPTERS = {
     ("update", "open_gap"): None,
     ("update", "projection"): None,
     ("update", "small", "open_gap"): None,
+    ("update", "small", "rolled_back"): None,
 }
 
 
