@@ -140,3 +140,18 @@ def test_names_of_metrics():
     for name, metric in METRICS.items():
         assert metric.name == name and metric.version >= 1 and metric.formula and metric.source
         assert (metric.better == "target") == (metric.target is not None)
+
+
+def test_words_apart_are_of_the_histories_that_are_served():
+    """As the answers apart are: a retrain behind a retrieval that blanks histories is none as served."""
+    scene = made_scene()
+    retrain = scene.references[0].model
+
+    def blank(examples):
+        return replace(examples, history=np.full_like(examples.history, -1))
+
+    served = replace(scene, subject=Candidate(retrain, rebuild=blank), references=scene.references[:1])
+    plain = replace(scene, subject=Candidate(retrain), references=scene.references[:1])
+    for name in ("jsd", "jsd_full"):
+        assert evaluate(METRICS[name], plain).value == pytest.approx(0, abs=1e-7)
+        assert evaluate(METRICS[name], served).value > 1e-6, name

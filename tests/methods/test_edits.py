@@ -9,9 +9,11 @@ import pytest
 import torch
 from scipy.optimize import minimize
 
+from curerec.methods import METHODS
 from curerec.methods.edits import edits_of, mlp_output, title_ends, uninformed
 from curerec.methods.rome.edit import Site, covariance, rank_one
 from curerec.methods.rome.method import RomeConfig, edited, site_of, value_change
+from curerec.methods.stopping import Watch
 from curerec.methods.wise.memory import attach
 from curerec.methods.wise.method import WiseConfig, margin_loss, wise
 from curerec.recommender.score import answer_logits, score, to_batch
@@ -237,3 +239,24 @@ def test_wise_leaves_the_weights_and_stays_inside_its_mask():
     assert float(side.mask.float().mean()) == pytest.approx(0.2, abs=0.05)
     assert side.delta.abs().max() <= config.bound * (1 + 1e-6)
     assert out.details["latency_ratio"] > 0 and out.n_trainable == int(side.mask.sum())
+
+
+def test_rome_looks_at_what_it_hands_back_in_half_precision(monkeypatch):
+    """Edits added to a bfloat16 weight one by one are rounded; as ranks beside an adapter they are not."""
+    task = made_task("lora")
+    for name, p in task.original.model.named_parameters():
+        if "lora" not in name:
+            p.data = p.data.to(torch.bfloat16)
+    looked = []
+    inner = Watch.look
+
+    def look(self, model, *more):
+        looked.append(model)
+        return inner(self, model, *more)
+
+    monkeypatch.setattr(Watch, "look", look)
+    done = METHODS["rome"][0](task, RomeConfig(check_every=1, steps=2, max_auc_drop=1.0))
+    prompts = task.forget_prompts
+    np.testing.assert_array_equal(
+        score(done.model, prompts, task.answers), score(looked[-1], prompts, task.answers)
+    )
