@@ -125,7 +125,11 @@ class _Foreman:
         self.jobs = {job.key: job for job in plan(recipe)}
         self.hash = {k: config_hash(recipe, j) for k, j in self.jobs.items() if j.kind in ("cell", "trial")}
         self.trials = read_lines(out / TRIALS)
-        old = [row for row in rows.newest(read_lines(out / ROWS)) if self._of_the_data(row)]
+        found = rows.newest(read_lines(out / ROWS))
+        seen = {row["dataset"] for row in found if row.get("fingerprint")} & recipe.datasets.keys()
+        prints = {name: self.clerk.data(name).fingerprint for name in sorted(seen)}  # each is loaded once
+        # Not of the ratings as they are now, but of what a name or a file stood for before: done again.
+        old = [r for r in found if (p := r.get("fingerprint")) in (None, prints.get(r["dataset"], p))]
         self.rows = {rows.row_key(row) for row in old if not (retry and row["failure"])}
         self.estimate = Estimate(old, self.trials)
         self.settled: set[str] = {k for k, job in self.jobs.items() if self._is_done(job)}
@@ -135,12 +139,6 @@ class _Foreman:
         self.deadline: float | None = None
         reported = [j for j in self.jobs.values() if j.kind in ("cell", "yardstick")]
         self.sitting = Sitting(sum(j.key in self.settled for j in reported), len(reported))
-
-    def _of_the_data(self, row: Mapping[str, Any]) -> bool:
-        """Whether a row is of the ratings as they are now, not of what a name or a file stood for before."""
-        seen = row.get("fingerprint")
-        named = row["dataset"] in self.recipe.datasets
-        return seen is None or not named or seen == self.clerk.data(row["dataset"]).fingerprint
 
     def work(self, crew: Crew) -> None:
         """Until nothing is left that can be done."""
