@@ -14,15 +14,11 @@ import pytest
 from made_bench import made_place, made_recipe
 
 from curerec.bench import artefacts, rows
-from curerec.bench.crew import Event
 from curerec.bench.lines import read_lines
-from curerec.bench.plan import Job
 from curerec.bench.run import run
 from curerec.bench.search import choice
 from curerec.bench.summary import summarise, write_summary
-from curerec.bench.timing import Estimate
 from curerec.bench.work import ROWS, Workshop
-from curerec.errors import RefusedError, StorageError
 from curerec.methods import METHODS
 from curerec.records import Outcome
 from made_commands import PRIVATE, tree
@@ -287,30 +283,6 @@ def test_a_reference_that_cannot_be_trained_blocks_its_cells_alone(tmp_path, mon
     assert run(recipe, tmp_path / "out", places=made_place(tmp_path)).blocked == {}
 
 
-def test_time_that_is_up_begins_nothing(tmp_path):
-    done = run(made_recipe(), tmp_path / "out", places=made_place(tmp_path), minutes=1e-6)
-    assert done.stopped and done.done == 0 and not (tmp_path / "out" / "rows.jsonl").exists()
-
-
-def test_a_folder_that_is_something_else(tmp_path):
-    (tmp_path / "notes.txt").write_text("mine")
-    with pytest.raises(StorageError, match="not of a benchmark"):
-        run(made_recipe(), tmp_path)
-    with pytest.raises(StorageError, match="is a file"):
-        run(made_recipe(), tmp_path / "notes.txt")
-    assert [p.name for p in tmp_path.iterdir()] == ["notes.txt"]
-
-
-def test_two_runs_in_one_folder(tmp_path):
-    from curerec.data import leftovers
-
-    (tmp_path / "out").mkdir()
-    held = leftovers.hold(tmp_path / "out")
-    with pytest.raises(RefusedError, match="another run"):
-        run(made_recipe(), tmp_path / "out", places=made_place(tmp_path))
-    os.close(held)
-
-
 def test_a_run_that_is_killed_goes_on(tmp_path, monkeypatch):
     """kill -9 at five moments; in the end the rows are those of a run that nobody disturbed."""
     monkeypatch.setenv("CUREREC_CACHE", str(tmp_path / "cache"))
@@ -391,51 +363,3 @@ def test_rows_of_other_ratings_are_run_again(tmp_path, monkeypatch):
     prints = [row["fingerprint"] for row in read_lines(out / ROWS)]
     assert len(prints) == 10 and len(set(prints[:5])) == len(set(prints[5:])) == 1 and prints[0] != prints[5]
     assert summarise(out)["left_out"] == 0
-
-
-class Watched:
-    """A crew of two that does nothing but say which trainings were in hand together."""
-
-    def __init__(self):
-        self.at_work, self.together = [], []
-
-    def idle(self):
-        return len(self.at_work) < 2
-
-    def busy(self):
-        return bool(self.at_work)
-
-    def start(self, job, settings):
-        self.at_work.append(job)
-        self.together.append(list(self.at_work))
-
-    def poll(self, timeout_s):
-        return [Event("done", self.at_work.pop(0))]
-
-    def close(self):
-        pass
-
-
-def test_models_that_share_a_training_do_not_train_it_at_the_same_time(tmp_path):
-    nano = made_recipe().models["nano"].model_dump(exclude={"resolved"}, exclude_none=True)
-    other = {**nano, "change": {**nano["change"], "npo": {"lr": 1e-4}}}
-    recipe = made_recipe(models={"nano": nano, "other": other}, seeds=[20, 21])
-    crew = Watched()
-    run(recipe, tmp_path / "out", places=made_place(tmp_path), crew=lambda orders: crew)
-    training = [
-        [(j.kind, j.seed, j.request, j.number) for j in jobs if j.kind in ("base", "original", "retrain")]
-        for jobs in crew.together
-    ]
-    assert all(len(set(jobs)) == len(jobs) for jobs in training)
-    assert any(len(jobs) == 2 for jobs in training)  # others do run beside each other
-
-
-def test_what_all_share_and_what_failed_teaches_nothing_about_a_cells_time():
-    row = {"dataset": "made", "model": "nano", "wall_s": 500.0, "failure": None}
-    cell = {**row, "method": "npo", "wall_s": 10.0}
-    failed = {**row, "method": "cure", "wall_s": 0.001, "failure": "out of memory"}
-    yardstick = [{**row, "method": name} for name in ("base", "original", "retrain", "retrain_2")]
-    known = Estimate([*yardstick, cell, failed])
-    job = {"dataset": "made", "model": "nano", "ask": made_recipe().requests[0]}
-    assert known.seconds(Job("cell", method="cure", **job)) == 10.0
-    assert known.seconds(Job("cell", method="grad_diff", **job)) == 10.0

@@ -41,11 +41,16 @@ def digest(about: Mapping[str, Any]) -> str:
     return hashlib.sha256(json.dumps(about, sort_keys=True).encode()).hexdigest()
 
 
+def training_of(recipe: Recipe) -> dict[str, Any]:
+    """The part of a recipe that a trained model depends on: not what requests are made and carried out by."""
+    return recipe.model_dump(mode="json", exclude={*SETTINGS, "request", "format"})
+
+
 def trained_as(data: Interactions, recipe: Recipe, without: ForgetRequest | None) -> dict[str, Any]:
     """What a trained model depends on: data, split, model, seed, and what was left out."""
     return {
         "data": data.fingerprint,
-        "recipe": recipe.model_dump(mode="json", exclude={*SETTINGS, "request", "format"}),
+        "recipe": training_of(recipe),
         "without": without.digest if without else None,
     }
 

@@ -21,7 +21,6 @@ from curerec.data import durable, leftovers
 from curerec.errors import RefusedError, StorageError
 
 POLL_S = 0.5
-
 BLOCKING = ("base", "original", "retrain", "yardstick")  # a failure of these is of all that wait for them
 
 
@@ -131,7 +130,8 @@ class _Foreman:
         # Not of the ratings as they are now, but of what a name or a file stood for before: done again.
         old = [r for r in found if (p := r.get("fingerprint")) in (None, prints.get(r["dataset"], p))]
         self.rows = {rows.row_key(row) for row in old if not (retry and row["failure"])}
-        self.estimate = Estimate(old, self.trials)
+        cells = [row for row in old if row["method"] not in recipe.measured_once]
+        self.estimate = Estimate(cells, self.trials)
         self.settled: set[str] = {k for k, job in self.jobs.items() if self._is_done(job)}
         self.open = self._needed()
         self.broken: dict[str, str] = {}
@@ -176,8 +176,13 @@ class _Foreman:
         if job.kind not in ("base", "original", "retrain"):
             return False
         running = (self.jobs[k] for k in self.begun if k not in self.settled and k not in self.broken)
-        asked = (job.kind, job.dataset, job.seed, job.request, job.number)
-        return any((j.kind, j.dataset, j.seed, j.request, j.number) == asked for j in running)
+        return any(j.kind == job.kind and self._training(j) == self._training(job) for j in running)
+
+    def _training(self, job: Job) -> tuple[Any, ...]:
+        """What names the model of such a job; two entries may share a base and be fine-tuned otherwise."""
+        setting = self.recipe.setting(job.dataset, job.model, ask=job.ask, seed=job.seed)
+        what = {} if job.kind == "base" else artefacts.training_of(setting)
+        return job.dataset, job.seed, job.request, job.number, what
 
     def _obstacle(self, job: Job) -> str:
         """The failure, of something that it waits for, that stands in a job's way."""

@@ -14,16 +14,12 @@ from curerec.bench.plan import Job
 PRIOR = {"base": 40.0, "original": 80.0, "retrain": 75.0, "yardstick": 15.0, "trial": 35.0, "cell": 30.0}
 
 
-def measured_once(name: str) -> bool:
-    """Whether a row is of what all cells share, whose seconds are those of a whole yardstick."""
-    return name in ("original", "base") or name.startswith("retrain")
-
-
 class Estimate:
     """Seconds by kind of job, learnt as they are done.
 
     Args:
-        rows, trials: of earlier sittings, whose ``wall_s`` are learnt from.
+        rows, trials: of cells and of the search, of earlier sittings; their ``wall_s`` are learnt from, but
+            for what failed.
     """
 
     def __init__(
@@ -32,10 +28,9 @@ class Estimate:
         self.seen: dict[tuple[Any, ...], list[float]] = defaultdict(list)
         for kind, lines in (("cell", rows), ("trial", trials)):
             for line in lines:
-                name = line["method"]
-                if line.get("wall_s") and not measured_once(name) and not line.get("failure"):
+                if line.get("wall_s") and not line.get("failure"):
                     parts = line.get("forget_parts", 1)
-                    self._add(kind, line["dataset"], line["model"], name, parts, line["wall_s"])
+                    self._add(kind, line["dataset"], line["model"], line["method"], parts, line["wall_s"])
 
     def learn(self, job: Job, seconds: float) -> None:
         """A job was done."""

@@ -101,7 +101,7 @@ def weights(
         yield drawn / drawn.sum(1, keepdims=True)
 
 
-def enough(user: np.ndarray) -> bool:
+def enough_users(user: np.ndarray) -> bool:
     """Whether there are users enough for an interval over them."""
     return len(np.unique(user)) >= LEAST_USERS
 

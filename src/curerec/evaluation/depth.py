@@ -6,7 +6,7 @@ import numpy as np
 import torch
 from jaxtyping import Float
 
-from curerec.evaluation.bootstrap import enough, interval, weights
+from curerec.evaluation.bootstrap import enough_users, interval, weights
 from curerec.evaluation.candidate import Candidate
 from curerec.evaluation.metric import CannotError, Metric, Value
 from curerec.evaluation.scene import Scene
@@ -107,7 +107,7 @@ def _compute(scene: Scene) -> Value:
     ground = scene.ground
     user = ground.user("forget")[ground.spread("forget", SIZE)]
     low, high = None, None
-    if enough(user):
+    if enough_users(user):
         drawn = weights(len(user), draws=ground.draws, seed=ground.seed, groups=user)
         low, high = interval(np.concatenate([erased(mine, theirs, w)[0].mean(1) for w in drawn]))
     return Value(float(shares.mean()), low, high, n=len(user), details=details)

@@ -6,7 +6,7 @@ from collections.abc import Callable
 
 import numpy as np
 
-from curerec.evaluation.bootstrap import enough, mean_interval
+from curerec.evaluation.bootstrap import enough_users, mean_interval
 from curerec.evaluation.divergence import jeffreys_half_each, jsd_each, jsd_full_each, l2_each
 from curerec.evaluation.metric import Metric, Value
 from curerec.evaluation.scene import Scene
@@ -44,7 +44,7 @@ def mean_of(each: np.ndarray, user: np.ndarray, scene: Scene) -> Value:
     The scatter of the retrained models is not in the interval: they are taken as given.
     """
     low, high = None, None
-    if enough(user):
+    if enough_users(user):
         low, high = mean_interval(each, draws=scene.ground.draws, seed=scene.ground.seed, groups=user)
     return Value(float(each.mean()), low, high, n=len(each))
 

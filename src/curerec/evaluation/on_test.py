@@ -7,7 +7,7 @@ from collections.abc import Callable
 import numpy as np
 
 from curerec.evaluation.auc import auc_interval
-from curerec.evaluation.bootstrap import enough, interval, mean_interval, weights
+from curerec.evaluation.bootstrap import enough_users, interval, mean_interval, weights
 from curerec.evaluation.inputs import equal_mass, labels, margin, p_yes
 from curerec.evaluation.metric import CannotError, Metric, Value
 from curerec.evaluation.scene import Scene
@@ -64,7 +64,7 @@ def measured(kind: str, choice: Choice, part: str = "test") -> Callable[[Scene],
         if reason := found["missing"].get(kind):
             raise CannotError(reason)
         low, high = None, None
-        if enough(user):
+        if enough_users(user):
             low, high = _interval(kind, logits, label, user, min(DRAWS, ground.draws), ground.seed)
         return Value(found[kind], low, high, n=int(chosen.sum()))
 

@@ -120,8 +120,11 @@ class Ground:
             if hasattr(model, "answer_logits"):
                 raise CannotError(TOGETHER)
             few = self.spread(name)
-            shown = self.encode(one.rebuild(self.part(name).take(few))) if one.rebuild else None
-            one.memo[key] = vocabulary_probabilities(model, shown or self.prompts(name).take(few))
+            if one.rebuild is None:
+                shown = self.prompts(name).take(few)
+            else:
+                shown = self.encode(one.rebuild(self.part(name).take(few)))
+            one.memo[key] = vocabulary_probabilities(model, shown)
         return one.memo[key]
 
     def spread(self, name: str, size: int = FULL_SIZE) -> np.ndarray:

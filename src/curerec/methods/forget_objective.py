@@ -16,7 +16,7 @@ from curerec.recommender import parallel
 from curerec.recommender.score import answer_logits, at_a_time, by_length, device_of, score, to_batch
 from curerec.recommender.units import units_of
 
-TINY = 1e-6  # residuals of one answer add up to more, unless theta_o is sure of all of them
+TINY = 1e-6  # bounds the weights where theta_o is sure of every example with one answer
 PATH = (0.0, 0.5, 1.0)  # points between base and fine-tuned weights at which ``rewind`` takes residuals
 
 
@@ -134,7 +134,7 @@ class ForgetObjective:
         task, label = self.task, self.label
 
         def residual(logits: torch.Tensor) -> torch.Tensor:
-            # Of the other answer, not 1 less that of this one: never 0 where an example is sure.
+            # Of the other answer: 1 less that of this one is 0 from a margin of 17 on.
             return logits.softmax(-1).gather(1, 1 - label[:, None])[:, 0]
 
         push = residual(self.original)  # of the other losses' first step

@@ -108,7 +108,7 @@ MIGRATIONS = (
     """,
     # 4: what a batch's stages depend on beside method and seed; begun ones have none and are begun anew.
     """
-    ALTER TABLE batch ADD COLUMN work TEXT;
+    ALTER TABLE batch ADD COLUMN settings TEXT;
     """,
 )
 VERSION = len(MIGRATIONS)

@@ -46,7 +46,7 @@ class Policy(Strict):
     sign_key: str | None = Field(None, description="PEM file of an Ed25519 private key (extra `sign`)")
 
     @property
-    def work(self) -> str:
+    def stage_settings(self) -> str:
         """What the stages of a batch depend on beside method and seed, the version of curerec with it.
 
         Stages that were carried out under another policy, or by a version whose method has changed since,

@@ -98,8 +98,8 @@ def _begun(store: Store, method: str, seed: int) -> list[str]:
     for row in store.db.execute(
         "SELECT * FROM batch WHERE state = 'running' ORDER BY created, id"
     ).fetchall():
-        wanted = (method, seed, store.policy.work, store.version, store.ledger.meta("data"))
-        if tuple(row[k] for k in ("method", "seed", "work", "version_before", "data_before")) == wanted:
+        wanted = (method, seed, store.policy.stage_settings, store.version, store.ledger.meta("data"))
+        if tuple(row[k] for k in ("method", "seed", "settings", "version_before", "data_before")) == wanted:
             found.append(row["id"])
             continue
         with transaction(store.db) as db:
@@ -127,8 +127,8 @@ def _next(store: Store, method: str, seed: int, *, each: bool, skip: set[str], e
         waiting = left[:1] if each else [name for name in left if name not in apart] or left
         if not waiting and not empty:
             return None
-        work = store.policy.work
-        parts = ["batch", method, str(seed), work, store.version, data, *sorted(waiting)]
+        settings = store.policy.stage_settings
+        parts = ["batch", method, str(seed), settings, store.version, data, *sorted(waiting)]
         while True:
             name = f"b-{keys.tag(store.ledger.key, *parts)[:16]}"
             row = db.execute("SELECT decided FROM batch WHERE id = ?", (name,)).fetchone()
@@ -136,10 +136,10 @@ def _next(store: Store, method: str, seed: int, *, each: bool, skip: set[str], e
                 break
             parts.append("again")  # an empty one was carried out under the same conditions, before a rollback
         db.execute(
-            "INSERT INTO batch (id, created, method, seed, work, state, version_before, data_before) "
+            "INSERT INTO batch (id, created, method, seed, settings, state, version_before, data_before) "
             "VALUES (?, ?, ?, ?, ?, 'running', ?, ?) "
             "ON CONFLICT (id) DO UPDATE SET state = 'running', data_before = excluded.data_before",
-            (name, now(), method, seed, work, store.version, data),
+            (name, now(), method, seed, settings, store.version, data),
         )
         for request in waiting:
             db.execute(

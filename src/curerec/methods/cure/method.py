@@ -121,13 +121,13 @@ class CureConfig(Strict):
                 raise ValueError(f"{name} takes the weights by their gradient: use forget_score gradient")
         return self
 
-    def back_for(self, n_forget: int, n_retain: int) -> float | None:
+    def rolled_back_for(self, n_forget: int, n_retain: int) -> float | None:
         """``rolled_back`` as a request of this size has it.
 
         Example:
             >>> small = {"below": 0.03, "rolled_back": 0.05}
             >>> config = CureConfig.model_validate({"rolled_back": 0.2, "update": {"small": small}})
-            >>> [config.back_for(n, 1000 - n) for n in (10, 100)]
+            >>> [config.rolled_back_for(n, 1000 - n) for n in (10, 100)]
             [0.05, 0.2]
         """
         small = self.update.small_for(n_forget, n_retain)
@@ -323,7 +323,7 @@ def weights_of(
         Both as masks by parameter name, None where the configuration names no share; and what the record says
         of them.
     """
-    back = config.back_for(len(task.forget), len(task.retain))
+    back = config.rolled_back_for(len(task.forget), len(task.retain))
     if config.saliency is None and back is None:
         return None, None, {}
     objective = ForgetObjective.of(task, config.update)

@@ -1,0 +1,103 @@
+"""Which job is begun when, how long it will take, and what a folder is refused for."""
+
+from __future__ import annotations
+
+import json
+import os
+
+import pytest
+from made_bench import made_place, made_recipe, made_rows
+
+from curerec.bench.crew import Event
+from curerec.bench.lines import read_lines
+from curerec.bench.run import run
+from curerec.data import leftovers
+from curerec.errors import RefusedError, StorageError
+
+
+def test_time_that_is_up_begins_nothing(tmp_path):
+    done = run(made_recipe(), tmp_path / "out", places=made_place(tmp_path), minutes=1e-6)
+    assert done.stopped and done.done == 0 and not (tmp_path / "out" / "rows.jsonl").exists()
+
+
+def test_a_folder_that_is_something_else(tmp_path):
+    (tmp_path / "notes.txt").write_text("mine")
+    with pytest.raises(StorageError, match="not of a benchmark"):
+        run(made_recipe(), tmp_path)
+    with pytest.raises(StorageError, match="is a file"):
+        run(made_recipe(), tmp_path / "notes.txt")
+    assert [p.name for p in tmp_path.iterdir()] == ["notes.txt"]
+
+
+def test_two_runs_in_one_folder(tmp_path):
+    (tmp_path / "out").mkdir()
+    held = leftovers.hold(tmp_path / "out")
+    with pytest.raises(RefusedError, match="another run"):
+        run(made_recipe(), tmp_path / "out", places=made_place(tmp_path))
+    os.close(held)
+
+
+class Watched:
+    """A crew of four that does nothing but say what was in hand together; the last begun ends first."""
+
+    def __init__(self):
+        self.at_work, self.together = [], []
+
+    def idle(self):
+        return len(self.at_work) < 4
+
+    def busy(self):
+        return bool(self.at_work)
+
+    def start(self, job, settings):
+        self.at_work.append(job)
+        self.together.append(list(self.at_work))
+
+    def poll(self, timeout_s):
+        return [Event("done", self.at_work.pop())]
+
+    def close(self):
+        pass
+
+
+def test_models_that_share_a_training_do_not_train_it_at_the_same_time(tmp_path):
+    nano = made_recipe().models["nano"].model_dump(exclude={"resolved"}, exclude_none=True)
+    other = {**nano, "change": {**nano["change"], "npo": {"lr": 1e-4}}}
+    recipe = made_recipe(models={"nano": nano, "other": other}, seeds=[20, 21])
+    crew = Watched()
+    run(recipe, tmp_path / "out", places=made_place(tmp_path), crew=lambda orders: crew)
+    training = [
+        [(j.kind, j.seed, j.request, j.number) for j in jobs if j.kind in ("base", "original", "retrain")]
+        for jobs in crew.together
+    ]
+    assert all(len(set(jobs)) == len(jobs) for jobs in training)
+    assert any(len(jobs) > 1 for jobs in training)  # others do run beside each other
+
+
+def test_models_that_are_fine_tuned_otherwise_are_trained_beside_each_other(tmp_path):
+    """Their base is one all the same."""
+    nano = made_recipe().models["nano"].model_dump(exclude={"resolved"}, exclude_none=True)
+    model = {**nano["change"]["model"], "tuning": {**nano["change"]["model"]["tuning"], "epochs": 2}}
+    other = {**nano, "change": {**nano["change"], "model": model}}
+    crew = Watched()
+    run(
+        made_recipe(models={"nano": nano, "other": other}),
+        tmp_path / "out",
+        places=made_place(tmp_path),
+        crew=lambda orders: crew,
+    )
+    kinds = [[j.kind for j in jobs] for jobs in crew.together]
+    assert any(k.count("original") == 2 for k in kinds) and all(k.count("base") < 2 for k in kinds)
+
+
+def test_time_left_is_learnt_from_cells_that_came_to_something(tmp_path):
+    """Not from what all share, whose seconds are a whole yardstick's, nor from one that failed at once."""
+    ask = {"share": 0.2, "methods": ["npo", "scrub", "grad_diff"]}
+    recipe, out, told = made_recipe(requests=[ask]), tmp_path / "out", []
+    made_rows(out, recipe, worth={"scrub": None})
+    rows = [r for r in read_lines(out / "rows.jsonl") if r["method"] != "grad_diff"]
+    seconds = {"npo": 10.0, "scrub": 0.001}
+    with (out / "rows.jsonl").open("w") as file:
+        file.writelines(json.dumps({**r, "wall_s": seconds.get(r["method"], 500.0)}) + "\n" for r in rows)
+    run(recipe, out, places=made_place(tmp_path), minutes=1e-6, tell=told.append)
+    assert "3 of 4 cells are there; about 10 s left" in told[0]
