@@ -16,10 +16,10 @@ from curerec.errors import DataError, RefusedError, RequestError
 from curerec.interactions import Interactions
 from curerec.requests import chain, keys
 from curerec.requests import table as tables
-from curerec.requests.commit import recover
 from curerec.requests.database import forget_pages, transaction
 from curerec.requests.ledger import now
 from curerec.requests.lock import held, runner
+from curerec.requests.recovery import recover
 from curerec.requests.store import CURRENT, Store
 
 

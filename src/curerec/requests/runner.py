@@ -14,11 +14,12 @@ from curerec.data.output import WRITING
 from curerec.errors import CurerecError, StorageError
 from curerec.progress import Advance, Reporter, Silent
 from curerec.requests import keys
-from curerec.requests.commit import Counts, Plan, finish, prepare, recover
+from curerec.requests.commit import Counts, Plan, finish, prepare
 from curerec.requests.database import transaction
 from curerec.requests.gate import Decision, decide, used_up
 from curerec.requests.ledger import now
 from curerec.requests.lock import runner
+from curerec.requests.recovery import recover
 from curerec.requests.retain_sides import list_retain_sides
 from curerec.requests.stages import RETRAIN, EngineFor, Job, run_stages
 from curerec.requests.store import Store
