@@ -21,12 +21,12 @@ CURE = {"pairs": 8, "pair_pool": 16, "forget_size": 20, "control_size": 20, "dra
 USERS = ForgetRequest("users", tuple(DATA.users[:3]))
 
 
-def trained(folder, kind="full", seed=0, without=None):
+def trained(folder, kind="full", seed=0, without=None, **made):
     base = folder / "base"
     if not base.exists():
         tokenizer = nano_tokenizer(DATA.titles["title"].to_pylist())
         write_model(made_family_model("mistral", len(tokenizer), scale=0.1), tokenizer, base)
-    model = {"base": str(base), "kind": kind, "tuning": {"epochs": 1, "batch_size": 32, "lr": 3e-3}}
+    model = {"base": str(base), "kind": kind, "tuning": {"epochs": 1, "batch_size": 32, "lr": 3e-3}} | made
     recipe = {
         "split": {"train": 150, "other": 60},
         "model": model | ({"lora": {"r": 3, "alpha": 6}} if kind == "lora" else {}),

@@ -60,14 +60,6 @@ def sizes_of(task: Task, config: CureConfig | None = None) -> Sizes:
     among = modules_with_units(task.original.model)
     heads = [".head." in name for name in among]
     asked = task.retain.take(pool(task.data.user_code[task.retain.target]))
-    unknown = [
-        _unknown(task.answered, task.forget),
-        _unknown(task.as_trained or task.answered, held),
-        _unknown(task.answered, task.control),
-        _unknown(task.answered, task.forget, base=True),
-        _unknown(task.answered, asked, base=True),
-        _unknown(task.answered, task.control, base=True),
-    ]
     return Sizes(
         len(task.forget),
         len(task.retain),
@@ -77,7 +69,13 @@ def sizes_of(task: Task, config: CureConfig | None = None) -> Sizes:
         len(heads) - sum(heads),
         sites_of(task.original.model).n_layers,
         min(map(layer_of, among)),
-        *unknown,
+        unknown_forget=_unknown(task.answered, task.forget),
+        unknown_retain=_unknown(task.as_trained or task.answered, held),
+        unknown_control=_unknown(task.answered, task.control),
+        base_forget=_unknown(task.answered, task.forget, base=True),
+        base_retain=_unknown(task.answered, asked, base=True),
+        base_control=_unknown(task.answered, task.control, base=True),
+        waypoints=task.waypoints.count if task.waypoints else 0,
     )
 
 

@@ -10,7 +10,7 @@ from curerec.errors import ModelError
 from curerec.interactions import Interactions
 from curerec.models import device, fresh_model
 from curerec.recipe import Recipe, recipe_of_card
-from curerec.recommender import bases, storage, stored_answers
+from curerec.recommender import bases, storage, stored_answers, waypoints
 from curerec.recommender.copies import base_of
 from curerec.recommender.spread import spread_base
 from curerec.records import Recommender, Split
@@ -33,6 +33,7 @@ class Opened:
     as_trained: stored_answers.StoredAnswers | None = (
         None  # of an unlearned one: what the recommender as trained answered those that are left
     )
+    waypoints: waypoints.StoredWaypoints | None = None  # of its training, where they were kept
 
 
 def open_recommender(
@@ -76,7 +77,7 @@ def open_recommender(
         recommender = storage.load(folder, base, device=device())
     split = split_of(data, recipe.split)
     own = stored_answers.read(recommender, data, stored_answers.asked_in_training(split))
-    return Opened(recommender, recipe, data, split, base, note, own)
+    return Opened(recommender, recipe, data, split, base, note, own, waypoints=waypoints.stored(recommender))
 
 
 def base_model(opened: Opened, *, seed: int) -> Any:

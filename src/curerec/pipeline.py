@@ -28,6 +28,7 @@ from curerec.recommender import bases, parallel, storage, stored_answers
 from curerec.recommender.copies import base_of
 from curerec.recommender.score import score
 from curerec.recommender.tune import tune
+from curerec.recommender.waypoints import Recorder
 from curerec.records import ForgetRequest, ForgetSplit, Outcome, Recommender, Split
 from curerec.splitting import granted, split_of
 
@@ -77,6 +78,7 @@ def train(
     encoder = Encoder(tokenizer, recipe.model.template, data.titles["title"].to_pylist())
     prompts = encoder.encode(queries(data, examples))
     check_fits(model, prompts)
+    recorder = Recorder(recipe.model.waypoints) if recipe.model.waypoints and without is None else None
     with clock.stage("fine-tune") as advance:
         tune(
             model,
@@ -86,6 +88,7 @@ def train(
             seed=recipe.seed,
             progress=advance,
             runtime=recipe.runtime,
+            recorder=recorder,
         )
     check_finite(model)
     answered = None
@@ -117,7 +120,7 @@ def train(
         path=out,
     )
     if parallel.is_main():
-        storage.save(recommender, out, answered=answered)
+        storage.save(recommender, out, answered=answered, passed=recorder.waypoints() if recorder else ())
     parallel.wait()
     return recommender
 
@@ -196,6 +199,9 @@ def task_for(
             retain_side, opened.recommender, opened.data, stored_answers.asked_in_training(opened.split)
         )
     as_trained = opened.as_trained if opened.as_trained and opened.as_trained.data is opened.data else None
+    passed = opened.waypoints
+    if passed is not None and passed.model is not opened.recommender.model:
+        passed = None  # another version was put in its place
     return Task.of(
         split,
         original=opened.recommender,
@@ -207,6 +213,7 @@ def task_for(
         clock=clock or Clock(),
         answered=answered,
         as_trained=as_trained,
+        waypoints=passed,
         retain_side=retain_side,
     )
 

@@ -79,7 +79,7 @@ class NanoShape(Strict):
 class ModelConfig(Strict):
     """Which model, and how it is fine-tuned."""
 
-    added = ("nano", "dtype")
+    added = ("nano", "dtype", "waypoints")
 
     base: str = Field("nano", description="nano, smollm2-135m, a folder, or a name on the Hugging Face hub")
     kind: Literal["full", "lora"] = "lora"
@@ -96,6 +96,22 @@ class ModelConfig(Strict):
     )
     pretrain: TuneConfig = TuneConfig(epochs=1, batch_size=32, lr=2e-3, ema=0.99)
     tuning: TuneConfig = TuneConfig(epochs=2, batch_size=64, lr=1e-3)
+    waypoints: tuple[float, ...] | None = Field(
+        None,
+        min_length=1,
+        description="shares of the training's steps after which the trained weights, and the root of AdamW's "
+        "second moment, are kept beside the recommender: what single people wrote can be read off them "
+        "(`cure.written`). Each takes twice the bytes of the trained weights. None: nothing is kept",
+    )
+
+    @model_validator(mode="after")
+    def _ascending(self) -> ModelConfig:
+        shares = self.waypoints or ()
+        if list(shares) != sorted(set(shares)) or not all(0 < share <= 1 for share in shares):
+            raise ValueError("waypoints are ascending shares of the steps, above 0 and at most 1")
+        if shares and self.tuning.optimizer != "adamw":
+            raise ValueError("waypoints are of AdamW")
+        return self
 
     @model_validator(mode="after")
     def _adapter_only(self) -> ModelConfig:

@@ -15,7 +15,7 @@ from curerec.methods.cure.gradient_share import CHUNKS
 from curerec.methods.cure.method import CureConfig
 from curerec.methods.expected import POOL
 from curerec.methods.teachers import CONTROL, TUNING
-from curerec.methods.unlearn import DEPTHS, UnlearnConfig
+from curerec.methods.unlearn import DEPTHS, FARTHER, UnlearnConfig
 
 #: ``corrupt``: prompts of D_v with their history altered.
 Part = Literal["forget", "retain", "control", "valid", "corrupt"]
@@ -42,6 +42,7 @@ class Sizes:
         first: the lowest layer that those lie in.
         unknown_forget, unknown_retain, unknown_control: of theta_o.
         base_forget, base_retain, base_control: of the base; of D_r the share of those that it is asked about.
+        waypoints: of the training, that were kept.
     """
 
     forget: int
@@ -58,6 +59,7 @@ class Sizes:
     base_forget: float = 1.0
     base_retain: float = 1.0
     base_control: float = 1.0
+    waypoints: int = 0
 
 
 @dataclass(frozen=True)
@@ -158,9 +160,12 @@ def of_cure(config: CureConfig, sizes: Sizes, kept: Collection[str] = ()) -> dic
             _part(on_retain, sizes.base_retain),
         ]
         watch += [Work("encode", w.n, w.part) for w in asked] + asked
+    part = config.written_for(sizes.forget, sizes.retain)
+    passed = 0 if part is None else sizes.waypoints
+    wrote = [Work("copy"), Work("gradient", scored, "forget", times=passed)] if passed else []
     depths = []  # looks on the way back, of which there may be one less
     if update.open_gap is not None and config.kept.of(np.arange(4)) is not None:
-        n_looks = math.ceil(math.log2(len(DEPTHS)))
+        n_looks = math.ceil(math.log2(len(FARTHER if passed else DEPTHS)))
         on_forget = Work("score", min(update.check_size, sizes.forget), "forget", times=n_looks)
         depths = [Work("copy", times=n_looks), on_forget, replace(look[1], times=n_looks)]
     counterfactuals = [
@@ -182,7 +187,7 @@ def of_cure(config: CureConfig, sizes: Sizes, kept: Collection[str] = ()) -> dic
         "counterfactuals": [] if "circuit" in kept else counterfactuals,
         **({} if "circuit" in kept else {"circuit": circuit}),
         "contributions": contributions,
-        "groups": [Work("assign", config.draws)],
+        "groups": [Work("assign", config.draws), *wrote],
         "prepare": [*watch, *depths, Work("copy"), *([] if gradient else objective)],
         "update": _steps(update, sizes, look),
     }

@@ -52,6 +52,14 @@ def test_which_weights_were_taken_back(method: str) -> None:
     assert ("forget-specific parts kept 60 % and task-shared parts kept 60 % of it" in page) is (
         method != "npo"
     )
+    assert "had written there" not in page
+    record["update"] |= {"written": 0.25, "depth": 1.2}  # a quarter of the way is another one
+    page = " ".join(render(record | {"config": {"cure": settings}}).split())
+    assert ("forget-specific parts kept 28 % and task-shared parts kept 28 % of it" in page) is (
+        method != "npo"
+    )
+    assert ("In as many weights 30 % of what the deleted data" in page) is (method != "npo")
+    record["update"]["written"] = None
     record["update"]["depth"] = None
     record["update"]["rolled_back"] = 0.05  # a small request's, whose settings say .2 for others
     page = " ".join(render(record | {"config": {"cure": settings}}).split())

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, Protocol
 
 import numpy as np
@@ -12,6 +12,7 @@ from curerec.circuits.path import part_of_the_way
 from curerec.methods.losses import AIMS, ForgetLoss, forget_loss
 from curerec.methods.task import Task
 from curerec.methods.teachers import targets
+from curerec.prompts.encoding import Prompts
 from curerec.recommender import parallel
 from curerec.recommender.score import answer_logits, at_a_time, by_length, device_of, score, to_batch
 from curerec.recommender.units import units_of
@@ -110,17 +111,7 @@ class ForgetObjective:
         """
         index = np.arange(len(self.prompts)) if index is None else index
         part = self.prompts.take(index)
-        total = [torch.zeros_like(p) for p in params]
-        mean = torch.zeros((), device=self.device)
-        for batch in by_length(part, at_a_time(part, batch_size, self.device, model)):
-            mine = batch[parallel.share(len(batch))]
-            # A process without a part passes an example for nothing: all must take part in every pass.
-            loss = self.loss(model, index[mine if len(mine) else batch[:1]]) * (len(mine) / len(index))
-            for sum_, g in zip(total, torch.autograd.grad(loss, params), strict=True):
-                sum_.add_(g)
-            mean += loss.detach()
-        parallel.summed([*total, mean])
-        return total, float(mean)
+        return mean_gradient(lambda k: self.loss(model, index[k]), part, model, params, batch_size=batch_size)
 
     def _weights(self) -> torch.Tensor:
         """Weight of each forget example, [n].
@@ -157,3 +148,34 @@ class ForgetObjective:
             for mine in given:
                 weight[mine] = weight[mine] / len(given) * push.sum() / push[mine].sum().clamp_min(TINY)
         return weight
+
+
+def mean_gradient(
+    loss: Callable[[np.ndarray], torch.Tensor],
+    prompts: Prompts,
+    model: Any,
+    params: Sequence[torch.nn.Parameter],
+    *,
+    batch_size: int = 128,
+) -> tuple[list[torch.Tensor], float]:
+    """Gradient of a mean loss over many prompts, and that mean; several processes share them out.
+
+    Args:
+        loss: given places of prompts, int [batch], their mean loss.
+        prompts: [n].
+        model: that the loss asks.
+        params: of it, with ``requires_grad``.
+        batch_size: prompts a pass, of like length; on a CPU fewer where they are long.
+    """
+    device = device_of(model)
+    total = [torch.zeros_like(p) for p in params]
+    mean = torch.zeros((), device=device)
+    for batch in by_length(prompts, at_a_time(prompts, batch_size, device, model)):
+        mine = batch[parallel.share(len(batch))]
+        # A process without a part passes an example for nothing: all must take part in every pass.
+        value = loss(mine if len(mine) else batch[:1]) * (len(mine) / len(prompts))
+        for sum_, g in zip(total, torch.autograd.grad(value, params), strict=True):
+            sum_.add_(g)
+        mean += value.detach()
+    parallel.summed([*total, mean])
+    return total, float(mean)

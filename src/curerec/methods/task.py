@@ -23,6 +23,7 @@ from curerec.recommender.score import score
 from curerec.recommender.stored_answers import StoredAnswers
 from curerec.recommender.tune import TuneConfig
 from curerec.recommender.units import Units
+from curerec.recommender.waypoints import StoredWaypoints
 from curerec.records import Examples, ForgetSplit, Outcome, Recommender
 
 State = dict[str, torch.Tensor]
@@ -50,6 +51,7 @@ class Task:
         answered: what theta_o and the base answered in training, where that is stored.
         as_trained: where requests before this one made theta_o: what the recommender as trained answered the
             examples that are left, if that was kept.
+        waypoints: of theta_o's training, where they were kept.
         retain_side: folder of what training and earlier requests of the recommender left; None: nothing
             is taken from there and nothing left.
     """
@@ -70,6 +72,7 @@ class Task:
     clock: Clock = field(default_factory=Clock)
     answered: StoredAnswers | None = field(default=None, repr=False)
     as_trained: StoredAnswers | None = field(default=None, repr=False)
+    waypoints: StoredWaypoints | None = field(default=None, repr=False)
     retain_side: Path | None = None
     shared: dict[Any, Any] = field(default_factory=dict, repr=False)  # what stages of one request make once
 

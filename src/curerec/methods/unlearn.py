@@ -20,6 +20,7 @@ from curerec.methods.rules import Masks, Rules
 from curerec.methods.stopping import Watch
 from curerec.methods.task import Task
 from curerec.methods.unseen import Unseen
+from curerec.methods.written import TakenBack
 from curerec.prompts.encoding import Prompts
 from curerec.recommender import parallel
 from curerec.recommender.copies import free_tuned
@@ -30,6 +31,9 @@ from curerec.records import Examples
 
 #: Parts of the way back that are tried, from the smallest.
 DEPTHS = (0.2, 0.35, 0.5, 0.65, 0.8, 0.9, 1.0)
+
+#: The same where a part of the way is along what D_f wrote, which is known but for its length.
+FARTHER = (*DEPTHS, 1.2, 1.4, 1.6)
 
 #: What a request takes at the least where small ones take fewer (``all_steps_from``).
 LEAST_STEPS = 15
@@ -175,6 +179,7 @@ def rolled_back(
     watch: Watch,
     open_gap: float | None,
     unseen: Unseen | None = None,
+    taken_back: TakenBack | None = None,
 ) -> tuple[Any, float]:
     """A copy of theta_o part of the way back to what ``kept`` allows, and which part.
 
@@ -187,18 +192,23 @@ def rolled_back(
         kept: share of fine-tuning's change that each unit keeps all of the way back, [n_units].
         rolled: the weights that go back; None: those that may move.
         watch: looks at D_f and D_c.
-        open_gap: share of the gap that may be left: of :data:`DEPTHS`, the first that leaves no more; None:
-            all of the way.
+        open_gap: share of the gap that may be left: of :data:`DEPTHS` (:data:`FARTHER`), the first that
+            leaves no more; None: all of the way.
         unseen: embeddings that are the base's whatever the part.
+        taken_back: what D_f wrote, of which a part goes back instead.
 
     Source: this project's own. Only D_f, D_c and the base model enter.
     """
     changed = task.deltas(rules.units)
     masks = rules.masks if rolled is None else rolled
+    along = 1.0 if taken_back is None else 1 - taken_back.part
+    depths = DEPTHS if taken_back is None else FARTHER
 
     def at(depth: float) -> tuple[Any, float]:
         model = task.copy_of_model()
-        roll_back(model, rules.units, changed, 1 - depth * (1 - kept), masks)
+        roll_back(model, rules.units, changed, 1 - along * depth * (1 - kept), masks)
+        if taken_back:
+            taken_back.take_off(dict(model.named_parameters(remove_duplicate=False)), depth)
         if unseen:
             unseen.put_back(model)
         return model, depth
@@ -206,14 +216,14 @@ def rolled_back(
     if open_gap is None:
         return at(1.0)
     allowed = watch.target + open_gap * max(watch.first["membership_auc"] - watch.target, 0.0)
-    low, high = 0, len(DEPTHS) - 1  # bisection: the gap closes with the depth
+    low, high = 0, len(depths) - 1  # bisection: the gap closes with the depth
     while low < high:
         middle = (low + high) // 2
-        if watch.membership(at(DEPTHS[middle])[0]) <= allowed:
+        if watch.membership(at(depths[middle])[0]) <= allowed:
             high = middle
         else:
             low = middle + 1
-    return at(DEPTHS[low])
+    return at(depths[low])
 
 
 def retain_weight(task: Task, config: UnlearnConfig) -> float:
@@ -236,6 +246,7 @@ def run(
     config: UnlearnConfig,
     kept: np.ndarray | None = None,
     rolled: Masks | None = None,
+    taken_back: TakenBack | None = None,
 ) -> Update:
     """Move a copy of theta_o by the rules until the membership gap closes.
 
@@ -254,6 +265,7 @@ def run(
         kept: share of fine-tuning's change that each unit starts with, [n_units]; none: all of it.
         rolled: the weights that start so, by parameter name, in units that may change; none: those that may
             move.
+        taken_back: what D_f wrote, of which a part is taken off instead; with ``kept``.
 
     Source: METHOD sections 7 and 8.
     """
@@ -271,7 +283,7 @@ def run(
             if unseen:
                 unseen.put_back(model)
         else:
-            model, depth = rolled_back(task, rules, kept, rolled, watch, config.open_gap, unseen)
+            model, depth = rolled_back(task, rules, kept, rolled, watch, config.open_gap, unseen, taken_back)
     parameters = dict(model.named_parameters(remove_duplicate=False))
     names = [n for n in rules.trainable() if n in parameters]
     params = free(model, names)
@@ -333,7 +345,10 @@ def run(
 
     done = walk(watch, config, model, params, gradients, config.max_steps, steer=steer)
     back = None if unseen is None else (unseen.name, unseen.rows, unseen.base.shape[1])
-    movable = rules.n_movable(dict(zip(names, params, strict=True)), None if kept is None else rolled, back)
+    gone = None if kept is None else rolled
+    if gone is not None and taken_back is not None:
+        gone = {name: mask | taken_back.masks.get(name, False) for name, mask in gone.items()}
+    movable = rules.n_movable(dict(zip(names, params, strict=True)), gone, back)
     free_tuned(model)
     n_unseen = None if config.unseen_tokens is None else 0 if unseen is None else len(unseen.rows)
     return replace(done, n_trainable=movable, depth=depth, n_unseen=n_unseen)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import re
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal
@@ -18,13 +19,14 @@ from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 from curerec.data.output import replacing
 from curerec.errors import ModelError
 from curerec.prompts.encoding import answer_tokens
-from curerec.recommender import manifest, stored_answers
+from curerec.recommender import manifest, stored_answers, waypoints
 from curerec.recommender.families import family_named, family_of
 from curerec.recommender.families.structure import check_structure
 from curerec.recommender.quantise import quantise
 from curerec.recommender.safety import check_folder, weights_digest
 from curerec.recommender.score import answer_logits
 from curerec.recommender.stored_answers import StoredAnswers
+from curerec.recommender.waypoints import Waypoint
 from curerec.records import Recommender
 
 CARD = "curerec.json"
@@ -190,7 +192,13 @@ def write_card(recommender: Recommender, folder: Path) -> None:
     (folder / CARD).write_text(json.dumps(card, indent=2, sort_keys=True) + "\n", encoding="utf-8")
 
 
-def save(recommender: Recommender, folder: Path, *, answered: StoredAnswers | None = None) -> Path:
+def save(
+    recommender: Recommender,
+    folder: Path,
+    *,
+    answered: StoredAnswers | None = None,
+    passed: Sequence[Waypoint] = (),
+) -> Path:
     """Write a recommender whole or not at all.
 
     With LoRA the folder is a plain PEFT adapter, with full fine-tuning a plain transformers model; both load
@@ -200,6 +208,7 @@ def save(recommender: Recommender, folder: Path, *, answered: StoredAnswers | No
         recommender: model, tokenizer and card.
         folder: replaced if it holds an earlier recommender.
         answered: what it answered its training examples, to be kept beside it.
+        passed: waypoints of its training, to be kept beside it.
 
     Returns:
         The folder.
@@ -210,10 +219,12 @@ def save(recommender: Recommender, folder: Path, *, answered: StoredAnswers | No
     folder = Path(folder)
     with replacing(folder, marker=CARD) as stage:
         write_model(recommender.model, recommender.tokenizer, stage)
-        of_others = stored_answers.DIGESTS.values()
+        of_others = {*stored_answers.DIGESTS.values(), waypoints.DIGEST}
         card = {k: v for k, v in recommender.card.items() if k not in of_others}
         if answered is not None:
             card[stored_answers.DIGEST] = stored_answers.write(stage, recommender, answered)
+        if passed:
+            card[waypoints.DIGEST] = waypoints.write(stage, passed)
         write_card(replace(recommender, card=card), stage)
     return folder
 

@@ -24,6 +24,7 @@ from curerec.recommender.runtime import (
     kept_low,
 )
 from curerec.recommender.score import answer_logits, device_of, on, to_batch
+from curerec.recommender.waypoints import Recorder
 
 Progress = Callable[[int, int], None]
 
@@ -82,9 +83,23 @@ class Averager:
     def update(self) -> None:
         """Take the current weights in."""
         self.steps += 1
-        # A decay that grows from 0 keeps the first steps from weighing for ever.
-        decay = min(self.decay, (1 + self.steps) / (10 + self.steps))
+        decay = self.decay_at(self.steps)
         torch._foreach_lerp_(self.mean, [p.detach() for p in self.params], 1 - decay)
+
+    def decay_at(self, step: int) -> float:
+        """Share of the average that a step leaves."""
+        # A decay that grows from 0 keeps the first steps from weighing for ever.
+        return min(self.decay, (1 + step) / (10 + step))
+
+    def held(self, steps: int) -> np.ndarray:
+        """Share in which the average after so many steps holds what each of them did, [steps].
+
+        Example:
+            >>> Averager([], 0.5).held(3).round(3)
+            array([0.986, 0.923, 0.692])
+        """
+        decays = np.asarray([self.decay_at(k) for k in range(1, steps + 1)])
+        return 1 - np.cumprod(decays[::-1])[::-1]
 
     @torch.no_grad()
     def store(self) -> None:
@@ -103,6 +118,8 @@ def optimise(
     progress: Progress | None = None,
     momentum: float = 0.9,
     damping: float = 0.0,
+    recorder: Recorder | None = None,
+    names: list[str] | None = None,
 ) -> int:
     """Run an optimiser over gradients that a callable puts into ``.grad``.
 
@@ -115,6 +132,8 @@ def optimise(
         progress: told (done, total).
         momentum: of SGD; AdamW has its own.
         damping: AdamW's epsilon as a multiple of the root mean square of the first gradient; 0: 1e-8.
+        recorder: takes waypoints; of AdamW.
+        names: of ``params``, for the recorder.
 
     Returns:
         Number of steps done.
@@ -129,6 +148,9 @@ def optimise(
         optimizer = torch.optim.SGD(params, lr=config.lr, momentum=momentum, weight_decay=config.weight_decay)
     scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda k: _rate(k, steps, config))
     average = Averager(params, config.ema) if config.ema else None
+    if recorder:
+        rates = np.asarray([config.lr * _rate(k, steps, config) for k in range(steps)])
+        recorder.begin(names or [], rates, average.held(steps) if average else np.ones(steps))
     done = 0
     for step in range(steps):
         optimizer.zero_grad(set_to_none=True)
@@ -136,12 +158,14 @@ def optimise(
         if damping and step == 0:
             for group in optimizer.param_groups:
                 group["eps"] = max(1e-8, damping * _root_mean_square(params))
-        torch.nn.utils.clip_grad_norm_(params, config.max_grad_norm)
+        norm = torch.nn.utils.clip_grad_norm_(params, config.max_grad_norm)
         optimizer.step()
         scheduler.step()
         if average:
             average.update()
         done = step + 1
+        if recorder:
+            recorder(done, optimizer, norm / config.max_grad_norm)
         if progress:
             progress(done, steps)
         if after_step and after_step(done):
@@ -177,6 +201,7 @@ def tune(
     seed: int,
     progress: Progress | None = None,
     runtime: RuntimeConfig | None = None,
+    recorder: Recorder | None = None,
 ) -> Any:
     """Fine-tune the trainable parameters of a model on the answers of prompts, in place.
 
@@ -191,6 +216,7 @@ def tune(
         seed: of the order of the data and of dropout.
         progress: told (done, total) steps.
         runtime: use of the machine; changes no result.
+        recorder: takes waypoints, where one process trains.
 
     Returns:
         The same model, in eval mode.
@@ -204,7 +230,8 @@ def tune(
     steps = max(1, round(config.epochs * np.ceil(len(prompts) / config.batch_size)))
     compiled = compiles(runtime, device, steps)
     team = Team(model, answers) if parallel.count() > 1 and not parallel.in_step() else None
-    params = team.params() if team else [p for p in model.parameters() if p.requires_grad]
+    named = [(name, p) for name, p in model.named_parameters() if p.requires_grad]
+    params = team.params() if team else [p for _, p in named]
 
     def gradients(step: int) -> None:
         index, factor = team.share(next(stream)) if team else (next(stream), 1.0)
@@ -224,7 +251,15 @@ def tune(
         if compiled:
             stack.enter_context(compiled_layers(model))
         model.train()
-        optimise(params, steps, gradients, config, progress=progress)
+        optimise(
+            params,
+            steps,
+            gradients,
+            config,
+            progress=progress,
+            recorder=None if team else recorder,
+            names=[name for name, _ in named],
+        )
         if team:
             team.finish(params)
     return model.eval()

@@ -94,6 +94,7 @@ def update_part(outcome: Outcome) -> dict[str, Any]:
         "optimizer": _optimizer(config),
         "depth": outcome.details.get("depth"),
         "rolled_back": outcome.details.get("rolled_back", {}).get("share"),
+        "written": outcome.details.get("written", {}).get("part"),
         "target": outcome.details.get("target"),
         "unseen_tokens": outcome.details.get("unseen_tokens"),
         "steps": outcome.details.get("steps"),

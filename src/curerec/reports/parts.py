@@ -215,6 +215,7 @@ class Update(Part):
     optimizer: Text = None
     depth: Number = None  # part of the way back to what `kept` allowed
     rolled_back: Number = None  # share of all weights that this was said of, at the most
+    written: Number = None  # part of that way that was along what D_f's own gradients wrote
     target: Number = None  # membership AUC that the update aimed for
     unseen_tokens: Count = None  # words of deleted data alone, put back to where the base has them
     steps: Count = None

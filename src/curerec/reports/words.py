@@ -72,9 +72,10 @@ def changed(record: Record) -> list[str]:
             f"({f.percent(share)}) were changed.{rest}"
         )
     kept = _settings(record).get("kept")
-    depth = record.update.depth if finite(record.update.depth) else 1.0
+    depth = next(iter(finite(record.update.depth)), 1.0)
+    along = 1 - next(iter(finite(record.update.written)), 0.0)
     shares = [
-        f"{name} parts kept {f.percent(1 - depth * (1 - kept[group]))}"
+        f"{name} parts kept {f.percent(1 - along * depth * (1 - kept[group]))}"
         for group, name in _GROUP.items()
         if isinstance(kept, dict) and isinstance(kept.get(group), (int, float)) and kept[group] < 1
     ]
@@ -83,6 +84,12 @@ def changed(record: Record) -> list[str]:
             "Before the groups' rules were applied, part of what the training on users had changed was taken "
             f"back where memory of single users lies: {' and '.join(shares)} of it.{_rolled_back(record)}"
         )
+        if along < 1:
+            text.append(
+                f"In as many weights {f.percent(depth * (1 - along))} of what the deleted data's own "
+                "gradients had written there during that training, estimated from points that it passed, was "
+                "taken off."
+            )
     if record.update.unseen_tokens:
         n = record.update.unseen_tokens
         words = (

@@ -16,7 +16,7 @@ from typing import Any, TypedDict
 
 from curerec.data import durable
 from curerec.data.edited import Edited
-from curerec.recommender import manifest, stored_answers
+from curerec.recommender import manifest, stored_answers, waypoints
 from curerec.reports.html import write_report
 from curerec.reports.schema import write_record
 from curerec.requests import chain, keys
@@ -246,6 +246,9 @@ def _artefacts(store: Store, plan: Plan, version: str, data: str) -> list[dict[s
             files = [folder / file for folder in folders for file in stored_answers.DIGESTS]
             if any(file.exists() for file in files):  # and goes with the folder
                 kind = "stored answers to the training examples"
+                found.append({"kind": kind, "adapter": name, "done": done[store.policy.old]})
+            if any((folder / waypoints.FILE).exists() for folder in folders):
+                kind = "waypoints of the training"
                 found.append({"kind": kind, "adapter": name, "done": done[store.policy.old]})
     if plan.answers.get("update", {}).get("answers_kept"):
         found.append({"kind": KEPT_ANSWERS, "adapter": version, "done": "kept in it, by the policy"})

@@ -24,7 +24,7 @@ from curerec.models import check_finite
 from curerec.opened import Opened
 from curerec.pipeline import check_method, deterministic, prepare, task_for
 from curerec.progress import Clock, Reporter
-from curerec.recommender import storage, stored_answers
+from curerec.recommender import storage, stored_answers, waypoints
 from curerec.recommender.units import units_of
 from curerec.records import Examples, ForgetSplit
 from curerec.reports.build import update_part
@@ -130,7 +130,9 @@ class CureEngine:
                 outcome = METHODS[self.job.method][0](self.task, self.config)
         check_finite(outcome.model)
         card = copy.deepcopy(self.opened.recommender.card)
-        of_the_old = ("format", "weights_sha256", "train_time_s", *stored_answers.DIGESTS.values())
+        of_the_old = (
+            "format", "weights_sha256", "train_time_s", waypoints.DIGEST, *stored_answers.DIGESTS.values(),
+        )  # fmt: skip
         card = {k: v for k, v in card.items() if k not in of_the_old}
         steps = [] if self.job.method == RETRAIN else card.get("unlearned", [])
         card["unlearned"] = [*steps, {"method": outcome.method}]

@@ -9,7 +9,7 @@ from curerec.errors import ConfigError
 from curerec.models import device
 from curerec.opened import Opened
 from curerec.recipe import Recipe, recipe_of_card
-from curerec.recommender import bases, storage, stored_answers
+from curerec.recommender import bases, storage, stored_answers, waypoints
 from curerec.requests.stages import Job
 
 
@@ -28,7 +28,10 @@ def opened_version(job: Job) -> Opened:
     as_trained = None
     if job.keep_answers:
         as_trained = stored_answers.read(recommender, data, split.train, stored_answers.AS_TRAINED)
-    return Opened(recommender, recipe, data, split, base, answered=answered, as_trained=as_trained)
+    passed = waypoints.stored(recommender)
+    return Opened(
+        recommender, recipe, data, split, base, answered=answered, as_trained=as_trained, waypoints=passed
+    )
 
 
 def settings_of(recipe: Recipe, named: str | None) -> Recipe:

@@ -32,6 +32,7 @@ from curerec.methods.saliency import (
 )
 from curerec.methods.task import Task
 from curerec.methods.unlearn import UnlearnConfig, retain_weight, run
+from curerec.methods.written import TakenBack, written
 from curerec.prompts.counterfactual import counterfactual_pairs
 from curerec.prompts.encoding import queries
 from curerec.recommender.score import device_of
@@ -56,7 +57,7 @@ class Kept(Strict):
 class CureConfig(Strict):
     """Circuit, groups and update. Every value is chosen on D_v, D_c and D_f."""
 
-    added = ("saliency", "rolled_back", "project")
+    added = ("saliency", "rolled_back", "written", "project")
 
     pairs: int = Field(128, gt=1, description="counterfactual pairs that the circuit is scored on")
     pair_pool: int = Field(
@@ -103,6 +104,15 @@ class CureConfig(Strict):
         description="share of all weights that are taken back (``kept``) before the update: in the units "
         "that can forget, those in whose change most of D_f is remembered; none: those that may move",
     )
+    written: float | None = Field(
+        None,
+        gt=0,
+        le=1,
+        description="part of the way back that is along what D_f's own gradients wrote in training, which "
+        "`model.waypoints` tell (where none were kept nothing differs); in as many weights as "
+        "``rolled_back``, those in which it is most of what D_f is remembered by. Small requests "
+        "(``update.small``) do without. None: all of the way is along what fine-tuning changed",
+    )
     project: Literal["both"] | None = Field(
         None,
         description="where the gradients of a task-shared unit conflict: both lose what works against the "
@@ -116,6 +126,8 @@ class CureConfig(Strict):
         shares = {"saliency": self.saliency, "rolled_back": self.rolled_back}
         if self.update.small is not None:
             shares["update.small.rolled_back"] = self.update.small.rolled_back
+        if self.written is not None and self.rolled_back is None:
+            raise ValueError("written is a part of what goes back: name rolled_back, too")
         for name, share in shares.items():
             if share is not None and self.forget_score != "gradient":
                 raise ValueError(f"{name} takes the weights by their gradient: use forget_score gradient")
@@ -132,6 +144,10 @@ class CureConfig(Strict):
         """
         small = self.update.small_for(n_forget, n_retain)
         return self.rolled_back if small is None or small.rolled_back is None else small.rolled_back
+
+    def written_for(self, n_forget: int, n_retain: int) -> float | None:
+        """``written`` as a request of this size has it."""
+        return None if self.update.small_for(n_forget, n_retain) else self.written
 
 
 def explain(task: Task, config: CureConfig) -> tuple[Circuit, Units, Groups]:
@@ -299,19 +315,19 @@ def update_by_groups(
     role = rows_of_roles(groups)
     codes = torch.from_numpy(role).to(device_of(task.original.model))
     with task.clock.stage("groups", told=False):
-        masks, rolled, about = weights_of(
+        masks, rolled, taken_back, about = weights_of(
             task, config, units, role, None if as_large_as is None else rows_of_roles(as_large_as)
         )
     weight = retain_weight(task, config.update)
     rules = Rules(units, codes, weight=weight, masks=masks, both=config.project == "both")
-    done = run(task, rules, config.update, config.kept.of(role), rolled)
+    done = run(task, rules, config.update, config.kept.of(role), rolled, taken_back)
     return outcome(task, name, done, groups=groups, circuit=circuit, units=units, **about)
 
 
 def weights_of(
     task: Task, config: CureConfig, units: Units, role: np.ndarray, as_large_as: np.ndarray | None = None
-) -> tuple[Masks | None, Masks | None, dict[str, Any]]:
-    """The single weights that may move, and those that are taken back first.
+) -> tuple[Masks | None, Masks | None, TakenBack | None, dict[str, Any]]:
+    """The single weights that may move, those that are taken back first, and what goes of what D_f wrote.
 
     Args:
         task: the request.
@@ -320,19 +336,19 @@ def weights_of(
         as_large_as: of a twin: the roles whose weights its own, drawn at random, equal in number.
 
     Returns:
-        Both as masks by parameter name, None where the configuration names no share; and what the record says
-        of them.
+        The first two as masks by parameter name, None where the configuration names no share; the third,
+        None where it names no part or training kept no waypoints; and what the record says of them.
     """
     back = config.rolled_back_for(len(task.forget), len(task.retain))
     if config.saliency is None and back is None:
-        return None, None, {}
+        return None, None, None, {}
     objective = ForgetObjective.of(task, config.update)
     if objective.at_original is None:  # the groups were made before, by another process
         at_original(objective, size=config.forget_size, seed=task.seed)
     gradient = objective.at_original
     assert gradient is not None
     ours = role if as_large_as is None else as_large_as
-    moving, rolled, about = None, None, {}
+    moving, rolled, taken_back, about = None, None, None, {}
     if config.saliency is not None:
         moving = salient(units, ours, gradient, config.saliency)
         if as_large_as is not None:
@@ -351,4 +367,16 @@ def weights_of(
             "weights": n_salient(rolled, units, role),
             "attributed": attributed(rolled, gradient, change),
         }
-    return moving, rolled, about
+        part = config.written_for(len(task.forget), len(task.retain))
+        if part is not None:
+            amounts = written(task, size=config.forget_size)
+            if amounts is not None:
+                # The twin's weights are drawn already, and as many.
+                most = remembering(units, role, gradient, amounts, back) if as_large_as is None else rolled
+                taken_back = TakenBack(part, amounts, most)
+                about["written"] = {
+                    "part": part,
+                    "weights": n_salient(most, units, role),
+                    "attributed": attributed(most, gradient, amounts),
+                }
+    return moving, rolled, taken_back, about
