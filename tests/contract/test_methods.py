@@ -69,6 +69,19 @@ def test_other_families(name, family, kind):
     contract.check_saves_and_loads(out, task)
 
 
+def steady(config: Any) -> Any:
+    """The same by plain descent, and with labels of D_r.
+
+    AdamW makes a step of the rate's size of a gradient that is nothing but rounding, and a rule projects on
+    the first retain gradient, which is rounding where there are no labels. How much comes of that is the
+    processor's.
+    """
+    if hasattr(config, "update"):
+        return config.model_copy(update={"update": steady(config.update)})
+    plain = {"optimizer": "sgd", "lr": 0.1, "retain_labels": 0.1}
+    return config.model_copy(update={k: v for k, v in plain.items() if hasattr(config, k)})
+
+
 # ROME and WISE listen inside the model, so their few passes are whole; CRAGRU takes no gradient.
 @pytest.mark.parametrize(
     "name", [n for n in METHODS if METHODS[n][1] and n not in ("rome", "wise", "cragru")]
@@ -78,8 +91,9 @@ def test_where_three_prompts_fit_in_memory_the_same_is_learned(name, monkeypatch
         task = made_task("lora")
         return score(out.model, task.forget_prompts, task.answers)
 
-    run, config = METHODS[name][0], short(name)
+    run, config = METHODS[name][0], steady(short(name))
     want = answers(run(made_task("lora"), config))
+    moved = abs(want - made_task("lora").forget_original).max()
     most = []
     inner = answer_only
 
@@ -92,8 +106,7 @@ def test_where_three_prompts_fit_in_memory_the_same_is_learned(name, monkeypatch
         monkeypatch.setattr(f"curerec.{user}.prompts_that_fit", lambda model, pos: 3)
     found = answers(run(made_task("lora"), config))
     assert max(most) == 3
-    # Sums are rounded in another order, and AdamW makes a step of the rate's size of the smallest gradient.
-    assert abs(found - want).max() < 0.02, abs(found - want).max()
+    assert moved > 0.02 and abs(found - want).max() < 1e-4, (moved, abs(found - want).max())
 
 
 @pytest.mark.parametrize("name", METHODS)
