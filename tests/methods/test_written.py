@@ -136,6 +136,10 @@ def test_steps_are_shared_out_by_their_rates_and_what_the_average_holds():
     assert [one.mass for one in recorder.waypoints()] == pytest.approx([0.65, 0.25 / 4, 0.05])
 
 
+def test_a_recorder_that_saw_no_step_has_nothing():
+    assert Recorder([0.5]).waypoints() == []
+
+
 def test_a_moment_that_has_just_begun_is_not_divided_by():
     recorder = Recorder([0.5, 1.0])
     recorder.begin(["w"], np.ones(2), np.ones(2))

@@ -95,7 +95,9 @@ class Recorder:
             self.taken.append((weights, scale))
 
     def waypoints(self) -> list[Waypoint]:
-        """What was taken."""
+        """What was taken; nothing where several processes trained."""
+        if not self.taken:
+            return []
         at = np.asarray(self.steps)
         nearest = np.abs(np.arange(1, len(self.rates) + 1)[:, None] - at).argmin(1)
         out: list[Waypoint] = []
