@@ -14,8 +14,9 @@ from curerec.circuits.selection import sizes_to_judge
 from curerec.methods.cure.gradient_share import CHUNKS
 from curerec.methods.cure.method import CureConfig
 from curerec.methods.expected import POOL
+from curerec.methods.rollback import DEPTHS, FARTHER
 from curerec.methods.teachers import CONTROL, TUNING
-from curerec.methods.unlearn import DEPTHS, FARTHER, UnlearnConfig
+from curerec.methods.unlearn import UnlearnConfig
 
 #: ``corrupt``: prompts of D_v with their history altered.
 Part = Literal["forget", "retain", "control", "valid", "corrupt"]

@@ -9,9 +9,10 @@ import torch
 from curerec.groups.assign import FORGET
 from curerec.methods import METHODS
 from curerec.methods.cure.method import CureConfig
+from curerec.methods.rollback import DEPTHS, rolled_back
 from curerec.methods.rules import Rules
 from curerec.methods.stopping import Watch
-from curerec.methods.unlearn import DEPTHS, UnlearnConfig, rolled_back
+from curerec.methods.unlearn import UnlearnConfig
 from curerec.recipe import Recipe
 from curerec.recommender.units import units_of
 from curerec.reports.build import update_part

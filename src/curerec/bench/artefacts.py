@@ -26,7 +26,7 @@ from curerec.pipeline import train
 from curerec.progress import Clock, Reporter, Silent
 from curerec.recipe import SETTINGS, Recipe
 from curerec.recommender import storage
-from curerec.recommender.safety import weights_digest
+from curerec.recommender.safety import metadata_of, weights_digest
 from curerec.records import ForgetRequest
 
 MODELS, YARDSTICKS, PREDICTIONS, BASES = "models", "yardsticks", "predictions", "bases"
@@ -127,8 +127,6 @@ def read_arrays(path: Path, about: Mapping[str, str] | None = None) -> Arrays | 
     """
     try:
         content = path.read_bytes()
-        length = int.from_bytes(content[:8], "little")
-        found = json.loads(content[8 : 8 + length])["__metadata__"]
-        return load(content) if about is None or found == dict(about) else None
-    except (OSError, ValueError, KeyError, TypeError, SafetensorError):  # absent, torn, or not one of ours
+        return load(content) if about is None or metadata_of(content) == dict(about) else None
+    except (OSError, ValueError, SafetensorError):  # absent, torn, or not one of ours
         return None

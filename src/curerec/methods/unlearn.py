@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from typing import Any, Literal
+from typing import Literal
 
 import numpy as np
 import torch
@@ -15,12 +15,11 @@ from curerec.methods.loop import Log, LoopConfig, Update, free, walk
 from curerec.methods.losses import ForgetLoss, kl_to
 from curerec.methods.pace import Pace
 from curerec.methods.preconditioner import Preconditioner
-from curerec.methods.rollback import roll_back
+from curerec.methods.rollback import TakenBack, rolled_back
 from curerec.methods.rules import Masks, Rules
 from curerec.methods.stopping import Watch
 from curerec.methods.task import Task
 from curerec.methods.unseen import Unseen
-from curerec.methods.written import TakenBack
 from curerec.prompts.encoding import Prompts
 from curerec.recommender import parallel
 from curerec.recommender.copies import free_tuned
@@ -28,12 +27,6 @@ from curerec.recommender.fitting import prompts_that_fit
 from curerec.recommender.score import answer_logits, device_of, to_batch
 from curerec.recommender.tune import batches, endless
 from curerec.records import Examples
-
-#: Parts of the way back that are tried, from the smallest.
-DEPTHS = (0.2, 0.35, 0.5, 0.65, 0.8, 0.9, 1.0)
-
-#: The same where a part of the way is along what D_f wrote, which is known but for its length.
-FARTHER = (*DEPTHS, 1.2, 1.4, 1.6)
 
 #: What a request takes at the least where small ones take fewer (``all_steps_from``).
 LEAST_STEPS = 15
@@ -169,61 +162,6 @@ class UnlearnConfig(LoopConfig):
         every = max(1, round(self.check_every * steps / self.max_steps))
         size = min(self.check_size, max(LEAST_LOOK, LOOK_RATIO * n_forget)) if part < 1 else self.check_size
         return self.model_copy(update={"max_steps": steps, "check_every": every, "check_size": size})
-
-
-def rolled_back(
-    task: Task,
-    rules: Rules,
-    kept: np.ndarray,
-    rolled: Masks | None,
-    watch: Watch,
-    open_gap: float | None,
-    unseen: Unseen | None = None,
-    taken_back: TakenBack | None = None,
-) -> tuple[Any, float]:
-    """A copy of theta_o part of the way back to what ``kept`` allows, and which part.
-
-    How far back closes the membership gap depends on how much was remembered: one share for all requests
-    leaves the gap open on some and goes too far on others. Passes over the sample of the looks tell.
-
-    Args:
-        task: the request.
-        rules: roles of the units.
-        kept: share of fine-tuning's change that each unit keeps all of the way back, [n_units].
-        rolled: the weights that go back; None: those that may move.
-        watch: looks at D_f and D_c.
-        open_gap: share of the gap that may be left: of :data:`DEPTHS` (:data:`FARTHER`), the first that
-            leaves no more; None: all of the way.
-        unseen: embeddings that are the base's whatever the part.
-        taken_back: what D_f wrote, of which a part goes back instead.
-
-    Source: this project's own. Only D_f, D_c and the base model enter.
-    """
-    changed = task.deltas(rules.units)
-    masks = rules.masks if rolled is None else rolled
-    along = 1.0 if taken_back is None else 1 - taken_back.part
-    depths = DEPTHS if taken_back is None else FARTHER
-
-    def at(depth: float) -> tuple[Any, float]:
-        model = task.copy_of_model()
-        roll_back(model, rules.units, changed, 1 - along * depth * (1 - kept), masks)
-        if taken_back:
-            taken_back.take_off(dict(model.named_parameters(remove_duplicate=False)), depth)
-        if unseen:
-            unseen.put_back(model)
-        return model, depth
-
-    if open_gap is None:
-        return at(1.0)
-    allowed = watch.target + open_gap * max(watch.first["membership_auc"] - watch.target, 0.0)
-    low, high = 0, len(depths) - 1  # bisection: the gap closes with the depth
-    while low < high:
-        middle = (low + high) // 2
-        if watch.membership(at(depths[middle])[0]) <= allowed:
-            high = middle
-        else:
-            low = middle + 1
-    return at(depths[low])
 
 
 def retain_weight(task: Task, config: UnlearnConfig) -> float:

@@ -12,40 +12,16 @@ from elsewhere than the forget gradient at theta_o, and its errors are others.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
 import numpy as np
 import torch
 
 from curerec.methods.forget_objective import mean_gradient
 from curerec.methods.loop import free, store, tuned_names
-from curerec.methods.rules import Gradients, Masks
+from curerec.methods.rules import Gradients
 from curerec.methods.task import Task
 from curerec.recommender.score import answer_logits, device_of, to_batch
 
 EPS = 1e-8  # AdamW's
-
-
-@dataclass(frozen=True)
-class TakenBack:
-    """What goes back of what D_f wrote, beside what goes back of fine-tuning's whole change.
-
-    Attributes:
-        part: of the way back that is this.
-        amounts: what D_f wrote into each weight, by parameter name.
-        masks: weights that it is taken off.
-    """
-
-    part: float
-    amounts: Gradients
-    masks: Masks
-
-    @torch.no_grad()
-    def take_off(self, parameters: Gradients, depth: float) -> None:
-        """Take ``depth`` times the part off the weights, in place."""
-        for name, mask in self.masks.items():
-            if name in self.amounts:
-                parameters[name].sub_(self.part * depth * self.amounts[name] * mask)
 
 
 def written(task: Task, *, size: int) -> Gradients | None:

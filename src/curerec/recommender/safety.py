@@ -216,6 +216,19 @@ def check_safetensors(path: Path, *, where: str) -> None:
         raise refuse("is longer or shorter than its header says")
 
 
+def metadata_of(content: bytes) -> dict[str, str]:
+    """What the bytes of a safetensors file say of themselves; nothing where they say nothing.
+
+    Raises:
+        ValueError: they have no header that is a mapping.
+    """
+    header = json.loads(content[8 : 8 + int.from_bytes(content[:8], "little")])
+    if not isinstance(header, dict):
+        raise ValueError("no mapping")
+    found: dict[str, str] = header.get("__metadata__", {})
+    return found
+
+
 def _counts(values: Any) -> bool:
     return isinstance(values, list) and all(type(v) is int and 0 <= v < 1 << 62 for v in values)
 

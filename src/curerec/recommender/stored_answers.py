@@ -29,7 +29,7 @@ from curerec.data import durable
 from curerec.errors import ModelError, StorageError
 from curerec.interactions import Interactions
 from curerec.prompts.encoding import Encoder, queries
-from curerec.recommender.safety import check_safetensors, weights_digest
+from curerec.recommender.safety import check_safetensors, metadata_of, weights_digest
 from curerec.records import Examples, Recommender, Split
 
 FILE = "original_logits.curerec"  # not *.safetensors: servers load every one of those as weights
@@ -211,7 +211,7 @@ def _of(
 ) -> StoredAnswers | None:
     """The answers in a file, if they are of these weights and prompts."""
     try:
-        said = json.loads(content[8 : 8 + int.from_bytes(content[:8], "little")]).get("__metadata__", {})
+        said = metadata_of(content)
         arrays = load(content)
         logits, base = arrays.get("logits"), arrays.get("base")
     except (ValueError, SafetensorError):

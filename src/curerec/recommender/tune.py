@@ -119,7 +119,6 @@ def optimise(
     momentum: float = 0.9,
     damping: float = 0.0,
     recorder: Recorder | None = None,
-    names: list[str] | None = None,
 ) -> int:
     """Run an optimiser over gradients that a callable puts into ``.grad``.
 
@@ -132,8 +131,7 @@ def optimise(
         progress: told (done, total).
         momentum: of SGD; AdamW has its own.
         damping: AdamW's epsilon as a multiple of the root mean square of the first gradient; 0: 1e-8.
-        recorder: takes waypoints; of AdamW.
-        names: of ``params``, for the recorder.
+        recorder: takes waypoints; of AdamW, and given the names of ``params``.
 
     Returns:
         Number of steps done.
@@ -150,7 +148,7 @@ def optimise(
     average = Averager(params, config.ema) if config.ema else None
     if recorder:
         rates = np.asarray([config.lr * _rate(k, steps, config) for k in range(steps)])
-        recorder.begin(names or [], rates, average.held(steps) if average else np.ones(steps))
+        recorder.begin(rates, average.held(steps) if average else np.ones(steps))
     done = 0
     for step in range(steps):
         optimizer.zero_grad(set_to_none=True)
@@ -230,8 +228,10 @@ def tune(
     steps = max(1, round(config.epochs * np.ceil(len(prompts) / config.batch_size)))
     compiled = compiles(runtime, device, steps)
     team = Team(model, answers) if parallel.count() > 1 and not parallel.in_step() else None
-    named = [(name, p) for name, p in model.named_parameters() if p.requires_grad]
-    params = team.params() if team else [p for _, p in named]
+    params = team.params() if team else [p for p in model.parameters() if p.requires_grad]
+    recorder = None if team else recorder
+    if recorder:
+        recorder.names = [name for name, p in model.named_parameters() if p.requires_grad]
 
     def gradients(step: int) -> None:
         index, factor = team.share(next(stream)) if team else (next(stream), 1.0)
@@ -251,15 +251,7 @@ def tune(
         if compiled:
             stack.enter_context(compiled_layers(model))
         model.train()
-        optimise(
-            params,
-            steps,
-            gradients,
-            config,
-            progress=progress,
-            recorder=None if team else recorder,
-            names=[name for name, _ in named],
-        )
+        optimise(params, steps, gradients, config, progress=progress, recorder=recorder)
         if team:
             team.finish(params)
     return model.eval()

@@ -22,11 +22,13 @@ from safetensors import SafetensorError
 from safetensors.torch import load, save
 
 from curerec.errors import ModelError
-from curerec.recommender.safety import check_safetensors, weights_digest
+from curerec.recommender.safety import check_safetensors, metadata_of, weights_digest
 from curerec.records import Recommender
 
 FILE = "waypoints.curerec"  # not *.safetensors: servers load every one of those as weights
 DIGEST = "waypoints_sha256"  # its sha256, in the card
+
+PARTS = ("weights", "scale")  # of a waypoint, in its order
 
 Tensors = dict[str, torch.Tensor]
 
@@ -53,6 +55,9 @@ class Recorder:
 
     Args:
         shares: of the steps after which one is taken, ascending, in (0, 1].
+
+    Attributes:
+        names: of the parameters, in the optimiser's order; whoever trains them says so.
     """
 
     def __init__(self, shares: Sequence[float]) -> None:
@@ -63,15 +68,14 @@ class Recorder:
         self.taken: list[tuple[Tensors, Tensors]] = []
         self.rates: np.ndarray = np.zeros(0)
 
-    def begin(self, names: list[str], rates: np.ndarray, held: np.ndarray) -> None:
-        """Say what is trained.
+    def begin(self, rates: np.ndarray, held: np.ndarray) -> None:
+        """Say which steps there will be.
 
         Args:
-            names: of the parameters, in the optimiser's order.
             rates: of each step, [steps].
             held: share in which the final weights hold each step, [steps].
         """
-        self.names, self.rates = names, rates * held
+        self.rates = rates * held
         self.steps = [max(1, round(share * len(rates))) for share in self.shares]
 
     @torch.no_grad()
@@ -134,29 +138,35 @@ class StoredWaypoints:
         try:
             check_safetensors(self.path, where=self.path.name)
             content = self.path.read_bytes()
-            if hashlib.sha256(content).hexdigest() != self.digest:
+            about = metadata_of(content)
+            if hashlib.sha256(content).hexdigest() != self.digest or about["weights"] != self.weights:
                 return None
-            about = json.loads(content[8 : 8 + int.from_bytes(content[:8], "little")])["__metadata__"]
-            if about["weights"] != self.weights:
-                return None
-            masses, tensors = json.loads(about["masses"]), load(content)
-        except (OSError, ModelError, ValueError, KeyError, TypeError, SafetensorError):
+            masses, tensors = [float(mass) for mass in json.loads(about["masses"])], load(content)
+        except (OSError, ModelError, ValueError, KeyError, TypeError, RecursionError, SafetensorError):
             return None
-        found = [Waypoint(float(mass), {}, {}) for mass in masses]
-        for key, tensor in tensors.items():
-            number, part, name = key.split(".", 2)
-            if name not in trained or tensor.shape != trained[name]:
-                return None
-            getattr(found[int(number)], part)[name] = tensor
-        return found
+        names = sorted({key.split(".", 2)[-1] for key in tensors})
+        wanted = {_key(k, part, name) for k in range(len(masses)) for part in PARTS for name in names}
+        if set(tensors) != wanted:
+            return None
+        if any(tensor.shape != trained.get(key.split(".", 2)[2]) for key, tensor in tensors.items()):
+            return None
+        return [
+            Waypoint(mass, *({name: tensors[_key(k, part, name)] for name in names} for part in PARTS))
+            for k, mass in enumerate(masses)
+        ]
+
+
+def _key(number: int, part: str, name: str) -> str:
+    """Of a tensor in the file."""
+    return f"{number}.{part}.{name}"
 
 
 def write(folder: Path, waypoints: Sequence[Waypoint]) -> str:
     """Put waypoints beside weights that are there already; returns the file's sha256, for the card."""
     tensors = {
-        f"{k}.{part}.{name}": tensor.contiguous()
+        _key(k, part, name): tensor.contiguous()
         for k, one in enumerate(waypoints)
-        for part in ("weights", "scale")
+        for part in PARTS
         for name, tensor in getattr(one, part).items()
     }
     about = {"masses": json.dumps([one.mass for one in waypoints]), "weights": weights_digest(folder)}

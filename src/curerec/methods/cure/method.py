@@ -19,7 +19,7 @@ from curerec.methods.cure.gradient_share import at_original, gradient_shares
 from curerec.methods.cure.retain_side import RetainSide
 from curerec.methods.forget_objective import ForgetObjective
 from curerec.methods.loop import outcome
-from curerec.methods.rollback import changes
+from curerec.methods.rollback import TakenBack, changes
 from curerec.methods.rules import Masks, Rules
 from curerec.methods.saliency import (
     at_random,
@@ -32,7 +32,7 @@ from curerec.methods.saliency import (
 )
 from curerec.methods.task import Task
 from curerec.methods.unlearn import UnlearnConfig, retain_weight, run
-from curerec.methods.written import TakenBack, written
+from curerec.methods.written import written
 from curerec.prompts.counterfactual import counterfactual_pairs
 from curerec.prompts.encoding import queries
 from curerec.recommender.score import device_of
