@@ -4,11 +4,9 @@
 which the reader has to bear in mind. Prints the mean difference of the residuals with its t interval over
 seeds, on how many seeds `cure` is nearer, and the p of Wilcoxon's signed-rank test. `METHOD@MODEL` is a
 method with another model of the recipe: `cure@base` for `cure` with the settings that the recipe calls so.
-`FOLDER:MODEL` takes the rows of another model than `--model` there, and of methods that it has none of
-those of `--model`. `METHOD/REQUEST` is a method on another request of the same seeds:
-`cure/users-0.1-random-x10`. Below the table stands the mean of `cure`'s own residuals. `--means` prints
-instead each method's own values, the mean over seeds and the half-width of its t interval; a seed's retrains
-count as one.
+`METHOD/REQUEST` is a method on another request of the same seeds: `cure/users-0.1-random-x10`. Below the
+table stands the mean of `cure`'s own residuals. `--means` prints instead each method's own values, the mean
+over seeds and the half-width of its t interval; a seed's retrains count as one.
 """
 
 from __future__ import annotations
@@ -25,25 +23,21 @@ MEANS = ("residual", "membership_gap", "test_auc", "test_ece", "retrain_ratio", 
 Found = dict[str, dict[int, float]]  # by method and seed
 
 
-def values_of(column: str, folders: list[str], dataset: str, request: str, model: str) -> Found:
+def values_of(column: str, folders: list[Path], dataset: str, request: str, model: str) -> Found:
     """A column by method and seed; of other models than this by ``method@model``, of others by request.
 
     Raises:
         SystemExit: two folders have a row of the same method and seed.
     """
     found: dict[str, dict[int, float]] = {}
-    for place in folders:
-        folder, _, other = place.partition(":")
-        wanted = other or model
+    for folder in folders:
         mine: dict[str, dict[int, float]] = {}
-        for line in (Path(folder) / "rows.jsonl").read_text(encoding="utf-8").splitlines():
+        for line in (folder / "rows.jsonl").read_text(encoding="utf-8").splitlines():
             row = json.loads(line)
             if row["dataset"] == dataset and row.get(column) is not None:
-                name = row["method"] if row["model"] == wanted else f"{row['method']}@{row['model']}"
+                name = row["method"] if row["model"] == model else f"{row['method']}@{row['model']}"
                 name += "" if row["request"] == request else f"/{row['request']}"
                 mine.setdefault(name, {})[row["seed"]] = row[column]
-        for name in [n for n in mine if other and n.endswith(f"@{model}")]:
-            mine.setdefault(name.removesuffix(f"@{model}"), mine[name])
         for method, values in mine.items():
             twice = set(values) & set(found.get(method, {}))
             if twice:
@@ -76,7 +70,7 @@ def means(values: dict[str, Found], others: list[str]) -> str:
 def main() -> None:
     """Print the table."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("folders", nargs="+", metavar="FOLDER[:MODEL]")
+    parser.add_argument("folders", nargs="+", type=Path)
     parser.add_argument("--dataset", default="ml-100k")
     parser.add_argument("--request", default="users-0.1-random")
     parser.add_argument("--model", default="nano", help="its name in the recipe")
