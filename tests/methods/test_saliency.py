@@ -264,7 +264,7 @@ def test_the_twin_takes_back_as_many_weights_of_less_memory(saliency, kind, gran
         reached.append(sum(int(mask.sum()) for name, mask in masks.items() if name in at))
         roll_back(model, units, deltas, kept, masks)
 
-    monkeypatch.setattr("curerec.methods.unlearn.roll_back", rolled)
+    monkeypatch.setattr("curerec.methods.rollback.roll_back", rolled)
     settings = {
         **SMALL,
         "granularity": granularity,
