@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
-import platform
 import statistics
 import time
 from collections.abc import Callable
@@ -30,18 +28,13 @@ def machine() -> dict[str, Any]:
     """Processor, threads, device and versions."""
     import torch
 
-    from curerec.machine import versions
+    from curerec.machine import processor_name, processors, versions
 
-    try:
-        text = Path("/proc/cpuinfo").read_text()
-        name = next(line.split(":")[1].strip() for line in text.splitlines() if line.startswith("model name"))
-    except (OSError, StopIteration):
-        name = platform.processor() or platform.machine()
     cuda = torch.cuda.is_available()
     return {
-        "processor": name,
+        "processor": processor_name(),
         "threads": torch.get_num_threads(),
-        "cores": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count(),
+        "cores": processors(),
         "device": torch.cuda.get_device_name() if cuda else "cpu",
         "versions": versions(),
     }

@@ -2,31 +2,63 @@
 
 from __future__ import annotations
 
+import contextlib
+import os
 import platform
 import resource
 import sys
 from importlib.metadata import version
+from pathlib import Path
 from typing import Any
 
 import torch
 
 from curerec.models import device
+from curerec.source import source_digest
 
 
 def versions() -> dict[str, str]:
-    """Versions of the packages that results depend on."""
+    """Versions of the packages that results depend on, and which source of this one (``source``)."""
     return {p: version(p) for p in ("curerec", "torch", "transformers", "peft", "numpy", "scikit-learn")} | {
-        "python": platform.python_version()
+        "python": platform.python_version(),
+        "source": source_digest(),
     }
 
 
 def machine() -> dict[str, Any]:
-    """Device and threads."""
+    """Device, its name, processors that may be used, main memory (bytes; None where unknown) and threads.
+
+    On another processor training rounds otherwise, so which one it was is part of a result.
+    """
     where = device()
-    name = (
-        torch.cuda.get_device_name() if where.type == "cuda" else (platform.processor() or platform.machine())
-    )
-    return {"device": where.type, "processor": name, "threads": torch.get_num_threads()}
+    return {
+        "device": where.type,
+        "processor": torch.cuda.get_device_name() if where.type == "cuda" else processor_name(),
+        "cores": processors(),
+        "memory_bytes": main_memory_bytes(),
+        "threads": torch.get_num_threads(),
+    }
+
+
+def processor_name() -> str:
+    """The processor's model where Linux tells it, else what the platform says."""
+    with contextlib.suppress(OSError, StopIteration):
+        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8", errors="replace").splitlines()
+        return next(line.split(":", 1)[1].strip() for line in lines if line.startswith("model name"))
+    return platform.processor() or platform.machine()
+
+
+def processors() -> int:
+    """Processors that this process may use; all where the system does not say."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def main_memory_bytes() -> int | None:
+    """Bytes of main memory; None where the system does not say."""
+    try:
+        return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    except (ValueError, OSError, AttributeError):
+        return None
 
 
 def peak_memory_bytes() -> int:

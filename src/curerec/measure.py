@@ -31,7 +31,7 @@ from curerec.records import ForgetSplit, Outcome
 
 NO_SECOND = "no second model was retrained, and distances to it cannot be computed"
 #: Metrics that are whole numbers.
-COUNTS = ("n_trainable", "peak_mem_bytes")
+COUNTS = ("n_trainable", "peak_mem_bytes", "mem_rise_bytes")
 
 
 def candidate(outcome: Outcome, meter: Meter | None = None) -> Candidate:
@@ -44,7 +44,8 @@ def candidate(outcome: Outcome, meter: Meter | None = None) -> Candidate:
     rebuild = outcome.details.get("rebuild")
     one = Candidate(outcome.model, outcome.t_core_s, outcome.t_total_s, outcome.n_trainable, rebuild)
     if meter is not None:
-        one.forward_equivalents, one.peak_mem_bytes = meter.forward_equivalents, meter.peak_mem_bytes
+        one.forward_equivalents = meter.forward_equivalents
+        one.peak_mem_bytes, one.mem_rise_bytes = meter.peak_mem_bytes, meter.mem_rise_bytes
     return one
 
 

@@ -134,3 +134,18 @@ def test_only_the_adapter_is_fine_tuned():
     prompts = scene.ground.prompts("forget").take(np.arange(8))
     losses = curve(scene.ground, scene.subject.model, prompts, seed=0, stop_at=-1.0)
     assert len(losses) == 61 and losses[-1] < losses[0]
+
+
+def test_the_look_that_a_step_takes_anyway_is_the_look():
+    """A model in training mode, here without dropout, is looked at anew after each step."""
+    scene = made_scene()
+    prompts = scene.ground.prompts("forget").take(np.arange(8))
+    looked = copy.deepcopy(scene.subject.model).train()
+    ways = [
+        curve(scene.ground, model, prompts, seed=0, stop_at=-1.0) for model in (scene.subject.model, looked)
+    ]
+    assert np.allclose(*ways, atol=1e-5)
+    half = (ways[0][0] + ways[0][-1]) / 2
+    ends = [curve(scene.ground, m, prompts, seed=0, stop_at=half) for m in (scene.subject.model, looked)]
+    assert len(ends[0]) == len(ends[1]) < 61
+    assert np.allclose(*ends, atol=1e-5)

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -13,17 +14,18 @@ from curerec.bench import artefacts as kept
 from curerec.bench.plan import Job
 from curerec.bench.recipe import BenchRecipe
 from curerec.bench.shapes import made_shape
-from curerec.data.fetch import DATASETS, load
+from curerec.data.fetch import DATASETS
+from curerec.data.fetch import load as load_data
 from curerec.evaluation.candidate import Candidate
 from curerec.evaluation.inputs import p_yes
 from curerec.evaluation.residual import Reference
 from curerec.evaluation.scene import PARTS, Ground
 from curerec.interactions import Interactions
 from curerec.measure import ground_of
-from curerec.models import base_folder
+from curerec.models import base_folder, device
 from curerec.opened import Opened
 from curerec.progress import Clock, Reporter, Silent
-from curerec.recommender.storage import read_card
+from curerec.recommender.storage import load, read_card
 from curerec.records import ForgetRequest, ForgetSplit
 from curerec.splitting import drawn_request, granted
 
@@ -55,7 +57,8 @@ class Materials:
         if name not in self._data:
             place = self.places.get(name) or self.recipe.datasets[name].get("data", name)
             form = None if place in DATASETS else self.recipe.datasets[name].get("format")
-            self._data = {name: load(place, cache=self.cache, format=form)}  # one at a time: they are large
+            # One at a time: they are large.
+            self._data = {name: load_data(place, cache=self.cache, format=form)}
         return self._data[name]
 
     def _base(self, job: Job, *, make: bool = False) -> Path | None:
@@ -139,25 +142,24 @@ class Materials:
             path = self.out / kept.YARDSTICKS / name
             arrays = kept.read_arrays(path, about)
             models = {
-                n: Candidate(None, card["train_time_s"], card["train_time_s"], _trainable(opened))
+                n: Candidate(
+                    None,
+                    card["train_time_s"],
+                    card["train_time_s"],
+                    _trainable(opened),
+                    forward_equivalents=self._passes(job, original=n == "original"),
+                )
                 for n, card in cards.items()
             }
-            if arrays is None or self.recipe.columns:  # attacks fine-tune or round the references, too
-                for n, one in models.items():
-                    one.model = (
-                        opened.recommender.model
-                        if n == "original"
-                        else kept.opened_with(
-                            folders[n], opened.data, opened.recipe, self._base(job), cache=self.cache
-                        ).recommender.model
-                    )
             if arrays is None:
                 ground = self._ground(job)
-                arrays = {f"{n}/{p}": ground.logits(one, p) for n, one in models.items() for p in self.parts}
+                arrays = {}
+                for n, one in models.items():
+                    one.model = self._model_of(job, folders[n])
+                    arrays |= {f"{n}/{p}": ground.logits(one, p) for p in self.parts}
+                    one.model = None
                 kept.write_arrays(path, arrays, about)
             for n, one in models.items():
-                if not self.recipe.columns:
-                    one.model = None
                 one.logits = {p: arrays[f"{n}/{p}"] for p in self.parts}
                 one.memory = dict(one.logits)
             return models.pop("original"), models, name
@@ -166,6 +168,37 @@ class Materials:
             "yardstick", (job.dataset, job.model, job.seed, job.request), make
         )
         return found
+
+    def _passes(self, job: Job, *, original: bool) -> float:
+        """Forward-equivalents of a training, as :class:`curerec.evaluation.cost.Meter` would count them."""
+        split = self._asked(job)[1]
+        prompts = len(split.retain) + (len(split.forget) if original else 0)
+        return 3 * self._opened(job).recipe.model.tuning.epochs * prompts
+
+    def _model_of(self, job: Job, folder: Path) -> Any:
+        """The model of an original or of a retrain; the original's is at hand."""
+        opened = self._opened(job)
+        if folder == opened.recommender.path:
+            return opened.recommender.model
+        return load(folder, opened.base, device=device()).model
+
+    @contextmanager
+    def _yardstick_models(self, job: Job) -> Iterator[None]:
+        """Original and retrains as models, for attacks, which fine-tune or round them, too.
+
+        They are at hand for no longer than that: a method that ran beside them would be seen to need their
+        memory, and on a GPU might not find its own.
+        """
+        opened = self._opened(job)
+        original, references, _ = self._yardstick(job)
+        try:
+            original.model = opened.recommender.model
+            for k, name in enumerate(self.recipe.references):
+                references[name].model = self._model_of(job, self._reference(job, k))
+            yield
+        finally:
+            for one in (original, *references.values()):
+                one.let_go()
 
     def _scale(self, job: Job) -> dict[str, Any]:
         """Floor and ceiling on D_f, and whether methods may be ranked by them."""

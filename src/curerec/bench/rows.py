@@ -61,16 +61,28 @@ FURTHER = (
     "excess_jsd",
     "membership_tpr_at_fpr_01",
     "forward_equivalents",
+    "forward_ratio",
+    "mem_rise_bytes",
 )
 #: What section 5 names that costs more than the answers on the four parts; a recipe asks for it.
 ATTACKS = ("relearn_ratio", "int8_residual", "nf4_residual")
 #: What stays of a row where only costs mean anything.
-COSTS = ("t_core", "t_total", "retrain_ratio", "peak_memory", "trainable_parameters", "forward_equivalents")
+COSTS = (
+    "t_core",
+    "t_total",
+    "retrain_ratio",
+    "peak_memory",
+    "trainable_parameters",
+    "forward_equivalents",
+    "forward_ratio",
+    "mem_rise_bytes",
+)
 RANDOM_WEIGHTS = "the weights are random: only time and memory mean anything"
 NOT_ASKED = "the recipe does not ask for it (columns)"
 REFERENCE = "a retrain is what the others are compared with"
 TRAINED = "not asked of them: base, original and retrains are made once and used by all cells"
 NO_SCALE = "the ceiling is not above the floor: there is no scale"
+NO_INTERVAL = "in some resamples of the users nothing was there to forget: no interval"
 UNTOLD = "the method does not say"
 
 Row = dict[str, Any]
@@ -112,8 +124,7 @@ def about(recipe: BenchRecipe, job: Job, method: str, *, shared: bool, **more: A
         "config_hash": config_hash(recipe, job, method),
         "versions": versions(),
         "device": where["device"],
-        "processor": where["processor"],
-        "threads": where["threads"],
+        **{key: where[key] for key in ("processor", "cores", "memory_bytes", "threads")},
         "shared_machine": shared,
         "created": datetime.datetime.now(datetime.UTC).strftime("%Y-%m-%dT%H:%M:%SZ"),
         "failure": None,
@@ -142,19 +153,23 @@ def measured(metrics: Mapping[str, Any], *, costs_only: bool = False) -> Row:
 
 
 def explained(row: Row) -> Row:
-    """The row with a reason for every column of section 5 that has no value, and none for one that has."""
+    """The row with a reason for every column that has no value, and none for one that has."""
     row = plain(row)  # what is not finite is no value
     reference = row["method"] in ("original", "base") or is_retrain(row["method"])
     why = {
         "residual": REFERENCE if is_retrain(row["method"]) else NO_SCALE,
-        "peak_memory": TRAINED if reference else UNTOLD,
+        **dict.fromkeys(("peak_memory", "mem_rise_bytes"), TRAINED if reference else UNTOLD),
         **dict.fromkeys(
             ("relearn_ratio", "int8_residual", "nf4_residual"), TRAINED if reference else NOT_ASKED
         ),
     }
     missing = {
-        name: row["missing"].get(name) or why.get(name, UNTOLD) for name in COLUMNS if row.get(name) is None
+        name: row["missing"].get(name) or why.get(name, UNTOLD)
+        for name in (*COLUMNS, *FURTHER)
+        if row.get(name) is None
     }
+    if row.get("residual") is not None and row.get("residual_low") is None and not is_retrain(row["method"]):
+        missing["residual_low"] = NO_INTERVAL
     return {**row, "missing": missing}
 
 

@@ -19,14 +19,10 @@ from curerec.bench.timing import Estimate, duration
 from curerec.bench.work import ROWS, TRIALS, Workshop
 from curerec.data import durable, leftovers
 from curerec.errors import RefusedError, StorageError
+from curerec.machine import processors
 
 POLL_S = 0.5
 BLOCKING = ("base", "original", "retrain", "yardstick")  # a failure of these is of all that wait for them
-
-
-def processors() -> int:
-    """Processors that this process may use; all where the system does not say."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 @dataclass

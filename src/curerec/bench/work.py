@@ -134,12 +134,14 @@ class Workshop(Materials):
         scene = scenes(ground, {"original": original, job.method: new}, references)[job.method]
         found = {key: evaluate(metric, scene) for key, metric in self._metrics().items()}
         if self.recipe.columns:
-            original.model = opened.recommender.model
-            for key, metric in chosen_metrics(self.recipe.columns).items():
-                try:
-                    found[key] = evaluate(metric, scene)
-                except Exception as error:  # an attack that fails is a gap in the row and no failed method
-                    found[key] = Value.none(told(error))
+            with self._yardstick_models(job):
+                for key, metric in chosen_metrics(self.recipe.columns).items():
+                    try:
+                        found[key] = evaluate(metric, scene)
+                    except (
+                        Exception
+                    ) as error:  # an attack that fails is a gap in the row and no failed method
+                        found[key] = Value.none(told(error))
         row = self._row(
             job,
             job.method,
@@ -204,7 +206,11 @@ class Workshop(Materials):
         for key, value in found.items():
             metrics |= cells(METRICS[key], value)
         made = rows.measured(metrics, costs_only=only)
-        why = {c: v.missing for c in rows.COLUMNS if (v := found.get(rows.metric_of(c))) and v.missing}
+        why = {
+            c: v.missing
+            for c in (*rows.COLUMNS, *rows.FURTHER)
+            if (v := found.get(rows.metric_of(c))) and v.missing
+        }
         made["missing"] = {**why, **made["missing"]}
         scale = self._scale(job)
         return {

@@ -55,6 +55,7 @@ METRICS: dict[str, Metric] = {
     "retrain_ratio": cost.RETRAIN_RATIO,
     "n_trainable": cost.N_TRAINABLE,
     "peak_mem_bytes": cost.PEAK_MEMORY,
+    "mem_rise_bytes": cost.MEM_RISE,
     "forward_equivalents": cost.FORWARDS,
     "forward_ratio": cost.FORWARD_RATIO,
 }

@@ -23,7 +23,7 @@ class Candidate:
             is always measured with the histories as they are: it asks what the weights remember.
         logits: by part, with rebuilt histories.
         memory: by part, with histories as they are.
-        forward_equivalents, peak_mem_bytes: of :class:`curerec.evaluation.cost.Meter`.
+        forward_equivalents, peak_mem_bytes, mem_rise_bytes: of :class:`curerec.evaluation.cost.Meter`.
         memo: what metrics computed of this model and another scene may use again.
     """
 
@@ -36,4 +36,14 @@ class Candidate:
     memory: dict[str, np.ndarray] = field(default_factory=dict)
     forward_equivalents: float | None = None
     peak_mem_bytes: int | None = None
+    mem_rise_bytes: int | None = None
     memo: dict[Any, Any] = field(default_factory=dict, repr=False)
+
+    def let_go(self) -> None:
+        """Drop the model, and those that were made of it; what they answered is kept."""
+        self.model = None
+        for key, made in list(self.memo.items()):
+            if isinstance(made, Candidate):
+                made.let_go()
+                if not made.logits:  # made, but not asked yet: to be made again
+                    del self.memo[key]

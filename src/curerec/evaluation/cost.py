@@ -33,11 +33,12 @@ class Meter:
     Peak memory is that of the GPU's allocator, or on the CPU the largest resident set of the process, whose
     mark Linux lets a process take back (``/proc/self/clear_refs``) after what was freed before is handed back
     (``malloc_trim``); elsewhere it stays None. It holds all
-    that the process had loaded before, so compare methods run in the same process after the same loading.
+    that the process had loaded before; ``mem_rise_bytes`` is how far it lies above what was held at first.
 
     Attributes:
         forward_equivalents: prompts.
         peak_mem_bytes: or None.
+        mem_rise_bytes: or None.
 
     Example:
         >>> with Meter() as meter:
@@ -49,14 +50,16 @@ class Meter:
     def __init__(self) -> None:
         self.forward_equivalents = 0.0
         self.peak_mem_bytes: int | None = None
-        self._can_reset = False
+        self.mem_rise_bytes: int | None = None
+        self._held: int | None = None
         self._hook: Any = None
 
     def __enter__(self) -> Meter:
         if torch.cuda.is_available():
             torch.cuda.reset_peak_memory_stats()
-        else:
-            self._can_reset = _reset_mark()
+            self._held = torch.cuda.memory_allocated()
+        elif _reset_mark():
+            self._held = _read_mark()
         self._hook = register_module_forward_hook(self._count)
         return self
 
@@ -66,8 +69,10 @@ class Meter:
         self._hook.remove()
         if torch.cuda.is_available():
             self.peak_mem_bytes = torch.cuda.max_memory_allocated()
-        elif self._can_reset:
+        elif self._held is not None:
             self.peak_mem_bytes = _read_mark()
+        if self.peak_mem_bytes is not None and self._held is not None:
+            self.mem_rise_bytes = max(0, self.peak_mem_bytes - self._held)
 
     def _count(self, module: Any, args: Any, output: Any) -> None:
         # The decoder stack: a model whose output is hidden states, without a readout of its own.
@@ -179,6 +184,16 @@ PEAK_MEMORY = Metric(
     "largest memory while it ran: the GPU allocator's, or the resident set of the process",
     "this project",
     _noted("peak_mem_bytes", NO_METER),
+)
+MEM_RISE = Metric(
+    "mem_rise_bytes",
+    1,
+    "bytes",
+    "lower",
+    (),
+    "how far peak_mem_bytes lies above what was held when it began",
+    "this project",
+    _noted("mem_rise_bytes", NO_METER),
 )
 FORWARDS = Metric(
     "forward_equivalents",

@@ -34,6 +34,7 @@ from curerec.methods.sisa import SisaConfig, sisa
 from curerec.methods.task import Task
 from curerec.methods.task_vector import TaskVectorConfig, task_vector
 from curerec.methods.unlearn import UnlearnConfig
+from curerec.methods.weighted_sum import WeightedSumConfig, weighted_sum
 from curerec.methods.wise import WiseConfig, wise
 from curerec.records import Outcome
 
@@ -54,6 +55,7 @@ METHODS: dict[str, tuple[Run, type[Strict] | None]] = {
     "scrub": (scrub, ScrubConfig),
     "task_vector": (task_vector, TaskVectorConfig),
     "e2urec": (e2urec, E2urecConfig),
+    "weighted_sum": (weighted_sum, WeightedSumConfig),
     "pcgrad": (pcgrad, PcgradConfig),
     "cagrad": (cagrad, CagradConfig),
     "gru": (gru, GruConfig),

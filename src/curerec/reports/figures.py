@@ -16,6 +16,7 @@ _LABELS = {
     "retrain_3": "Retrained, third seed",
     "retrain_4": "Retrained, fourth seed",
     "npo": "NPO, all parts alike",
+    "weighted_sum": "Weighted sum",
     "pcgrad": "PCGrad",
     "cagrad": "CAGrad",
     "simnpo": "SimNPO",

@@ -102,6 +102,7 @@ _FURTHER = {
     "membership_auc_nf4": "Membership AUC after nf4",
     "depth": "Depth of forgetting",
     "peak_mem_bytes": "Peak memory, bytes",
+    "mem_rise_bytes": "Memory above what was held, bytes",
     "forward_equivalents": "Forward-equivalents",
     "forward_ratio": "Forward-equivalents / retraining",
 }

@@ -16,7 +16,6 @@ import contextlib
 import hashlib
 import json
 from dataclasses import asdict, replace
-from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -33,6 +32,7 @@ from curerec.recommender.safety import check_safetensors
 from curerec.recommender.stored_answers import about, found_in
 from curerec.recommender.units import units_of
 from curerec.records import Circuit, Examples
+from curerec.source import source_digest
 
 if TYPE_CHECKING:
     from curerec.methods.cure.method import CureConfig
@@ -118,7 +118,7 @@ class RetainSide:
             **about(weights, task.original, task.data),
             "config": config,
             "seed": task.seed,
-            "code": version("curerec"),
+            "code": source_digest(),  # a version number stays what it is while the code changes
         }
         return hashlib.sha256(json.dumps(depends, sort_keys=True).encode()).hexdigest()
 

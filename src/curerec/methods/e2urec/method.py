@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from typing import Any
+from typing import Any, Literal
 
 import torch
 import torch.nn.functional as F
@@ -43,6 +43,11 @@ class E2urecConfig(LoopConfig):
         5, gt=0, description="second stage: passes over D_f, a batch of D_r beside each of D_f"
     )
     teacher: TuneConfig = TUNING
+    trains: Literal["adapter", "all"] = Field(
+        "adapter",
+        description="of a fully fine-tuned model: a new adapter on the query and value projections, or all "
+        "that fine-tuning changed, as the other methods; a recommender with an adapter has that trained",
+    )
     r: int = Field(16, gt=0, description="rank of the adapter that a fully fine-tuned model is given")
     lora_alpha: int = Field(32, gt=0)
     max_steps: int = Field(100_000, gt=0)
@@ -91,7 +96,7 @@ def e2urec(task: Task, config: E2urecConfig | None = None) -> Outcome:
         due=lambda step: step > first and (step - first) % config.check_every == 0,
     )
     if names is None:
-        return outcome(task, "e2urec", done, adapter="own")
+        return outcome(task, "e2urec", done, adapter="own" if hasattr(model, "peft_config") else "none")
     with task.clock.stage("merge"):
         merged = done.model.merge_and_unload().requires_grad_(True).eval()
     changed = tuple(n.removeprefix(PREFIX).replace(".lora_A.default", "") for n in names if ".lora_A." in n)
@@ -102,10 +107,10 @@ def adapter_alone(task: Task, config: E2urecConfig) -> tuple[Any, list[str] | No
     """The model whose adapter is to be trained, and its parameters (None: those that fine-tuning changed).
 
     A LoRA recommender's own adapter is taken; a fully fine-tuned one is given a new adapter on the query and
-    value projections, to be merged afterwards.
+    value projections, to be merged afterwards, unless all of it is to be trained.
     """
     model = task.copy_of_model()
-    if hasattr(model, "peft_config"):
+    if hasattr(model, "peft_config") or config.trains == "all":
         return model, None
     paths = family_of(model).projections
     wanted = [paths[p].path for p in ("q_proj", "v_proj") if p in paths]
