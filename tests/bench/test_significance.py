@@ -84,7 +84,7 @@ def test_equals_are_told_apart_as_rarely_as_it_says(n_seeds, level):
                 share = 0.4 + 0.1 * rng.normal()
                 one[s] = sigmoid(truth + share * shift + 0.1 * rng.normal(size=100))
         by_examples += compared(yards, *said, draws=60, seed=salt).p < level
-        by_means += compared_means(means_of(yards, *said)).p < level
+        by_means += compared_means(means_of(yards, *said), least_error=0.0).p < level
     # Three standard errors of the count above what a test of that level rejects.
     most = runs * level + 3 * np.sqrt(runs * level * (1 - level))
     assert by_examples <= most and by_means <= most
@@ -94,7 +94,8 @@ def test_seeds_that_agree_by_luck_have_the_error_of_their_examples():
     yards, said = planted({"a": 0.3, "b": 0.6}, seeds=(20,))
     again = {s: yards[20] for s in (20, 21, 22)}
     ours, theirs = ({s: said[name][20] for s in again} for name in "ab")
-    assert compared_means(means_of(again, ours, theirs)).p == 0
+    assert compared_means(means_of(again, ours, theirs)) is None  # nothing holds the error to anything
+    assert compared_means(means_of(again, ours, theirs), least_error=0.0).p == 0
     found = compared(again, ours, theirs, draws=500)
     assert found.high - found.low > 0.01 and found.p > 0
 
@@ -107,7 +108,10 @@ def test_means_alone_say_the_same():
     assert alone.seeds == whole.seeds == 5 and alone.p < 0.01
     assert alone.high - alone.low <= whole.high - whole.low < 3 * (alone.high - alone.low)
     assert compared_means(means_of(yards, said["a"], said["a"])).p == 1
-    assert compared_means(means_of(yards, said["a"], said["b"])[:2]) is None
+    assert (whole.by, alone.by) == ("examples", "rows")
+    assert compared_means(means_of(yards, said["a"], said["b"])[:4]) is None
+    again = compared_means(means_of(yards, said["a"], said["b"]), least_error=whole.error)
+    assert (again.low, again.high, again.p) == pytest.approx((whole.low, whole.high, whole.p))
 
 
 def test_pairing_matters():

@@ -1,8 +1,12 @@
-"""Marks of a block of the benchmark: which methods differ from ours, from answers or from rows alone."""
+"""Marks of a block of the benchmark: which methods differ from ours.
+
+From the answers to single examples where they are at hand. Where only rows were kept, the error that the
+summary beside them had from those answers still holds, as long as it is of the same rows.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -11,11 +15,14 @@ import numpy as np
 
 from curerec.bench import artefacts
 from curerec.bench.recipe import TWINS
-from curerec.bench.significance import LEVEL, Compared, Yard, compared, compared_means, holm
+from curerec.bench.significance import LEVEL, Compared, Yard, compared, compared_means, error_of, holm
 from curerec.evaluation.inputs import p_yes
 from curerec.reports.schema import is_retrain
 
 OURS = next(iter(TWINS))
+SAME = 1e-6  # differences of one set of rows, written and read again
+#: What an earlier summary found of a block: by line, ``against`` and ``against_excess``.
+Earlier = Mapping[str, Mapping[str, Any]]
 
 
 def mark(
@@ -25,8 +32,17 @@ def mark(
     retrains: list[dict[str, Any]],
     out: Path,
     draws: int,
+    earlier: Earlier,
 ) -> None:
-    """Compare our method with each other one of a block; p-values are corrected for how many there are."""
+    """Compare our method with each other one of a block; p-values are corrected for how many there are.
+
+    Args:
+        lines: of the block; marked in place.
+        cells, yard, retrains: rows of the methods, the originals and the retrains.
+        out: folder of the run.
+        draws: of the bootstrap over examples.
+        earlier: what the summary in the folder says of the block.
+    """
     (yards, said), (unseen, elsewhere) = (_side(part, cells, yard, out) for part in ("forget", "control"))
     good = [r for r in cells if not r["failure"]]
     of = {line["name"]: [r for r in good if r["method"] == line["name"]] for line in lines}
@@ -44,7 +60,7 @@ def mark(
         if all(seeds <= set(one) for one in (yards, *pair)):
             found = compared(yards, *pair, draws=draws)
         else:
-            found = compared_means(_means(seeds, of[OURS], of[name]))
+            found = _from_rows(_means(seeds, of[OURS], of[name]), earlier.get(name, {}).get("against"))
         if found is not None:
             residual[name] = found
         if all(seeds <= set(one) for one in (yards, *pair, unseen, *less)):
@@ -52,7 +68,8 @@ def mark(
         else:
             sides = [by_seed(of[n], lambda r: (r.get("excess_jsd"),)) for n in (OURS, name)]
             common = sorted(set.intersection(*(set(one) for one in (*sides, *ends))))
-            found = compared_means([np.concatenate([one[s] for one in (*sides, *ends)]) for s in common])
+            means = [np.concatenate([one[s] for one in (*sides, *ends)]) for s in common]
+            found = _from_rows(means, earlier.get(name, {}).get("against_excess"))
         if found is not None:
             excess[name] = found
     for key, all_ in (("against", residual), ("against_excess", excess)):
@@ -62,6 +79,16 @@ def mark(
             if one is not None:
                 p = adjusted[line["name"]]
                 line[key] = {**asdict(one), "p_holm": p, "significant": p < LEVEL}
+
+
+def _from_rows(means: Sequence[np.ndarray], earlier: Mapping[str, Any] | None) -> Compared | None:
+    """The comparison from rows, with the error that an earlier one of the same rows had from the answers."""
+    if earlier and earlier.get("by", "examples") == "examples" and earlier["seeds"] == len(means):
+        error = error_of(earlier["low"], earlier["high"], earlier["seeds"])
+        found = compared_means(means, least_error=error)
+        if found and abs(found.difference - earlier["difference"]) < SAME:
+            return found
+    return compared_means(means)
 
 
 def _means(seeds: set[int], ours: list[dict[str, Any]], theirs: list[dict[str, Any]]) -> list[np.ndarray]:

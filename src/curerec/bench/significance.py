@@ -20,6 +20,9 @@ from scipy.stats import t as student
 from curerec.evaluation.divergence import jsd_each
 
 LEAST_SEEDS = 3  # PROTOCOL section 3
+#: Where answers to single examples are not at hand: three seeds that agree by luck have next to no scatter,
+#: and nothing then holds the error to that of the examples.
+LEAST_SEEDS_ALONE = 5
 LEVEL = 0.05
 
 
@@ -57,6 +60,7 @@ class Compared:
         low, high: 95 % interval.
         p: two-sided.
         seeds: that both have.
+        by: ``examples``: the error is no smaller than that of resampled examples; ``rows``: of seeds alone.
     """
 
     difference: float
@@ -64,6 +68,22 @@ class Compared:
     high: float
     p: float
     seeds: int
+    by: str = "examples"
+
+    @property
+    def error(self) -> float:
+        """Standard error of the difference."""
+        return error_of(self.low, self.high, self.seeds)
+
+
+def error_of(low: float, high: float, seeds: int) -> float:
+    """The standard error behind a 95 % interval of :class:`Compared`.
+
+    Example:
+        >>> round(error_of(-0.4303, 0.4303, 3), 3)
+        0.1
+    """
+    return (high - low) / 2 / float(student.ppf(0.975, seeds - 1))
 
 
 Answers = Mapping[int, np.ndarray]
@@ -124,19 +144,19 @@ def compared(
     return compared_means(point, least_error=float(np.std(gaps, ddof=1)))
 
 
-def compared_means(means: Sequence[np.ndarray], *, least_error: float = 0.0) -> Compared | None:
+def compared_means(means: Sequence[np.ndarray], *, least_error: float | None = None) -> Compared | None:
     """The same from the means of each seed alone, where answers to single examples were not kept.
 
     Args:
         means: of each seed that both have: [ours, theirs, floor, ceiling], nats.
-        least_error: that the standard error is not to fall below.
+        least_error: that the standard error is not to fall below; None: there is none to hold it to.
 
     Returns:
-        None with fewer than three seeds, or where nothing was there to forget.
+        None with fewer than three seeds, five without a least error, or where nothing was there to forget.
 
     Source: Cochran 1977, section 6.4 (error of a ratio of means).
     """
-    if len(means) < LEAST_SEEDS:
+    if len(means) < (LEAST_SEEDS_ALONE if least_error is None else LEAST_SEEDS):
         return None
     values = np.asarray(means, float)
     difference = float(_gap(values.mean(0)))
@@ -144,15 +164,15 @@ def compared_means(means: Sequence[np.ndarray], *, least_error: float = 0.0) -> 
         return None
     ours, theirs, floor, ceiling = values.T
     left = (ours - theirs - difference * (ceiling - floor)) / (ceiling - floor).mean()
-    error = max(float(np.std(left, ddof=1) / np.sqrt(len(left))), least_error)
-    return _told(difference, error, len(left))
+    error = max(float(np.std(left, ddof=1) / np.sqrt(len(left))), least_error or 0.0)
+    return _told(difference, error, len(left), "rows" if least_error is None else "examples")
 
 
-def _told(difference: float, error: float, seeds: int) -> Compared:
+def _told(difference: float, error: float, seeds: int, by: str) -> Compared:
     """Interval and p of a difference whose standard error is of so many seeds."""
     half = float(student.ppf(0.975, seeds - 1)) * error
     p = 2 * float(student.sf(abs(difference) / error, seeds - 1)) if error > 0 else float(difference == 0)
-    return Compared(difference, difference - half, difference + half, p, seeds)
+    return Compared(difference, difference - half, difference + half, p, seeds, by)
 
 
 def _gap(means: np.ndarray) -> np.ndarray:

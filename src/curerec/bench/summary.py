@@ -13,7 +13,7 @@ from scipy.stats import t as student
 
 from curerec.bench import rows
 from curerec.bench.lines import read_lines
-from curerec.bench.marks import by_seed, mark
+from curerec.bench.marks import Earlier, by_seed, mark
 from curerec.bench.plan import config_hash, plan, title_of
 from curerec.bench.recipe import Ask, BenchRecipe
 from curerec.config import parse
@@ -33,8 +33,8 @@ def summarise(out: Path) -> dict[str, Any]:
     A block is a data set, a model and a request; a line of it is a model or method with the mean over the
     seeds that ran and the half-width of the 95 % Student interval. Rows of an earlier configuration, of seeds
     that the recipe does not name (any more) and of other data than the newest are left out and counted.
-    Significance is worked out from the stored predictions; where those are not at hand (only the rows were
-    kept) from the rows' means.
+    Significance is worked out from the stored predictions; where those are not at hand (only the rows and
+    their summary were kept) from the rows' means and the error that the summary has.
 
     Raises:
         DataError: the folder holds no benchmark.
@@ -49,10 +49,11 @@ def summarise(out: Path) -> dict[str, Any]:
         if current.get((_place(row), row["seed"])) == row["config_hash"]
         and row.get("fingerprint") in (None, data.get(row["dataset"]))
     ]
-    blocks = []
+    blocks, earlier = [], _earlier(out)
     for ask in _asks(recipe):
         for dataset, model in recipe.places_of(ask):
-            blocks.append(_block(recipe, ask, dataset, model, mine, out))
+            before = earlier.get((dataset, model, ask.key), {})
+            blocks.append(_block(recipe, ask, dataset, model, mine, out, before))
     return plain(
         {
             "schema": SCHEMA,
@@ -63,6 +64,8 @@ def summarise(out: Path) -> dict[str, Any]:
             "blocks": blocks,
             "left_out": len(found) - len(mine),
             "versions": mine[-1]["versions"] if mine else {},
+            "sources": sorted({s for r in mine if (s := r["versions"].get("source"))}),
+            "data": {name: print_ for name, print_ in data.items() if print_},
             "devices": sorted({f"{r['processor']}, {r['threads']} threads" for r in mine}),
             "shared_machine": any(r["shared_machine"] for r in mine),
             "newest": max((r["created"] for r in mine), default=None),
@@ -79,6 +82,21 @@ def write_summary(out: Path) -> dict[str, Any]:
     durable.write(out / "summary.json", (json.dumps(found, indent=1) + "\n").encode(), mode=0o644)
     write_bench(found, out / "bench.html")
     return found
+
+
+def _earlier(out: Path) -> dict[tuple[str, str, str], Earlier]:
+    """What the summary in the folder says of each block's methods against ours; empty without one."""
+    try:
+        blocks = json.loads((out / "summary.json").read_text(encoding="utf-8"))["blocks"]
+        return {
+            (b["dataset"], b["model"], b["request"]): {
+                line["name"]: {key: line.get(key) for key in ("against", "against_excess")}
+                for line in b["lines"]
+            }
+            for b in blocks
+        }
+    except (OSError, ValueError, KeyError, TypeError):
+        return {}
 
 
 def _recipe(out: Path) -> BenchRecipe:
@@ -135,7 +153,13 @@ def _current(recipe: BenchRecipe) -> dict[tuple[Place, int], str]:
 
 
 def _block(
-    recipe: BenchRecipe, ask: Ask, dataset: str, model: str, found: list[dict[str, Any]], out: Path
+    recipe: BenchRecipe,
+    ask: Ask,
+    dataset: str,
+    model: str,
+    found: list[dict[str, Any]],
+    out: Path,
+    earlier: Earlier,
 ) -> dict[str, Any]:
     here = [r for r in found if (r["dataset"], r["model"]) == (dataset, model)]
     yard = [r for r in here if r["request"] == ask.whole.key and r["method"] == "original"]
@@ -169,7 +193,7 @@ def _block(
     floor, ceiling = means["floor"], means["ceiling"]
     rankable = None if floor is None or ceiling is None else ceiling > 0 and ceiling >= RANKABLE * floor
     if rankable:
-        mark(lines, cells, yard, retrains, out, recipe.draws)
+        mark(lines, cells, yard, retrains, out, recipe.draws, earlier)
     return {
         "dataset": dataset,
         "model": model,

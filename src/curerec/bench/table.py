@@ -45,6 +45,10 @@ def text_table(summary: Mapping[str, Any]) -> str:
     marks = [a for b in bench.blocks for x in b.lines for a in (x.against, x.against_excess) if a]
     if any(a.significant for a in marks):
         out.append("*: differs from cure (paired, over seeds and examples; p < .05 after Holm).")
+    if any(a.by == "rows" for a in marks):
+        out.append("Some marks are over seeds alone: the answers to single examples were not kept.")
+    if len(bench.sources) > 1:
+        out.append(f"Rows are of {len(bench.sources)} states of the code ({', '.join(bench.sources)}).")
     if bench.left_out:
         out.append(f"{bench.left_out} rows of other configurations were left out.")
     return "\n".join(out).rstrip() + "\n"

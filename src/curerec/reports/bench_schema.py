@@ -29,7 +29,11 @@ class Failure(Part):
 
 
 class Against(Part):
-    """Our method's residual, or its excess, less this one's: paired, over seeds and examples."""
+    """Our method's residual, or its excess, less this one's: paired, over seeds.
+
+    Attributes:
+        by: ``examples``: the error is no smaller than that of resampled examples; ``rows``: of seeds alone.
+    """
 
     difference: float
     low: float
@@ -38,6 +42,7 @@ class Against(Part):
     p_holm: float
     seeds: int
     significant: bool
+    by: str = "examples"
 
 
 class Verdicts(Part):
@@ -130,6 +135,8 @@ class Bench(Part):
     versions: dict[str, Any] = Field(default_factory=dict)
     devices: list[str] = Field(default_factory=list)
     shared_machine: bool = False
+    sources: list[str] = Field(default_factory=list)
+    data: dict[str, str] = Field(default_factory=dict)
     newest: Text = None
     search: Search | None = None
 

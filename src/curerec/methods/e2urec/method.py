@@ -34,6 +34,8 @@ SEARCH: dict[str, list[Any]] = {"lr": [3e-4, 1e-3], "alpha": [1.0, 2.0], "teache
 class E2urecConfig(LoopConfig):
     """The loop, the teacher and the adapter."""
 
+    added = ("trains",)
+
     lr: float = Field(1e-3, gt=0)
     batch_size: int = Field(16, gt=0)
     alpha: float = Field(2.0, gt=0, description="of the forgetting teacher")
@@ -43,10 +45,10 @@ class E2urecConfig(LoopConfig):
         5, gt=0, description="second stage: passes over D_f, a batch of D_r beside each of D_f"
     )
     teacher: TuneConfig = TUNING
-    trains: Literal["adapter", "all"] = Field(
-        "adapter",
-        description="of a fully fine-tuned model: a new adapter on the query and value projections, or all "
-        "that fine-tuning changed, as the other methods; a recommender with an adapter has that trained",
+    trains: Literal["all"] | None = Field(
+        None,
+        description="of a fully fine-tuned model: all that fine-tuning changed, as the other methods; none: "
+        "a new adapter on the query and value projections. A recommender with an adapter has that trained",
     )
     r: int = Field(16, gt=0, description="rank of the adapter that a fully fine-tuned model is given")
     lora_alpha: int = Field(32, gt=0)
