@@ -2,60 +2,165 @@
 
 from __future__ import annotations
 
+import functools
+import sys
+
+import accelerate
 import numpy as np
 import pytest
 import torch
-from safetensors.torch import load_file
+from accelerate.utils import DistributedType
+from peft import LoraConfig, get_peft_model
+from safetensors import safe_open
+from safetensors.torch import save_file
+from transformers.models.llama.modeling_llama import LlamaMLP
 
+from curerec.recommender import parallel, runtime
+from curerec.recommender import tune as loop
 from curerec.recommender.parallel import Team
+from curerec.recommender.runtime import RuntimeConfig
+from curerec.recommender.tune import TuneConfig, tune
+from made_models import ALL, made_model, made_prompts, with_lora
 from made_processes import FSDP, launch
 
-SCRIPT = """
-import sys, torch
-from safetensors.torch import save_file
-from curerec.recommender import parallel
-from curerec.recommender.tune import TuneConfig, tune
-from made_models import made_model, made_prompts, with_lora
-torch.set_num_threads(1)
-out, lora, optimizer = sys.argv[1], sys.argv[2] == "lora", sys.argv[3]
-lr = 1e-2 if optimizer == "sgd" else 1e-3
-prompts, encoder = made_prompts(21)
-model = made_model(len(encoder.tokenizer))
-model = with_lora(model) if lora else model.requires_grad_(True)
-finish = parallel.Team.finish
+LAYERS, STEPS = 2, 10  # 21 prompts, 5 a step, twice
+# What a launch trains one after the other: starting it takes longer than training.
+QUICK = {"ddp": ("full", "dropout"), "fsdp2": ("full", "checkpoint", "dropout")}
+SOAK = {"ddp": ("lora-adamw", "compile"), "fsdp2": ("lora", "compile", "compile-lora")}
 
-def watched(team, params):
-    kinds = {type(p).__name__ for p in params}
-    sys.stdout.write(f"TYPE {type(team.wrapped).__name__} {sorted(kinds)}\\n")
-    finish(team, params)
 
-parallel.Team.finish = watched
-config = TuneConfig(epochs=2, batch_size=5, lr=lr, optimizer=optimizer, ema=0.5)
-tune(model, prompts, encoder.answers, config, seed=0)
-state = {n: p.detach().clone() for n, p in model.named_parameters() if p.requires_grad}
-save_file(state, f"{out}-{parallel.count()}-{torch.distributed.get_rank() if parallel.count() > 1 else 0}")
-"""
+def trained(case):
+    """Weights after a training, by name, and what was seen of it, as strings."""
+    prompts, encoder = made_prompts(21)
+    model = made_model(len(encoder.tokenizer), layers=LAYERS)
+    if case == "dropout":
+        adapter = LoraConfig(r=3, lora_alpha=6, lora_dropout=0.5, target_modules=ALL, init_lora_weights=False)
+        torch.manual_seed(3)
+        model = get_peft_model(model, adapter).eval()
+    else:
+        whole = case in ("full", "compile")
+        model = model.requires_grad_(True) if whole else with_lora(model)
+    adamw = case.endswith("adamw")
+    config = TuneConfig(
+        epochs=2, batch_size=5, lr=1e-3 if adamw else 1e-2, optimizer="adamw" if adamw else "sgd", ema=0.5
+    )
+    use = RuntimeConfig(checkpoint=case == "checkpoint", compile=case.startswith("compile"))
+    graphs, passes, about = [], [], {}
+
+    def backend(graph, inputs):
+        graphs.append(graph)
+        return torch._dynamo.lookup_backend("aot_eager")(graph, inputs)
+
+    def passed(module, *args):
+        passes.append(module)
+        return mlp(module, *args)
+
+    def finished(team, params):
+        about["wrapped"] = type(team.wrapped).__name__
+        about["params"] = ",".join({type(p).__name__ for p in params})
+        about["training"] = str(all(m.training for m in team.inner.modules()))
+        finish(team, params)
+
+    mlp, finish = LlamaMLP.forward, Team.finish
+    with pytest.MonkeyPatch.context() as patch:
+        if not use.compile:  # which would compile the counting, too
+            patch.setattr(LlamaMLP, "forward", passed)
+        patch.setattr(Team, "finish", finished)
+        patch.setattr(loop, "compiled_layers", functools.partial(runtime.compiled_layers, backend=backend))
+        tune(model, prompts, encoder.answers, config, seed=0, runtime=use)
+    about |= {"graphs": str(len(graphs)), "passes": str(len(passes))}
+    return {n: p.detach().clone() for n, p in model.named_parameters() if p.requires_grad}, about
+
+
+@pytest.fixture(scope="module")
+def two(tmp_path_factory):
+    """Given a way and a case: what each of two processes has trained, and what was seen of it."""
+    folder = tmp_path_factory.mktemp("trained")
+
+    @functools.cache
+    def launched(way, cases):
+        launch(2, __file__, folder / way, *cases, more=FSDP if way == "fsdp2" else ())
+
+    def of(way, case):
+        launched(way, next(group[way] for group in (QUICK, SOAK) if case in group[way]))
+        found = []
+        for rank in (0, 1):
+            with safe_open(f"{folder / way}-{case}-{rank}", "pt") as file:
+                found.append(({n: file.get_tensor(n) for n in file.keys()}, file.metadata()))  # noqa: SIM118
+        return found
+
+    return of
+
+
+def main(out, *cases):
+    torch.set_num_threads(1)
+    for case in cases:
+        state, about = trained(case)
+        save_file(state, f"{out}-{case}-{torch.distributed.get_rank()}", about)
+
+
+def cases(group):
+    return [(way, case) for way in group for case in group[way] if case != "dropout"]
+
+
+@pytest.mark.parametrize(
+    ("way", "case"), [*cases(QUICK), *(pytest.param(*one, marks=pytest.mark.soak) for one in cases(SOAK))]
+)
+def test_two_processes_train_what_one_trains(two, way, case):
+    want, _ = trained(case.replace("compile-", "").replace("compile", "full"))
+    for found, about in two(way, case):
+        kinds = ("FSDP_Answering", "DTensor") if way == "fsdp2" else ("DistributedDataParallel", "Parameter")
+        assert (about["wrapped"], about["params"]) == kinds
+        assert found.keys() == want.keys()
+        for name, value in want.items():
+            # AdamW turns a rounding error of a gradient into a step where there is no gradient to speak of.
+            atol = 1e-4 if case.endswith("adamw") else 1e-5
+            torch.testing.assert_close(found[name], value, atol=atol, rtol=0)
+
+
+def test_a_checkpointed_training_with_shared_out_parameters_passes_every_layer_twice(two):
+    for case, times in (("full", 1), ("checkpoint", 2)):
+        for _, about in two("fsdp2", case):
+            assert int(about["passes"]) == times * LAYERS * STEPS
+
+
+def test_dropout_is_at_work_with_shared_out_parameters(two):
+    plain, _ = trained("lora")
+    for (whole, _), (cut, about) in zip(two("ddp", "dropout"), two("fsdp2", "dropout"), strict=True):
+        assert about["training"] == "True"
+        for name, value in whole.items():  # the same numbers are drawn either way
+            torch.testing.assert_close(cut[name], value, atol=1e-5, rtol=0)
+        assert max(float((cut[name] - value).abs().max()) for name, value in plain.items()) > 1e-3
 
 
 @pytest.mark.soak
-@pytest.mark.parametrize(
-    ("way", "kind", "optimizer"),
-    [("ddp", "full", "sgd"), ("ddp", "lora", "adamw"), ("fsdp2", "full", "sgd"), ("fsdp2", "lora", "sgd")],
-)
-def test_two_processes_train_what_one_trains(tmp_path, way, kind, optimizer):
-    script = tmp_path / "train.py"
-    script.write_text(SCRIPT)
-    launch(1, script, tmp_path / "w", kind, optimizer)
-    seen = launch(2, script, tmp_path / "w", kind, optimizer, more=FSDP if way == "fsdp2" else ())
-    kind_of = "FSDP_Answering ['DTensor']" if way == "fsdp2" else "DistributedDataParallel ['Parameter']"
-    assert seen.stdout.count(f"TYPE {kind_of}") == 2, seen.stdout
-    one, *two = (load_file(tmp_path / name) for name in ("w-1-0", "w-2-0", "w-2-1"))
-    for other in two:
-        assert other.keys() == one.keys()
-        for name, value in one.items():
-            # AdamW turns a rounding error of a gradient into a step where there is no gradient to speak of.
-            atol = 1e-5 if optimizer == "sgd" else 1e-4
-            torch.testing.assert_close(other[name], value, atol=atol, rtol=0)
+@pytest.mark.parametrize(("way", "case"), [one for one in cases(SOAK) if one[1].startswith("compile")])
+def test_layers_are_compiled_with_several_processes(two, way, case):
+    for _, about in two(way, case):
+        assert int(about["graphs"]) > 0
+
+
+def test_parameters_are_shared_out_by_torch_wherever_the_accelerator_computes(monkeypatch):
+    class Accelerator:
+        distributed_type = DistributedType.FSDP  # what it is on GPUs
+        device = torch.device("cuda", 1)
+
+        def prepare_model(self, model):
+            raise ValueError("FSDP2 preparation should be done via `accelerate.prepare()`")
+
+    meshes, cut = [], []
+    monkeypatch.setattr(accelerate, "Accelerator", Accelerator)
+    monkeypatch.setattr(parallel, "joined", lambda: None)
+    monkeypatch.setattr("torch.distributed.device_mesh.init_device_mesh", lambda *a: meshes.append(a) or a)
+    monkeypatch.setattr("torch.distributed.fsdp.fully_shard", lambda part, mesh: cut.append(part) or part)
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    monkeypatch.setenv("ACCELERATE_USE_FSDP", "true")
+    model = made_model(50)
+    team = Team(model, (1, 2))
+    assert team.inner is not model and meshes == [("cpu", (2,))]
+    assert cut == [*team.inner.model.layers, team.wrapped]
+    parallel._sharded(team.wrapped, Accelerator.device)
+    assert meshes[1] == ("cuda", (2,))
 
 
 @pytest.mark.parametrize("processes", [1, 2, 3])
@@ -77,3 +182,7 @@ def test_shares_cover_a_batch_and_weigh_as_its_mean(processes):
             total += factor * values[mine].mean() / processes  # the libraries take the mean over processes
         assert sorted(seen) == sorted(index)
         assert total == pytest.approx(values[index].mean())
+
+
+if __name__ == "__main__":
+    main(*sys.argv[1:])

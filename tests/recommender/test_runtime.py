@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import functools
 
 import numpy as np
 import pytest
@@ -12,6 +13,7 @@ from peft import LoraConfig, get_peft_model
 from curerec.errors import ModelError
 from curerec.recommender import quantise as module
 from curerec.recommender import runtime
+from curerec.recommender import tune as loop
 from curerec.recommender.folding import folded
 from curerec.recommender.quantise import held_bytes, quantise
 from curerec.recommender.runtime import STEP, Offload, RuntimeConfig, compiled_layers, compiles
@@ -49,6 +51,55 @@ def test_offloading_keeps_to_its_budget_and_gives_back_what_it_held():
     (got,) = torch.autograd.grad(y, x)
     (want,) = torch.autograd.grad((x.exp() * x.sin()).exp().sum(), x)
     assert torch.equal(got, want) and offload.held_bytes == 0 and offload.peak_bytes <= 40_000
+
+
+@pytest.mark.parametrize("is_trained", [True, False])
+def test_no_weight_is_offloaded(is_trained):
+    layer = torch.nn.Linear(64, 32, bias=False).requires_grad_(is_trained)
+    x = torch.randn(2, 16, 64, requires_grad=True)
+    offload = Offload(1 << 20, smallest_bytes=64)
+    with offload:
+        y = layer(x).sum()  # of whose way back the transposed weight is a part
+    assert offload.held_bytes == (x.numel() * 4 if is_trained else 0)
+    y.backward()
+    assert offload.held_bytes == 0 < x.grad.abs().sum()
+
+
+def test_what_is_held_is_counted_until_the_graph_lets_go_of_it():
+    x = torch.randn(64, 64, requires_grad=True)
+    offload = Offload(1 << 20, smallest_bytes=64)
+    with offload:
+        y = x.exp().sin().sum()
+    held = offload.held_bytes
+    y.backward(retain_graph=True)
+    assert offload.held_bytes == held > 0
+    y.backward()
+    assert offload.held_bytes == 0
+    with offload:
+        y = x.exp().sin().sum()
+    del y  # without a way back
+    assert offload.held_bytes == 0 and offload.peak_bytes == held
+
+
+@pytest.mark.filterwarnings("ignore:The .grad attribute:UserWarning")  # torch looks at it while it compiles
+@pytest.mark.parametrize("lora", [False, True])
+def test_a_compiled_training_ends_where_a_plain_one_ends(lora, monkeypatch):
+    torch._dynamo.reset()
+    graphs = []
+
+    def backend(graph, inputs):
+        graphs.append(graph)
+        return torch._dynamo.lookup_backend("aot_eager")(graph, inputs)
+
+    model = made_model(WORDS)
+    model = with_lora(model) if lora else model.requires_grad_(True)
+    want = tuned(model, RuntimeConfig())
+    monkeypatch.setattr(loop, "compiled_layers", functools.partial(compiled_layers, backend=backend))
+    got = tuned(model, RuntimeConfig(compile=True))
+    assert graphs
+    for before, a, b in zip(model.parameters(), want.parameters(), got.parameters(), strict=True):
+        torch.testing.assert_close(a, b, atol=1e-5, rtol=0)
+        assert before.requires_grad != torch.equal(before, b)
 
 
 def test_compiled_layers_see_few_shapes_and_are_plain_again():

@@ -48,7 +48,8 @@ def joined() -> Any:
     """The processes that were started together, as ``accelerate`` sees them; the first call joins them."""
     from accelerate import PartialState
 
-    return PartialState(timeout=PATIENCE)
+    # It must be told: left to itself it joins GPUs alone, and each process on CPUs would take itself for all.
+    return PartialState(cpu=place().type == "cpu", timeout=PATIENCE)
 
 
 def place() -> torch.device:
@@ -199,12 +200,12 @@ class _Answering(torch.nn.Module):
         return answer_logits(self.model, ids, last, self.answers, lean=self.lean)
 
 
-def _sharded(answering: _Answering) -> Any:
-    """FSDP2 on CPUs: layer by layer, the rest as one."""
+def _sharded(answering: _Answering, device: torch.device) -> Any:
+    """FSDP2, on CPUs and GPUs alike: layer by layer, the rest as one; each moves to the device to be cut."""
     from torch.distributed.device_mesh import init_device_mesh
     from torch.distributed.fsdp import fully_shard
 
-    mesh = init_device_mesh("cpu", (count(),))
+    mesh = init_device_mesh(device.type, (count(),))
     for layer in family_of(answering.model).layer_list(answering.model):
         fully_shard(layer, mesh=mesh)
     return fully_shard(answering, mesh=mesh)
@@ -213,35 +214,35 @@ def _sharded(answering: _Answering) -> Any:
 class Team:
     """One model trained by all processes, each on its share of every batch.
 
-    Gradients are summed over the processes, so the steps are those of one process with the whole batch. With
-    ``accelerate``'s FSDP the parameters are shared out, too.
+    Gradients are summed over the processes, so the steps are those of one process with the whole batch. Where
+    FSDP was asked for the parameters are shared out, too: by torch's FSDP2, whatever else ``accelerate`` was
+    told about FSDP and precision.
 
     Args:
         model: parameters with ``requires_grad`` are trained; the same in all processes.
         answers: token ids of (no, yes).
+
+    Attributes:
+        inner: the model that is trained, for who sets up how it computes: the given one or, where parameters
+            are shared out, a copy of it.
     """
 
     def __init__(self, model: Any, answers: tuple[int, int]) -> None:
         from accelerate import Accelerator
-        from accelerate.utils import DistributedType
 
         self.model = model
         joined()  # before the accelerator would, with less patience
         self.accelerator = Accelerator()
-        # accelerate leaves FSDP out on CPUs; torch does not.
-        on_cpus = with_fsdp() and self.accelerator.distributed_type == DistributedType.MULTI_CPU
-        self.sharded = on_cpus or self.accelerator.distributed_type == DistributedType.FSDP
+        self.sharded = with_fsdp()
         here = next(model.parameters()).device
         self.device = here if here.type == "cpu" else self.accelerator.device
-        inner = copy.deepcopy(model) if self.sharded else model.to(self.device)
-        if self.sharded and not on_cpus:
-            model.to("cpu")  # room for the copy; it gets the trained weights back
-            plugin = self.accelerator.state.fsdp_plugin
-            plugin.transformer_cls_names_to_wrap = plugin.transformer_cls_names_to_wrap or list(
-                getattr(model, "_no_split_modules", None) or []
-            )
-        answering = _Answering(inner, answers, lean=True)
-        self.wrapped = _sharded(answering) if on_cpus else self.accelerator.prepare_model(answering)
+        # The copy is cut in main memory: no GPU has room for two. The model gets the trained weights back.
+        self.inner = copy.deepcopy(model.to("cpu")) if self.sharded else model.to(self.device)
+        answering = _Answering(self.inner, answers, lean=True)
+        # accelerate leaves FSDP out on CPUs, and on GPUs takes a model only together with its optimiser.
+        self.wrapped = (
+            _sharded(answering, self.device) if self.sharded else self.accelerator.prepare_model(answering)
+        )
 
     def params(self) -> list[torch.nn.Parameter]:
         """What is trained, as the optimiser is to see it."""

@@ -74,8 +74,9 @@ def checkpointed(model: Any) -> Iterator[None]:
 class Offload(torch.autograd.graph.saved_tensors_hooks):
     """Activations saved for the backward pass go to main memory, up to a budget.
 
-    The copies run beside the computation (pinned memory, no waiting); the backward pass waits for what it
-    needs. What does not fit the budget stays where it is.
+    The host does not wait for the copies (pinned memory), the GPU does: they queue in the stream of the
+    computation, so memory is paid for in time. What does not fit the budget stays where it is, and so do
+    weights, which are in the GPU's memory anyway.
 
     Args:
         budget_bytes: at most so much at a time.
@@ -93,22 +94,34 @@ class Offload(torch.autograd.graph.saved_tensors_hooks):
 
     def _pack(self, tensor: torch.Tensor) -> Any:
         size = tensor.numel() * tensor.element_size()
-        weight = isinstance(tensor, torch.nn.Parameter) or (tensor._base is not None and tensor.is_leaf)
-        if weight or size < self.smallest_bytes or self.held_bytes + size > self.budget_bytes:
+        if _weight(tensor) or size < self.smallest_bytes or self.held_bytes + size > self.budget_bytes:
             return tensor
-        pinned = tensor.device.type == "cuda"
-        copy = torch.empty(tensor.shape, dtype=tensor.dtype, pin_memory=pinned)
-        copy.copy_(tensor, non_blocking=pinned)
-        self.held_bytes += size
-        self.peak_bytes = max(self.peak_bytes, self.held_bytes)
-        return tensor.device, copy, size
+        return _Held(self, tensor, size)
 
     def _unpack(self, packed: Any) -> torch.Tensor:
         if isinstance(packed, torch.Tensor):
             return packed
-        device, copy, size = packed
-        self.held_bytes -= size
-        return copy.to(device, non_blocking=True)
+        return packed.copy.to(packed.device, non_blocking=True)
+
+
+def _weight(tensor: torch.Tensor) -> bool:
+    """Whether it is a weight or a view of one: a product saves its weight transposed."""
+    return isinstance(tensor, torch.nn.Parameter) or isinstance(tensor._base, torch.nn.Parameter)
+
+
+class _Held:
+    """A copy in main memory, counted until the graph lets go of it, however often it was read."""
+
+    def __init__(self, offload: Offload, tensor: torch.Tensor, size: int) -> None:
+        self.offload, self.size, self.device = offload, size, tensor.device
+        offload.held_bytes += size
+        offload.peak_bytes = max(offload.peak_bytes, offload.held_bytes)
+        pinned = tensor.device.type == "cuda"
+        self.copy = torch.empty(tensor.shape, dtype=tensor.dtype, pin_memory=pinned)
+        self.copy.copy_(tensor, non_blocking=pinned)
+
+    def __del__(self) -> None:
+        self.offload.held_bytes -= self.size
 
 
 def kept_low(config: RuntimeConfig) -> Any:

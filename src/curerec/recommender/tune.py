@@ -229,6 +229,7 @@ def tune(
     compiled = compiles(runtime, device, steps)
     team = Team(model, answers) if parallel.count() > 1 and not parallel.in_step() else None
     params = team.params() if team else [p for p in model.parameters() if p.requires_grad]
+    trained = team.inner if team else model
     recorder = None if team else recorder
     if recorder:
         recorder.names = [name for name, p in model.named_parameters() if p.requires_grad]
@@ -245,12 +246,12 @@ def tune(
     with contextlib.ExitStack() as stack:
         stack.enter_context(torch.random.fork_rng(devices=[device] if device.type == "cuda" else []))
         torch.manual_seed(seed)
-        stack.enter_context(fused_activations(model))
+        stack.enter_context(fused_activations(trained))
         if runtime.checkpoint:
-            stack.enter_context(checkpointed(model))
+            stack.enter_context(checkpointed(trained))
         if compiled:
-            stack.enter_context(compiled_layers(model))
-        model.train()
+            stack.enter_context(compiled_layers(trained))
+        trained.train()
         optimise(params, steps, gradients, config, progress=progress, recorder=recorder)
         if team:
             team.finish(params)
