@@ -112,7 +112,31 @@ def test_where_three_prompts_fit_in_memory_the_same_is_learned(name, monkeypatch
 @pytest.mark.parametrize("name", METHODS)
 def test_configuration_and_card(name):
     contract.check_config(METHODS[name][1], search_of(name))
-    contract.check_card(card_of(name))
+    contract.check_card(card_of(name), name)
+
+
+@pytest.mark.parametrize("heading", contract.HEADINGS)
+def test_a_card_that_leaves_something_out_is_refused(heading):
+    card = card_of("npo")
+    contract.check_card(card, "npo")
+    start = card.index(f"**{heading}.**")
+    end = card.find("\n\n", start)
+    for left in ("", f"**{heading}.**\n\n", f"As above. **{heading}.** In the middle of another one.\n\n"):
+        with pytest.raises(AssertionError, match=heading):
+            contract.check_card(card[:start] + left + (card[end + 2 :] if end >= 0 else ""))
+
+
+def test_a_rule_without_an_equation_and_another_method_s_card_are_refused():
+    card = card_of("grad_ascent")
+    with pytest.raises(AssertionError, match="does not name npo"):
+        contract.check_card(card, "npo")
+    with pytest.raises(AssertionError, match="Cost is ga_kl's"):
+        contract.check_card(card.replace("`ga_kl`: two,", "Two,"), "ga_kl")
+    start, end = card.index("**Rule.**"), card.index("**Deviations.**")
+    with pytest.raises(AssertionError, match="no equation"):
+        contract.check_card(
+            card[:start] + "**Rule.** It descends `rewind` (as `cure` does: + `w`).\n\n" + card[end:], "ga_kl"
+        )
 
 
 @pytest.mark.parametrize("name", [n for n in METHODS if n not in ("cure", "random_modules", "retrain")])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import re
 import tempfile
 from collections.abc import Callable
 from pathlib import Path
@@ -21,8 +22,12 @@ from curerec.recommender.storage import write_model
 from curerec.records import Outcome
 
 Method = Callable[[Task, Any], Outcome]
-#: Headings that a card must have, as bold words at the start of a paragraph; the first is enough of a group.
-HEADINGS = (("Paper", "Rule"), ("Rule",), ("Needs", "Needs, cost"), ("Cost", "Needs, cost", "Needs"))
+#: What a card must tell (PROTOCOL section 4), a paragraph each that begins with ``**Heading.**``; others may
+#: stand beside them.
+HEADINGS = ("Paper", "Rule", "Deviations", "Needs", "Cost", "Known failures")
+PARAGRAPH = re.compile(r"^\*\*([^*\n]+)\.\*\*[ \n](\S.*?)(?=\n\s*\n|\Z)", re.MULTILINE | re.DOTALL)
+CODE = re.compile(r"`([^`]+)`")
+SYMBOLS = set("=(+/|<")  # a name alone has none of these
 
 
 def check_original_unchanged(method: Method, config: Any, task: Task) -> Outcome:
@@ -155,7 +160,30 @@ def check_config(kind: type | None, search: dict[str, list[Any]]) -> None:
             assert found == value
 
 
-def check_card(text: str) -> None:
-    """A card names paper or rule, deviations are optional for controls, needs and cost are not."""
-    for group in HEADINGS:
-        assert any(f"**{heading}.**" in text or f"**{heading}**" in text for heading in group), group
+def check_card(text: str, name: str | None = None) -> None:
+    """A card has a paragraph for each of :data:`HEADINGS`, and the rule's has an equation in symbols.
+
+    Args:
+        text: Markdown.
+        name: of the method; the title must name it, and where it names several, the rule and the cost must
+            say of which they speak, in backticks.
+
+    Raises:
+        AssertionError: saying what is missing.
+
+    Example:
+        >>> parts = ["# mine", *(f"**{heading}.** `g_f + w g_r`" for heading in HEADINGS)]
+        >>> check_card("\\n\\n".join(parts), "mine")
+    """
+    found = dict(PARAGRAPH.findall(text))
+    missing = [heading for heading in HEADINGS if heading not in found]
+    assert not missing, f"the card says nothing under {', '.join(missing)}"
+    formulas = [code for code in CODE.findall(found["Rule"]) if SYMBOLS & set(code)]
+    assert formulas, "the rule has no equation in symbols"
+    if name is None:
+        return
+    names = text.partition("\n")[0].removeprefix("# ").split(", ")
+    assert name in names, f"the card's title does not name {name}"
+    if len(names) > 1:
+        for heading in ("Rule", "Cost"):
+            assert f"`{name}`" in found[heading], f"the card does not say what of its {heading} is {name}'s"
