@@ -17,6 +17,7 @@ from common import done, options, rows_of, write
 
 from curerec.data.fetch import load
 from curerec.data.forget import draw_request
+from curerec.evaluation.cost import Meter
 from curerec.opened import Opened, open_recommender
 from curerec.pipeline import prepare, unlearn
 from curerec.plan import PLANNED, plan
@@ -83,10 +84,14 @@ def timed(
         planned = made.time_s
         values["planned"] = {s.name: s.time_s for s in made.stages}
         values |= {"planned_s": planned, "calibration_s": made.calibration_s}
+        passes = sum(s.forward_equivalents for s in made.stages)
+        values |= {"planned_mem_bytes": made.mem_bytes, "planned_passes": passes}
     start = time.perf_counter()
-    outcome, split = unlearn(opened, request, method, config, seed=seed, retain_side=side)
+    with Meter() as meter:
+        outcome, split = unlearn(opened, request, method, config, seed=seed, retain_side=side)
     values |= {"wall_s": time.perf_counter() - start, "t_total_s": outcome.t_total_s}
     values |= {"stages": outcome.details.get("stages", {}), "n_forget": len(split.forget)}
+    values |= {"peak_mem_bytes": meter.peak_mem_bytes, "passes": meter.forward_equivalents}
     values["kept"] = list(outcome.details.get("kept", []))
     values["planned_over_real"] = planned / outcome.t_total_s if planned else None
     return values

@@ -208,6 +208,7 @@ def task_for(
         base_state=state,
         data=opened.data,
         tuning=opened.recipe.model.tuning,
+        runtime=opened.recipe.runtime,
         fresh=lambda: fresh_model(base, model, seed=seed),
         seed=seed,
         clock=clock or Clock(),

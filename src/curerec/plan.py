@@ -141,7 +141,9 @@ def _retrain(task: Any) -> dict[str, float]:
         prompts = task.encode(task.sample(task.retain, n * config.batch_size, 76))
         model, short = task.fresh(), config.model_copy(update={"epochs": 1.0})
         taken = -(-len(prompts) // config.batch_size)
-        return timed(lambda: tune(model, prompts, task.answers, short, seed=0), 1) / taken
+        return (
+            timed(lambda: tune(model, prompts, task.answers, short, seed=0, runtime=task.runtime), 1) / taken
+        )
 
     with nothing_kept():
         first = some(TRIED[0])

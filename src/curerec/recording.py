@@ -68,6 +68,7 @@ def record_of(
         }
         missing |= {name: f"the method {method} has none" for name, part in parts.items() if part is None}
     stages = outcome.details.get("stages", {}) if outcome else {}
+    of_all = {"users": len(data.user_ids), "items": len(data.items), "interactions": len(data)}
     return {
         "schema": SCHEMA,
         "method": method,
@@ -77,7 +78,7 @@ def record_of(
             "name": data.name,
             "source": data.source,
             "fingerprint": data.fingerprint,
-            "n_users": len(data.users),
+            "n_users": len(data.user_ids),
             "n_items": len(data.items),
             "n_ratings": len(data),
         },
@@ -95,8 +96,7 @@ def record_of(
         "request": {
             "kind": request.kind,
             "n_ids": len(request.ids),
-            "share": len(request.ids)
-            / {"users": len(data.users), "items": len(data.items), "interactions": len(data)}[request.kind],
+            "share": len(request.ids) / of_all[request.kind],
             "choice": choice,
             "n_interactions": int(split.deleted.sum()),
             "n_examples": len(split.forget),

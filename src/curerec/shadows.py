@@ -165,7 +165,14 @@ def _original(opened: Opened, split: ForgetSplit, inside: Examples, path: Path, 
         return model.eval()
     ground = Ground(opened.data, split, opened.recommender)
     prompts = ground.encode(_joined(split.retain, inside))
-    tune(model, prompts, opened.recommender.answers, opened.recipe.model.tuning, seed=k)
+    tune(
+        model,
+        prompts,
+        opened.recommender.answers,
+        opened.recipe.model.tuning,
+        seed=k,
+        runtime=opened.recipe.runtime,
+    )
     check_finite(model)
     state = {n: p.detach().cpu().clone() for n, p in model.named_parameters() if n in names}
     with storing("shadow models"):

@@ -224,3 +224,21 @@ def test_the_loop_stops_when_the_gap_is_closed(monkeypatch):
     monkeypatch.setattr(Watch, "closed", lambda self, seen: False)
     done = descend(made_task(), LoopConfig(**LONG | {"check_every": 5, "max_steps": 7}), zero)
     assert [row["step"] for row in done.trace] == [0, 5, 7] and "limit of 7" in done.stop_reason
+
+
+@pytest.mark.parametrize("trains", [None, "all"])
+def test_e2urec_trains_an_adapter_on_q_and_v_or_all_that_fine_tuning_changed(trains):
+    """The embeddings, where a small model remembers most, are beyond the adapter's reach."""
+    task = made_task("full")
+    short = E2urecConfig(**LONG, trains=trains, teacher={"epochs": 1.0, "batch_size": 32, "lr": 1e-3})
+    out = e2urec(task, short)
+    old = dict(task.original.model.named_parameters())
+    moved = {n for n, p in out.model.named_parameters() if not torch.equal(p, old[n])}
+    embeddings = {n for n in moved if "embed_tokens" in n}
+    projections = {n for n in moved if "q_proj" in n or "v_proj" in n}
+    assert projections
+    assert bool(embeddings) == (trains == "all")
+    if trains is None:
+        assert moved == projections
+    else:
+        assert out.n_trainable == sum(p.numel() for p in old.values())

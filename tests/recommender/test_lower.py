@@ -137,6 +137,15 @@ def test_weights_that_change_are_not_answered_for_by_what_they_were(monkeypatch)
     layer.mlp.up_proj.weight = torch.nn.Parameter(layer.mlp.up_proj.weight.detach() * 2, requires_grad=False)
     want = without(monkeypatch, score, model, PROMPTS, ENCODER.answers)
     np.testing.assert_allclose(score(model, PROMPTS, ENCODER.answers), want, atol=1e-5)
+    # Other numbers put behind the same tensor; torch does not count that.
+    layer.mlp.up_proj.weight.data = layer.mlp.up_proj.weight.data * 2
+    want = without(monkeypatch, score, model, PROMPTS, ENCODER.answers)
+    np.testing.assert_allclose(score(model, PROMPTS, ENCODER.answers), want, atol=1e-5)
+    # Written over in place behind torch's back: only who did it knows.
+    layer.mlp.up_proj.weight.data.mul_(2)
+    lower.forget_states()
+    want = without(monkeypatch, score, model, PROMPTS, ENCODER.answers)
+    np.testing.assert_allclose(score(model, PROMPTS, ENCODER.answers), want, atol=1e-5)
 
 
 def test_only_where_nothing_below_can_change_or_is_listened_to():

@@ -47,6 +47,9 @@ def text_table(summary: Mapping[str, Any]) -> str:
         out.append("*: differs from cure (paired, over seeds and examples; p < .05 after Holm).")
     if any(a.by == "rows" for a in marks):
         out.append("Some marks are over seeds alone: the answers to single examples were not kept.")
+    if bench.data:
+        prints = ", ".join(f"{name} {value[:12]}" for name, value in bench.data.items())
+        out.append(f"Data, by the first digits of their fingerprints: {prints}.")
     if len(bench.sources) > 1:
         out.append(f"Rows are of {len(bench.sources)} states of the code ({', '.join(bench.sources)}).")
     if bench.left_out:

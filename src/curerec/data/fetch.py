@@ -252,7 +252,7 @@ def _check(name: str, public: Public, folder: Path) -> None:
     if public.counts is None:
         return
     data = readers.read(folder, name=name)
-    counts = len(data), len(data.users), len(data.ratings["item"].unique())
+    counts = len(data), len(data.user_ids), len(data.ratings["item"].unique())
     if counts != public.counts:
         raise Unavailable("counts of ratings, users and items differ from the published ones")
     if public.digest is not None and data.fingerprint != public.digest:

@@ -22,7 +22,7 @@ def liked_graph(data: Interactions, rows: np.ndarray) -> sparse.csr_array:
         csr [n_users + n_items, n_users + n_items]; nodes without an edge have an empty row.
     """
     rows = rows[data.rating[rows] >= LIKED]
-    n_users, n_items = len(data.users), len(data.items)
+    n_users, n_items = len(data.user_ids), len(data.items)
     user, item = data.user_code[rows], data.item_code[rows] + n_users
     ones = np.ones(2 * len(rows))
     shape = (n_users + n_items, n_users + n_items)

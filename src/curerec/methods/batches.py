@@ -10,7 +10,7 @@ import torch
 
 from curerec.methods.task import Task
 from curerec.prompts.encoding import Prompts
-from curerec.recommender.score import device_of, to_batch
+from curerec.recommender.score import device_of, on, to_batch
 from curerec.records import Examples
 
 
@@ -73,5 +73,5 @@ class Batches:
         examples = self.examples.take(index)
         prompts = self.task.encode(examples)
         ids, last = to_batch(prompts, np.arange(len(prompts)), device)
-        label = torch.from_numpy(prompts.label.astype(np.int64)).to(device)
+        label = on(device, prompts.label.astype(np.int64))
         return Batch(ids, last, label, index, examples, prompts)

@@ -18,7 +18,7 @@ from curerec.methods.stopping import Stopping, Watch
 from curerec.methods.task import Task
 from curerec.recommender.fused import fused_activations
 from curerec.recommender.memory import keep_freed
-from curerec.recommender.score import answer_logits, device_of
+from curerec.recommender.score import answer_logits, device_of, on
 from curerec.recommender.tune import Averager, TuneConfig, optimise
 from curerec.recommender.units import units_of
 from curerec.records import Circuit, Groups, Outcome
@@ -125,7 +125,7 @@ class Descent:
     def original(self, batch: Batch) -> torch.Tensor:
         """Answer logits of theta_o, [batch, 2]; from where training stored them, if it did."""
         logits = self.task.original_logits(batch.examples, batch.prompts)
-        return torch.from_numpy(logits).to(batch.ids.device)
+        return on(batch.ids.device, logits)
 
     def loss(self, batch: Batch) -> torch.Tensor:
         """Cross-entropy of the changing model, mean, nats."""
@@ -142,7 +142,8 @@ def frozen_logits(model: Any, batch: Batch, answers: tuple[int, int]) -> torch.T
         return answer_logits(model, batch.ids, batch.last, answers, lean=True)
 
 
-Log = dict[str, float]
+#: What is noted of a look; of a step also numbers that are still on the device, read at the next look.
+Log = dict[str, Any]
 #: Given the descent and the number of steps done: the direction to descend, and what to note of it.
 Direction = Callable[[Descent, int], tuple[list[torch.Tensor], Log]]
 #: The same for methods that descend one loss: the loss and what to note of it.
@@ -154,7 +155,7 @@ def of_loss(loss: Loss) -> Direction:
 
     def direction(descent: Descent, step: int) -> tuple[list[torch.Tensor], Log]:
         value, log = loss(descent, step)
-        return descent.grad(value), {"loss": float(value.detach()), **log}
+        return descent.grad(value), {"loss": value.detach(), **log}
 
     return direction
 
@@ -275,7 +276,7 @@ def walk(
         if before_look:
             before_look()
         seen = watch.look(model)
-        trace.append({"step": step, **seen, **log})
+        trace.append({"step": step, **seen, **{key: float(value) for key, value in log.items()}})
         if annealed and step < total:
             if steer:
                 steer(trace[-1])

@@ -57,12 +57,12 @@ class Rules:
         self.units, self.role, self.weight, self.masks, self.eps = units, role, weight, masks, eps
         self.both = both
         self.owner: dict[str, tuple[int, torch.Tensor]] = {}
-        self.factors: dict[str, torch.Tensor] = {}
+        self.factors: dict[str, int] = {}
         for branch in units.branches:
             owner = torch.from_numpy(branch.unit).to(role.device)
             self.owner[branch.weight] = (branch.dim, owner)
             if branch.factor is not None:
-                self.factors[branch.factor] = role_of_factor(role[owner])
+                self.factors[branch.factor] = int(role_of_factor(role[owner]))  # read once, not in each step
         n = len(units.names)
         self.forget_weight = ((role == FORGET) | (role == SHARED)).float()
         self.retain_weight = (role != FROZEN).float() * weight
@@ -72,7 +72,7 @@ class Rules:
     def trainable(self) -> list[str]:
         """Names of the parameters that any unit may change; the others need no gradient."""
         names = [p for p, (_, owner) in self.owner.items() if (self.role[owner] != FROZEN).any()]
-        names += [p for p, role in self.factors.items() if int(role) != FROZEN]
+        names += [p for p, role in self.factors.items() if role != FROZEN]
         return [p for p in names if self.masks is None or bool(self.masks[p].any())]
 
     def n_movable(
@@ -157,7 +157,7 @@ class Rules:
         for name, role in self.factors.items():
             if name in forget:
                 pair = (f[name], r[name])
-                out[name] = self._whole(int(role), forget[name], retain[name], *pair)
+                out[name] = self._whole(role, forget[name], retain[name], *pair)
         return out, {"cos": dot / (ff.sqrt() * rr.sqrt()), "projected": projected}
 
     def _whole(

@@ -19,6 +19,7 @@ from curerec.interactions import Interactions
 from curerec.progress import Clock
 from curerec.prompts.encoding import Encoder, Prompts, queries
 from curerec.recommender.copies import base_of, copied
+from curerec.recommender.runtime import RuntimeConfig
 from curerec.recommender.score import score
 from curerec.recommender.stored_answers import StoredAnswers
 from curerec.recommender.tune import TuneConfig
@@ -52,6 +53,8 @@ class Task:
         as_trained: where requests before this one made theta_o: what the recommender as trained answered the
             examples that are left, if that was kept.
         waypoints: of theta_o's training, where they were kept.
+        runtime: how trainings of the request use the machine: as the recommender's did, since one
+            that needs it then needs it again.
         retain_side: folder of what training and earlier requests of the recommender left; None: nothing
             is taken from there and nothing left.
     """
@@ -73,6 +76,7 @@ class Task:
     answered: StoredAnswers | None = field(default=None, repr=False)
     as_trained: StoredAnswers | None = field(default=None, repr=False)
     waypoints: StoredWaypoints | None = field(default=None, repr=False)
+    runtime: RuntimeConfig = field(default_factory=RuntimeConfig)
     retain_side: Path | None = None
     shared: dict[Any, Any] = field(default_factory=dict, repr=False)  # what stages of one request make once
 

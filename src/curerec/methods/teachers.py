@@ -60,7 +60,15 @@ def augmented(task: Task, config: TuneConfig, *, progress: Progress | None = Non
     """
     model = task.copy_of_model()
     free(model, tuned_names(model))
-    return tune(model, task.forget_prompts, task.answers, config, seed=task.seed, progress=progress)
+    return tune(
+        model,
+        task.forget_prompts,
+        task.answers,
+        config,
+        seed=task.seed,
+        runtime=task.runtime,
+        progress=progress,
+    )
 
 
 def forgetting_teacher(original: torch.Tensor, augmented: torch.Tensor, alpha: float) -> torch.Tensor:

@@ -24,7 +24,7 @@ from curerec.prompts.encoding import Prompts
 from curerec.recommender import parallel
 from curerec.recommender.copies import free_tuned
 from curerec.recommender.fitting import prompts_that_fit
-from curerec.recommender.score import answer_logits, device_of, to_batch
+from curerec.recommender.score import answer_logits, device_of, on, to_batch
 from curerec.recommender.tune import batches, endless
 from curerec.records import Examples
 
@@ -238,7 +238,7 @@ def run(
         nonlocal push
         push = pace.push(point) if pace else 0.0 if watch.closed(point) else config.push
 
-    def of_forget(step: int) -> tuple[list[torch.Tensor], float]:
+    def of_forget(step: int) -> tuple[list[torch.Tensor], float | torch.Tensor]:
         """The forget gradient, and the loss that it is of."""
         nonlocal taken
         if config.forget_every is None:
@@ -247,7 +247,7 @@ def run(
             grads, loss = parallel.gradient(
                 lambda k: objective.loss(model, drawn[k]), len(drawn), params, at_a_time=few
             )
-            return grads, float(loss)
+            return grads, loss
         if taken is None or step % config.forget_every == 0:
             size = min(n, config.forget_size)
             index = None if size == n else rng.choice(n, size, replace=False)
@@ -261,9 +261,9 @@ def run(
         def loss_of(k: np.ndarray) -> torch.Tensor:
             ids, last = to_batch(batch, k, device)
             logits = answer_logits(model, ids, last, task.answers, lean=True)
-            loss = kl_to(logits, before[k])
+            loss = kl_to(logits, before.index_select(0, on(device, k)))
             if config.retain_labels:
-                label = torch.from_numpy(batch.label[k].astype(np.int64)).to(device)
+                label = on(device, batch.label[k].astype(np.int64))
                 loss = loss + config.retain_labels * torch.nn.functional.cross_entropy(logits, label)
             return loss
 
@@ -315,7 +315,10 @@ class _Retain:
             self.at += len(index)
             prompts, before = self.encoded(self.task.retain.take(index), self.asked.take(index))
             logits = torch.from_numpy(before).to(device_of(self.task.original.model))
-            self.ready = [(prompts.take(b), logits[b]) for b in batches(prompts.lengths, self.size, self.rng)]
+            self.ready = [
+                (prompts.take(b), logits.index_select(0, on(logits.device, b)))
+                for b in batches(prompts.lengths, self.size, self.rng)
+            ]
         return self.ready.pop()
 
     def encoded(self, part: Examples, asked: Examples) -> tuple[Prompts, np.ndarray]:
@@ -325,12 +328,11 @@ class _Retain:
         return prompts, self.task.retain_logits(asked, prompts if same else None)
 
 
-def _summary(loss_f: float, loss_r: torch.Tensor, seen: dict[str, torch.Tensor]) -> Log:
-    cos = seen["cos"]
-    known = cos[~cos.isnan()]
+def _summary(loss_f: float | torch.Tensor, loss_r: torch.Tensor, seen: dict[str, torch.Tensor]) -> Log:
+    """What a step notes; left on the device, since reading it there would make the host wait in each step."""
     return {
         "forget_loss": loss_f,
-        "retain_loss": float(loss_r.detach()),
-        "cos_mean": float(known.mean()) if len(known) else float("nan"),
-        "projected": float(seen["projected"].float().mean()),
+        "retain_loss": loss_r.detach(),
+        "cos_mean": seen["cos"].nanmean(),
+        "projected": seen["projected"].float().mean(),
     }

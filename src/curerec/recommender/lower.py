@@ -91,6 +91,12 @@ def begins_at(model: Any, listened_from: int | None = None) -> int:
     return first if listened_from is None or first <= listened_from else 0
 
 
+def forget_states() -> None:
+    """Drop all kept states and what is known of the weights: for who has written through ``.data``."""
+    STATES.clear()
+    _read.clear()
+
+
 def states_computed() -> int:
     """Prompts whose states were computed, since the process began."""
     return STATES.computed
@@ -192,10 +198,14 @@ def _states(model: Any, first: int, ids: torch.Tensor, last: torch.Tensor) -> to
 
 
 class _Read:
-    """Weights that were read: the very tensors, as they were then."""
+    """Weights that were read: the very tensors, as they were then.
+
+    Torch counts what is written into a tensor, but not what goes through ``.data``; of that only another
+    type or another place in memory is seen. Who writes so below an adapter has to call :func:`forget_states`.
+    """
 
     def __init__(self, weights: list[torch.Tensor], shape: str, digest: str) -> None:
-        self.seen = [(weakref.ref(t), t._version) for t in weights]
+        self.seen = [(weakref.ref(t), _state(t)) for t in weights]
         self.shape, self.digest = shape, digest
 
     def still(self, weights: list[torch.Tensor], shape: str) -> bool:
@@ -203,8 +213,14 @@ class _Read:
         return (
             self.shape == shape
             and len(self.seen) == len(weights)
-            and all(ref() is t and t._version == v for (ref, v), t in zip(self.seen, weights, strict=True))
+            and all(
+                ref() is t and state == _state(t) for (ref, state), t in zip(self.seen, weights, strict=True)
+            )
         )
+
+
+def _state(t: torch.Tensor) -> tuple[int, int, torch.dtype]:
+    return t._version, t.data_ptr(), t.dtype
 
 
 _read: list[_Read] = []  # the last few

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import nullcontext
+from functools import lru_cache
 from typing import Any
 
 import numpy as np
@@ -101,11 +102,19 @@ def read_out(
 ) -> Float[torch.Tensor, "batch 2"]:
     """The two answer logits of final states, float32 [batch, 2]; float64 of a model in float64."""
     head = base.get_output_embeddings()
-    logits = wide(state) @ wide(head.weight[list(answers)]).T
+    rows = _rows(answers, head.weight.device)
+    logits = wide(state) @ wide(head.weight.index_select(0, rows)).T
     if getattr(head, "bias", None) is not None:
-        logits = logits + wide(head.bias[list(answers)])
+        logits = logits + wide(head.bias.index_select(0, rows))
     cap = getattr(base.config, "final_logit_softcapping", None)
     return cap * torch.tanh(logits / cap) if cap else logits
+
+
+@lru_cache(maxsize=8)
+def _rows(answers: tuple[int, int], device: torch.device) -> torch.Tensor:
+    """Token ids of (no, yes) on a device: indexing by a list would copy it there in every pass, and wait."""
+    with torch.inference_mode(False):  # else no later pass could keep them for its way back
+        return torch.tensor(answers, device=device)
 
 
 def wide(x: torch.Tensor) -> torch.Tensor:

@@ -39,7 +39,7 @@ def bad_teacher(task: Task, config: BadTeacherConfig | None = None) -> Outcome:
         batch, other = descent.forget.next(), descent.retain.next()
         forget = kl_to(descent.logits(batch), frozen_logits(base, batch, task.answers))
         retain = kl_to(descent.logits(other), descent.original(other))
-        noted = {"forget_loss": float(forget.detach()), "retain_loss": float(retain.detach())}
+        noted = {"forget_loss": forget.detach(), "retain_loss": retain.detach()}
         return config.weight * forget + (1 - config.weight) * retain, noted
 
     return outcome(task, "bad_teacher", descend(task, config, of_loss(loss)))

@@ -123,7 +123,7 @@ def cau(task: Task, config: CauConfig | None = None) -> Outcome:
             for parts in zip(*grads, strict=True)
         ]
         names = ("forget", "retain", "kl")
-        log = {f"{n}_loss": float(x.detach()) for n, x in zip(names, losses, strict=True)}
+        log = {f"{n}_loss": x.detach() for n, x in zip(names, losses, strict=True)}
         return found, log | {f"{n}_weight": float(w) for n, w in zip(names, weight, strict=True)}
 
     def order(rng: np.random.Generator) -> np.ndarray:

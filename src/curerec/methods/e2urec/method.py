@@ -80,11 +80,11 @@ def e2urec(task: Task, config: E2urecConfig | None = None) -> Outcome:
         )
         forget = kl_to(descent.logits(batch), teacher)
         if step < first:
-            return forget, {"forget_loss": float(forget.detach())}
+            return forget, {"forget_loss": forget.detach()}
         other = descent.retain.next()
         logits = descent.logits(other)
         retain = F.cross_entropy(logits, other.label) + kl_to(logits, descent.original(other))
-        noted = {"forget_loss": float(forget.detach()), "retain_loss": float(retain.detach())}
+        noted = {"forget_loss": forget.detach(), "retain_loss": retain.detach()}
         return (1 - config.retain_weight) * forget + config.retain_weight * retain, noted
 
     done = descend(

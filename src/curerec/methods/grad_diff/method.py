@@ -34,7 +34,7 @@ def grad_diff(task: Task, config: GradDiffConfig | None = None) -> Outcome:
 
     def loss(descent: Descent, step: int) -> tuple[torch.Tensor, Log]:
         forget, retain = descent.loss(descent.forget.next()), descent.loss(descent.retain.next())
-        noted = {"forget_loss": float(forget.detach()), "retain_loss": float(retain.detach())}
+        noted = {"forget_loss": forget.detach(), "retain_loss": retain.detach()}
         return retain - config.weight * forget, noted
 
     return outcome(task, "grad_diff", descend(task, config, of_loss(loss)))

@@ -37,7 +37,7 @@ def label_flip(task: Task, config: LabelFlipConfig | None = None) -> Outcome:
         batch = descent.forget.next()
         flipped = F.cross_entropy(descent.logits(batch), 1 - batch.label)
         retain = descent.loss(descent.retain.next())
-        noted = {"forget_loss": float(flipped.detach()), "retain_loss": float(retain.detach())}
+        noted = {"forget_loss": flipped.detach(), "retain_loss": retain.detach()}
         return retain + config.weight * flipped, noted
 
     return outcome(task, "label_flip", descend(task, config, of_loss(loss)))

@@ -79,7 +79,7 @@ def ngdiff(task: Task, config: NgdiffConfig | None = None) -> Outcome:
                 rate,
             )
             rate = min(new or rate, config.max_rate)
-        log = {"forget_loss": float(loss_f.detach()), "retain_loss": float(loss_r.detach()), "rate": rate}
+        log = {"forget_loss": loss_f.detach(), "retain_loss": loss_r.detach(), "rate": rate}
         # The optimiser's own rate is config.lr; the step is to have the length of the automatic one.
         return [rate / config.lr * d for d in found], log
 

@@ -28,7 +28,7 @@ def factors(
     Source: Hu, Koren and Volinsky 2008, eq. 4 and 5.
     """
     liked = rows[data.rating[rows] >= LIKED]
-    shape = (len(data.users), len(data.items))
+    shape = (len(data.user_ids), len(data.items))
     likes = np.zeros(shape, bool)
     likes[data.user_code[liked], data.item_code[liked]] = True
     item = np.random.default_rng([seed, 102]).normal(scale=0.1, size=(shape[1], width))

@@ -19,7 +19,15 @@ def retrain(task: Task, config: Any = None) -> Outcome:
     prompts = task.encode(task.retain)
     model = task.fresh()
     with task.clock.stage("retrain") as advance:
-        tune(model, prompts, task.answers, task.tuning, seed=task.seed, progress=advance)
+        tune(
+            model,
+            prompts,
+            task.answers,
+            task.tuning,
+            seed=task.seed,
+            runtime=task.runtime,
+            progress=advance,
+        )
     seconds = task.clock.seconds["retrain"]
     trainable = sum(p.numel() for p in model.parameters() if p.requires_grad)
     return Outcome("retrain", model, seconds, seconds, n_trainable=trainable)

@@ -72,12 +72,12 @@ def scrub(task: Task, config: ScrubConfig | None = None) -> Outcome:
         if plan[step] == "max":
             batch = descent.forget.next()
             away = distill(descent.logits(batch), descent.original(batch), config.temperature)
-            return -away, {"forget_kl": float(away.detach())}
+            return -away, {"forget_kl": away.detach()}
         batch = descent.retain.next()
         logits = descent.logits(batch)
         near = distill(logits, descent.original(batch), config.temperature)
         task_loss = torch.nn.functional.cross_entropy(logits, batch.label)
-        noted = {"retain_kl": float(near.detach()), "retain_loss": float(task_loss.detach())}
+        noted = {"retain_kl": near.detach(), "retain_loss": task_loss.detach()}
         return task_loss + config.weight * near, noted
 
     # After an epoch of leaving, utility is down by design: only a finished epoch is judged.

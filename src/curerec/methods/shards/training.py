@@ -132,5 +132,12 @@ class Shards:
             data = self.rows(k, r, deleted=deleted)
             if data is not None:
                 seed = 1 + self.task.seed * 10_000 + k * 100 + r
-                tune(self.work, self.task.encode(data), self.task.answers, self.tuning, seed=seed)
+                tune(
+                    self.work,
+                    self.task.encode(data),
+                    self.task.answers,
+                    self.tuning,
+                    seed=seed,
+                    runtime=self.task.runtime,
+                )
             self.states[k].append([p.detach().clone() for p in self.params])

@@ -56,7 +56,7 @@ def simnpo(task: Task, config: SimnpoConfig | None = None) -> Outcome:
         batch = descent.forget.next()
         forget = simnpo_loss(descent.logits(batch), batch.label, beta=config.beta, margin=config.margin)
         retain = descent.loss(descent.retain.next())
-        noted = {"forget_loss": float(forget.detach()), "retain_loss": float(retain.detach())}
+        noted = {"forget_loss": forget.detach(), "retain_loss": retain.detach()}
         return config.weight * forget + retain, noted
 
     return outcome(task, "simnpo", descend(task, config, of_loss(loss)))

@@ -64,7 +64,15 @@ def task_vector(task: Task, config: TaskVectorConfig | None = None) -> Outcome:
         tuned = task.copy_of_model()
         params = free(tuned, tuned_names(tuned))
     with task.clock.stage("update") as advance:
-        tune(tuned, task.encode(task.forget), task.answers, config.tuning, seed=task.seed, progress=advance)
+        tune(
+            tuned,
+            task.encode(task.forget),
+            task.answers,
+            config.tuning,
+            seed=task.seed,
+            runtime=task.runtime,
+            progress=advance,
+        )
         original = task.original.model
         kept, trace = 0.0, [{"step": 0, "alpha": 0.0, **watch.first}]
         stop = f"alpha {config.alphas[-1]:g} was reached before the membership gap closed"

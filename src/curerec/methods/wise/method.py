@@ -107,7 +107,7 @@ def wise(task: Task, config: WiseConfig | None = None) -> Outcome:
         answer, margin = kl_to(logits, target[batch.index]), margin_loss(inside, outside, config)
         (grad,) = descent.grad(answer + margin)
         side.editing, side.activation = False, None
-        noted = {"forget_loss": float(answer.detach()), "margin_loss": float(margin.detach())}
+        noted = {"forget_loss": answer.detach(), "margin_loss": margin.detach()}
         return [grad * side.mask], noted
 
     def find_threshold() -> None:
