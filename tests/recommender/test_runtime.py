@@ -172,3 +172,19 @@ def test_a_folded_adapter_answers_alike_and_leaves_every_weight(model_type):
         assert p.data_ptr() == before[n][0] and torch.equal(p, before[n][1])
     with model.disable_adapter(), folded(model):
         assert not any(m.merged_adapters for m in model.modules() if hasattr(m, "merged_adapters"))
+
+
+def test_more_lengths_than_torch_would_compile_for():
+    """Prompts of up to 1,024 tokens have sixteen lengths in steps of 64; torch gives up after eight."""
+    made = []
+
+    def backend(graph, inputs):
+        made.append(1)
+        return graph.forward
+
+    torch._dynamo.reset()
+    model = made_model(WORDS, layers=2).eval()
+    with compiled_layers(model, backend=backend), torch.no_grad():
+        for length in range(4, 16):
+            answer_logits(model, torch.ones(1, length, dtype=torch.int64), torch.tensor([length - 1]), (1, 2))
+    assert len(made) == 12

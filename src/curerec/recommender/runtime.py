@@ -39,6 +39,11 @@ def compiles(config: RuntimeConfig, device: torch.device, steps: int) -> bool:
     return config.compile
 
 
+#: Shapes that a layer is compiled for: one for each length in steps of :data:`STEP` and each size of a batch.
+#: Beyond torch's own limit of eight it would go on uncompiled, with a warning in the log alone.
+MOST_SHAPES = 64
+
+
 @contextmanager
 def compiled_layers(model: Any, *, backend: Any = "inductor") -> Iterator[None]:
     """Decoder layers compiled one by one inside: one graph serves all of them.
@@ -50,11 +55,15 @@ def compiled_layers(model: Any, *, backend: Any = "inductor") -> Iterator[None]:
         model: of a known family.
         backend: of ``torch.compile``.
     """
+    import torch._dynamo.config as dynamo
+
     layers = family_of(model).layer_list(model)[:-1]
+    limit = "recompile_limit" if hasattr(dynamo, "recompile_limit") else "cache_size_limit"
     for layer in layers:
         layer.compile(backend=backend, dynamic=False)
     try:
-        yield
+        with dynamo.patch({limit: MOST_SHAPES}):
+            yield
     finally:
         for layer in layers:
             layer._compiled_call_impl = None
