@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import os
 
@@ -10,6 +11,7 @@ from made_bench import made_place, made_recipe, made_rows
 
 from curerec.bench.crew import Event
 from curerec.bench.lines import read_lines
+from curerec.bench.plan import nearness
 from curerec.bench.run import run
 from curerec.data import leftovers
 from curerec.errors import RefusedError, StorageError
@@ -49,6 +51,9 @@ class Watched:
     def busy(self):
         return bool(self.at_work)
 
+    def opened(self):
+        return [], [job.place for job in self.at_work]
+
     def start(self, job, settings):
         self.at_work.append(job)
         self.together.append(list(self.at_work))
@@ -72,6 +77,52 @@ def test_models_that_share_a_training_do_not_train_it_at_the_same_time(tmp_path)
     ]
     assert all(len(set(jobs)) == len(jobs) for jobs in training)
     assert any(len(jobs) > 1 for jobs in training)  # others do run beside each other
+
+
+class Seated:
+    """A crew of two that does nothing; each remembers what it opened last. Both end together."""
+
+    def __init__(self):
+        self.last, self.at_work, self.did = {}, {}, {0: [], 1: []}
+
+    def idle(self):
+        return len(self.at_work) < 2
+
+    def busy(self):
+        return bool(self.at_work)
+
+    def opened(self):
+        free = [place for seat, place in self.last.items() if seat not in self.at_work]
+        return free, [job.place for job in self.at_work.values()]
+
+    def start(self, job, settings):
+        free = [seat for seat in (0, 1) if seat not in self.at_work]
+        seat = min(free, key=lambda s: nearness(job.place, [self.last.get(s)]))
+        self.at_work[seat], self.last[seat] = job, job.place
+        self.did[seat].append(job)
+
+    def poll(self, timeout_s):
+        done, self.at_work = self.at_work, {}
+        return [Event("done", job) for job in done.values()]
+
+    def close(self):
+        pass
+
+
+def test_two_workers_open_a_request_each_and_everything_is_done(tmp_path):
+    """What a request's cells share takes longer to open than a quick method takes."""
+    methods = ["npo", "scrub", "grad_diff", "ga_kl", "finetune"]
+    recipe = made_recipe(requests=[{"share": 0.2, "methods": methods}], seeds=[20, 21, 22, 23])
+    crew = Seated()
+    done = run(recipe, tmp_path / "out", places=made_place(tmp_path), crew=lambda orders: crew)
+    assert done.done == done.total == 4 * (len(methods) + 1)
+    jobs = [j for seat in (0, 1) for j in crew.did[seat]]
+    assert len({j.key for j in jobs}) == len(jobs)
+    opened = [{j.place for j in crew.did[seat] if j.kind in ("yardstick", "cell")} for seat in (0, 1)]
+    assert not opened[0] & opened[1] and all(opened)
+    for seat in (0, 1):  # and none goes back to what it has left
+        cells = [j.place for j in crew.did[seat] if j.kind == "cell"]
+        assert len(list(dict.fromkeys(cells))) == 1 + sum(a != b for a, b in itertools.pairwise(cells))
 
 
 def test_models_that_are_fine_tuned_otherwise_are_trained_beside_each_other(tmp_path):

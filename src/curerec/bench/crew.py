@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any, Literal, Protocol
 
 from curerec.bench.failures import told
-from curerec.bench.plan import Job
+from curerec.bench.plan import FAR, Job, Place, nearness
 from curerec.bench.recipe import BenchRecipe
 from curerec.progress import Advance
 from curerec.reports.schema import plain
@@ -61,6 +61,10 @@ class Crew(Protocol):
         """Whether a job is being done."""
         ...
 
+    def opened(self) -> tuple[list[Place], list[Place]]:
+        """What those that are free have opened last, and those that are not."""
+        ...
+
     def start(self, job: Job, settings: Mapping[str, Any]) -> None:
         """Have a job done."""
         ...
@@ -82,6 +86,7 @@ class Alone:
 
         self.shop = Workshop(orders.recipe, orders.out, orders.places, orders.shared, orders.cache)
         self.told: list[Event] = []
+        self.last: Place | None = None
 
     def idle(self) -> bool:
         """Always: a job is done when :meth:`start` returns."""
@@ -91,8 +96,13 @@ class Alone:
         """Whether something is yet to be told."""
         return bool(self.told)
 
+    def opened(self) -> tuple[list[Place], list[Place]]:
+        """The place of the last job, and nothing."""
+        return [self.last] if self.last else [], []
+
     def start(self, job: Job, settings: Mapping[str, Any]) -> None:
         """Do it."""
+        self.last = job.place
         try:
             done = self.shop.do(job, settings)
         except Exception as error:
@@ -130,10 +140,15 @@ class Processes:
         """Whether a job is being done."""
         return any(h.job is not None for h in self.hands)
 
+    def opened(self) -> tuple[list[Place], list[Place]]:
+        """What those that are free have opened last, and those that are not."""
+        held = [(h.job is None, h.last) for h in self.hands if h.last is not None]
+        return [place for free, place in held if free], [place for free, place in held if not free]
+
     def start(self, job: Job, settings: Mapping[str, Any]) -> None:
-        """Give a job to a free process; one that had the same data and seed last, if there is one."""
-        free = [h for h in self.hands if h.job is None]
-        known = [h for h in free if h.last == (job.dataset, job.model, job.seed)]
+        """Give a job to a free process; to the one that has most of what it needs open."""
+        free = sorted((h for h in self.hands if h.job is None), key=lambda h: nearness(job.place, [h.last]))
+        known = [h for h in free if nearness(job.place, [h.last]) < FAR]
         if not known and len(self.hands) < self.number:
             seat = min(set(range(self.number)) - {h.seat for h in self.hands})
             free = [_Hand(self.orders, seat)]
@@ -170,10 +185,10 @@ class _Hand:
         theirs.close()
         self.seat = seat
         self.job: Job | None = None
-        self.last: tuple[str, str, int] | None = None
+        self.last: Place | None = None
 
     def give(self, job: Job, settings: Mapping[str, Any]) -> None:
-        self.job, self.last = job, (job.dataset, job.model, job.seed)
+        self.job, self.last = job, job.place
         with contextlib.suppress(OSError):  # it died while it was idle; listening says so
             self.pipe.send((job, dict(settings)))
 

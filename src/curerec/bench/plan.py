@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
@@ -13,6 +14,8 @@ from curerec.methods import METHODS
 from curerec.recipe import SETTINGS
 
 Kind = Literal["base", "original", "retrain", "yardstick", "trial", "cell"]
+Place = tuple[str, str, int, str]  # dataset, model, seed, request
+FAR = 2  # nothing in common
 
 
 @dataclass(frozen=True)
@@ -46,6 +49,12 @@ class Job:
         return self.ask.whole.key if self.ask else ""
 
     @property
+    def place(self) -> Place:
+        """What a worker has to have opened for it; a training needs nothing of the request's yardstick."""
+        measures = self.kind in ("yardstick", "cell", "trial")
+        return self.dataset, self.model, self.seed, self.request if measures else ""
+
+    @property
     def key(self) -> str:
         """Names the job within its run."""
         asked = self.ask.key if self.ask else ""
@@ -59,6 +68,16 @@ class Job:
         named = what.get(self.kind, self.method or self.kind)
         asked = f", {title_of(self.ask)}" if self.ask else ""
         return f"{self.dataset}, {self.model}, seed {self.seed}{asked}: {named}"
+
+
+def nearness(place: Place, opened: Sequence[Place | None]) -> int:
+    """How much of what a place needs is among what was opened: 0 all, 1 its recommender, 2 nothing.
+
+    Example:
+        >>> nearness(("a", "m", 1, "x"), [("a", "m", 1, ""), None]), nearness(("a", "m", 1, "x"), [])
+        (1, 2)
+    """
+    return min((0 if one == place else 1 for one in opened if one and one[:3] == place[:3]), default=FAR)
 
 
 def title_of(ask: Ask) -> str:
