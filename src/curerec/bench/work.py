@@ -230,7 +230,7 @@ class Workshop(Materials):
         return {
             **rows.about(self.recipe, job, job.method, shared=self.shared),
             "failure": failure,
-            "missing": dict.fromkeys(rows.COLUMNS, "the cell failed"),
+            "missing": dict.fromkeys((*rows.COLUMNS, *rows.FURTHER), "the cell failed"),
             "wall_s": seconds,
         }
 
