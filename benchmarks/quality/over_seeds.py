@@ -19,7 +19,10 @@ from pathlib import Path
 import numpy as np
 from scipy import stats
 
-MEANS = ("residual", "membership_gap", "test_auc", "test_ece", "retrain_ratio", "trainable_parameters")
+MEANS = (
+    *("residual", "membership_gap", "test_auc", "test_ece", "retrain_ratio"),
+    *("trainable_parameters", "circuit_size"),
+)
 Found = dict[str, dict[int, float]]  # by method and seed
 
 

@@ -14,6 +14,7 @@ from typing import Any
 import torch
 
 from curerec.models import device
+from curerec.recommender.fitting import memory_bytes
 from curerec.source import source_digest
 
 
@@ -26,7 +27,7 @@ def versions() -> dict[str, str]:
 
 
 def machine() -> dict[str, Any]:
-    """Device, its name, processors that may be used, main memory (bytes; None where unknown) and threads.
+    """Device, its name, processors and main memory (bytes) that may be used, and threads.
 
     On another processor training rounds otherwise, so which one it was is part of a result.
     """
@@ -35,7 +36,7 @@ def machine() -> dict[str, Any]:
         "device": where.type,
         "processor": torch.cuda.get_device_name() if where.type == "cuda" else processor_name(),
         "cores": processors(),
-        "memory_bytes": main_memory_bytes(),
+        "memory_bytes": memory_bytes(torch.device("cpu")),
         "threads": torch.get_num_threads(),
     }
 
@@ -51,14 +52,6 @@ def processor_name() -> str:
 def processors() -> int:
     """Processors that this process may use; all where the system does not say."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-
-
-def main_memory_bytes() -> int | None:
-    """Bytes of main memory; None where the system does not say."""
-    try:
-        return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
-    except (ValueError, OSError, AttributeError):
-        return None
 
 
 def peak_memory_bytes() -> int:

@@ -28,6 +28,7 @@ from transformers import (
 
 from curerec.circuits.edges import edge_scores
 from curerec.circuits.scorers import atp, atp_ig
+from curerec.machine import processor_name
 from curerec.prompts.encoding import Prompts
 from curerec.recommender.alive import LivePeak
 from curerec.recommender.memory import keep_freed
@@ -176,7 +177,7 @@ def main() -> None:
                         p: version(p) for p in ("torch", "transformers", "transformer-lens", "numpy")
                     },
                     "machine": {
-                        "processor": processor(),
+                        "processor": processor_name(),
                         "cores": os.cpu_count(),
                         "threads": torch.get_num_threads(),
                         "load": os.getloadavg()[0],
@@ -190,15 +191,6 @@ def main() -> None:
     for row in table:
         cells = [f"{row[c]:.3g}" if isinstance(row[c], float) else str(row[c]) for c in COLUMNS]
         print("| " + " | ".join(cells) + " |")
-
-
-def processor() -> str:
-    """Name of the processor, as Linux gives it."""
-    try:
-        lines = Path("/proc/cpuinfo").read_text().splitlines()
-        return next(line.split(": ")[1] for line in lines if line.startswith("model name"))
-    except (OSError, StopIteration):
-        return platform.processor() or platform.machine()
 
 
 if __name__ == "__main__":

@@ -14,8 +14,7 @@ from curerec.bench import artefacts as kept
 from curerec.bench.plan import Job
 from curerec.bench.recipe import BenchRecipe
 from curerec.bench.shapes import made_shape
-from curerec.data.fetch import DATASETS
-from curerec.data.fetch import load as load_data
+from curerec.data.fetch import DATASETS, load
 from curerec.evaluation.candidate import Candidate
 from curerec.evaluation.inputs import p_yes
 from curerec.evaluation.residual import Reference
@@ -25,7 +24,7 @@ from curerec.measure import ground_of
 from curerec.models import base_folder, device
 from curerec.opened import Opened
 from curerec.progress import Clock, Reporter, Silent
-from curerec.recommender.storage import load, read_card
+from curerec.recommender import storage
 from curerec.records import ForgetRequest, ForgetSplit
 from curerec.splitting import drawn_request, granted
 
@@ -57,8 +56,7 @@ class Materials:
         if name not in self._data:
             place = self.places.get(name) or self.recipe.datasets[name].get("data", name)
             form = None if place in DATASETS else self.recipe.datasets[name].get("format")
-            # One at a time: they are large.
-            self._data = {name: load_data(place, cache=self.cache, format=form)}
+            self._data = {name: load(place, cache=self.cache, format=form)}  # one at a time: they are large
         return self._data[name]
 
     def _base(self, job: Job, *, make: bool = False) -> Path | None:
@@ -135,7 +133,7 @@ class Materials:
             assert opened.recommender.path is not None
             folders = {"original": opened.recommender.path}
             folders |= {name: self._reference(job, k) for k, name in enumerate(self.recipe.references)}
-            cards = {name: read_card(folder) for name, folder in folders.items()}
+            cards = {name: storage.read_card(folder) for name, folder in folders.items()}
             about = {name: card["weights_sha256"] for name, card in cards.items()}
             about["request"] = request.digest
             name = f"{kept.digest(about)[:16]}.safetensors"
@@ -180,7 +178,7 @@ class Materials:
         opened = self._opened(job)
         if folder == opened.recommender.path:
             return opened.recommender.model
-        return load(folder, opened.base, device=device()).model
+        return storage.load(folder, opened.base, device=device()).model
 
     @contextmanager
     def _yardstick_models(self, job: Job) -> Iterator[None]:

@@ -46,7 +46,7 @@ def summarise(out: Path) -> dict[str, Any]:
     mine = [
         row
         for row in found
-        if current.get((_place(row), row["seed"])) == row["config_hash"]
+        if current.get((_line_of(row), row["seed"])) == row["config_hash"]
         and row.get("fingerprint") in (None, data.get(row["dataset"]))
     ]
     blocks, earlier = [], _earlier(out)
@@ -129,17 +129,17 @@ def _asks(recipe: BenchRecipe) -> list[Ask]:
     return list(by_key.values())
 
 
-Place = tuple[str, str, str, str]
+LineKey = tuple[str, str, str, str]  # dataset, model, request, method
 
 
-def _place(row: dict[str, Any]) -> Place:
+def _line_of(row: dict[str, Any]) -> LineKey:
     return row["dataset"], row["model"], row["request"], row["method"]
 
 
-def _current(recipe: BenchRecipe) -> dict[tuple[Place, int], str]:
+def _current(recipe: BenchRecipe) -> dict[tuple[LineKey, int], str]:
     """The configuration in force of every line, by seed."""
-    known: dict[Place, str] = {}
-    out: dict[tuple[Place, int], str] = {}
+    known: dict[LineKey, str] = {}
+    out: dict[tuple[LineKey, int], str] = {}
     for job in plan(recipe):
         if job.ask is None or job.kind not in ("cell", "yardstick"):
             continue
