@@ -32,7 +32,7 @@ class Seen:
         return seen["harmed"]
 
 
-def steps_of(watch, **options):
+def steps_of(watch, *, anchor=0.0, **options):
     """A weight that starts at 0 and is pushed up by the rate at every step; what the loop says, and more."""
     model = torch.nn.Linear(1, 1, bias=False)
     torch.nn.init.zeros_(model.weight)
@@ -43,7 +43,9 @@ def steps_of(watch, **options):
         return {"noted": float(step)}
 
     config = LoopConfig(**{"lr": 0.1, "optimizer": "sgd", "average": 0.0, "check_every": 2, **options})
-    done = walk(watch, config, model, [model.weight], gradients, 10, steer=told.append, momentum=0.0)
+    done = walk(
+        watch, config, model, [model.weight], gradients, 10, steer=told.append, momentum=0.0, anchor=anchor
+    )
     return done, float(model.weight.detach()), told
 
 
@@ -87,6 +89,17 @@ def test_an_average_is_looked_at_and_the_iterates_go_on_from_where_they_were():
     _, weight, _ = steps_of(averaged, average=0.9)
     assert all(a < b for a, b in zip(averaged.at, plain.at, strict=True))
     assert weight == pytest.approx(averaged.at[-1])
+
+
+def test_an_anchor_draws_every_step_back_to_where_the_loop_began():
+    """By its share of the way, and with a falling rate by less, as the steps themselves are."""
+    _, weight, _ = steps_of(Seen(OPEN), anchor=0.2)
+    assert weight == pytest.approx(0.1 * sum(0.8**k for k in range(1, 11)))
+    _, weight, _ = steps_of(Seen(OPEN), anchor=0.2, schedule="linear")
+    drawn = 0.0
+    for rate in [1.0, *(1 - k / 9 for k in range(9))]:
+        drawn = (drawn + 0.1 * rate) * (1 - 0.2 * rate)
+    assert weight == pytest.approx(drawn)
 
 
 def test_only_what_was_named_is_free_and_in_that_order():

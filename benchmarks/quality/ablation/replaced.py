@@ -13,6 +13,7 @@ import numpy as np
 import torch
 from sklearn.metrics import roc_auc_score
 
+from curerec.groups.assign import FORGET, rows_of_roles
 from curerec.methods import Task, rules
 from curerec.methods.cure.gradient_share import at_original
 from curerec.methods.forget_objective import ForgetObjective
@@ -77,6 +78,17 @@ def one_projection() -> Iterator[None]:
         return found.sum().expand_as(found)
 
     with mock.patch.object(rules, "inner_products", whole):
+        yield
+
+
+@contextmanager
+def plain_sum() -> Iterator[None]:
+    """Every unit forget-specific, so both gradients are summed; what goes back is chosen as ever."""
+
+    def same(groups: Any) -> np.ndarray:
+        return np.full_like(rows_of_roles(groups), FORGET)
+
+    with mock.patch.object(cure, "rows_of_roles", same):
         yield
 
 

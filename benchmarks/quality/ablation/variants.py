@@ -9,6 +9,7 @@ from replaced import (
     held_where_nobody_was_trained,
     line_search,
     one_projection,
+    plain_sum,
     retain_side_of_the_trained,
     weights_chosen_by,
 )
@@ -16,11 +17,15 @@ from replaced import (
 from curerec.recipe import Recipe
 from curerec.recipes import load_recipe
 
+#: Has a configuration of its own, too.
+ALL = "plain sum of both gradients, all weights may move"
 CHOSEN_BY = ("half of D_f", "as many of D_r")
 #: Variants that replace a function for the run, and those that change what comes out.
 WITHIN: dict[str, Any] = {
     "cure, retain side measured on D_r": retain_side_of_the_trained,
     "cure, one projection over all weights": one_projection,
+    "plain sum of both gradients in the same weights": plain_sum,
+    ALL: plain_sum,
     **{f"cure, weights chosen by {whom}": partial(weights_chosen_by, whom) for whom in CHOSEN_BY},
 }
 #: What of each batch of D_r asks for items that nobody was trained on, by variant.
@@ -130,6 +135,7 @@ def of_small_model(recipe: Recipe) -> dict[str, tuple[str, Any]]:
     by_row = {**by_saliency, "saliency": None, "tau": 0.7, "update": updated(lr=1.2e-3, open_gap=None)}
     fixed = {"kept": kept(0.35), "update": updated(open_gap=None)}  # of seeds 66 to 70
     a_fifth = {"saliency": 0.2}
+    summed = recipe.config_of("weighted_sum").model_copy(update={"lr": 1.2e-3, "push": 1.0})  # as searched
     everywhere = {"tau": 1e-9, "scope": "all"}  # every unit is high in both: task-shared
     return {
         "cure": ("cure", cure),
@@ -140,6 +146,17 @@ def of_small_model(recipe: Recipe) -> dict[str, tuple[str, Any]]:
         "random groups and weights, .35 kept on every request": ("random_modules", changed(**fixed)),
         "cure, a fifth of the weights may move": ("cure", changed(**a_fifth)),
         "random groups, a fifth of the weights may move": ("random_modules", changed(**a_fifth)),
+        **{
+            f"{who}, {how}": (method, changed(update=updated(anchor=anchor)))
+            for who, method in (("cure", "cure"), ("random groups", "random_modules"))
+            for how, anchor in (("not drawn back", None), ("drawn back by .01", 0.01), ("by .06", 0.06))
+        },
+        "the loop alone (weighted_sum)": ("weighted_sum", summed),
+        "the loop alone (weighted_sum), drawn back": (
+            "weighted_sum",
+            summed.model_copy(update={"anchor": cure.update.anchor}),
+        ),
+        ALL: ("cure", changed(saliency=None)),
         "cure, whole rows may move": ("cure", changed(saliency=None)),
         "random groups, whole rows may move": ("random_modules", changed(saliency=None)),
         "cure, what may move goes back (seeds 61 to 65)": ("cure", changed(**by_saliency)),
@@ -179,7 +196,7 @@ def of_small_model(recipe: Recipe) -> dict[str, tuple[str, Any]]:
             changed(kept=kept(1.0), update=updated(forget_every=5)),
         ),
         "cure, a tenth rolled back": ("cure", changed(rolled_back=0.1)),
-        **{name: ("cure", cure) for name in (*WITHIN, *AFTER, *OFFSETS) if name not in OTHER_ITEMS},
+        **{name: ("cure", cure) for name in (*WITHIN, *AFTER, *OFFSETS) if name not in (*OTHER_ITEMS, ALL)},
         **with_other_items(recipe),
         "cure, label-free loss": ("cure", changed(update=updated(forget_loss="label_free"))),
         "cure, E2URec's teacher": ("cure", changed(update=updated(forget_loss="teacher"))),

@@ -221,6 +221,7 @@ def walk(
     due: Callable[[int], bool] | None = None,
     steer: Callable[[Log], None] | None = None,
     momentum: float = 0.9,
+    anchor: float = 0.0,
     before_look: Callable[[], None] | None = None,
 ) -> Update:
     """Take steps, look, and keep the running average of the weights.
@@ -239,6 +240,7 @@ def walk(
         due: given the number of steps done, whether to look; None: every ``config.check_every``.
         steer: given what looks on the way found; with a falling rate only.
         momentum: of SGD.
+        anchor: how far each step draws the weights back to where the loop began (:func:`optimise`).
         before_look: called when the average is in place, before a look and at the end.
 
     Raises:
@@ -309,6 +311,7 @@ def walk(
             after_step=after,
             momentum=momentum,
             damping=config.damping,
+            anchor=anchor,
         )
         store(params, kept)
         if before_look:

@@ -44,7 +44,7 @@ class SmallRequests(Strict):
     weights, which may go back further.
     """
 
-    added = ("rolled_back",)
+    added = ("rolled_back", "anchor")
 
     below: float = Field(..., gt=0, lt=1, description="share of the training examples that are small")
     lr: float | None = Field(None, gt=0, description="none: as for others")
@@ -54,12 +54,16 @@ class SmallRequests(Strict):
     rolled_back: float | None = Field(
         None, gt=0, le=1, description="of methods that choose weights to take back; none: as for others"
     )
+    anchor: float | None = Field(None, ge=0, lt=1, description="none: as for others")
 
 
 class UnlearnConfig(LoopConfig):
     """The loop and its two losses. Every value is chosen on D_v, D_c and D_f."""
 
-    added = ("open_gap", "all_steps_from", "alpha", "projection", "small", "changed_prompts", "unseen_tokens")
+    added = (
+        *("open_gap", "all_steps_from", "alpha", "projection", "small", "changed_prompts", "unseen_tokens"),
+        "anchor",
+    )
 
     forget_loss: ForgetLoss = Field(
         "npo",
@@ -114,6 +118,14 @@ class UnlearnConfig(LoopConfig):
         None,
         description="where two gradients conflict is asked, and what is taken out reckoned, of what AdamW "
         "makes of them; none: of the gradients themselves, which AdamW then rescales",
+    )
+    anchor: float | None = Field(
+        None,
+        ge=0,
+        lt=1,
+        description="share of the way back to where the steps began that each step draws the weights, at the "
+        "full rate, and less as it falls: what batches of D_r scatter the weights by, and no step repeats, "
+        "fades. None: nothing",
     )
     paced: bool = Field(
         False,
@@ -281,7 +293,16 @@ def run(
             p.grad = direction[name].to(p.dtype)
         return {**_summary(loss_f, loss_r, seen), "push": push}
 
-    done = walk(watch, config, model, params, gradients, config.max_steps, steer=steer)
+    done = walk(
+        watch,
+        config,
+        model,
+        params,
+        gradients,
+        config.max_steps,
+        steer=steer,
+        anchor=config.anchor or 0.0,
+    )
     back = None if unseen is None else (unseen.name, unseen.rows, unseen.base.shape[1])
     gone = None if kept is None else rolled
     if gone is not None and taken_back is not None:

@@ -118,6 +118,7 @@ def optimise(
     progress: Progress | None = None,
     momentum: float = 0.9,
     damping: float = 0.0,
+    anchor: float = 0.0,
     recorder: Recorder | None = None,
 ) -> int:
     """Run an optimiser over gradients that a callable puts into ``.grad``.
@@ -131,6 +132,9 @@ def optimise(
         progress: told (done, total).
         momentum: of SGD; AdamW has its own.
         damping: AdamW's epsilon as a multiple of the root mean square of the first gradient; 0: 1e-8.
+        anchor: share of the way that every step draws the parameters back to where they began, at the full
+            rate, and less with the schedule; L2-SP (Li et al. 2018, arXiv 1802.01483), decoupled from the
+            gradient as AdamW's weight decay is.
         recorder: takes waypoints; of AdamW, and given the names of ``params``.
 
     Returns:
@@ -149,6 +153,7 @@ def optimise(
     if recorder:
         rates = np.asarray([config.lr * _rate(k, steps, config) for k in range(steps)])
         recorder.begin(rates, average.held(steps) if average else np.ones(steps))
+    start = [p.detach().clone() for p in params] if anchor else []
     done = 0
     for step in range(steps):
         optimizer.zero_grad(set_to_none=True)
@@ -158,6 +163,8 @@ def optimise(
                 group["eps"] = max(1e-8, damping * _root_mean_square(params))
         norm = torch.nn.utils.clip_grad_norm_(params, config.max_grad_norm)
         optimizer.step()
+        if anchor:
+            torch._foreach_lerp_([p.detach() for p in params], start, anchor * _rate(step, steps, config))
         scheduler.step()
         if average:
             average.update()
