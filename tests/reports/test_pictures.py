@@ -14,7 +14,7 @@ from made_records import full_record, production_record
 from curerec.reports import pictures
 from curerec.reports.parts import Cell, Metrics, Score, TraceStep
 from curerec.reports.schema import as_record
-from curerec.reports.svg import text_width
+from curerec.reports.svg import _em, shorten, text_width
 
 WIDTHS = (340, 460, 960)
 
@@ -363,3 +363,30 @@ def test_gpt2_names_heads_without_cells_and_unknown_modules() -> None:
     assert len(titles(svg)) == 6 + 3 + 1
     assert sum("not among the parts" in t for t in titles(svg)) == 4
     assert "<b>" not in svg
+
+
+@pytest.mark.parametrize("width", [0.0, 5.0, 60.0, 61.7, 200.0])
+@pytest.mark.parametrize(
+    "text", ["", "a", "llama-70b of a company", "MMMM mmmm", "\u6a21\u578b \u6a21\u578b", "i" * 500]
+)
+def test_a_long_name_is_cut_at_the_last_place_that_fits(text, width):
+    cut = shorten(text, width)
+    if text_width(text) <= width:
+        assert cut == text
+        return
+    kept = cut.removesuffix("…")
+    assert cut.endswith("…") and text.startswith(kept) and kept == kept.rstrip()
+    assert not kept or text_width(cut) <= width + 1e-9
+    longer = text[: len(kept) + 1].rstrip()
+    assert longer == kept or text_width(longer + "…") > width - 1e-9
+
+
+def test_a_name_is_measured_once_however_long_it_is(monkeypatch):
+    """A record is not ours: a name of ten thousand letters had cost a minute a page."""
+    asked = []
+    real = _em
+    monkeypatch.setattr(
+        "curerec.reports.svg._em", lambda character: asked.append(character) or real(character)
+    )
+    assert shorten("a" * 10_000, 100).endswith("…")
+    assert len(asked) < 30_000

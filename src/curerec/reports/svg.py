@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import math
 import re
+from bisect import bisect_right
 from dataclasses import dataclass
 from html import escape
+from itertools import accumulate
 
 # XML 1.0 has no form for these; bidirectional controls could reorder the text around them.
 _UNSAFE = re.compile(
@@ -107,9 +109,8 @@ def shorten(text: str, width: float, size: float = TEXT_PX) -> str:
     text = clean(text)
     if text_width(text, size) <= width:
         return text
-    while text and text_width(text + "…", size) > width:
-        text = text[:-1]
-    return text.rstrip() + "…"
+    ends = [*accumulate(map(_em, text), initial=_em("…"))]  # width of a cut after so many characters
+    return text[: max(bisect_right(ends, width / size) - 1, 0)].rstrip() + "…"
 
 
 @dataclass(frozen=True)
