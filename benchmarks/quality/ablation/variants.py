@@ -149,7 +149,11 @@ def of_small_model(recipe: Recipe) -> dict[str, tuple[str, Any]]:
         **{
             f"{who}, {how}": (method, changed(update=updated(anchor=anchor)))
             for who, method in (("cure", "cure"), ("random groups", "random_modules"))
-            for how, anchor in (("not drawn back", None), ("drawn back by .01", 0.01), ("by .06", 0.06))
+            for how, anchor in (
+                ("not drawn back", None),
+                ("drawn back by .01", 0.01),
+                ("drawn back by .06", 0.06),
+            )
         },
         "the loop alone (weighted_sum)": ("weighted_sum", summed),
         "the loop alone (weighted_sum), drawn back": (
