@@ -12,6 +12,7 @@ import torch
 from curerec.errors import RequestError
 from curerec.machine import peak_memory_bytes
 from curerec.measuring import PROBE, calibrate, sizes_of, timed
+from curerec.methods import CONTROLS
 from curerec.methods.cure.retain_side import kept_of
 from curerec.opened import Opened
 from curerec.pipeline import check_method, deterministic, task_for
@@ -23,7 +24,7 @@ from curerec.records import ForgetRequest
 from curerec.splitting import granted
 from curerec.workload import of_cure
 
-PLANNED = ("cure", "random_modules", "retrain")
+PLANNED = ("cure", *CONTROLS, "retrain")
 TRIED = (1, 12)  # steps of a retrain that are taken, to warm up and to measure
 SECONDS = 5.0  # where so many steps would take longer, the first is the measurement
 

@@ -9,7 +9,7 @@ from pydantic import Field, field_validator, model_validator
 
 from curerec.config import Strict, parse
 from curerec.errors import ConfigError
-from curerec.methods import METHODS
+from curerec.methods import CONTROLS, METHODS
 from curerec.methods.cure.method import CureConfig
 from curerec.methods.unlearn import UnlearnConfig
 from curerec.recommender.bases import NANO
@@ -197,7 +197,7 @@ class Recipe(Strict):
         Raises:
             ConfigError: the settings under ``methods`` are not the method's.
         """
-        own = {"cure": self.cure, "random_modules": self.cure, "npo": self.npo, "ga_kl": self.npo}
+        own = {**dict.fromkeys(("cure", *CONTROLS), self.cure), "npo": self.npo, "ga_kl": self.npo}
         if method in own:
             return own[method]
         kind = METHODS[method][1]

@@ -12,9 +12,10 @@ from made_bench import CHANGE, SHORT, made_recipe
 from curerec.bench.lines import read_lines
 from curerec.bench.plan import config_hash, plan, title_of
 from curerec.bench.recipe import RIVALS, BenchRecipe, bench_names, load_bench
+from curerec.bench.search import grid_of
 from curerec.config import parse
 from curerec.errors import ConfigError
-from curerec.methods import METHODS
+from curerec.methods import CONTROLS, METHODS
 from curerec.recipes import load_recipe
 
 QUALITY = Path(__file__).parents[2] / "benchmarks" / "quality"
@@ -55,9 +56,7 @@ def test_what_was_run_is_not_what_a_recipe_becomes_later(monkeypatch):
     monkeypatch.setattr("curerec.bench.recipe.load_recipe", lambda name: changed)
     assert {job.key: config_hash(kept, job) for job in cells} == then
     now = {job.key: config_hash(load_bench("nano"), job) for job in cells}
-    assert {k for k in now if now[k] != then[k]} == {
-        j.key for j in cells if j.method in ("cure", "random_modules")
-    }
+    assert {k for k in now if now[k] != then[k]} == {j.key for j in cells if j.method in ("cure", *CONTROLS)}
 
 
 @pytest.mark.parametrize("folder", FOLDERS, ids=lambda f: str(f.relative_to(QUALITY)))
@@ -149,17 +148,19 @@ def test_references_are_trained_once_for_a_request_however_it_is_carried_out():
     assert title_of(next(j.ask for j in jobs if j.ask and j.ask.parts == 2)) == "users 2 x 10 %"
 
 
-def test_every_method_is_searched_with_the_same_number_of_trials_and_the_twin_with_none():
+def test_every_method_is_searched_with_the_same_number_of_trials_its_controls_as_well():
+    """A twin that took what was chosen for ``cure`` would be pushed as hard as suits another's weights."""
     recipe = made_recipe(
         requests=[{"share": 0.2}],
         search={"seed": 0, "trials": 2, "grids": {"cure": {"kept.forget": [0.4, 0.6]}}},
     )
     jobs = plan(recipe)
     trials = {m: sum(j.kind == "trial" and j.method == m for j in jobs) for m in RIVALS}
-    assert trials.pop("random_modules") == 0
     assert set(trials.values()) == {2}
-    twin = next(j for j in jobs if j.kind == "cell" and j.method == "random_modules")
-    assert any("|cure|" in need for need in twin.needs)  # it takes what was chosen for cure
+    for control in CONTROLS:  # of the grid of cure where the recipe has none for it
+        twin = next(j for j in jobs if j.kind == "cell" and j.method == control)
+        assert sum(f"|{control}|" in need for need in twin.needs) == 2
+        assert grid_of(recipe, control) == {"kept.forget": [0.4, 0.6]}
 
 
 def test_a_data_set_takes_the_choice_of_the_one_that_was_searched():

@@ -9,10 +9,12 @@ import os
 import pytest
 from made_bench import made_place, made_recipe, made_rows
 
-from curerec.bench.crew import Event
+from curerec.bench import rows as bench_rows
+from curerec.bench.crew import Event, Orders, Processes
 from curerec.bench.lines import read_lines
-from curerec.bench.plan import nearness
+from curerec.bench.plan import Job, config_hash, nearness
 from curerec.bench.run import run
+from curerec.bench.work import ROWS, TRIALS
 from curerec.data import leftovers
 from curerec.errors import RefusedError, StorageError
 
@@ -152,3 +154,139 @@ def test_time_left_is_learnt_from_cells_that_came_to_something(tmp_path):
         file.writelines(json.dumps({**r, "wall_s": seconds.get(r["method"], 500.0)}) + "\n" for r in rows)
     run(recipe, out, places=made_place(tmp_path), minutes=1e-6, tell=told.append)
     assert "3 of 4 cells are there; about 10 s left" in told[0]
+
+
+class Scripted:
+    """A crew of one with rows from a script: the trial that ``best`` names wins.
+
+    Args:
+        recipe: of the run.
+        best: number of that trial.
+        fate: of a job by kind: ``done``, ``fails`` (its row says so), ``dies`` (no row), ``dies after`` it.
+    """
+
+    def __init__(self, recipe, best=0, fate=None):
+        self.recipe, self.best, self.fate, self.told, self.did = recipe, best, fate or {}, [], []
+
+    def idle(self):
+        return not self.told
+
+    def busy(self):
+        return bool(self.told)
+
+    def opened(self):
+        return [], []
+
+    def rows_of(self, job, settings, failure):
+        about = {"dataset": job.dataset, "model": job.model, "method": job.method, "seed": job.seed}
+        if job.kind == "trial":
+            judged = {"nothing_happened": False, "auc_drop": 0.0, "auc_drop_se": 1.0, "kl_valid": 0.1}
+            gap = 0.0 if job.number == self.best else 0.5
+            chosen = {"number": job.number, "settings": {"lr": 3e-3} if job.number else {}}
+            hashed = {"config_hash": config_hash(self.recipe, job)}
+            return [(TRIALS, {**about, **chosen, **hashed, **judged, "gap": gap, "failure": failure})]
+        names = self.recipe.measured_once if job.kind == "yardstick" else [job.method]
+        made = [bench_rows.about(self.recipe, job, name, shared=False) for name in names]
+        said = {"settings": dict(settings)} if job.kind == "cell" else {}
+        return [(ROWS, {**row, **said, "failure": failure}) for row in made]
+
+    def start(self, job, settings):
+        self.did.append((job.kind, job.number, dict(settings)))
+        fate = self.fate.get(job.kind, "done")
+        if job.kind in ("yardstick", "trial", "cell") and fate != "dies":
+            failure = "out of memory" if fate == "fails" else None
+            self.told += [Event("row", job, pair) for pair in self.rows_of(job, settings, failure)]
+        self.told.append(Event("died" if fate.startswith("dies") else "done", job, "ended by signal 9"))
+
+    def poll(self, timeout_s):
+        out, self.told = self.told, []
+        return out
+
+    def close(self):
+        pass
+
+    def cells(self):
+        return [settings for kind, _, settings in self.did if kind == "cell"]
+
+
+SEARCHED = {
+    "requests": [{"share": 0.2, "methods": ["npo"]}],
+    "search": {"seed": 0, "trials": 2, "grids": {"npo": {"lr": [3e-3]}}},
+}
+
+
+def script(tmp_path, **said):
+    retry = said.pop("retry", False)
+    recipe = made_recipe(**SEARCHED)
+    crew = Scripted(recipe, **said)
+    places = {"made": str(tmp_path / "data")}
+    done = run(recipe, tmp_path / "out", places=places, retry=retry, crew=lambda orders: crew)
+    return crew, done
+
+
+def test_a_cell_is_run_again_if_the_search_chooses_otherwise_and_only_then(tmp_path):
+    """What a trial depends on is not all in the hash of the cells that take its choice."""
+    made_place(tmp_path)
+    assert script(tmp_path)[0].cells() == [{}]
+    crew, done = script(tmp_path)
+    assert crew.did == [] and done.done == done.total == 2
+    (tmp_path / "out" / TRIALS).unlink()
+    crew, done = script(tmp_path)  # trials are made anew and choose what they chose
+    assert [kind for kind, *_ in crew.did].count("trial") == 2 and crew.cells() == []
+    assert done.done == done.total == 2
+    (tmp_path / "out" / TRIALS).unlink()
+    crew, done = script(tmp_path, best=1)
+    assert crew.cells() == [{"lr": 3e-3}] and done.done == done.total == 2
+    assert script(tmp_path)[0].did == []
+
+
+def test_a_trial_that_failed_is_tried_again_when_asked(tmp_path):
+    """A method whose trial was lost would otherwise be chosen from fewer than the others, for good."""
+    made_place(tmp_path)
+    script(tmp_path, best=1, fate={"trial": "dies"})
+    assert [t["failure"] for t in read_lines(tmp_path / "out" / TRIALS)] == ["ended by signal 9"] * 2
+    assert script(tmp_path, best=1)[0].did == []
+    crew, _ = script(tmp_path, best=1, retry=True)
+    assert [kind for kind, *_ in crew.did].count("trial") == 2 and crew.cells() == [{"lr": 3e-3}]
+
+
+def test_trials_on_other_ratings_settle_nothing(tmp_path):
+    made_place(tmp_path)
+    script(tmp_path)
+    path = tmp_path / "out" / TRIALS
+    lines = [{**t, "fingerprint": "of before"} for t in read_lines(path)]
+    path.write_text("".join(json.dumps(line) + "\n" for line in lines))
+    crew, _ = script(tmp_path)
+    assert [kind for kind, *_ in crew.did].count("trial") == 2 and crew.cells() == []
+
+
+def test_a_process_that_ends_after_its_row_costs_nothing(tmp_path):
+    made_place(tmp_path)
+    _, done = script(tmp_path, fate={"cell": "dies after", "trial": "dies after"})
+    assert done.done == done.total == 2 and not done.failed and not done.blocked
+    assert all(row["failure"] is None for row in read_lines(tmp_path / "out" / ROWS))
+    assert all(trial["failure"] is None for trial in read_lines(tmp_path / "out" / TRIALS))
+
+
+def test_a_process_that_died_while_it_was_idle_is_replaced(tmp_path):
+    """Its next job never began, so it is no failure of that job."""
+    recipe = made_recipe()
+    crew = Processes(Orders(recipe, tmp_path, made_place(tmp_path), False, 1, tmp_path / "cache"), 1)
+    first, second = [Job("base", "made", "nano", seed) for seed in (20, 21)]
+    try:
+        crew.start(first, {})
+        assert finished(crew) == "done"
+        killed = crew.hands[0].process
+        killed.kill()
+        killed.join()
+        crew.start(second, {})
+        assert finished(crew) == "done" and crew.hands[0].process.pid != killed.pid
+    finally:
+        crew.close()
+
+
+def finished(crew):
+    while True:
+        for event in crew.poll(1):
+            if event.what in ("done", "failed", "died"):
+                return event.what

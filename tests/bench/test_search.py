@@ -169,11 +169,50 @@ def test_candidates_are_distinct_begin_with_the_recipes_own_and_do_not_change():
         grid, kind = search_of(name), METHODS[name][1]
         if not grid or kind is None:
             continue
-        found = search.candidates(kind(), grid, 4, name)
-        assert found[0] == {} and found == search.candidates(kind(), grid, 4, name)
+        found = search.candidates(kind(), grid, 4)
+        assert found[0] == {} and found == search.candidates(kind(), grid, 4)
         digests = {search.with_settings(kind(), s).digest for s in found}
         assert len(digests) == len(found) == 4 or len(found) < 4
-        assert search.candidates(kind(), grid, 2, name) == found[:2]
+        assert search.candidates(kind(), grid, 2) == found[:2]
+
+
+def test_methods_with_one_grid_are_tried_with_the_same_points():
+    """Whatever they are called and wherever the keys lie: else one draws better points than another."""
+    values = {"lr": [6e-4, 8e-4, 1.2e-3], "push": [1.0, 1.5, 2.0]}
+    of_cure = {f"update.{key}": v for key, v in values.items()}
+    drawn = [
+        search.candidates(METHODS["pcgrad"][1](lr=5e-3), values, 4),
+        search.candidates(METHODS["cagrad"][1](lr=5e-3), values, 4),
+        search.candidates(METHODS["cure"][1](), of_cure, 4),
+    ]
+    assert drawn[0] == drawn[1]
+    assert [list(s.values()) for s in drawn[0]] == [list(s.values()) for s in drawn[2]]
+
+
+def test_a_trial_is_held_against_the_people_that_its_aim_is_of(shop, monkeypatch):
+    """The original's gap by each half of D_c is that of the same half, not of another set of people."""
+    monkeypatch.setattr("curerec.methods.expected.LEAST_CLUSTERS", 5)
+    task = task_of(shop)
+    before = search.Before.of(task, "expected")
+    first, second = before.references
+    people = task.data.user_code[task.control.target]
+    assert sorted(np.r_[first, second]) == list(range(len(task.control)))
+    assert not set(people[first]) & set(people[second])
+    on_control = task.original_logits(task.control)
+    halves = []
+    for reference in (first, second):
+        part = replace(task, control=task.control.take(reference))
+        halves.append(
+            search.membership(part, task.forget_original, on_control[reference], np.arange(len(reference)))
+        )
+    assert before.membership(task, task.forget_original, on_control) == pytest.approx(np.mean(halves))
+    assert halves[0] != halves[1] and before.target == pytest.approx(np.mean(before.targets))
+    whole = search.Before.of(task)
+    (everyone,) = whole.references
+    assert len(everyone) == len(task.control)
+    assert whole.target == pytest.approx(
+        search.membership(task, task.forget_base, task.base_logits(task.control), everyone)
+    )
 
 
 def test_settings_reach_nested_keys_and_unknown_ones_are_refused():

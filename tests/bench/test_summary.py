@@ -122,7 +122,7 @@ def test_verdicts_are_counted_by_model_and_by_check(tmp_path):
     assert "| 3 of 3 |" in text and "| 0 of 3, 3 refused |" in text
     assert "random_modules: distribution 3, membership 3" in text
     page = write_summary(tmp_path) and (tmp_path / "bench.html").read_text(encoding="utf-8")
-    assert "Verified</th>" in page and "Random groups: distribution 3, membership 3" in page
+    assert "Verified</th>" in page and "Random groups and weights: distribution 3, membership 3" in page
 
 
 def test_retrains_of_a_seed_count_as_one(tmp_path):
@@ -246,6 +246,17 @@ def test_rows_of_other_data_are_left_out(tmp_path):
     summary = summarise(tmp_path)
     assert summary["left_out"] == 2 * (len(METHODS) + 4)
     assert line(summary, "npo")["seeds"] == [22]
+
+
+def test_a_row_that_was_replaced_says_nothing_of_which_data_is_the_newest(tmp_path):
+    """Rows that are made anew come last in the file, whatever place they had before."""
+    made_rows(tmp_path, recipe(), worth=WORTH)
+    lines = read_lines(tmp_path / "rows.jsonl")
+    anew = [{**row, "fingerprint": "new"} for row in lines if row["seed"] < 22]  # then it was killed
+    with (tmp_path / "rows.jsonl").open("w") as file:
+        file.writelines(json.dumps(row) + "\n" for row in [{**r, "fingerprint": "old"} for r in lines] + anew)
+    summary = summarise(tmp_path)
+    assert summary["data"] == {"made": "new"} and 22 not in line(summary, "npo")["seeds"]
 
 
 def test_a_sequence_stands_beside_the_references_of_the_whole_request(tmp_path):

@@ -37,9 +37,9 @@ def test_the_page_shows_scale_table_pictures_marks_and_failures(summary):
     assert page.count('<table class="numbers bench">') == 2
     assert page.count("<svg") == 2 * 3 * 2
     assert "Floor 0.00" in page and "out of memory" in page
-    assert re.search(r"Random groups</th><td>0\.\d\d ± 0\.\d\d\*", page)
+    assert re.search(r"Random groups and weights</th><td>0\.\d\d ± 0\.\d\d\*", page)
     assert "the recipe does not ask for it" in page  # why there is no relearn ratio
-    order = [page.index(f">{name}</th>") for name in ("CURE", "Random groups", "Gradient ascent")]
+    order = [page.index(f">{name}</th>") for name in ("CURE", "Random groups and weights", "Gradient ascent")]
     assert order == sorted(order)  # by residual, as the planted worths are
 
 

@@ -153,7 +153,13 @@ class Processes:
             seat = min(set(range(self.number)) - {h.seat for h in self.hands})
             free = [_Hand(self.orders, seat)]
             self.hands += free
-        (known or free)[0].give(job, settings)
+        hand = (known or free)[0]
+        if not hand.process.is_alive():  # it died while it was idle, which is no fault of this job
+            hand.stop()
+            self.hands.remove(hand)
+            hand = _Hand(self.orders, hand.seat)
+            self.hands.append(hand)
+        hand.give(job, settings)
 
     def poll(self, timeout_s: float) -> list[Event]:
         """What was told since; waits at most so long for something."""
@@ -189,7 +195,7 @@ class _Hand:
 
     def give(self, job: Job, settings: Mapping[str, Any]) -> None:
         self.job, self.last = job, job.place
-        with contextlib.suppress(OSError):  # it died while it was idle; listening says so
+        with contextlib.suppress(OSError):  # it died just now; listening says so
             self.pipe.send((job, dict(settings)))
 
     def listen(self) -> Event:

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
-from curerec.bench.recipe import TWINS, Ask, BenchRecipe
+from curerec.bench.recipe import Ask, BenchRecipe
 from curerec.bench.search import candidates, grid_of
 from curerec.methods import METHODS
 from curerec.recipe import SETTINGS
@@ -16,6 +16,8 @@ from curerec.recipe import SETTINGS
 Kind = Literal["base", "original", "retrain", "yardstick", "trial", "cell"]
 Place = tuple[str, str, int, str]  # dataset, model, seed, request
 FAR = 2  # nothing in common
+#: How points are drawn and trials judged; goes up with what would choose otherwise.
+JUDGED = 2
 
 
 @dataclass(frozen=True)
@@ -95,11 +97,10 @@ def title_of(ask: Ask) -> str:
 
 
 def searched(recipe: BenchRecipe, method: str) -> str | None:
-    """The method whose search settles another's configuration; None where nothing is searched."""
+    """The method itself, where its settings are searched; else None."""
     if recipe.search is None or method not in METHODS:
         return None
-    owner = next((m for m, twin in TWINS.items() if twin == method), method)
-    return owner if grid_of(recipe, owner) else None
+    return method if grid_of(recipe, method) else None
 
 
 def config_hash(recipe: BenchRecipe, job: Job, method: str | None = None) -> str:
@@ -132,7 +133,9 @@ def config_hash(recipe: BenchRecipe, job: Job, method: str | None = None) -> str
         },
         "costs_only": recipe.costs_only,
     }
-    if job.kind != "trial":  # a trial is judged without references, and by no column
+    if job.kind == "trial":  # judged without references, and by no column
+        about |= {"judged": JUDGED}
+    else:
         about |= {"retrains": recipe.retrains, "columns": sorted(recipe.columns)}
     return hashlib.sha256(json.dumps(about, sort_keys=True).encode()).hexdigest()
 
@@ -141,7 +144,7 @@ def tries_of(recipe: BenchRecipe, dataset: str, model: str, method: str) -> list
     """The settings that a method is tried with; the first request of the recipe is what it is tried on."""
     assert recipe.search is not None
     config = recipe.setting(dataset, model, ask=recipe.requests[0]).config_of(method)
-    return candidates(config, grid_of(recipe, method), recipe.search.trials, method)
+    return candidates(config, grid_of(recipe, method), recipe.search.trials)
 
 
 def plan(recipe: BenchRecipe) -> list[Job]:

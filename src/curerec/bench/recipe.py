@@ -15,12 +15,12 @@ from curerec.bench.shapes import SHAPES
 from curerec.config import Strict, merged, parse, read_yaml
 from curerec.errors import ConfigError
 from curerec.evaluation import METRICS
-from curerec.methods import METHODS
+from curerec.methods import CONTROLS, METHODS
 from curerec.recipe import Recipe, RequestConfig
 from curerec.recipes import load_recipe
 from curerec.reports.schema import retrain_names
 
-#: The control of equal size that each circuit method is never shown without, and takes its settings from.
+#: The control of equal size that each circuit method is never shown without.
 TWINS = {"cure": "random_modules"}
 #: Every method but the reference.
 RIVALS = tuple(name for name in METHODS if name != "retrain")
@@ -232,7 +232,7 @@ class BenchRecipe(Strict):
         for name, (_, kind) in METHODS.items():
             fields = {} if kind is None else kind.model_fields
             own = {k: v for k, v in entry.every_method.items() if k in fields}
-            if name in ("cure", "random_modules") or not own:
+            if name in ("cure", *CONTROLS) or not own:
                 continue
             if name in ("npo", "ga_kl"):
                 values["npo"] = {**values["npo"], **own}

@@ -119,13 +119,19 @@ class _Foreman:
         self.clerk = Workshop(recipe, out, orders.places, orders.shared)  # writes rows of who died
         self.jobs = {job.key: job for job in plan(recipe)}
         self.hash = {k: config_hash(recipe, j) for k, j in self.jobs.items() if j.kind in ("cell", "trial")}
-        self.trials = read_lines(out / TRIALS)
-        found = rows.newest(read_lines(out / ROWS))
-        seen = {row["dataset"] for row in found if row.get("fingerprint")} & recipe.datasets.keys()
-        prints = {name: self.clerk.data(name).fingerprint for name in sorted(seen)}  # each is loaded once
+        found, tried = rows.newest(read_lines(out / ROWS)), read_lines(out / TRIALS)
+        named = {row["dataset"] for row in (*found, *tried) if row.get("fingerprint")}
+        seen = sorted(named & recipe.datasets.keys())
+        prints = {name: self.clerk.data(name).fingerprint for name in seen}  # each is loaded once
         # Not of the ratings as they are now, but of what a name or a file stood for before: done again.
-        old = [r for r in found if (p := r.get("fingerprint")) in (None, prints.get(r["dataset"], p))]
-        self.rows = {rows.row_key(row) for row in old if not (retry and row["failure"])}
+        old, self.trials = (
+            [r for r in lines if (p := r.get("fingerprint")) in (None, prints.get(r["dataset"], p))]
+            for lines in (found, tried)
+        )
+        if retry:
+            self.trials = [trial for trial in self.trials if not trial["failure"]]
+        self.rows = {rows.row_key(row): row for row in old if not (retry and row["failure"])}
+        self.written: set[str] = set()  # keys of jobs whose row has come
         cells = [row for row in old if row["method"] not in recipe.measured_once]
         self.estimate = Estimate(cells, self.trials)
         self.settled: set[str] = {k for k, job in self.jobs.items() if self._is_done(job)}
@@ -141,8 +147,11 @@ class _Foreman:
         self.tell(f"{self.sitting.done} of {self.sitting.total} cells are there; {self._left()}")
         while True:
             while crew.idle() and (job := self._next(*crew.opened())) is not None:
-                self.begun[job.key] = time.monotonic()
                 del self.open[job.key]
+                if self._is_done(job):  # its trials were run again, and chose what its row was made with
+                    self._settle(job)
+                    continue
+                self.begun[job.key] = time.monotonic()
                 crew.start(job, self._settings(job))
             if not crew.busy():
                 break
@@ -208,7 +217,7 @@ class _Foreman:
             self._write(file, row, job)
         elif event.what == "stage":
             self.tell(f"  {job.label}: {event.value}")
-        elif event.what == "done":
+        elif event.what == "done" or (event.what == "died" and job.key in self.written):
             self._settle(job)
         elif event.what == "died" and job.kind in ("cell", "trial"):
             file, row = self.clerk.lost(job, event.value)
@@ -220,14 +229,18 @@ class _Foreman:
 
     def _write(self, file: str, row: Mapping[str, Any], job: Job) -> None:
         append_line(self.out / file, row)
+        if job.kind in ("cell", "trial"):
+            self.written.add(job.key)
         if file == TRIALS:
             self.trials.append(dict(row))
         elif row["failure"]:
             self.sitting.failed.append((job.label, row["failure"]))
 
     def _settle(self, job: Job) -> None:
-        seconds = time.monotonic() - self.begun[job.key]
-        self.estimate.learn(job, seconds)
+        begun = self.begun.get(job.key)
+        seconds = 0.0 if begun is None else time.monotonic() - begun
+        if begun is not None:
+            self.estimate.learn(job, seconds)
         self.settled.add(job.key)
         self.sitting.done += job.kind in ("cell", "yardstick")
         failed = [why for label, why in self.sitting.failed[-1:] if label == job.label]
@@ -266,7 +279,19 @@ class _Foreman:
             names = self.recipe.measured_once
         assert job.ask is not None
         where = (job.dataset, job.model, job.ask.key, job.seed)
-        return all((*where, n, config_hash(self.recipe, job, n)) in self.rows for n in names)
+        found = [self.rows.get((*where, n, config_hash(self.recipe, job, n))) for n in names]
+        return all(row is not None and self._as_chosen(job, row) for row in found)
+
+    def _as_chosen(self, job: Job, row: Mapping[str, Any]) -> bool:
+        """Whether a row was made with the settings that the search chooses, as its trials now stand.
+
+        What a trial depends on (the data set and the request it is tried on) is not in the hash of the
+        cells that take its choice, so that is not enough. A failed row may not say what it was made with.
+        """
+        if job.kind != "cell" or searched(self.recipe, job.method) is None or row.get("settings") is None:
+            return True
+        tried = all(self._trial(self.jobs[n]) for n in job.needs if n.startswith("trial|"))
+        return tried and row["settings"] == self._settings(job)
 
     def _needed(self) -> dict[str, Job]:
         """Jobs that are not done and that something not done waits for, in the plan's order."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import json
 import zlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -17,8 +18,9 @@ from curerec.config import Strict, parse
 from curerec.evaluation.guard import nothing_happened
 from curerec.evaluation.inputs import p_yes
 from curerec.evaluation.utility import nll
-from curerec.methods import Task, search_of
-from curerec.methods.stopping import CONFIDENCE, Stopping, Watch, auc_drop
+from curerec.methods import CONTROLS, Task, search_of
+from curerec.methods.expected import clusters, expected_auc, pool
+from curerec.methods.stopping import CONFIDENCE, auc_drop
 from curerec.recommender.score import score
 from curerec.records import Examples, Outcome
 
@@ -45,27 +47,35 @@ def with_settings(config: Strict, settings: Mapping[str, Any]) -> Strict:
 
 
 def grid_of(recipe: BenchRecipe, method: str) -> dict[str, list[Any]]:
-    """What the search may choose from for a method: the recipe's grid, else the method's own."""
+    """What the search may choose from for a method: the recipe's grid, else the method's own.
+
+    A control of ``cure`` for which the recipe has none is searched on that of ``cure``.
+    """
     given = recipe.search.grids.get(method) if recipe.search else None
+    if given is None and method in CONTROLS:
+        return grid_of(recipe, "cure")
     return search_of(method) if given is None else given
 
 
-def candidates(config: Strict, grid: Mapping[str, Sequence[Any]], trials: int, name: str) -> list[Settings]:
+def candidates(config: Strict, grid: Mapping[str, Sequence[Any]], trials: int) -> list[Settings]:
     """The settings that are tried: none changed first, then distinct points of the grid, drawn at random.
+
+    The draw is settled by the values of the grid alone: methods that are searched on one grid, under
+    whatever keys, are tried with the same points.
 
     Args:
         config: as the recipe has it.
         grid: values by (dotted) key.
         trials: at most so many; fewer where the grid has no more.
-        name: of the method; with the grid it settles the draw.
 
     Example:
         >>> from curerec.methods import UnlearnConfig
-        >>> candidates(UnlearnConfig(lr=1.0), {"lr": [1.0, 2.0]}, 3, "npo")
+        >>> candidates(UnlearnConfig(lr=1.0), {"lr": [1.0, 2.0]}, 3)
         [{}, {'lr': 2.0}]
     """
     points = [dict(zip(grid, values, strict=True)) for values in itertools.product(*grid.values())]
-    order = np.random.default_rng([zlib.crc32(name.encode()), 17]).permutation(len(points))
+    drawn_by = json.dumps([list(values) for values in grid.values()]).encode()
+    order = np.random.default_rng([zlib.crc32(drawn_by), 17]).permutation(len(points))
     out, seen = [Settings()], {config.digest}
     for k in order:
         digest = with_settings(config, points[k]).digest
@@ -81,26 +91,59 @@ class Before:
 
     Attributes:
         forget, valid: answer logits of the original on D_f and D_v, [n, 2].
-        target: membership AUC to reach.
+        references: places in D_c of the examples that D_f is held against: all of them, or each half in turn.
+        targets: membership AUC to reach against each.
     """
 
     forget: np.ndarray
     valid: np.ndarray
-    target: float
+    references: tuple[np.ndarray, ...]
+    targets: tuple[float, ...]
 
     @classmethod
     def of(cls, task: Task, target: Literal["expected"] | None = None) -> Before:
         """Score original and base once for all trials.
 
+        What a retrain is expected to have is learned from other people's ratings than those that D_f is held
+        against, and holds against these alone; so each half of the people of D_c stands in turn for either.
+
         Args:
             task: of the trials.
             target: None: the membership AUC of the base.
         """
-        if target is None:
-            aim = membership(task, task.base_model())
-        else:  # one half of D_c is what D_f is held against, the other says what a retrain would answer
-            aim = Watch(task, Stopping(check_size=max(11, len(task.control) // 2), target=target)).target
-        return cls(task.forget_original, logits(task, task.original.model, task.valid), aim)
+        places = np.arange(len(task.control))
+        base, original = (
+            (task.forget_base, task.base_logits(task.control)),
+            (task.forget_original, task.original_logits(task.control)),
+        )
+        references: tuple[np.ndarray, ...] = (places,)
+        if target is not None:
+            half = pool(clusters(task.data, task.forget)[task.control.target], max(1, len(places) // 2))
+            references = tuple(r for r in (half, np.setdiff1d(places, half)) if len(r))
+        targets = []
+        for reference in references:
+            aims = [membership(task, *said, reference) for said in (base, original)]
+            if target is not None:
+                label = task.control.label[reference]
+                losses = nll(base[1][reference], label), nll(original[1][reference], label)
+                aims[0] = expected_auc(task, reference, losses, (aims[0], aims[1]))
+            targets.append(aims[0])
+        valid = logits(task, task.original.model, task.valid)
+        return cls(task.forget_original, valid, references, tuple(targets))
+
+    @property
+    def target(self) -> float:
+        """Membership AUC to reach, mean over the references."""
+        return float(np.mean(self.targets))
+
+    def membership(self, task: Task, on_forget: np.ndarray, on_control: np.ndarray) -> float:
+        """AUC of the loss attack on a model, mean over the references.
+
+        Args:
+            task: of the trials.
+            on_forget, on_control: its answer logits on all of D_f and of D_c, [n, 2].
+        """
+        return float(np.mean([membership(task, on_forget, on_control, r) for r in self.references]))
 
 
 def logits(task: Task, model: Any, examples: Examples) -> np.ndarray:
@@ -108,10 +151,10 @@ def logits(task: Task, model: Any, examples: Examples) -> np.ndarray:
     return score(model, task.encode(examples), task.answers)
 
 
-def membership(task: Task, model: Any, on_forget: np.ndarray | None = None) -> float:
-    """AUC of the loss attack, all of D_f against all of D_c."""
-    found = logits(task, model, task.forget) if on_forget is None else on_forget
-    losses = [nll(found, task.forget.label), nll(logits(task, model, task.control), task.control.label)]
+def membership(task: Task, on_forget: np.ndarray, on_control: np.ndarray, reference: np.ndarray) -> float:
+    """AUC of the loss attack, all of D_f against some of D_c, from answer logits on all of both."""
+    label = task.control.label[reference]
+    losses = [nll(on_forget, task.forget.label), nll(on_control[reference], label)]
     member = np.r_[np.ones(len(losses[0])), np.zeros(len(losses[1]))]
     return float(roc_auc_score(member, -np.concatenate(losses)))
 
@@ -134,7 +177,7 @@ def judged(task: Task, before: Before, outcome: Outcome) -> dict[str, float | bo
     p, q = (np.clip(p_yes(z), EPS, 1 - EPS) for z in (before.valid, valid))
     margins = [z[:, 1] - z[:, 0] for z in (before.valid, valid)]
     drop, error = auc_drop(task.valid.label, *margins)
-    auc = membership(task, outcome.model, plain)
+    auc = before.membership(task, plain, logits(task, outcome.model, task.control))
     return {
         "membership_auc": auc,
         "membership_target": before.target,

@@ -40,9 +40,9 @@ def summarise(out: Path) -> dict[str, Any]:
         DataError: the folder holds no benchmark.
     """
     recipe = _recipe(out)
-    found = rows.newest(read_lines(out / "rows.jsonl"))
-    current = _current(recipe)
-    data = {row["dataset"]: row["fingerprint"] for row in found if row.get("fingerprint")}  # of the newest
+    lines = read_lines(out / "rows.jsonl")
+    found, current = rows.newest(lines), _current(recipe)
+    data = {row["dataset"]: row["fingerprint"] for row in lines if row.get("fingerprint")}  # of the last line
     mine = [
         row
         for row in found

@@ -262,6 +262,7 @@ class Workshop(Materials):
         settings = row["settings"]
         try:
             opened = self._opened(job)
+            row["fingerprint"] = opened.data.fingerprint
             task = blind_task(opened, drawn_request(opened.data, opened.recipe, opened.split), seed=job.seed)
             task.clock = Clock(self.reporter)
             target = self.recipe.search.target if self.recipe.search else None

@@ -24,6 +24,7 @@ from curerec.methods.loop import LoopConfig
 from curerec.methods.ngdiff import NgdiffConfig, ngdiff
 from curerec.methods.npo import npo_uniform
 from curerec.methods.pcgrad import PcgradConfig, pcgrad
+from curerec.methods.random_groups import random_groups
 from curerec.methods.random_modules import random_modules
 from curerec.methods.receraser import ReceraserConfig, receraser
 from curerec.methods.retrain import retrain
@@ -44,6 +45,7 @@ Run = Callable[[Task, Any], Outcome]
 METHODS: dict[str, tuple[Run, type[Strict] | None]] = {
     "cure": (cure, CureConfig),
     "random_modules": (random_modules, CureConfig),
+    "random_groups": (random_groups, CureConfig),
     "finetune": (finetune, FinetuneConfig),
     "grad_ascent": (grad_ascent, GradAscentConfig),
     "grad_diff": (grad_diff, GradDiffConfig),
@@ -70,6 +72,9 @@ METHODS: dict[str, tuple[Run, type[Strict] | None]] = {
     "retrain": (retrain, None),
 }
 
+#: Controls of ``cure``, which take its settings: random groups, and random weights in them or not.
+CONTROLS = ("random_modules", "random_groups")
+
 
 def search_of(name: str) -> dict[str, list[Any]]:
     """A method's search grid: values by (dotted) key of its configuration; empty where none is declared.
@@ -91,4 +96,4 @@ def card_of(name: str) -> str:
     return (folder / "card.md").read_text(encoding="utf-8")
 
 
-__all__ = ["METHODS", "CureConfig", "Task", "UnlearnConfig", "card_of", "search_of"]
+__all__ = ["CONTROLS", "METHODS", "CureConfig", "Task", "UnlearnConfig", "card_of", "search_of"]

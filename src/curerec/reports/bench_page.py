@@ -16,6 +16,7 @@ from curerec.reports.templating import template
 
 Show = Callable[[float | None], str]
 OURS = "cure"
+BESIDE = ("original", "random_modules", "random_groups")  # drawn next, so that they are not cut
 ENDS = ("original", "retrain", "base")
 
 
@@ -270,7 +271,7 @@ def pictures(block: Block) -> dict[str, str]:
             ("gap", "membership_gap", gap, "Residual against the membership gap"),
         ):
             kept = [line for line in in_order(block) if line.name not in ("retrain", "base")]
-            kept.sort(key=lambda line: (line.name != OURS, line.name not in ("original", "random_modules")))
+            kept.sort(key=lambda line: (line.name != OURS, line.name not in BESIDE))
             dots = [_dot(line, column) for line in kept if column != "t_total" or line.name != "original"]
             out[name + size] = scatter(
                 dots, x, residual, name=title, about=f"{title}, one point a method.", width=width

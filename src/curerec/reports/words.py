@@ -104,12 +104,13 @@ def changed(record: Record) -> list[str]:
     return text
 
 
+BY_GROUPS = ("cure", "random_modules", "random_groups")
 _GROUP = {"forget": "forget-specific", "shared": "task-shared", "retain": "retain-specific"}
 
 
 def _settings(record: Record) -> dict[str, Any]:
     """Settings of the method whose groups are shown; empty where they are not known."""
-    if record.method not in ("cure", "random_modules"):
+    if record.method not in BY_GROUPS:
         return {}
     found = (record.config or {}).get("cure")
     return found if isinstance(found, dict) else {}
@@ -131,7 +132,7 @@ def _rolled_back(record: Record) -> str:
 def saliency(record: Record) -> str | None:
     """Which weights of the parts that can forget were free to move; None where all of them were."""
     share = _settings(record).get("saliency")
-    if record.method not in ("cure", "random_modules") or not isinstance(share, float) or not finite(share):
+    if record.method not in BY_GROUPS or not isinstance(share, float) or not finite(share):
         return None
     which = (
         "drawn at random" if record.method == "random_modules" else "on which the deleted data pull hardest"

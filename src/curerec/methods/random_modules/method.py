@@ -1,4 +1,4 @@
-"""The control that every circuit method needs: the same rules on random groups."""
+"""The control that every circuit method needs: the same rules on random groups and random weights."""
 
 from __future__ import annotations
 
@@ -14,22 +14,28 @@ from curerec.records import Groups, Outcome
 
 
 def random_modules(task: Task, config: CureConfig | None = None) -> Outcome:
-    """``cure`` with its roles permuted within each unit type.
+    """``cure`` with its roles permuted within each unit type, and as many weights drawn at random.
 
     Same sizes, same rules, same stopping: the distance to ``cure`` is what knowing the groups, and with
-    ``saliency`` the weights in them, is worth.
+    ``saliency`` the weights in them, is worth; :func:`~curerec.methods.random_groups.random_groups` parts
+    the two.
 
-    Source: PROTOCOL section 3.
+    Source: PROTOCOL section 3; the random weights are this project's own.
     """
     config = config or CureConfig()
+    units, groups, twin = permuted(task, config)
+    return update_by_groups(task, config, units, twin, None, "random_modules", as_large_as=groups)
+
+
+def permuted(task: Task, config: CureConfig) -> tuple[Units, Groups, Groups]:
+    """Units, the groups that ``cure`` would have, and these permuted within each type."""
     _, units, groups = explain(task, config)
     with task.clock.stage("groups", told=False):
         if units.granularity == "projection" and task.base_state is not None:
             units, groups = by_row(units_of(task.original.model, "row"), groups)
         else:
             units = replace(units, types=comparable(units.types))
-        twin = random_groups(groups, units.types, seed=task.seed)
-    return update_by_groups(task, config, units, twin, None, "random_modules", as_large_as=groups)
+        return units, groups, random_groups(groups, units.types, seed=task.seed)
 
 
 def by_row(rows: Units, groups: Groups) -> tuple[Units, Groups]:
