@@ -32,7 +32,8 @@ def launch(processes, *arguments, more=(), codes=(0,)):
             str(processes),
             *(more or ["--multi_gpu"]),
         ]
-        start += ["--num_machines", "1", "--mixed_precision", "no", "--main_process_port", str(free_port())]
+        # What a user's own configuration of accelerate may say of precision must change nothing.
+        start += ["--num_machines", "1", "--mixed_precision", "bf16", "--main_process_port", str(free_port())]
         start += ["--dynamo_backend", "no"]
     done = subprocess.run(
         [*start, *map(str, arguments)], env=env, capture_output=True, text=True, timeout=300

@@ -65,8 +65,9 @@ def _settle() -> None:
 
 
 def done(results: Path, key: dict[str, Any]) -> bool:
-    """Whether a row with this key is there."""
-    return any(row["key"] == key for row in rows_of(results))
+    """Whether a row with this key is there, of this kind of device: a GPU's is another than a CPU's."""
+    here = machine()["device"]
+    return any(row["key"] == key and row["machine"]["device"] == here for row in rows_of(results))
 
 
 def rows_of(results: Path) -> list[dict[str, Any]]:

@@ -11,7 +11,7 @@ import types
 
 import numpy as np
 import pytest
-from made_bench import made_place, made_recipe
+from made_bench import CHANGE, SHORT, made_place, made_recipe
 
 from curerec.bench import artefacts, rows
 from curerec.bench.lines import read_lines
@@ -365,3 +365,15 @@ def test_rows_of_other_ratings_are_run_again(tmp_path, monkeypatch):
     prints = [row["fingerprint"] for row in read_lines(out / ROWS)]
     assert len(prints) == 10 and len(set(prints[:5])) == len(set(prints[5:])) == 1 and prints[0] != prints[5]
     assert summarise(out)["left_out"] == 0
+
+
+def test_a_yardstick_is_of_the_examples_that_are_asked_about(tmp_path, monkeypatch):
+    """Which a setting of the split changes without changing what any model was trained on."""
+    monkeypatch.setenv("CUREREC_CACHE", str(tmp_path / "cache"))
+    out, place = tmp_path / "out", made_place(tmp_path)
+    for other in (90, 60):
+        change = {**CHANGE, "split": {**CHANGE["split"], "other": other}}
+        models = {"nano": {"recipe": "demo", "change": change, "every_method": SHORT}}
+        recipe = made_recipe(models=models, requests=[{"share": 0.2, "methods": ["grad_diff"]}])
+        assert run(recipe, out, places=place).done == 2
+    assert len({row["yardstick"] for row in read_lines(out / ROWS)}) == 2

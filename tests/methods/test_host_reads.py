@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import traceback
 
+import numpy as np
 import pytest
 import torch
 
@@ -81,3 +82,43 @@ def test_a_step_reads_nothing_back(method, kind, monkeypatch):
     METHODS[method][0](task, CASES[method])
     assert len(read) == 6
     assert read[1:] == [[]] * 5
+
+
+@pytest.mark.parametrize("kind", ["full", "lora"])
+@pytest.mark.parametrize("method", CASES)
+def test_a_step_uploads_nothing_but_its_batches(method, kind, monkeypatch):
+    """What goes to a GPU unpinned is waited for, and so is an array that indexes a tensor there."""
+    sent: list[list[str]] = []
+    inside = False
+    plain_from, plain_item, plain_optimise = torch.from_numpy, torch.Tensor.__getitem__, loop.optimise
+
+    def from_numpy(array):
+        names = [at.name for at in traceback.extract_stack()]
+        if inside and names[-2] != "on" and "retain_logits" not in names:  # as above
+            sent[-1].append(names[-2])
+        return plain_from(array)
+
+    def getitem(self, index):
+        parts = index if isinstance(index, tuple) else (index,)
+        if inside and any(isinstance(part, np.ndarray) for part in parts):
+            sent[-1].append(f"{traceback.extract_stack()[-2].name}: indexed by an array")
+        return plain_item(self, index)
+
+    def optimise(params, steps, gradients, *args, **options):
+        def watched(step):
+            nonlocal inside
+            sent.append([])
+            inside = True
+            try:
+                gradients(step)
+            finally:
+                inside = False
+
+        return plain_optimise(params, steps, watched, *args, **options)
+
+    task = made_task(kind)
+    monkeypatch.setattr(torch, "from_numpy", from_numpy)
+    monkeypatch.setattr(torch.Tensor, "__getitem__", getitem)
+    monkeypatch.setattr(loop, "optimise", optimise)
+    METHODS[method][0](task, CASES[method])
+    assert len(sent) == 6 and sent[1:] == [[]] * 5

@@ -7,9 +7,13 @@ import pytest
 import torch
 
 from curerec.recommender import fitting, lower, score
+from curerec.recommender import tune as tune_module
 from curerec.recommender.alive import LivePeak
+from curerec.recommender.families import family_of
 from curerec.recommender.fitting import memory_bytes, prompts_that_fit
+from curerec.recommender.runtime import Offload, RuntimeConfig
 from curerec.recommender.score import answer_logits, at_a_time, to_batch
+from curerec.recommender.tune import TuneConfig, tune
 from made_families import TYPES, in_double, lora_on, made_family_model
 from made_models import made_prompts
 
@@ -122,3 +126,60 @@ def test_several_processes_are_not_cut(monkeypatch):
     monkeypatch.setattr(fitting, "memory_bytes", lambda device: 0)
     monkeypatch.setenv("WORLD_SIZE", "2")
     assert prompts_that_fit(model, 30) > len(PROMPTS)
+
+
+class Passed:
+    """Counts the prompts of forward passes of a model's first layer."""
+
+    def __init__(self, model):
+        self.sizes = []
+        family_of(model).layer_list(model)[0].register_forward_hook(self.seen)
+
+    def seen(self, module, args, output):
+        self.sizes.append(len(args[0]))
+
+
+@pytest.mark.parametrize("lora", [False, True])
+def test_a_training_in_parts_is_the_training_and_passes_every_prompt_once(lora, monkeypatch):
+    """Gradients add up: no part has to be passed once more on the way back."""
+    config = TuneConfig(epochs=2, batch_size=5, lr=1e-2, optimizer="sgd", ema=0.5)
+
+    def trained(few):
+        model = made_family_model("llama", WORDS)
+        model = lora_on(model) if lora else model.requires_grad_(True)
+        monkeypatch.setattr(tune_module, "prompts_that_fit", lambda model, pos, runtime: few)
+        monkeypatch.setattr(score, "prompts_that_fit", lambda model, pos: few)  # asked of whole batches
+        passed = Passed(model)
+        with in_double(model):
+            tune(model, PROMPTS, ENCODER.answers, config, seed=0)
+        return {n: p.detach().clone() for n, p in model.named_parameters()}, passed.sizes
+
+    want, whole = trained(100)
+    found, cut = trained(2)
+    assert set(whole) == {5, 2} and set(cut) == {2, 1} and sum(cut) == sum(whole) == 2 * len(PROMPTS)
+    for name, value in want.items():
+        torch.testing.assert_close(found[name], value, rtol=1e-9, atol=1e-11)
+
+
+def test_activations_go_to_main_memory_of_a_training_in_parts_too(monkeypatch):
+    held = []
+
+    class Spy(Offload):
+        def __init__(self, budget_bytes):
+            super().__init__(budget_bytes, smallest_bytes=1)
+            held.append(self)
+
+    monkeypatch.setattr("curerec.recommender.runtime.Offload", Spy)
+    monkeypatch.setattr(tune_module, "prompts_that_fit", lambda model, pos, runtime: 2)
+    model = made_family_model("llama", WORDS).requires_grad_(True)
+    use = RuntimeConfig(offload_bytes=1 << 30)
+    tune(model, PROMPTS, ENCODER.answers, TuneConfig(epochs=1, batch_size=6), seed=0, runtime=use)
+    assert len(held) == 6 and all(one.peak_bytes > 0 for one in held)
+
+
+def test_where_layers_keep_only_what_enters_them_more_prompts_fit(small):
+    model = made_family_model("llama", WORDS, num_hidden_layers=8).requires_grad_(True)
+    small(model, 5)
+    pos = int(PROMPTS.lengths.max())
+    assert prompts_that_fit(model, pos, RuntimeConfig(checkpoint=True)) > 2 * 5
+    assert prompts_that_fit(model, pos, RuntimeConfig(offload_bytes=1 << 30)) == 5  # the same memory here

@@ -15,6 +15,7 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 from transformers.models.llama.modeling_llama import LlamaMLP
 
+from curerec.errors import ConfigError
 from curerec.recommender import parallel, runtime
 from curerec.recommender import tune as loop
 from curerec.recommender.parallel import Team
@@ -145,6 +146,9 @@ def test_parameters_are_shared_out_by_torch_wherever_the_accelerator_computes(mo
         distributed_type = DistributedType.FSDP  # what it is on GPUs
         device = torch.device("cuda", 1)
 
+        def __init__(self, **settings):
+            assert settings == {"mixed_precision": "no", "dynamo_backend": "no"}
+
         def prepare_model(self, model):
             raise ValueError("FSDP2 preparation should be done via `accelerate.prepare()`")
 
@@ -161,6 +165,18 @@ def test_parameters_are_shared_out_by_torch_wherever_the_accelerator_computes(mo
     assert cut == [*team.inner.model.layers, team.wrapped]
     parallel._sharded(team.wrapped, Accelerator.device)
     assert meshes[1] == ("cuda", (2,))
+
+
+def test_a_base_in_few_bits_is_not_shared_out(monkeypatch):
+    class Params4bit(torch.nn.Parameter):
+        pass
+
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    monkeypatch.setenv("ACCELERATE_USE_FSDP", "true")
+    model = made_model(50)
+    model.model.layers[0].mlp.up_proj.weight = Params4bit(torch.zeros(4, 1), requires_grad=False)
+    with pytest.raises(ConfigError, match="few bits"):
+        Team(model, (1, 2))
 
 
 @pytest.mark.parametrize("processes", [1, 2, 3])

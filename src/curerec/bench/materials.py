@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -135,7 +136,7 @@ class Materials:
             folders |= {name: self._reference(job, k) for k, name in enumerate(self.recipe.references)}
             cards = {name: storage.read_card(folder) for name, folder in folders.items()}
             about = {name: card["weights_sha256"] for name, card in cards.items()}
-            about["request"] = request.digest
+            about |= {"request": request.digest, "examples": self._examples(job)}
             name = f"{kept.digest(about)[:16]}.safetensors"
             path = self.out / kept.YARDSTICKS / name
             arrays = kept.read_arrays(path, about)
@@ -166,6 +167,16 @@ class Materials:
             "yardstick", (job.dataset, job.model, job.seed, job.request), make
         )
         return found
+
+    def _examples(self, job: Job) -> str:
+        """sha256 of the examples of all parts: which are asked about is settled by more than the models."""
+        split, found = self._asked(job)[1], hashlib.sha256()
+        for part in self.parts:
+            examples = getattr(split, part)
+            found.update(f"{part} {examples.history.shape}".encode())
+            found.update(np.ascontiguousarray(examples.target).tobytes())
+            found.update(np.ascontiguousarray(examples.history).tobytes())
+        return found.hexdigest()
 
     def _passes(self, job: Job, *, original: bool) -> float:
         """Forward-equivalents of a training, as :class:`curerec.evaluation.cost.Meter` would count them."""

@@ -55,7 +55,8 @@ class Cost:
         forwards, backwards: passes, summed over examples.
         smallest_batch: pairs a pass at the end; smaller than asked for where memory ran out.
         halved: how often memory ran out and the batch was halved.
-        peak_bytes: largest device memory in use, None on a CPU.
+        peak_bytes: largest device memory in use since its mark was last set back, which is for who measures a
+            whole command or cell to do and not for one pass among others; None on a CPU.
     """
 
     examples: int = 0
@@ -203,9 +204,7 @@ def each_part(
     device = device_of(model)
     cost = cost or Cost()
     cost.examples, cost.smallest_batch = len(prompts), min(batch_size, len(prompts))
-    if device.type == "cuda":
-        torch.cuda.reset_peak_memory_stats(device)
-    elif device.type == "cpu":
+    if device.type == "cpu":
         keep_freed()
         if torch.is_grad_enabled():  # nobody says here that memory ran out; a pair is two prompts
             most = prompts_that_fit(model, int(prompts.lengths.max(initial=1)))

@@ -14,7 +14,7 @@ from curerec.methods.task import Task
 from curerec.methods.teachers import targets
 from curerec.prompts.encoding import Prompts
 from curerec.recommender import parallel
-from curerec.recommender.score import answer_logits, at_a_time, by_length, device_of, score, to_batch
+from curerec.recommender.score import answer_logits, at_a_time, by_length, device_of, on, score, to_batch
 from curerec.recommender.units import units_of
 
 TINY = 1e-6  # bounds the weights where theta_o is sure of every example with one answer
@@ -80,14 +80,15 @@ class ForgetObjective:
         """
         ids, last = to_batch(self.prompts, index, self.device)
         logits = answer_logits(model, ids, last, self.task.answers, lean=True)
+        at = on(self.device, np.asarray(index, np.int64))  # an array as index would be copied, and waited for
         return forget_loss(
             self.config.forget_loss,
             logits,
-            self.label[index],
-            self.original[index],
+            self.label.index_select(0, at),
+            self.original.index_select(0, at),
             beta=self.config.beta,
-            weight=self.weight[index],
-            target=None if self.target is None else self.target[index],
+            weight=self.weight.index_select(0, at),
+            target=None if self.target is None else self.target.index_select(0, at),
         )
 
     def gradient(

@@ -141,7 +141,8 @@ class Rules:
             forget, retain = ({n: g * self.masks[n] for n, g in side.items()} for side in (forget, retain))
         f, r = (side if scale is None else times(side, scale) for side in (forget, retain))
         pairs = ((f, r), (f, f), (r, r))
-        dot, ff, rr = (inner_products(self.units, a, b).to(self.role.device) for a, b in pairs)
+        owners = {name: owner for name, (_, owner) in self.owner.items()}
+        dot, ff, rr = (inner_products(self.units, a, b, owners).to(self.role.device) for a, b in pairs)
         projected = self.shared & (dot < 0)
         none = torch.zeros_like(dot)
         pull = torch.where(projected, -dot / (rr + self.eps), none) + self.retain_weight

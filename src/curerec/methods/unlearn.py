@@ -335,7 +335,7 @@ class _Retain:
             index = self.order[self.at : self.at + self.ahead * self.size]
             self.at += len(index)
             prompts, before = self.encoded(self.task.retain.take(index), self.asked.take(index))
-            logits = torch.from_numpy(before).to(device_of(self.task.original.model))
+            logits = on(device_of(self.task.original.model), before)
             self.ready = [
                 (prompts.take(b), logits.index_select(0, on(logits.device, b)))
                 for b in batches(prompts.lengths, self.size, self.rng)

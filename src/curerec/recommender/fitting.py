@@ -13,19 +13,21 @@ import torch
 from curerec.recommender import parallel
 from curerec.recommender.copies import LORA
 from curerec.recommender.families import family_of
+from curerec.recommender.runtime import RuntimeConfig
 
 #: Bytes that a pass keeps of each feature that enters or leaves a linear map of a layer, for each token.
 #: Counted (:class:`curerec.recommender.alive.LivePeak`) with LoRA on every map of a base in bfloat16: 2.4 at
 #: LLaMA-2-7B's shape, 4.5 at GPT-2 Large's, which has dropout and keeps its attention's scores besides.
 FEATURE_BYTES = 4
 SCORE_BYTES = 12  # of each head, for each pair of tokens
+STATE_BYTES = 4  # of each feature that enters a layer, where only that is kept
 #: Of the memory that the weights leave, for what a pass keeps; the other half is for all else.
 SHARE = 0.5
 
 _sizes: weakref.WeakKeyDictionary[Any, tuple[list[int], int, int]] = weakref.WeakKeyDictionary()
 
 
-def prompts_that_fit(model: Any, pos: int) -> int:
+def prompts_that_fit(model: Any, pos: int, runtime: RuntimeConfig | None = None) -> int:
     """Prompts of a length that a pass with gradients may take at a time.
 
     Reckoned from the whole memory of the machine or the GPU and not from what is free of it at the moment, so
@@ -34,6 +36,7 @@ def prompts_that_fit(model: Any, pos: int) -> int:
     Args:
         model: decoder, plain or PEFT-wrapped; its layers below the lowest that can change keep nothing.
         pos: tokens of the longest prompt, padding included.
+        runtime: what the pass keeps, and where; None: everything, on the model's device.
 
     Returns:
         At least 1. Where several processes were started together there is no bound, since all must make the
@@ -41,20 +44,28 @@ def prompts_that_fit(model: Any, pos: int) -> int:
     """
     if parallel.count() > 1:
         return 1 << 30
-    left = memory_bytes(next(model.parameters()).device) - _sizes_of(model)[2]
-    return max(1, int(SHARE * max(0, left)) // bytes_a_prompt(model, pos))
+    device = next(model.parameters()).device
+    room = int(SHARE * max(0, memory_bytes(device) - _sizes_of(model)[2]))
+    if runtime and device.type == "cuda":  # elsewhere it would be the same memory
+        room += runtime.offload_bytes
+    return max(1, room // bytes_a_prompt(model, pos, checkpoint=bool(runtime and runtime.checkpoint)))
 
 
-def bytes_a_prompt(model: Any, pos: int) -> int:
+def bytes_a_prompt(model: Any, pos: int, *, checkpoint: bool = False) -> int:
     """What a pass with gradients keeps of a prompt for the way back, rather too much than too little.
 
     Args:
         model, pos: as for :func:`prompts_that_fit`.
+        checkpoint: of each layer only what enters it is kept, and all of the one that is passed anew.
     """
     features, heads, _ = _sizes_of(model)
     first = next((k for k, layer in enumerate(_layers(model)) if _can_change(layer)), 0)
-    a_token = FEATURE_BYTES * sum(features[first:]) + SCORE_BYTES * heads * pos * (len(features) - first)
-    return max(1, pos * a_token)
+    a_layer = [FEATURE_BYTES * size + SCORE_BYTES * heads * pos for size in features[first:]]
+    kept = sum(a_layer)
+    if checkpoint:
+        width = int(model.get_input_embeddings().weight.shape[-1])
+        kept = min(kept, STATE_BYTES * width * len(a_layer) + max(a_layer))
+    return max(1, pos * kept)
 
 
 @cache

@@ -16,11 +16,14 @@ from typing import Any
 import numpy as np
 import torch
 
+from curerec.errors import ConfigError
 from curerec.recommender.families import family_of
 
 #: How long processes wait for each other. One alone scores the training examples and writes the files, which
 #: for a large model takes longer than the ten minutes after which torch would end the others.
 PATIENCE = datetime.timedelta(hours=24)
+#: Parameters of bitsandbytes: what FSDP makes anew of one has lost how its bits are to be read.
+FEW_BITS = ("Params4bit", "Int8Params")
 
 
 def count() -> int:
@@ -222,6 +225,9 @@ class Team:
         model: parameters with ``requires_grad`` are trained; the same in all processes.
         answers: token ids of (no, yes).
 
+    Raises:
+        ConfigError: parameters in few bits are to be shared out.
+
     Attributes:
         inner: the model that is trained, for who sets up how it computes: the given one or, where parameters
             are shared out, a copy of it.
@@ -231,9 +237,16 @@ class Team:
         from accelerate import Accelerator
 
         self.model = model
-        joined()  # before the accelerator would, with less patience
-        self.accelerator = Accelerator()
         self.sharded = with_fsdp()
+        if self.sharded and any(type(p).__name__ in FEW_BITS for p in model.parameters()):
+            raise ConfigError(
+                "a base in few bits cannot be shared out over processes",
+                where="--use_fsdp",
+                mend="Start training without --use_fsdp, or set model.base_bits: 16",
+            )
+        joined()  # before the accelerator would, with less patience
+        # Precision is the recipe's, whatever accelerate's own configuration on this machine says.
+        self.accelerator = Accelerator(mixed_precision="no", dynamo_backend="no")
         here = next(model.parameters()).device
         self.device = here if here.type == "cpu" else self.accelerator.device
         # The copy is cut in main memory: no GPU has room for two. The model gets the trained weights back.

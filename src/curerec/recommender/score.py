@@ -37,6 +37,7 @@ def answer_logits(
     inputs_embeds: Float[torch.Tensor, "batch pos width"] | None = None,
     mask: Int[torch.Tensor, "batch pos"] | Bool[torch.Tensor, "batch pos"] | None = None,
     lean: bool = False,
+    cut: bool = True,
 ) -> Float[torch.Tensor, "batch 2"]:
     """Logits of " No" and " Yes" at the answer position.
 
@@ -52,16 +53,17 @@ def answer_logits(
         mask: bool or int [batch, pos], 0 at padding; needed with padding on the left, which later tokens
             would see. Positions are counted from each row's first token.
         lean: compute of the last layer only what the answer needs, where that gives the same numbers
-            (:mod:`curerec.recommender.lean`); who listens to its other positions must not ask for it. A batch
-            of which too much would have to be kept for the way back (:mod:`curerec.recommender.fitting`) is
-            then passed in parts, and each part once more on the way back.
+            (:mod:`curerec.recommender.lean`); who listens to its other positions must not ask for it.
+        cut: where ``lean``, a batch of which too much would have to be kept for the way back
+            (:mod:`curerec.recommender.fitting`) is passed in parts, and each part once more on the way back.
+            Who can add up gradients part by part does so, which costs nothing, and says False.
 
     Returns:
         float32 [batch, 2]; float64 of a model in float64.
     """
     if hasattr(model, "answer_logits"):  # several models that answer together
         return model.answer_logits(ids, last, answers)
-    if lean and torch.is_grad_enabled() and (few := _fewer(model, ids)):
+    if lean and cut and torch.is_grad_enabled() and (few := _fewer(model, ids)):
         parts = zip(ids.split(few), last.split(few), strict=True)
         return torch.cat([_twice(model, *part, answers) for part in parts])
     base = model.get_base_model() if hasattr(model, "get_base_model") else model
@@ -90,10 +92,11 @@ def _twice(
 ) -> Float[torch.Tensor, "batch 2"]:
     """Answer logits of which nothing is kept: the way back computes the pass anew."""
 
-    def run() -> torch.Tensor:
-        return answer_logits(model, ids, last, answers, lean=True)
+    def run(ids: torch.Tensor, last: torch.Tensor) -> torch.Tensor:
+        return answer_logits(model, ids, last, answers, lean=True, cut=False)
 
-    found: torch.Tensor = checkpoint(run, use_reentrant=False)
+    # As arguments: dropout is drawn again on the way back, on the devices of the arguments.
+    found: torch.Tensor = checkpoint(run, ids, last, use_reentrant=False)
     return found
 
 

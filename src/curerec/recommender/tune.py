@@ -12,6 +12,7 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from curerec.prompts.encoding import Prompts
 from curerec.recommender import parallel
+from curerec.recommender.fitting import prompts_that_fit
 from curerec.recommender.fused import fused_activations
 from curerec.recommender.memory import keep_freed
 from curerec.recommender.parallel import Team
@@ -245,10 +246,18 @@ def tune(
         index, factor = team.share(next(stream)) if team else (next(stream), 1.0)
         ids, last = to_batch(prompts, index, device, multiple=STEP if compiled else 1)
         label = on(device, prompts.label[index].astype(np.int64))
-        with kept_low(runtime):
-            logits = team.logits(ids, last) if team else answer_logits(model, ids, last, answers, lean=True)
-            loss = torch.nn.functional.cross_entropy(logits, label)
-            (loss if team is None else factor * loss).backward()
+        # What does not fit whole is added up part by part; several processes make one pass each.
+        few = len(ids) if team else min(len(ids), prompts_that_fit(model, ids.shape[1], runtime))
+        for k in range(0, len(ids), few):
+            part = slice(k, k + few)
+            share = factor * (len(label[part]) / len(label))
+            with kept_low(runtime):
+                logits = (
+                    team.logits(ids, last)
+                    if team
+                    else answer_logits(model, ids[part], last[part], answers, lean=True, cut=False)
+                )
+                (share * torch.nn.functional.cross_entropy(logits, label[part])).backward()
 
     with contextlib.ExitStack() as stack:
         stack.enter_context(torch.random.fork_rng(devices=[device] if device.type == "cuda" else []))

@@ -9,6 +9,7 @@ which the parts share, is a factor that several units use.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Any, Literal
 
@@ -171,7 +172,12 @@ def units_of(model: Any, granularity: Granularity) -> Units:
     )
 
 
-def inner_products(units: Units, a: dict[str, torch.Tensor], b: dict[str, torch.Tensor]) -> torch.Tensor:
+def inner_products(
+    units: Units,
+    a: dict[str, torch.Tensor],
+    b: dict[str, torch.Tensor],
+    owners: Mapping[str, torch.Tensor] | None = None,
+) -> torch.Tensor:
     """Inner product of two sets of tensors over each unit's slice, float32 [n_units].
 
     LoRA factors that several units share belong to none and are left out.
@@ -179,6 +185,8 @@ def inner_products(units: Units, a: dict[str, torch.Tensor], b: dict[str, torch.
     Args:
         units: of a model.
         a, b: by parameter name, shaped like the parameters; those that are missing count as 0.
+        owners: unit of each slice by parameter name, on the device of the tensors, for who asks in every
+            step: a GPU would have to wait for each upload. None: they are brought there.
     """
     out: torch.Tensor | None = None
     done: set[str] = set()
@@ -190,7 +198,7 @@ def inner_products(units: Units, a: dict[str, torch.Tensor], b: dict[str, torch.
         other = [d for d in range(product.ndim) if d != branch.dim]
         if out is None:
             out = torch.zeros(len(units.names), device=product.device)
-        owner = torch.from_numpy(branch.unit).to(product.device)
+        owner = torch.from_numpy(branch.unit).to(product.device) if owners is None else owners[branch.weight]
         out.index_add_(0, owner, product.sum(other) if other else product)
     return torch.zeros(len(units.names)) if out is None else out
 
