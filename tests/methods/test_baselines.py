@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import torch
 
+from curerec.methods import METHODS, RESTLESS, loop, search_of
 from curerec.methods.bad_teacher import BadTeacherConfig, bad_teacher
 from curerec.methods.batches import Batches
 from curerec.methods.cau.difficulty import gradient_conflict, nearness
@@ -242,3 +243,53 @@ def test_e2urec_trains_an_adapter_on_q_and_v_or_all_that_fine_tuning_changed(tra
         assert moved == projections
     else:
         assert out.n_trainable == sum(p.numel() for p in old.values())
+
+
+def watched_draws(monkeypatch, method, config):
+    """Of each step of a method, whether a batch of D_f was drawn."""
+    drawn: list[bool] = []
+    plain_next, plain_optimise = Batches.next, loop.optimise
+
+    def next_batch(self):
+        if drawn and self.examples is task.forget:
+            drawn[-1] = True
+        return plain_next(self)
+
+    def optimise(params, steps, gradients, *args, **options):
+        def step_of(step):
+            drawn.append(False)
+            return gradients(step)
+
+        return plain_optimise(params, steps, step_of, *args, **options)
+
+    task = made_task("full")
+    monkeypatch.setattr(Batches, "next", next_batch)
+    monkeypatch.setattr(loop, "optimise", optimise)
+    METHODS[method][0](task, METHODS[method][1].model_validate(config))
+    return drawn
+
+
+LOOK = {"check_every": 2, "check_size": 40, "max_auc_drop": 1, "batch_size": 32}
+RESTING = ("grad_diff", "label_flip", "bad_teacher", "simnpo", "cau", "scrub", "e2urec")
+
+
+@pytest.mark.parametrize("method", RESTING)
+def test_a_falling_rate_rests_the_forget_loss_while_the_gap_is_closed(method, monkeypatch):
+    """All steps are taken then; without rest they would go on past what a retrain has."""
+    steps = {} if method in ("scrub", "e2urec") else {"max_steps": 6}
+    config = {**LOOK, **steps, "schedule": "linear"}
+    shut = watched_draws(monkeypatch, method, {**config, "tolerance": 1.0})
+    first = shut.index(False)  # after the first look, or an epoch on D_r
+    assert any(shut[:first]) and not any(shut[first:])
+    monkeypatch.undo()
+    gaping = watched_draws(monkeypatch, method, {**config, "target": "half"} | {"tolerance": 0.0})
+    assert sum(gaping) >= sum(shut) and len(gaping) == len(shut)
+
+
+def test_only_methods_that_can_rest_are_tried_with_a_falling_rate():
+    for method in METHODS:
+        grid = search_of(method)
+        if method in RESTLESS:
+            assert "schedule" not in grid
+        if method in RESTING:
+            assert grid["schedule"] == ["constant", "linear"] and grid["damping"] == [0.0, 0.1]

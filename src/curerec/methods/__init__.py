@@ -74,19 +74,27 @@ METHODS: dict[str, tuple[Run, type[Strict] | None]] = {
 
 #: Controls of ``cure``, which take its settings: random groups, and random weights in them or not.
 CONTROLS = ("random_modules", "random_groups")
+#: Methods by steps whose forget loss cannot rest: it is all there is, in side weights, or of a rate of its own.
+RESTLESS = ("grad_ascent", "wise", "ngdiff")
 
 
 def search_of(name: str) -> dict[str, list[Any]]:
     """A method's search grid: values by (dotted) key of its configuration; empty where none is declared.
 
-    All that take steps may also let the rate fall to 0 over all their steps, as ``cure`` does, instead of
-    stopping at the first look that finds the gap closed.
+    All that take steps with AdamW may damp it, as ``cure`` does. Those that can rest their forget loss may
+    also let the rate fall to 0 over all their steps, instead of stopping at the first look that finds the gap
+    closed; the others would go on past it.
     """
     function, config = METHODS[name]
     module = sys.modules[function.__module__]
     own = getattr(module, f"SEARCH_{name.upper()}", None) or getattr(module, "SEARCH", {})
     if own and config is not None and issubclass(config, LoopConfig):
-        return {**own, "schedule": ["constant", "linear"]}
+        more: dict[str, list[Any]] = {}
+        if name not in RESTLESS:
+            more["schedule"] = ["constant", "linear"]
+        if config.model_fields["optimizer"].default == "adamw" and name != "ngdiff":  # which is plain descent
+            more["damping"] = [0.0, 0.1]
+        return {**own, **more}
     return own
 
 

@@ -109,6 +109,8 @@ class Descent:
         model: the copy that changes.
         names, params: of what may change.
         forget, retain: streams of batches.
+        resting: whether the last look found the membership gap closed, with a rate that falls to 0: all steps
+            are taken then, and those until a look finds it open again are to leave the forget loss out.
     """
 
     task: Task
@@ -117,6 +119,7 @@ class Descent:
     params: list[torch.nn.Parameter]
     forget: Batches
     retain: Batches
+    resting: bool = False
 
     def logits(self, batch: Batch) -> torch.Tensor:
         """Answer logits of the changing model, [batch, 2], with gradients."""
@@ -205,8 +208,20 @@ def descend(
             p.grad = g.to(p.dtype)
         return noted
 
+    def steer(point: Log) -> None:
+        descent.resting = watch.closed(point)
+
     return walk(
-        watch, config, model, params, gradients, total, due=due, momentum=momentum, before_look=before_look
+        watch,
+        config,
+        model,
+        params,
+        gradients,
+        total,
+        due=due,
+        steer=steer,
+        momentum=momentum,
+        before_look=before_look,
     )
 
 

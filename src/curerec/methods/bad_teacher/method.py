@@ -36,9 +36,12 @@ def bad_teacher(task: Task, config: BadTeacherConfig | None = None) -> Outcome:
     base = task.base_model()
 
     def loss(descent: Descent, step: int) -> tuple[torch.Tensor, Log]:
-        batch, other = descent.forget.next(), descent.retain.next()
-        forget = kl_to(descent.logits(batch), frozen_logits(base, batch, task.answers))
+        other = descent.retain.next()
         retain = kl_to(descent.logits(other), descent.original(other))
+        if descent.resting:
+            return (1 - config.weight) * retain, {"retain_loss": retain.detach()}
+        batch = descent.forget.next()
+        forget = kl_to(descent.logits(batch), frozen_logits(base, batch, task.answers))
         noted = {"forget_loss": forget.detach(), "retain_loss": retain.detach()}
         return config.weight * forget + (1 - config.weight) * retain, noted
 

@@ -101,12 +101,13 @@ def cau(task: Task, config: CauConfig | None = None) -> Outcome:
         difficulty = measure(task, config.reference_size)
 
     def direction(descent: Descent, step: int) -> tuple[list[torch.Tensor], Log]:
-        loss_f = -descent.loss(descent.forget.next())
+        losses = [] if descent.resting else [-descent.loss(descent.forget.next())]
         batch = descent.retain.next()
         logits = descent.logits(batch)
-        losses = [loss_f, F.cross_entropy(logits, batch.label), kl_to(logits, descent.original(batch))]
+        losses += [F.cross_entropy(logits, batch.label), kl_to(logits, descent.original(batch))]
         grads = [
-            torch.autograd.grad(loss, descent.params, retain_graph=k == 1) for k, loss in enumerate(losses)
+            torch.autograd.grad(loss, descent.params, retain_graph=k == len(losses) - 2)
+            for k, loss in enumerate(losses)
         ]
         gram = np.asarray(
             [
@@ -122,7 +123,7 @@ def cau(task: Task, config: CauConfig | None = None) -> Outcome:
             sum(float(w) * g for w, g in zip(weight, parts, strict=True))
             for parts in zip(*grads, strict=True)
         ]
-        names = ("forget", "retain", "kl")
+        names = ("forget", "retain", "kl")[-len(losses) :]
         log = {f"{n}_loss": x.detach() for n, x in zip(names, losses, strict=True)}
         return found, log | {f"{n}_weight": float(w) for n, w in zip(names, weight, strict=True)}
 

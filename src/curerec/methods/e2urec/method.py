@@ -73,17 +73,22 @@ def e2urec(task: Task, config: E2urecConfig | None = None) -> Outcome:
     first = config.forget_epochs * per_epoch
     steps = min(config.max_steps, first + config.epochs * per_epoch)
 
-    def loss(descent: Descent, step: int) -> tuple[torch.Tensor, Log]:
+    def forgetting(descent: Descent) -> torch.Tensor:
         batch = descent.forget.next()
         teacher = forgetting_teacher(
             descent.original(batch), frozen_logits(tuned, batch, task.answers), config.alpha
         )
-        forget = kl_to(descent.logits(batch), teacher)
-        if step < first:
+        return kl_to(descent.logits(batch), teacher)
+
+    def loss(descent: Descent, step: int) -> tuple[torch.Tensor, Log]:
+        forget = None if descent.resting else forgetting(descent)
+        if step < first and forget is not None:  # no look comes before that is over
             return forget, {"forget_loss": forget.detach()}
         other = descent.retain.next()
         logits = descent.logits(other)
         retain = F.cross_entropy(logits, other.label) + kl_to(logits, descent.original(other))
+        if forget is None:
+            return config.retain_weight * retain, {"retain_loss": retain.detach()}
         noted = {"forget_loss": forget.detach(), "retain_loss": retain.detach()}
         return (1 - config.retain_weight) * forget + config.retain_weight * retain, noted
 

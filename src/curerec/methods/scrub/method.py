@@ -69,7 +69,7 @@ def scrub(task: Task, config: ScrubConfig | None = None) -> Outcome:
     plan = phases(n_forget, n_retain, config.epochs, config.max_epochs)[: config.max_steps]
 
     def loss(descent: Descent, step: int) -> tuple[torch.Tensor, Log]:
-        if plan[step] == "max":
+        if plan[step] == "max" and not descent.resting:
             batch = descent.forget.next()
             away = distill(descent.logits(batch), descent.original(batch), config.temperature)
             return -away, {"forget_kl": away.detach()}
