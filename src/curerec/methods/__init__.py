@@ -74,7 +74,7 @@ METHODS: dict[str, tuple[Run, type[Strict] | None]] = {
 
 #: Controls of ``cure``, which take its settings: random groups, and random weights in them or not.
 CONTROLS = ("random_modules", "random_groups")
-#: Methods by steps whose forget loss cannot rest: it is all there is, in side weights, or of a rate of its own.
+#: Methods by steps whose forget loss cannot rest: it is all there is, in side weights, or has its own rate.
 RESTLESS = ("grad_ascent", "wise", "ngdiff")
 
 
