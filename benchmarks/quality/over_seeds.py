@@ -30,16 +30,20 @@ def values_of(column: str, folders: list[Path], dataset: str, request: str, mode
     """A column by method and seed; of other models than this by ``method@model``, of others by request.
 
     Raises:
-        SystemExit: two folders have a row of the same method and seed.
+        SystemExit: two folders have a row of the same method and seed, or one has rows of it with several
+            settings.
     """
     found: dict[str, dict[int, float]] = {}
     for folder in folders:
         mine: dict[str, dict[int, float]] = {}
+        settings: dict[tuple[str, int], str] = {}
         for line in (folder / "rows.jsonl").read_text(encoding="utf-8").splitlines():
             row = json.loads(line)
             if row["dataset"] == dataset and row.get(column) is not None:
                 name = row["method"] if row["model"] == model else f"{row['method']}@{row['model']}"
                 name += "" if row["request"] == request else f"/{row['request']}"
+                if settings.setdefault((name, row["seed"]), row["config_hash"]) != row["config_hash"]:
+                    raise SystemExit(f"{folder}: {name} has rows of several settings of seed {row['seed']}")
                 mine.setdefault(name, {})[row["seed"]] = row[column]
         for method, values in mine.items():
             twice = set(values) & set(found.get(method, {}))
