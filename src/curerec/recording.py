@@ -120,7 +120,7 @@ def record_of(
         "cost": {
             "stages": [{"name": k, "time_s": v} for k, v in stages.items()],
             "kept": outcome.details.get("kept", []) if outcome else [],
-            "peak_mem_bytes": peak_memory_bytes(),
+            "peak_mem_bytes": max(peak_memory_bytes(), measured.metrics[method].get("peak_mem_bytes") or 0),
         },
         "verdict": verdict_part or {},
         "versions": versions(),

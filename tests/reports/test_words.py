@@ -2,11 +2,17 @@
 
 from __future__ import annotations
 
+import numpy as np
 import pytest
 from made_records import full_record
 
+from curerec.recommender.units import Place
+from curerec.records import Groups
+from curerec.reports.build import groups_part
+from curerec.reports.figures import percent
 from curerec.reports.html import render
 from curerec.reports.schema import as_record
+from curerec.reports.tables import groups
 from curerec.reports.verdicts import verdict
 
 
@@ -33,9 +39,75 @@ def test_which_weights_were_free_to_move(method: str) -> None:
     page = " ".join(render(record | {"config": {"cure": {"saliency": 0.2}}}).split())
     assert ("at most 20 % of all weights" in page) is (method != "npo")
     assert ("on which the deleted data pull hardest" in page) is (method == "cure")
-    assert ("drawn at random were free to move" in page) is (method == "random_modules")
+    assert ("drawn at random took the steps" in page) is (method == "random_modules")
     for settings in ({}, {"saliency": None}, {"saliency": "much"}):
-        assert "free to move" not in render(record | {"config": {"cure": settings}})
+        assert "took the steps" not in render(record | {"config": {"cure": settings}})
+
+
+def test_that_steps_were_drawn_back_is_said_where_they_were() -> None:
+    record = full_record()
+    for anchor, said in ((0.03, True), (None, False), (0.0, False), ("much", False)):
+        settings = {"saliency": 0.1, "update": {"anchor": anchor}}
+        page = " ".join(render(record | {"config": {"cure": settings}}).split())
+        assert ("drawn 3 % of the way back to where the steps began" in page) is said
+
+
+def test_membership_is_held_against_what_a_model_without_memory_shows() -> None:
+    """Which is not 50: some people are harder to answer than others, whoever was trained on them."""
+
+    def page(retrained: float | None, target: float | None) -> str:
+        record = full_record()
+        record["metrics"]["cure"] |= {"membership_auc": 0.56, "membership_low": 0.53, "membership_high": 0.59}
+        for name in [n for n in record["metrics"] if n.startswith("retrain")]:
+            record["metrics"][name]["membership_auc"] = retrained
+        record["update"]["target"] = target
+        return " ".join(render(record).split())
+
+    assert "That includes 56, which retrained models give: no trace" in page(0.56, 0.5)
+    assert "That lies above 50, which retrained models give: a trace" in page(0.5, 0.56)
+    assert "That includes 55, which is expected of a model that never saw them" in page(None, 0.55)
+    assert "That lies above 50: a trace" in page(None, None)
+    assert "That lies under 62, which retrained models give: the deleted data stand out" in page(0.62, None)
+
+
+def test_checks_that_passed_do_not_hide_that_nothing_was_gained() -> None:
+    record = full_record()
+    assert record["verdict"]["verified"] is True
+    record["residual"] = {**record["residual"], "cure": 1.84}
+    page = " ".join(render(record).split())
+    assert "Passed its checks, and no nearer to a retrain" in page and "Do not treat the request" in page
+    record["ceiling_jsd"] = 1.5 * record["floor_jsd"]  # nothing was there to forget: no residual counts
+    page = " ".join(render(record).split())
+    assert "no nearer to a retrain" not in page and "not judged" in page and "1.84: " not in page
+
+
+def test_seconds_are_held_against_the_mean_of_the_retrains() -> None:
+    record = full_record()
+    record["metrics"]["cure"]["t_total_s"] = 5.0
+    names = [n for n in record["metrics"] if n.startswith("retrain")]
+    for name, seconds in zip(names, (30.0, 50.0), strict=True):
+        record["metrics"][name]["t_total_s"] = seconds
+    page = " ".join(render(record).split())
+    assert "Retraining on the same machine took 40 s: 8.0 times as long" in page
+
+
+def test_words_that_could_forget_are_counted_and_not_named() -> None:
+    """They are in what the deleted people rated, so a list of them would tell what that was."""
+    names = ("embed_tokens.row.0", "embed_tokens.row.1", "layers.0.o_proj.row.0", "lm_head.row.1")
+    places = [
+        Place(None, "embed_tokens", None), Place(None, "embed_tokens", None),
+        Place(0, "o_proj", None, "attn"), Place(None, "lm_head", None),
+    ]  # fmt: skip
+    role, zeros = np.array(["forget", "frozen", "forget", "shared"], dtype=object), np.zeros(4)
+    part = groups_part(Groups(names, role, zeros, zeros, zeros), places, "row")
+    assert part["forget"] == ["layers.0.o_proj.row.0"] and not part["shared"] and not part["frozen"]
+    record = full_record() | {"groups": part}
+    page = " ".join(render(record).split())
+    assert "embed_tokens.row" not in page and "lm_head.row" not in page
+    counts = {name: (count, share) for name, count, share in groups(as_record(record))}
+    assert counts["forget"] == ("2", percent(0.5)) and counts["shared"] == ("1", percent(0.25))
+    whole = groups_part(Groups(("embed_tokens",), role[:1], *[zeros[:1]] * 3), places[:1], "projection")
+    assert whole["forget"] == ["embed_tokens"]  # of all words together it may be said
 
 
 @pytest.mark.parametrize("method", ["cure", "random_modules", "npo"])

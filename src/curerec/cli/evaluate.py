@@ -111,7 +111,7 @@ def evaluate(
         with replacing(out, only=JUDGED) as stage:
             write_record(record, stage / "record.json")
             write_report(record, stage / "report.html")
-    say_verdict(found, strict=verdict)
+    say_verdict(found, strict=verdict, residual=measured.residual.get(name) if measured.rankable else None)
 
 
 def attach(app: typer.Typer) -> None:

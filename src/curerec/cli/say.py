@@ -65,9 +65,19 @@ def say_base(data: Any, recipe: Any, request: Any) -> None:
         typer.echo(f"note: {share.text}")
 
 
-def say_verdict(found: dict[str, Any], *, strict: bool = True) -> None:
-    """Print the verdict and leave with 1 if it is no (or, asked for a verdict, if there is none)."""
+def say_verdict(found: dict[str, Any], *, strict: bool = True, residual: float | None = None) -> None:
+    """Print the verdict and leave with 1 if it is no (or, asked for a verdict, if there is none).
+
+    Args:
+        found: of :func:`curerec.measure.judge`, which sees no retrain.
+        strict: leave with 1 also where nothing is decided.
+        residual: where there are retrains to hold the model against and something was there to forget: from 1
+            on it is no nearer to them than the original, whatever the checks say.
+    """
+    astray = residual is not None and residual >= 1
     word = {True: "verified", False: "not verified", None: "not judged"}[found["verified"]]
+    if astray and found["verified"]:
+        word = "passed its checks, and is no nearer to a retrain"
     typer.echo(word)
     for check in found["checks"]:
         if check["passed"] is None:  # the text says why
@@ -77,5 +87,7 @@ def say_verdict(found: dict[str, Any], *, strict: bool = True) -> None:
                 f"  {check['name']}: failed, {check['value']:.3g} (limit {check['limit']:.3g}). "
                 f"It asks that this holds: {check['text']}"
             )
-    if found["verified"] is False or (strict and found["verified"] is None):
+    if astray:
+        typer.echo(f"  residual: {residual:.2f}; from 1 on nothing was gained towards a retrained model")
+    if found["verified"] is False or (strict and (found["verified"] is None or astray)):
         raise typer.Exit(1)

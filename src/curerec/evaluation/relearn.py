@@ -6,8 +6,8 @@ from typing import Any
 
 import numpy as np
 import torch
+from scipy.stats import t as student
 
-from curerec.evaluation.bootstrap import interval
 from curerec.evaluation.candidate import Candidate
 from curerec.evaluation.metric import CannotError, Metric, Value
 from curerec.evaluation.scene import Ground, Scene
@@ -170,9 +170,7 @@ def _steps(scene: Scene) -> Value:
         raise CannotError(NO_GAP)
     steps = np.array([s for s, _ in found])
     details = {"by_draw": steps.tolist(), "censored": sum(c for _, c in found)}
-    return Value(
-        float(steps.mean()), *_spread(steps, np.ones(len(steps)), scene), n=len(found), details=details
-    )
+    return Value(float(steps.mean()), *_spread(steps, np.ones(len(steps))), n=len(found), details=details)
 
 
 def _ratio(scene: Scene) -> Value:
@@ -193,16 +191,23 @@ def _ratio(scene: Scene) -> Value:
         raise CannotError(NO_GAP)
     if details["censored"] == len(mine) and details["censored_retrain"] == len(mine) * len(theirs):
         raise CannotError(NEITHER)
-    return Value(float(own.sum() / other.sum()), *_spread(own, other, scene), n=len(own), details=details)
+    return Value(float(own.sum() / other.sum()), *_spread(own, other), n=len(own), details=details)
 
 
-def _spread(above: np.ndarray, below: np.ndarray, scene: Scene) -> tuple[float | None, float | None]:
-    """95 % interval of a ratio of sums over the draws of what is shown."""
+def _spread(above: np.ndarray, below: np.ndarray) -> tuple[float | None, float | None]:
+    """95 % interval of a ratio of sums over the draws of what is shown, no lower than 0.
+
+    Linearised, with Student's t: a percentile bootstrap of five values covers .84. How far retrains of other
+    seeds would lie is not in it.
+
+    Source: Cochran 1977, section 6.4 (standard error of a ratio).
+    """
     if len(above) < 2:
         return None, None
-    rng = np.random.default_rng(scene.ground.seed)
-    drawn = rng.integers(0, len(above), (scene.ground.draws, len(above)))
-    return interval(above[drawn].sum(1) / np.maximum(below[drawn].sum(1), 1e-9))
+    ratio = float(above.sum() / max(below.sum(), 1e-9))
+    error = (above - ratio * below).std(ddof=1) / (max(below.mean(), 1e-9) * np.sqrt(len(above)))
+    half = float(student.ppf(0.975, len(above) - 1) * error)
+    return max(0.0, ratio - half), ratio + half
 
 
 _SOURCE = "this project; a common level as in Tarun et al. 2021, arXiv 2111.08947 (anamnesis index)"

@@ -20,7 +20,8 @@ class Limits:
             enough examples any difference shows.
         z: sampling errors that a difference may amount to.
         power: the original must lie so many sampling errors (of ``z``) off the target, else forgetting could
-            not be seen and a pass means nothing (as the protocol's ``ceiling >= 2 floor``).
+            not be seen and a pass means nothing (as the protocol's ``ceiling >= 2 floor``); so must what it
+            knows off .5, else neither destruction nor blocking could.
     """
 
     auc_drop: float = 0.002
@@ -149,7 +150,7 @@ def verdict(
                 "Recommendations are as good as the original's, as far as can be told.",
             ),
             _minus(auc_original, 0.5),
-            drop_error,
+            None if drop_error is None else allowed.power * drop_error,
             "Not judged: too few validation examples to show if recommendations were destroyed.",
         ),
         _at_most(
@@ -163,8 +164,9 @@ def verdict(
                 "Answers about the deleted data are as good as those about unseen data, not blocked.",
             ),
             known,
-            answers_error,
-            "Not judged: on unseen data the answers are no better than chance, so blocking would not show.",
+            None if answers_error is None else allowed.power * answers_error,
+            "Not judged: on unseen data the answers are so little better than chance that blocking would not "
+            "show.",
         ),
     ]
     passed = [check["passed"] for check in checks]

@@ -58,8 +58,15 @@ def circuit_part(
     }
 
 
+#: Modules whose rows are words. Those of them that can forget are in deleted prompts, so naming them would
+#: tell what the deleted people rated.
+WORDS = ("embed_tokens", "lm_head")
+
+
 def groups_part(groups: Groups | None, places: Iterable[Any], granularity: str) -> dict[str, Any]:
     """Members of each group, and the counts that the module map draws.
+
+    Rows of words are counted and not named (:data:`WORDS`).
 
     Args:
         groups: None where the method has none.
@@ -69,7 +76,10 @@ def groups_part(groups: Groups | None, places: Iterable[Any], granularity: str) 
     if groups is None:
         return {}
     cells: dict[tuple[Any, ...], dict[str, Any]] = {}
-    for place, role in zip(places, groups.role, strict=True):
+    named: dict[str, list[str]] = {role: [] for role in ROLES}
+    for name, place, role in zip(groups.modules, places, groups.role, strict=True):
+        if granularity != "row" or place.module not in WORDS:
+            named[role].append(name)
         key = (place.layer, place.module, place.head)
         cell = cells.setdefault(
             key, {"layer": place.layer, "module": place.module, "head": place.head, **dict.fromkeys(ROLES, 0)}
@@ -77,7 +87,7 @@ def groups_part(groups: Groups | None, places: Iterable[Any], granularity: str) 
         cell[role] += 1
     return {
         "granularity": granularity,
-        **{role: list(groups.members(role)) for role in ROLES},
+        **named,
         "agreement": float(groups.agreement.mean()),
         "cells": list(cells.values()),
     }

@@ -9,7 +9,7 @@ from typing import Any
 
 from markupsafe import Markup
 
-from curerec.reports import figures, pictures, tables, verdicts, words
+from curerec.reports import changed_words, figures, pictures, tables, verdicts, words
 from curerec.reports.files import replace_file
 from curerec.reports.schema import Record, as_record
 from curerec.reports.templating import template
@@ -74,7 +74,7 @@ def write_report(record: Record | Mapping[str, Any], path: str | Path) -> Path:
 
 def _view(record: Record) -> dict[str, Any]:
     residual = tables.residual_of(record, record.method)
-    state, word, sentence = verdicts.verdict(record)
+    state, word, sentence = verdicts.verdict(record, residual)
     has_retrain = record.retrained is not None
     return {
         "record": record,
@@ -86,9 +86,9 @@ def _view(record: Record) -> dict[str, Any]:
         "keys": verdicts.key_figures(record, residual),
         "asked": words.request(record),
         "asked_for": verdicts.asked_for(record),
-        "changed": words.changed(record),
-        "agreement": words.agreement(record),
-        "saliency": words.saliency(record),
+        "changed": changed_words.changed(record),
+        "agreement": changed_words.agreement(record),
+        "saliency": changed_words.saliency(record),
         "groups": _groups(record),
         "core_swatch": Markup(dict(pictures.legend())["core"]),
         "residual": words.residual(record, residual) if has_retrain or residual is not None else [],

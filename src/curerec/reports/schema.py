@@ -85,6 +85,17 @@ class Record(Part):
         names = [n for n in self.metrics if is_retrain(n) and n != self.method]
         return self.metrics[min(names, key=lambda n: (len(n), n))] if names else None
 
+    @property
+    def references(self) -> list[Metrics]:
+        """Metrics of the models retrained without the data, but the record's own."""
+        return [m for n, m in self.metrics.items() if m and is_retrain(n) and n != self.method]
+
+    @property
+    def retrain_s(self) -> float | None:
+        """Seconds of a retraining, mean over the references; None where none was timed."""
+        found = [m.t_total_s for m in self.references if m.t_total_s]
+        return sum(found) / len(found) if found else None
+
     @field_validator("versions", "machine", "config")
     @classmethod
     def _nobody_named(cls, value: dict[str, Any]) -> dict[str, Any]:

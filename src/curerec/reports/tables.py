@@ -71,7 +71,7 @@ def metrics(record: Record) -> Table:
         if key == "membership_interval":
             cells = [f.interval(m.membership_low, m.membership_high) for _, m in models]
         else:
-            cells = [show(_value(record, n, m, key)) for n, m in models]
+            cells = [_with_bounds(show, _value(record, n, m, key), m, key) for n, m in models]
         rows.append([name.replace("  ", "\u2003"), *cells])
     keys = {k for _, m in models for k in m.extra}
     for key in sorted(keys - _bounds(keys | set(Metrics.model_fields)), key=_place):
@@ -106,6 +106,13 @@ _FURTHER = {
     "forward_equivalents": "Forward-equivalents",
     "forward_ratio": "Forward-equivalents / retraining",
 }
+
+
+def _with_bounds(show: Show, value: float | None, model: Metrics, key: str) -> str:
+    low, high = (model.extra.get(f"{key}_{end}") for end in ("low", "high"))
+    if value is None or low is None or high is None:
+        return show(value)
+    return f"{show(value)} [{show(low)}, {show(high)}]"
 
 
 def _place(key: str) -> tuple[int, str]:
@@ -173,8 +180,8 @@ def groups(record: Record) -> list[tuple[str, str, str]]:
     """(role, count, share) in the order of the map's bars."""
     counts: dict[str, int] = {}
     for role in ORDER:
-        named = getattr(record.groups, role)
-        counts[role] = len(named) if named else sum(getattr(c, role) for c in record.groups.cells or [])
+        named, cells = getattr(record.groups, role) or [], record.groups.cells
+        counts[role] = sum(getattr(c, role) for c in cells) if cells else len(named)  # not all are named
     total = sum(counts.values())
     return [(role, f.count(counts[role]), f.percent(counts[role] / total)) for role in ORDER] if total else []
 

@@ -8,6 +8,7 @@ from curerec.reports import figures as f
 from curerec.reports.schema import Record, is_retrain
 from curerec.reports.svg import finite
 
+RANKABLE = 2  # as curerec.evaluation.residual has it, which needs more than reports may import
 NOT_RECORDED = "not recorded"
 NO_RETRAIN = "needs a model retrained without the data, and this run made none"
 
@@ -65,8 +66,13 @@ def asked_for(record: Record) -> str:
     return f.plural(record.request.n_ids, noun, "entries" if noun == "entry" else None)
 
 
-def verdict(record: Record) -> tuple[str, str, str]:
-    """(state, word, sentence): ``yes`` / ``no`` / ``open``, e.g. ``Verified``, and what it means."""
+def verdict(record: Record, residual: float | None = None) -> tuple[str, str, str]:
+    """(state, word, sentence): ``yes`` / ``no`` / ``open``, e.g. ``Verified``, and what it means.
+
+    Args:
+        record: the record.
+        residual: of the run reported on, where there are retrains: with 1 and more no check speaks for it.
+    """
     checks = record.verdict.checks or []
     failed = [c.name for c in checks if c.passed is False]
     ours = record.ours
@@ -78,6 +84,10 @@ def verdict(record: Record) -> tuple[str, str, str]:
         n = sum(c.passed is True for c in checks)
         which = f"all {f.plural(n, 'check')}" if n == len(checks) else f"{n} of {len(checks)} checks"
         passed = f"passed {which} {against}" if checks else "passed its checks"
+        if residual is not None and residual >= 1 and not unrankable(record):
+            word = "Passed its checks, and no nearer to a retrain"
+            but = "but it is no nearer to a retrained model than before"
+            return "no", word, f"{_capital(done)}. It {passed}, {but}. Do not treat the request as fulfilled."
         return "yes", "Verified", f"{_capital(done)}, and it {passed}."
     if record.verdict.verified is False:
         names = ", ".join(name.replace("_", " ") for name in failed)
@@ -121,15 +131,9 @@ def key_figures(record: Record, residual: float | None) -> list[KeyFigure]:
     )
     reference = yardstick.test_auc if yardstick else None
     total = ours.t_total_s if ours else None
-    anew = retrain.t_total_s if retrain else None
+    anew = record.retrain_s
     return [
-        KeyFigure(
-            f.fixed(residual, 2) if residual is not None else "not computed",
-            "Distance left to a retrained model",
-            "0 = as good as retraining, 1 = nothing done"
-            if residual is not None
-            else why(record, f"residual.{record.method}"),
-        ),
+        _distance(record, residual),
         KeyFigure(
             f"{f.fixed(100 * attack, 0)} in 100" if attack is not None else "not computed",
             "An attacker’s correct guesses",
@@ -152,6 +156,25 @@ def key_figures(record: Record, residual: float | None) -> list[KeyFigure]:
     ]
 
 
+def unrankable(record: Record) -> bool:
+    """Whether two retrains differ by more than half of what was to be forgotten: no residual counts then."""
+    floor, ceiling = record.floor_jsd, record.ceiling_jsd
+    return floor is not None and ceiling is not None and ceiling < RANKABLE * floor
+
+
+def _distance(record: Record, residual: float | None) -> KeyFigure:
+    name = "Distance left to a retrained model"
+    if residual is None:
+        return KeyFigure("not computed", name, why(record, f"residual.{record.method}"))
+    if unrankable(record):
+        return KeyFigure("not judged", name, "two retrainings differ by about as much as was to be forgotten")
+    note, extra = "0 = as good as retraining, 1 = nothing done", record.ours.extra if record.ours else {}
+    low, high = extra.get("residual_low"), extra.get("residual_high")
+    if low is not None and high is not None:
+        note += f"; 95{f.NBSP}%: {f.interval(low, high, 2)}"
+    return KeyFigure(f.fixed(residual, 2), name, note)
+
+
 def not_claimed(record: Record) -> list[tuple[str, str]]:
     """Section 7: (what, why)."""
     note = (record.model.note or "").strip()
@@ -169,6 +192,16 @@ def not_claimed(record: Record) -> list[tuple[str, str]]:
         (
             "Nothing about the base model's pre-training",
             f"Whatever {record.model.base or 'the base model'} learnt before it was fine-tuned is untouched.",
+        ),
+        (
+            "Not every single person",
+            "The checks are of all deleted data together. A share of them could be left as it was (in trials "
+            "a fifth of the people) and the mean would still pass.",
+        ),
+        (
+            "Not that it stays forgotten",
+            "Verified does not mean as close as retraining, nor that further training cannot bring back what "
+            "was forgotten.",
         ),
         (
             "Not exact",

@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
 
 from curerec.reports import figures as f
 from curerec.reports.parts import CircuitPart, HeadReads
 from curerec.reports.schema import Record
 from curerec.reports.svg import finite
-from curerec.reports.verdicts import CHOICES, asked_for, why
+from curerec.reports.verdicts import CHOICES, asked_for, unrankable, why
 
 
 @dataclass(frozen=True)
@@ -54,109 +53,6 @@ def request(record: Record) -> list[str]:
     return [named, aim, base]
 
 
-def changed(record: Record) -> list[str]:
-    """Section 2, before the table of groups."""
-    model, groups = record.model, record.groups
-    if not any((groups.cells, groups.forget, groups.retain, groups.shared, groups.frozen)):
-        return [f"Which parts were changed, and why: {why(record, 'groups')}."]
-    text = [
-        "Every part of the model was put to two questions: how much can a change of it do towards forgetting "
-        "the deleted data, and how much do good answers about data it never saw lean on it? The two sort "
-        "the parts into four groups, and each group was changed by its own rule."
-    ]
-    if model.n_changed is not None and model.n_parameters:
-        share = model.n_changed / model.n_parameters
-        rest = " All others are exactly as they were." if share < 1 else ""
-        text.append(
-            f"{f.count(model.n_changed)} of the model's {f.count(model.n_parameters)} parameters "
-            f"({f.percent(share)}) were changed.{rest}"
-        )
-    kept = _settings(record).get("kept")
-    depth = next(iter(finite(record.update.depth)), 1.0)
-    along = 1 - next(iter(finite(record.update.written)), 0.0)
-    shares = [
-        f"{name} parts kept {f.percent(1 - along * depth * (1 - kept[group]))}"
-        for group, name in _GROUP.items()
-        if isinstance(kept, dict) and isinstance(kept.get(group), (int, float)) and kept[group] < 1
-    ]
-    if shares:
-        text.append(
-            "Before the groups' rules were applied, part of what the training on users had changed was taken "
-            f"back where memory of single users lies: {' and '.join(shares)} of it.{_rolled_back(record)}"
-        )
-        if along < 1:
-            text.append(
-                f"In as many weights {f.percent(depth * (1 - along))} of what the deleted data's own "
-                "gradients had written there during that training, estimated from points that it passed, was "
-                "taken off."
-            )
-    if record.update.unseen_tokens:
-        n = record.update.unseen_tokens
-        words = (
-            f"{f.count(n)} words that only deleted data showed were"
-            if n > 1
-            else ("One word that only deleted data showed was")
-        )
-        text.append(
-            f"{words} put back to where the model had them before the training on users, where a retrained "
-            "model has them, too."
-        )
-    return text
-
-
-BY_GROUPS = ("cure", "random_modules", "random_groups")
-_GROUP = {"forget": "forget-specific", "shared": "task-shared", "retain": "retain-specific"}
-
-
-def _settings(record: Record) -> dict[str, Any]:
-    """Settings of the method whose groups are shown; empty where they are not known."""
-    if record.method not in BY_GROUPS:
-        return {}
-    found = (record.config or {}).get("cure")
-    return found if isinstance(found, dict) else {}
-
-
-def _rolled_back(record: Record) -> str:
-    """Which single weights of the parts were taken back; nothing where all were that could move."""
-    share = record.update.rolled_back or _settings(record).get("rolled_back")  # records before had the second
-    if not isinstance(share, float) or not finite(share):
-        return ""
-    which = (
-        "drawn at random"
-        if record.method == "random_modules"
-        else "in whose change, by a first-order estimate, the deleted data are remembered most"
-    )
-    return f" In those parts only single weights {which} were taken back, at most {f.percent(share)} of all."
-
-
-def saliency(record: Record) -> str | None:
-    """Which weights of the parts that can forget were free to move; None where all of them were."""
-    share = _settings(record).get("saliency")
-    if record.method not in BY_GROUPS or not isinstance(share, float) or not finite(share):
-        return None
-    which = (
-        "drawn at random" if record.method == "random_modules" else "on which the deleted data pull hardest"
-    )
-    return (
-        f"Within the parts that were to forget, only single weights {which} were free to move, at most "
-        f"{f.percent(share)} of all weights; the others stayed as they were trained."
-    )
-
-
-def agreement(record: Record) -> str | None:
-    """How firmly the groups stand."""
-    value = record.groups.agreement
-    if not finite(value):
-        return None
-    wavering = "were treated as task-shared, the cautious choice"
-    if _settings(record).get("uncertain") == "leading":
-        wavering = "stayed in the group that all data together put them in"
-    return (
-        "How firm is this sorting? It was repeated on resampled data. On average a part fell into the same "
-        f"group in {f.percent(value)} of the repeats; parts that wavered {wavering}."
-    )
-
-
 def residual(record: Record, value: float | None) -> list[str]:
     """Section 3, first half: distance to a retrain."""
     floor, ceiling = record.floor_jsd, record.ceiling_jsd
@@ -165,7 +61,7 @@ def residual(record: Record, value: float | None) -> list[str]:
         "far the answers about the deleted data still are from that model's: 0 means no further than a "
         "second retraining is, 1 means as far as if nothing had been done."
     ]
-    if value is not None:
+    if value is not None and not unrankable(record):
         if value <= 0.005:
             meaning = "the unlearned model is as close to the retrained one as a second retraining would be"
         elif value < 1:
@@ -178,7 +74,7 @@ def residual(record: Record, value: float | None) -> list[str]:
         judged = (
             ", so there was something measurable to forget."
             if ratio >= 2
-            else ". Below 2 times, hardly anything was there to forget, and the residual says little."
+            else ". Below 2 times, hardly anything was there to forget, and no residual is given."
         )
         text.append(
             "Why 0 is not “identical”: two retrainings that differ only in chance are "
@@ -207,12 +103,15 @@ def membership(record: Record) -> list[str]:
     found += f" ({', '.join(others)})." if others else "."
     low, high = ours.membership_low, ours.membership_high
     if low is not None and high is not None:
-        if low <= 0.5 <= high:
-            meaning = "That includes 50: the attacker cannot be told from one who guesses."
-        elif low > 0.5:
-            meaning = "That leaves out 50: a trace of the deleted data can still be measured."
+        aim, whose = _yardstick(record)
+        if low <= aim <= high:
+            meaning = f"That includes {whose}: no trace of the deleted data can be told."
+        elif low > aim:
+            meaning = f"That lies above {whose}: a trace of the deleted data can still be measured."
         else:
-            meaning = "That is under 50: the deleted data stand out as too unfamiliar, a trace as well."
+            meaning = (
+                f"That lies under {whose}: the deleted data stand out as too unfamiliar, a trace as well."
+            )
         between = f"between {_in_100(low)} and {_in_100(high)}"
         found += f" The sample is large enough to place the true figure {between}. {meaning}"
     text.append(found)
@@ -223,6 +122,21 @@ def membership(record: Record) -> list[str]:
             f"examples; guessing would give 1{f.NBSP}%."
         )
     return text
+
+
+def _yardstick(record: Record) -> tuple[float, str]:
+    """What an attacker would get of a model that never saw the deleted data, and how that is known.
+
+    It is not 50: some people are harder to answer than others, whoever was trained on them.
+    """
+    found = [m.membership_auc for m in record.references if m.membership_auc is not None]
+    if found:
+        aim = sum(found) / len(found)
+        return aim, f"{_in_100(aim)}, which retrained models give"
+    target = next(iter(finite(record.update.target)), None)
+    if target is not None:
+        return target, f"{_in_100(target)}, which is expected of a model that never saw them"
+    return 0.5, "50"
 
 
 def utility(record: Record) -> list[str]:
@@ -245,16 +159,16 @@ def utility(record: Record) -> list[str]:
 
 def time(record: Record) -> list[str]:
     """Section 5."""
-    ours, retrain = record.ours, record.retrained
+    ours = record.ours
     if ours is None or ours.t_total_s is None:
         reason = why(record, f"metrics.{record.method}.t_total_s")
         return [f"The time cannot be given ({reason})."]
     text = f"The request took {f.seconds(ours.t_total_s)} in all, model loading and evaluation not counted"
     text += f"; {f.seconds(ours.t_core_s)} of that changed the model." if ours.t_core_s is not None else "."
-    if retrain and retrain.t_total_s and ours.t_total_s > 0:
-        ratio = retrain.t_total_s / ours.t_total_s
+    if record.retrain_s and ours.t_total_s > 0:
+        ratio = record.retrain_s / ours.t_total_s
         faster = f"{f.times(ratio)} times as long" if ratio >= 1 else f"{f.percent(ratio)} of that"
-        text += f" Retraining on the same machine took {f.seconds(retrain.t_total_s)}: {faster}."
+        text += f" Retraining on the same machine took {f.seconds(record.retrain_s)}: {faster}."
     elif ours.retrain_ratio is not None:
         text += f" That is {f.percent(ours.retrain_ratio)} of the time that retraining takes."
     else:

@@ -58,7 +58,7 @@ def judged(
         output = loaded.card["weights_sha256"]
         found = {
             "verdict": verdict,
-            "measurements": [_membership(job, split, measured), *_utility(split, old, new)],
+            "measurements": [_membership(job, split, measured), *_utility(opened, split, old, new)],
             "drift": _drift(split, old, new),
             "report": _report(
                 job,
@@ -155,17 +155,20 @@ def _use_alone(opened: Opened, split: ForgetSplit, old: Candidate, new: Candidat
         one.logits["valid"] = logits_of(opened.recommender, opened.data, split.valid, one.model)
     return {
         "verdict": {"verified": None, "checks": []},
-        "measurements": _utility(split, old, new),
+        "measurements": _utility(opened, split, old, new),
         "drift": _drift(split, old, new),
     }
 
 
-def _utility(split: ForgetSplit, old: Candidate, new: Candidate) -> list[dict[str, Any]]:
-    """AUC on D_v before and after, with 95 % intervals."""
+def _utility(opened: Opened, split: ForgetSplit, old: Candidate, new: Candidate) -> list[dict[str, Any]]:
+    """AUC on D_v before and after, with 95 % intervals over users."""
     found, label = [], split.valid.label
+    users = opened.data.user_code[split.valid.target]
     for name, one in (("valid_auc_before", old), ("valid_auc_after", new)):
         margin = one.logits["valid"][:, 1] - one.logits["valid"][:, 0]
-        low, high = auc_interval(margin[label == 1], margin[label == 0])
+        sides = [label == 1, label == 0]
+        groups = (users[sides[0]], users[sides[1]]) if len(np.unique(users)) > 1 else None
+        low, high = auc_interval(*(margin[s] for s in sides), groups=groups)
         value = utility(one.logits["valid"], label)["auc"]
         found.append({"name": name, "value": value, "low": low, "high": high, "n": len(label)})
     return found
