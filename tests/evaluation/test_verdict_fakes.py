@@ -50,6 +50,10 @@ FAKES = {
         lambda w: replace(w.original, forget=w.rng.permutation(w.original.control)),
         "deleted_answers",
     ),
+    "learns D_c as it knows D_f": (
+        lambda w: replace(w.original, control=w.original.control + 0.8 * (2 * w.label.control - 1)),
+        "control_unseen",
+    ),
 }
 
 
@@ -103,6 +107,7 @@ def test_a_temperature_shows_in_the_calibration_of_a_calibrated_original():
             "something_changed": 1,
             "membership": 0,
             "distribution": 0,
+            "control_unseen": 1,
             "utility": 1,
             "calibration": 1,
             "deleted_answers": 1,
@@ -130,6 +135,8 @@ GOOD = {
     "membership_original": 0.6,
     "advantage": 0.04,
     "advantage_error": 0.05,
+    "control_rise": 0.001,
+    "control_rise_se": 0.002,
     "auc_drop": 0.001,
     "auc_drop_se": 0.001,
     "auc_original": 0.7,
@@ -173,6 +180,23 @@ def test_too_few_validation_examples_verify_nothing():
     found = verdict(**{**GOOD, "auc_drop_se": 0.11})
     assert made.outcome(found)["utility"] is None and found["verified"] is None
     assert verdict(**{**GOOD, "auc_drop": 0.3, "auc_drop_se": 0.11})["verified"] is False
+
+
+def test_what_could_lose_most_of_its_use_unseen_is_not_verified():
+    """Nine tenths of an AUC of .6 are gone here, and the error hides it."""
+    hidden = {"auc_original": 0.6, "auc_drop": 0.09, "auc_drop_se": 0.045}
+    found = verdict(**{**GOOD, **hidden})
+    assert made.outcome(found)["utility"] is None and found["verified"] is None
+    blocked = verdict(**{**GOOD, "answers_control": 0.6, "answers_gap": -0.09, "answers_se": 0.05})
+    assert made.outcome(blocked)["deleted_answers"] is None
+
+
+def test_the_yardstick_may_not_be_better_known_than_before():
+    told = {
+        rise: made.outcome(verdict(**{**GOOD, "control_rise": rise}))["control_unseen"]
+        for rise in (-0.1, 0.013, 0.015)
+    }
+    assert told == {-0.1: True, 0.013: True, 0.015: False}  # .01 and 1.96 times .002
 
 
 def test_checks_have_the_keys_of_the_record():

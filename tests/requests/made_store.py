@@ -23,7 +23,15 @@ from curerec.requests.store import Store
 from curerec.requests.table import Table, of_split
 
 N_USERS, N_ITEMS = 40, 30
-CHECKS = ("something_changed", "membership", "distribution", "utility", "calibration", "deleted_answers")
+CHECKS = (
+    "something_changed",
+    "membership",
+    "distribution",
+    "control_unseen",
+    "utility",
+    "calibration",
+    "deleted_answers",
+)
 
 
 def made_data(n_users: int = N_USERS, *, prefix: str = "usr", title: str = "Title") -> Interactions:

@@ -46,6 +46,14 @@ def rows_of(seed: Seed, parts: int) -> Iterator[Row]:
         models = {f"retrain {k + 1}": Candidate(r.recommender.model) for k, r in enumerate(seed.retrains)}
         rng = np.random.default_rng([number, part])
         models |= {name: _answering(fake(was, label, rng)) for name, fake in FAKES.items()}
+        forgotten = {name: _margin(ground.logits(models["retrain 1"], name)) for name in SETS}
+        people = ground.user("forget")
+        for share in UNTOUCHED:
+            for draw in (1, 2):
+                left = rng.choice(np.unique(people), round(share * len(np.unique(people))), replace=False)
+                mixed = np.where(np.isin(people, left), was["forget"], forgotten["forget"])
+                name = f"{100 * share:.0f} % of the people left as they were {draw}"
+                models[name] = _answering({**forgotten, "forget": mixed})
         for name, one in models.items():
             found = judge(seed.opened, split, original, one, base, ground=ground)
             yield {
@@ -104,6 +112,23 @@ def untold(was: Answers, label: Answers) -> float:
     return min(np.linspace(-3, 3, 61).tolist(), key=lambda c: abs(auc(c) - 0.5))
 
 
+def learned(was: Answers, label: Answers, rng: np.random.Generator) -> Answers:
+    """As if D_c had been trained on until the attack no longer tells D_f from it; D_f is remembered."""
+    member = np.r_[np.ones(len(label["forget"])), np.zeros(len(label["control"]))]
+    told = -nll(was["forget"], label["forget"])
+
+    def known(by: float) -> np.ndarray:
+        return was["control"] + by * (2 * label["control"] - 1.0)
+
+    def off(by: float) -> float:
+        losses = -nll(known(by), label["control"])
+        return abs(float(roc_auc_score(member, np.r_[told, losses])) - 0.5)
+
+    return {**was, "control": known(min(np.linspace(0, 2, 41).tolist(), key=off))}
+
+
+#: Of the deleted people, the share that is remembered as before; the others are answered as by a retrain.
+UNTOUCHED = (0.1, 0.2, 0.3, 0.5, 0.7)
 FAKES: dict[str, Callable[[Answers, Answers, np.random.Generator], Answers]] = {
     "does nothing": _everywhere(lambda z, rng: z),
     "temperature 2": _everywhere(lambda z, rng: z / 2),
@@ -120,6 +145,7 @@ FAKES: dict[str, Callable[[Answers, Answers, np.random.Generator], Answers]] = {
         **was,
         "forget": rng.choice(was["control"], len(was["forget"])),
     },
+    "learned the control data": learned,
 }
 
 
@@ -133,7 +159,8 @@ def table(rows: list[Row]) -> None:
             request = f"{10 if whole else 1} % of the {kind}"
             asked = {"dataset": dataset, "kind": kind}
             here = [r for r in rows if asked.items() <= r.items() and (r["part"] == 0) == whole]
-            for name in ("retrain", *FAKES):
+            partly = [f"{100 * share:.0f} % of the people left as they were" for share in UNTOUCHED]
+            for name in ("retrain", *FAKES, *partly):
                 mine = [r for r in here if r["model"] == name or r["model"].startswith(f"{name} ")]
                 if not mine:
                     continue

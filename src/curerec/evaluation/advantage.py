@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import numpy as np
+from jaxtyping import Float64
 
 from curerec.evaluation.bootstrap import Groups, resamples
 from curerec.evaluation.inputs import numbers
@@ -43,9 +46,45 @@ def advantage(
         >>> advantage(np.array([1.0, 1.0, 4.0, 4.0]), np.array([2.0, 2.0, 3.0, 3.0]), draws=20)["value"]
         0.5
     """
+    between, sizes = _gap(loss_forget, loss_control)
+    m, n = sizes
+    seen = between(np.full((1, m), 1 / m), np.full((1, n), 1 / n))
+    drawn = resamples(m, n, draws=draws, seed=seed, groups=groups)
+    chance = [np.abs(between(*weights) - seen).max(1) for weights in drawn]
+    return {"value": float(np.abs(seen).max()), "error": float(np.quantile(np.concatenate(chance), 0.95))}
+
+
+def advantage_draws(
+    loss_forget: np.ndarray,
+    loss_control: np.ndarray,
+    *,
+    draws: int = 1000,
+    seed: int = 0,
+    groups: Groups | None = None,
+) -> Float64[np.ndarray, " draws"]:
+    """``value`` of :func:`advantage` in each bootstrap draw; the same seed and groups pair two models.
+
+    A draw's largest gap is larger than the sample's, of two models by about as much, so their difference
+    shows the error of comparing them.
+
+    Args and Raises: as :func:`advantage`.
+
+    Example:
+        >>> of = np.arange(4.0), np.arange(4.0) + 0.5
+        >>> bool(np.array_equal(advantage_draws(*of, draws=5), advantage_draws(*of, draws=5)))
+        True
+    """
+    between, sizes = _gap(loss_forget, loss_control)
+    drawn = resamples(*sizes, draws=draws, seed=seed, groups=groups)
+    return np.concatenate([np.abs(between(*weights)).max(1) for weights in drawn])
+
+
+def _gap(
+    loss_forget: np.ndarray, loss_control: np.ndarray
+) -> tuple[Callable[[np.ndarray, np.ndarray], np.ndarray], tuple[int, int]]:
+    """Of weights of the rows of both sets, the gap at every threshold; and how many rows there are."""
     forget = numbers(loss_forget, "losses of the forget set", least=2)
     control = numbers(loss_control, "losses of the control set", least=2)
-    m, n = len(forget), len(control)
     pooled = np.concatenate([forget, control])
     order = np.argsort(pooled, kind="stable")
     ends = np.append(np.diff(pooled[order]) > 0, True)  # thresholds lie between distinct losses only
@@ -53,9 +92,7 @@ def advantage(
     def gap(weight_f: np.ndarray, weight_c: np.ndarray) -> np.ndarray:
         return np.concatenate([weight_f, -weight_c], 1)[:, order].cumsum(1)[:, ends]
 
-    seen = gap(np.full((1, m), 1 / m), np.full((1, n), 1 / n))
-    chance = [np.abs(gap(*w) - seen).max(1) for w in resamples(m, n, draws=draws, seed=seed, groups=groups)]
-    return {"value": float(np.abs(seen).max()), "error": float(np.quantile(np.concatenate(chance), 0.95))}
+    return gap, (len(forget), len(control))
 
 
 def _compute(scene: Scene) -> Value:

@@ -1,4 +1,4 @@
-"""Was the request fulfilled: six checks from D_f, D_c and D_v alone, as they can be made in production."""
+"""Was the request fulfilled: seven checks from D_f, D_c and D_v alone, as they can be made in production."""
 
 from __future__ import annotations
 
@@ -18,6 +18,8 @@ class Limits:
         ece_rise: of the calibration error on D_v [ours].
         membership_gap: of the membership AUC, in either direction, that is as good as none [ours]: with
             enough examples any difference shows.
+        control_rise: of the AUC of the loss attack on D_c against D_v, over the original's [ours]: retrains
+            differ from it by .002 (``benchmarks/quality/verdict``), memory of D_c shows as .07.
         z: sampling errors that a difference may amount to.
         power: the original must lie so many sampling errors (of ``z``) off the target, else forgetting could
             not be seen and a pass means nothing (as the protocol's ``ceiling >= 2 floor``); so must what it
@@ -27,6 +29,7 @@ class Limits:
     auc_drop: float = 0.002
     ece_rise: float = 0.02
     membership_gap: float = 0.02
+    control_rise: float = 0.01
     z: float = Z95
     power: float = 2.0
 
@@ -39,6 +42,8 @@ def verdict(
     membership_original: float | None,
     advantage: float | None,
     advantage_error: float | None,
+    control_rise: float | None,
+    control_rise_se: float | None,
     auc_drop: float | None,
     auc_drop_se: float | None,
     auc_original: float | None,
@@ -51,7 +56,7 @@ def verdict(
     answers_target: float = 0.0,
     limits: Limits | None = None,
 ) -> dict[str, Any]:
-    """The six checks and what follows from them.
+    """The seven checks and what follows from them.
 
     ================= ============================== =====================================================
     check             passes where                   the fake that it is for
@@ -61,6 +66,8 @@ def verdict(
                   .02 at the least               is the original's at any temperature
     distribution      advantage - target <= error    blocks some forgotten users, remembers others: their
                                                      mean, the AUC, does not tell that from forgetting
+    control_unseen    AUC of D_c against D_v rose    trains on D_c: what all is held against is remembered
+                      by no more than .01 and error  then, so the deleted data no longer stand out
     utility           AUC drop on D_v <= limit and   destroys the model
                       its sampling error
     calibration       ECE rise on D_v <= limit       only changes the temperature (seen where the original
@@ -85,7 +92,10 @@ def verdict(
         membership_error: half-width of the 95 % interval of what a model without memory would show: around
             what is expected of one (:mod:`curerec.methods.expected`), else of the AUC itself.
         membership_original: membership AUC of the original.
-        advantage, advantage_error: ``value`` and ``error`` of :func:`curerec.evaluation.advantage.advantage`.
+        advantage: ``value`` of :func:`curerec.evaluation.advantage.advantage`.
+        advantage_error: half-width of the 95 % interval of ``advantage - advantage_target``.
+        control_rise: how much better the loss attack tells D_c from D_v than against the original.
+        control_rise_se: its standard error.
         auc_drop: AUC on D_v of the original minus that of the unlearned model.
         auc_drop_se: its standard error, over users, the same for both models
             (:func:`curerec.evaluation.utility.auc_drop`).
@@ -106,12 +116,13 @@ def verdict(
     Example:
         >>> told = verdict(
         ...     probes_changed=32, membership_auc=0.51, membership_error=0.03, membership_original=0.6,
-        ...     advantage=0.04, advantage_error=0.05, auc_drop=0.001, auc_drop_se=0.003,
+        ...     advantage=0.04, advantage_error=0.05, control_rise=0.0, control_rise_se=0.002,
+        ...     auc_drop=0.001, auc_drop_se=0.003,
         ...     auc_original=0.7, ece_rise=0.0, answers_gap=-0.01, answers_se=0.02,
         ...     answers_control=0.75,
         ... )
         >>> told["verified"], sum(check["passed"] for check in told["checks"])
-        (True, 6)
+        (True, 7)
     """
     allowed = limits or Limits()
     gap = _minus(membership_auc, membership_target)
@@ -141,6 +152,12 @@ def verdict(
             _minus(advantage, advantage_target),
             advantage_error,
             "Losses on the deleted data are distributed as those on data never trained on.",
+        ),
+        _at_most(
+            "control_unseen",
+            control_rise,
+            None if control_rise_se is None else allowed.control_rise + allowed.z * control_rise_se,
+            "The data that all is held against are no better known than before.",
         ),
         _needs(
             _at_most(
