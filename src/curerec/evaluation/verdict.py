@@ -18,8 +18,8 @@ class Limits:
         ece_rise: of the calibration error on D_v [ours].
         membership_gap: of the membership AUC, in either direction, that is as good as none [ours]: with
             enough examples any difference shows.
-        control_rise: of the AUC of the loss attack on D_c against D_v, over the original's [ours]: retrains
-            differ from it by .002 (``benchmarks/quality/verdict``), memory of D_c shows as .07.
+        control_rise: of the AUC of the loss attack on D_c against D_v, over the original's [ours]: that of
+            retrains scatters by .004, D_c remembered as D_f is shows as .08 (``benchmarks/quality/verdict``).
         z: sampling errors that a difference may amount to.
         power: the original must lie so many sampling errors (of ``z``) off the target, else forgetting could
             not be seen and a pass means nothing (as the protocol's ``ceiling >= 2 floor``); so must what it
