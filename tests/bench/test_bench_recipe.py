@@ -57,6 +57,20 @@ def test_what_was_run_is_not_what_a_recipe_becomes_later(monkeypatch):
     assert {job.key: config_hash(kept, job) for job in cells} == then
     now = {job.key: config_hash(load_bench("nano"), job) for job in cells}
     assert {k for k in now if now[k] != then[k]} == {j.key for j in cells if j.method in ("cure", *CONTROLS)}
+    monkeypatch.undo()
+    monkeypatch.setattr("curerec.bench.search.search_of", lambda name: {"lr": [1e-5, 1e-6]})  # other grids
+    assert {job.key: config_hash(kept, job) for job in cells} == then
+    assert config_hash(load_bench("nano"), next(j for j in cells if j.method == "npo")) not in then.values()
+
+
+@pytest.mark.parametrize("folder", FOLDERS, ids=lambda f: str(f.relative_to(QUALITY)))
+def test_committed_benchmarks_do_not_hang_on_the_grids_of_methods(folder, monkeypatch):
+    """Every grid that was searched is written out, so that a later one leaves the table as it is."""
+    recipe = parse(BenchRecipe, json.loads((folder / "bench.json").read_text("utf-8")), where=str(folder))
+    cells = [job for job in plan(recipe) if job.kind == "cell" and job.method not in CONTROLS]
+    then = [config_hash(recipe, job) for job in cells]
+    monkeypatch.setattr("curerec.bench.search.search_of", lambda name: {"lr": [1e-5, 1e-6]})
+    assert recipe.search is None or [config_hash(recipe, job) for job in cells] == then
 
 
 @pytest.mark.parametrize("folder", FOLDERS, ids=lambda f: str(f.relative_to(QUALITY)))

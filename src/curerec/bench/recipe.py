@@ -193,7 +193,7 @@ class BenchRecipe(Strict):
         return ["original", *([] if self.costs_only else ["base"]), *self.references]
 
     def as_it_stands(self) -> BenchRecipe:
-        """The same with every model's recipe written out.
+        """The same with every model's recipe, and every method's grid of the search, written out.
 
         Raises:
             ConfigError: a recipe that is named is not there, or does not fit.
@@ -204,7 +204,13 @@ class BenchRecipe(Strict):
             )
             for name, entry in self.models.items()
         }
-        return self.model_copy(update={"models": models})
+        search = self.search
+        if search is not None:
+            from curerec.bench.search import grid_of  # which takes recipes apart
+
+            grids = {method: grid_of(self, method) for method in RIVALS}
+            search = search.model_copy(update={"grids": grids | search.grids})
+        return self.model_copy(update={"models": models, "search": search})
 
     def setting(self, dataset: str, model: str, *, ask: Ask | None = None, seed: int = 0) -> Recipe:
         """The recipe of a data set and a model, with a request and a seed in it.

@@ -19,7 +19,6 @@ SEARCH: dict[str, list[Any]] = {"lr": [1e-4, 3e-4, 1e-3], "beta": [2.5, 4.5], "w
 class SimnpoConfig(LoopConfig):
     """The loop and the loss."""
 
-    lr: float = Field(3e-4, gt=0)  # at the loop's .001 the utility guard fires at the first look
     beta: float = Field(4.5, gt=0)
     margin: float = Field(0.0, ge=0, description="d: reward margin, nats")
     weight: float = Field(0.125, gt=0, description="of the forget loss; the retain loss has 1")
