@@ -54,7 +54,8 @@ def test_the_command_says_what_it_would_cost_and_writes_nothing(made_path):
         done = curerec(*arguments(made_path), "--plan")
         retrain = curerec(*arguments(made_path), "--plan", "--method", "retrain")
         refused(
-            curerec(*arguments(made_path), "--plan", "--method", "scrub"), "cure, random_modules, random_groups, retrain"
+            curerec(*arguments(made_path), "--plan", "--method", "scrub"),
+            "cure, random_modules, random_groups, retrain",
         )
         refused(curerec(*arguments(made_path)), "--out")
     assert done.code == retrain.code == 0, done.err + retrain.err

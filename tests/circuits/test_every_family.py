@@ -228,8 +228,9 @@ def assert_same(got, want):
 @pytest.mark.parametrize(
     ("model_type", "lora"),
     [
-        *((t, True) for t in TYPES),
-        *(pytest.param(t, False, marks=[pytest.mark.soak] if t in ALIKE else []) for t in TYPES),
+        pytest.param(t, lora, marks=[pytest.mark.soak] if t in ALIKE else [])
+        for lora in (True, False)
+        for t in TYPES
     ],
 )
 def test_how_a_model_is_run_does_not_matter(model_type, lora):
@@ -312,7 +313,9 @@ def test_layers_with_gradient_checkpointing_run_twice_and_give_the_same(model_ty
             np.testing.assert_allclose(got, want, rtol=1e-12, atol=1e-12 * np.abs(want).max())
 
 
-@pytest.mark.parametrize("model_type", TYPES)
+@pytest.mark.parametrize(
+    "model_type", [pytest.param(t, marks=[pytest.mark.soak] if t in ALIKE else []) for t in TYPES]
+)
 def test_half_precision_ranks_the_modules_alike(model_type):
     options = {"hidden_size": 64, "num_hidden_layers": 4, "num_attention_heads": 8}
     options |= {"n_inner": 128} if model_type == "gpt2" else {"intermediate_size": 128}

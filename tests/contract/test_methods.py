@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 import torch
 
-from curerec.methods import METHODS, card_of, search_of
+from curerec.methods import CONTROLS, METHODS, card_of, search_of
 from curerec.recommender.lean import answer_only
 from curerec.recommender.score import score
 from curerec.testing import methods as contract
@@ -25,6 +25,7 @@ CURE = {
 SPECIAL: dict[str, dict[str, Any]] = {
     "cure": CURE,
     "random_modules": CURE,
+    "random_groups": CURE,
     "task_vector": {"check_size": 60, "max_auc_drop": 1, "alphas": (1.0, 2.0)},
     "scrub": {**SHORT, "max_steps": 40, "epochs": 1, "retain_share": 0.2},
     "rome": {"steps": 3, "covariance_size": 40, "check_size": 60, "max_auc_drop": 1},
@@ -102,8 +103,8 @@ def test_where_three_prompts_fit_in_memory_the_same_is_learned(name, monkeypatch
         return inner(model, last)
 
     monkeypatch.setattr("curerec.recommender.score.answer_only", seen)
-    for user in ("recommender.score", "methods.unlearn", "circuits.passes"):
-        monkeypatch.setattr(f"curerec.{user}.prompts_that_fit", lambda model, pos: 3)
+    for user in ("recommender.score", "recommender.tune", "methods.unlearn", "circuits.passes"):
+        monkeypatch.setattr(f"curerec.{user}.prompts_that_fit", lambda model, pos, runtime=None: 3)
     found = answers(run(made_task("lora"), config))
     assert max(most) == 3
     assert moved > 0.02 and abs(found - want).max() < 1e-4, (moved, abs(found - want).max())
@@ -139,6 +140,6 @@ def test_a_rule_without_an_equation_and_another_method_s_card_are_refused():
         )
 
 
-@pytest.mark.parametrize("name", [n for n in METHODS if n not in ("cure", "random_modules", "retrain")])
+@pytest.mark.parametrize("name", [n for n in METHODS if n not in ("cure", *CONTROLS, "retrain")])
 def test_a_grid_is_declared(name):
     assert search_of(name)
