@@ -245,3 +245,20 @@ def test_output_that_nobody_reads_is_no_error(made_path):
     assert process.wait(timeout=60) in (0, 1)
     assert not process.stderr.read()
     process.stderr.close()
+
+
+def test_ctrl_c_while_a_library_makes_its_classes_is_ctrl_c(monkeypatch, capsys):
+    """Python before 3.12 wraps what comes from there in an error of its own."""
+    from curerec import cli
+
+    def interrupted(arguments):
+        raise RuntimeError("Error calling __set_name__") from KeyboardInterrupt()
+
+    monkeypatch.setattr(cli, "_run", interrupted)
+    monkeypatch.setattr(cli.interrupts, "watch", lambda: None)
+    with pytest.raises(SystemExit) as left:
+        cli.main()
+    assert left.value.code == 2 and "interrupted" in capsys.readouterr().err
+    monkeypatch.setattr(cli, "_run", lambda arguments: (_ for _ in ()).throw(RuntimeError("another")))
+    with pytest.raises(RuntimeError, match="another"):
+        cli.main()

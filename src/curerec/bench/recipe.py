@@ -208,7 +208,8 @@ class BenchRecipe(Strict):
         if search is not None:
             from curerec.bench.search import grid_of  # which takes recipes apart
 
-            grids = {method: grid_of(self, method) for method in RIVALS}
+            asked = {method for ask in self.requests for method in ask.chosen}
+            grids = {method: grid_of(self, method) for method in sorted(asked)}
             search = search.model_copy(update={"grids": grids | search.grids})
         return self.model_copy(update={"models": models, "search": search})
 

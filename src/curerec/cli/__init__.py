@@ -22,6 +22,8 @@ PATHS = {
     errno.EIO,
 }
 
+INTERRUPTED = "interrupted; nothing was left half-written. Run the same command again to start over"
+
 
 def main() -> None:
     """Entry point: every expected failure is one line on stderr and an exit code, never a traceback.
@@ -35,7 +37,12 @@ def main() -> None:
         interrupts.watch()
         sys.exit(_run(sys.argv[1:] or ["--help"]))
     except KeyboardInterrupt:
-        _stop("interrupted; nothing was left half-written. Run the same command again to start over", 2)
+        _stop(INTERRUPTED, 2)
+    except RuntimeError as error:
+        # Python before 3.12 wraps what comes while a class is being made, as when a library is imported.
+        if not isinstance(error.__cause__, KeyboardInterrupt):
+            raise
+        _stop(INTERRUPTED, 2)
     except BrokenPipeError:  # whoever read the output, such as `head`, has seen enough
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         sys.exit(1)
