@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 
-from curerec.methods import METHODS, RESTLESS, loop, search_of
+from curerec.methods import METHODS, RESTLESS, search_of
 from curerec.methods.bad_teacher import BadTeacherConfig, bad_teacher
 from curerec.methods.batches import Batches
 from curerec.methods.cau.difficulty import gradient_conflict, nearness
@@ -24,6 +24,7 @@ from curerec.methods.task_vector.method import TaskVectorConfig, negated, task_v
 from curerec.recommender.lora import factors_of, stacked, with_factors
 from curerec.recommender.score import answer_logits, p_yes, score
 from made_models import shaken
+from made_steps import Steps
 from made_tasks import made_task
 
 LONG = {
@@ -247,26 +248,16 @@ def test_e2urec_trains_an_adapter_on_q_and_v_or_all_that_fine_tuning_changed(tra
 
 def watched_draws(monkeypatch, method, config):
     """Of each step of a method, whether a batch of D_f was drawn."""
-    drawn: list[bool] = []
-    plain_next, plain_optimise = Batches.next, loop.optimise
+    task, steps, plain = made_task("full"), Steps(monkeypatch), Batches.next
 
     def next_batch(self):
-        if drawn and self.examples is task.forget:
-            drawn[-1] = True
-        return plain_next(self)
+        if self.examples is task.forget:
+            steps.note("D_f")
+        return plain(self)
 
-    def optimise(params, steps, gradients, *args, **options):
-        def step_of(step):
-            drawn.append(False)
-            return gradients(step)
-
-        return plain_optimise(params, steps, step_of, *args, **options)
-
-    task = made_task("full")
     monkeypatch.setattr(Batches, "next", next_batch)
-    monkeypatch.setattr(loop, "optimise", optimise)
     METHODS[method][0](task, METHODS[method][1].model_validate(config))
-    return drawn
+    return [bool(noted) for noted in steps.noted]
 
 
 LOOK = {"check_every": 2, "check_size": 40, "max_auc_drop": 1, "batch_size": 32}

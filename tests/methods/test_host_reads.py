@@ -8,10 +8,10 @@ import numpy as np
 import pytest
 import torch
 
-import curerec.methods.loop as loop
 from curerec.methods import METHODS
 from curerec.methods.cure import CureConfig
 from curerec.methods.unlearn import UnlearnConfig
+from made_steps import Steps
 from made_tasks import made_task
 
 READS = ("item", "tolist", "numpy", "__float__", "__int__", "__bool__", "__index__", "nonzero")
@@ -46,79 +46,50 @@ def test_a_step_reads_nothing_back(method, kind, monkeypatch):
     Not counted: one truth value a pass that transformers reads when it makes the mask, and what theta_o is
     asked for some batches of D_r at a time where training stored no answers.
     """
-    read: list[list[str]] = []
-    inside = False
+    steps = Steps(monkeypatch)
 
     def spy(name):
         plain = getattr(torch.Tensor, name)
 
         def counted(self, *args, **options):
-            if inside and not any(
+            if steps.inside and not any(
                 "/transformers/" in at.filename or at.name == "retain_logits"
                 for at in traceback.extract_stack()
             ):
-                read[-1].append(name)
+                steps.note(name)
             return plain(self, *args, **options)
 
         return counted
 
-    def optimise(params, steps, gradients, *args, **options):
-        def watched(step):
-            nonlocal inside
-            read.append([])
-            inside = True
-            try:
-                gradients(step)
-            finally:
-                inside = False
-
-        return plain_optimise(params, steps, watched, *args, **options)
-
-    plain_optimise = loop.optimise
     task = made_task(kind)
     for name in READS:
         monkeypatch.setattr(torch.Tensor, name, spy(name))
-    monkeypatch.setattr(loop, "optimise", optimise)
     METHODS[method][0](task, CASES[method])
-    assert len(read) == 6
-    assert read[1:] == [[]] * 5
+    assert len(steps.noted) == 6
+    assert steps.noted[1:] == [[]] * 5
 
 
 @pytest.mark.parametrize("kind", ["full", "lora"])
 @pytest.mark.parametrize("method", CASES)
 def test_a_step_uploads_nothing_but_its_batches(method, kind, monkeypatch):
     """What goes to a GPU unpinned is waited for, and so is an array that indexes a tensor there."""
-    sent: list[list[str]] = []
-    inside = False
-    plain_from, plain_item, plain_optimise = torch.from_numpy, torch.Tensor.__getitem__, loop.optimise
+    steps = Steps(monkeypatch)
+    plain_from, plain_item = torch.from_numpy, torch.Tensor.__getitem__
 
     def from_numpy(array):
-        names = [at.name for at in traceback.extract_stack()]
-        if inside and names[-2] != "on" and "retain_logits" not in names:  # as above
-            sent[-1].append(names[-2])
+        names = [at.name for at in traceback.extract_stack()] if steps.inside else []
+        if names and names[-2] != "on" and "retain_logits" not in names:  # as above
+            steps.note(names[-2])
         return plain_from(array)
 
     def getitem(self, index):
         parts = index if isinstance(index, tuple) else (index,)
-        if inside and any(isinstance(part, np.ndarray) for part in parts):
-            sent[-1].append(f"{traceback.extract_stack()[-2].name}: indexed by an array")
+        if steps.inside and any(isinstance(part, np.ndarray) for part in parts):
+            steps.note(f"{traceback.extract_stack()[-2].name}: indexed by an array")
         return plain_item(self, index)
-
-    def optimise(params, steps, gradients, *args, **options):
-        def watched(step):
-            nonlocal inside
-            sent.append([])
-            inside = True
-            try:
-                gradients(step)
-            finally:
-                inside = False
-
-        return plain_optimise(params, steps, watched, *args, **options)
 
     task = made_task(kind)
     monkeypatch.setattr(torch, "from_numpy", from_numpy)
     monkeypatch.setattr(torch.Tensor, "__getitem__", getitem)
-    monkeypatch.setattr(loop, "optimise", optimise)
     METHODS[method][0](task, CASES[method])
-    assert len(sent) == 6 and sent[1:] == [[]] * 5
+    assert len(steps.noted) == 6 and steps.noted[1:] == [[]] * 5

@@ -96,11 +96,9 @@ def title_of(ask: Ask) -> str:
     return f"{ask.kind} {100 * ask.share:g} %{choice}"
 
 
-def searched(recipe: BenchRecipe, method: str) -> str | None:
-    """The method itself, where its settings are searched; else None."""
-    if recipe.search is None or method not in METHODS:
-        return None
-    return method if grid_of(recipe, method) else None
+def is_searched(recipe: BenchRecipe, method: str) -> bool:
+    """Whether a method's settings are found by trials."""
+    return recipe.search is not None and method in METHODS and bool(grid_of(recipe, method))
 
 
 def config_hash(recipe: BenchRecipe, job: Job, method: str | None = None) -> str:
@@ -117,7 +115,6 @@ def config_hash(recipe: BenchRecipe, job: Job, method: str | None = None) -> str
     method = method or job.method
     setting = recipe.setting(job.dataset, job.model, ask=job.ask)
     config = setting.config_of(method) if method in METHODS else None
-    owner = searched(recipe, method)
     about = {
         "setting": setting.model_dump(mode="json", exclude={*SETTINGS, "seed"}),
         "shape": recipe.models[job.model].shape,
@@ -125,11 +122,11 @@ def config_hash(recipe: BenchRecipe, job: Job, method: str | None = None) -> str
         "method": method,
         "config": config.model_dump(mode="json") if config is not None else None,
         "search": None
-        if owner is None or recipe.search is None
+        if recipe.search is None or not is_searched(recipe, method)
         else {
             **recipe.search.model_dump(mode="json", include={"seed", "trials", "tolerance", "target"}),
             "on": recipe.searched_on(job.dataset),
-            "grid": grid_of(recipe, owner),
+            "grid": grid_of(recipe, method),
         },
         "costs_only": recipe.costs_only,
     }
@@ -170,24 +167,13 @@ def plan(recipe: BenchRecipe) -> list[Job]:
                 yard = add(Job("yardstick", dataset, model, seed, whole, needs=(first, *references)))
                 for method in ask.chosen:
                     needs = [yard]
-                    owner = searched(recipe, method)
-                    if owner is not None and recipe.search is not None:
+                    if recipe.search is not None and is_searched(recipe, method):
                         on, dev = recipe.searched_on(dataset), recipe.search.seed
                         start = original(on, model, dev)
+                        asked = recipe.requests[0].whole
                         needs += [
-                            add(
-                                Job(
-                                    "trial",
-                                    on,
-                                    model,
-                                    dev,
-                                    recipe.requests[0].whole,
-                                    owner,
-                                    n,
-                                    needs=(start,),
-                                )
-                            )
-                            for n in range(len(tries_of(recipe, on, model, owner)))
+                            add(Job("trial", on, model, dev, asked, method, n, needs=(start,)))
+                            for n in range(len(tries_of(recipe, on, model, method)))
                         ]
                     add(Job("cell", dataset, model, seed, ask, method, needs=tuple(needs)))
     return list(jobs.values())

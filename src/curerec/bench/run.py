@@ -12,7 +12,7 @@ from typing import Any
 from curerec.bench import artefacts, rows
 from curerec.bench.crew import Alone, Crew, Event, Orders, Processes
 from curerec.bench.lines import append_line, read_lines
-from curerec.bench.plan import Job, Place, config_hash, nearness, plan, searched
+from curerec.bench.plan import Job, Place, config_hash, is_searched, nearness, plan
 from curerec.bench.recipe import BenchRecipe
 from curerec.bench.search import choice
 from curerec.bench.timing import Estimate, duration
@@ -255,8 +255,7 @@ class _Foreman:
 
     def _settings(self, job: Job) -> Mapping[str, Any]:
         """What the search chose for the method of a cell."""
-        owner = searched(self.recipe, job.method) if job.kind == "cell" else None
-        if owner is None or self.recipe.search is None:
+        if self.recipe.search is None or job.kind != "cell" or not is_searched(self.recipe, job.method):
             return {}
         keys = [n for n in job.needs if n.startswith("trial|")]
         mine = [t for k in keys if (t := self._trial(self.jobs[k])) is not None]
@@ -288,7 +287,7 @@ class _Foreman:
         What a trial depends on (the data set and the request it is tried on) is not in the hash of the
         cells that take its choice, so that is not enough. A failed row may not say what it was made with.
         """
-        if job.kind != "cell" or searched(self.recipe, job.method) is None or row.get("settings") is None:
+        if job.kind != "cell" or not is_searched(self.recipe, job.method) or row.get("settings") is None:
             return True
         tried = all(self._trial(self.jobs[n]) for n in job.needs if n.startswith("trial|"))
         return tried and row["settings"] == self._settings(job)

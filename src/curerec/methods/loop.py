@@ -134,6 +134,11 @@ class Descent:
         """Cross-entropy of the changing model, mean, nats."""
         return F.cross_entropy(self.logits(batch), batch.label)
 
+    def retaining(self) -> tuple[torch.Tensor, dict[str, Any]]:
+        """The loss on a batch of D_r alone, and what to note: a step while the forget loss rests."""
+        retain = self.loss(self.retain.next())
+        return retain, {"retain_loss": retain.detach()}
+
     def grad(self, loss: torch.Tensor) -> list[torch.Tensor]:
         """Gradient of a loss for ``params``."""
         return list(torch.autograd.grad(loss, self.params))

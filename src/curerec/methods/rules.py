@@ -28,8 +28,8 @@ class Rules:
     with ``proj(g_f) = g_f - min(0, <g_f, g_r>) / (|g_r|^2 + eps) g_r``: where the two objectives conflict,
     what of the forget step would undo retaining is taken out (the one-sided projection of PCGrad). With
     ``both`` the other side is projected, too, where they conflict, ``w g_r`` onto what is normal to g_f
-    (PCGrad itself, unit by unit): of plain gradients retaining then takes
-    back, to first order, nothing of what forgetting gains.
+    (PCGrad itself, unit by unit): of plain gradients retaining then takes back, to first order, nothing of
+    what forgetting gains.
 
     Args:
         units: of the model.

@@ -95,7 +95,7 @@ def saliency(record: Record) -> str | None:
     )
     return (
         f"Within the parts that were to forget, only single weights {which} took the steps that followed, at "
-        f"most {f.percent(share)} of all weights; of the others at most what was taken back is different."
+        f"most {f.percent(share)} of all weights; the others changed only where they were taken back."
         + _drawn_back(record)
     )
 

@@ -13,7 +13,7 @@ from curerec.reports.grid import ORDER, ROLE_NAMES
 from curerec.reports.pictures import in_order
 from curerec.reports.schema import Metrics, Record
 from curerec.reports.svg import finite
-from curerec.reports.verdicts import why
+from curerec.reports.verdicts import unrankable, why
 
 Show = Callable[[float | None], str]
 
@@ -307,7 +307,9 @@ def _scalar(value: Any) -> str:
 
 
 def residual_of(record: Record, name: str) -> float | None:
-    """A method's residual, wherever the record holds it."""
+    """A method's residual, wherever the record holds it; None where nothing was there to rank by."""
+    if unrankable(record):
+        return None
     value = record.residual.get(name)
     model = record.metrics.get(name)
     return value if value is not None or model is None else model.residual

@@ -9,6 +9,7 @@ from curerec.reports.schema import Record, is_retrain
 from curerec.reports.svg import finite
 
 RANKABLE = 2  # as curerec.evaluation.residual has it, which needs more than reports may import
+NO_ROOM = "two retrainings differ by more than half of what was to be forgotten"
 NOT_RECORDED = "not recorded"
 NO_RETRAIN = "needs a model retrained without the data, and this run made none"
 
@@ -50,6 +51,8 @@ def why(record: Record, path: str) -> str:
         reason = record.missing.get(".".join(steps[:end]))
         if reason:
             return reason
+    if steps[0] == "residual" and unrankable(record):
+        return NO_ROOM
     compares = steps[-1] in _AGAINST_RETRAIN or steps[0] == "residual"
     if compares and record.retrained is None:
         given = (record.missing.get(f"metrics.{n}") for n in ("retrain", "retrain_2"))
@@ -84,7 +87,7 @@ def verdict(record: Record, residual: float | None = None) -> tuple[str, str, st
         n = sum(c.passed is True for c in checks)
         which = f"all {f.plural(n, 'check')}" if n == len(checks) else f"{n} of {len(checks)} checks"
         passed = f"passed {which} {against}" if checks else "passed its checks"
-        if residual is not None and residual >= 1 and not unrankable(record):
+        if residual is not None and residual >= 1:
             word = "Passed its checks, and no nearer to a retrain"
             but = "but it is no nearer to a retrained model than before"
             return "no", word, f"{_capital(done)}. It {passed}, {but}. Do not treat the request as fulfilled."
@@ -164,10 +167,10 @@ def unrankable(record: Record) -> bool:
 
 def _distance(record: Record, residual: float | None) -> KeyFigure:
     name = "Distance left to a retrained model"
+    if unrankable(record):
+        return KeyFigure("not judged", name, NO_ROOM)
     if residual is None:
         return KeyFigure("not computed", name, why(record, f"residual.{record.method}"))
-    if unrankable(record):
-        return KeyFigure("not judged", name, "two retrainings differ by about as much as was to be forgotten")
     note, extra = "0 = as good as retraining, 1 = nothing done", record.ours.extra if record.ours else {}
     low, high = extra.get("residual_low"), extra.get("residual_high")
     if low is not None and high is not None:

@@ -8,7 +8,7 @@ from curerec.reports import figures as f
 from curerec.reports.parts import CircuitPart, HeadReads
 from curerec.reports.schema import Record
 from curerec.reports.svg import finite
-from curerec.reports.verdicts import CHOICES, asked_for, unrankable, why
+from curerec.reports.verdicts import CHOICES, asked_for, why
 
 
 @dataclass(frozen=True)
@@ -61,7 +61,7 @@ def residual(record: Record, value: float | None) -> list[str]:
         "far the answers about the deleted data still are from that model's: 0 means no further than a "
         "second retraining is, 1 means as far as if nothing had been done."
     ]
-    if value is not None and not unrankable(record):
+    if value is not None:
         if value <= 0.005:
             meaning = "the unlearned model is as close to the retrained one as a second retraining would be"
         elif value < 1:

@@ -34,8 +34,7 @@ def grad_diff(task: Task, config: GradDiffConfig | None = None) -> Outcome:
 
     def loss(descent: Descent, step: int) -> tuple[torch.Tensor, Log]:
         if descent.resting:
-            retain = descent.loss(descent.retain.next())
-            return retain, {"retain_loss": retain.detach()}
+            return descent.retaining()
         forget, retain = descent.loss(descent.forget.next()), descent.loss(descent.retain.next())
         noted = {"forget_loss": forget.detach(), "retain_loss": retain.detach()}
         return retain - config.weight * forget, noted

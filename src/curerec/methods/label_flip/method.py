@@ -35,8 +35,7 @@ def label_flip(task: Task, config: LabelFlipConfig | None = None) -> Outcome:
 
     def loss(descent: Descent, step: int) -> tuple[torch.Tensor, Log]:
         if descent.resting:
-            retain = descent.loss(descent.retain.next())
-            return retain, {"retain_loss": retain.detach()}
+            return descent.retaining()
         batch = descent.forget.next()
         flipped = F.cross_entropy(descent.logits(batch), 1 - batch.label)
         retain = descent.loss(descent.retain.next())

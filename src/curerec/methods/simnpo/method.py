@@ -54,8 +54,7 @@ def simnpo(task: Task, config: SimnpoConfig | None = None) -> Outcome:
 
     def loss(descent: Descent, step: int) -> tuple[torch.Tensor, Log]:
         if descent.resting:
-            retain = descent.loss(descent.retain.next())
-            return retain, {"retain_loss": retain.detach()}
+            return descent.retaining()
         batch = descent.forget.next()
         forget = simnpo_loss(descent.logits(batch), batch.label, beta=config.beta, margin=config.margin)
         retain = descent.loss(descent.retain.next())
