@@ -6,7 +6,8 @@ seeds, on how many seeds `cure` is nearer, and the p of Wilcoxon's signed-rank t
 method with another model of the recipe: `cure@base` for `cure` with the settings that the recipe calls so.
 `METHOD/REQUEST` is a method on another request of the same seeds: `cure/users-0.1-random-x10`. Below the
 table stands the mean of `cure`'s own residuals. `--means` prints instead each method's own values, the mean
-over seeds and the half-width of its t interval; a seed's retrains count as one.
+over seeds and the half-width of its t interval; a seed's retrains count as one. `--without SEED...`
+leaves seeds out.
 """
 
 from __future__ import annotations
@@ -26,7 +27,9 @@ MEANS = (
 Found = dict[str, dict[int, float]]  # by method and seed
 
 
-def values_of(column: str, folders: list[Path], dataset: str, request: str, model: str) -> Found:
+def values_of(
+    column: str, folders: list[Path], dataset: str, request: str, model: str, without: list[int]
+) -> Found:
     """A column by method and seed; of other models than this by ``method@model``, of others by request.
 
     Raises:
@@ -39,7 +42,7 @@ def values_of(column: str, folders: list[Path], dataset: str, request: str, mode
         settings: dict[tuple[str, int], str] = {}
         for line in (folder / "rows.jsonl").read_text(encoding="utf-8").splitlines():
             row = json.loads(line)
-            if row["dataset"] == dataset and row.get(column) is not None:
+            if row["dataset"] == dataset and row.get(column) is not None and row["seed"] not in without:
                 name = row["method"] if row["model"] == model else f"{row['method']}@{row['model']}"
                 name += "" if row["request"] == request else f"/{row['request']}"
                 if settings.setdefault((name, row["seed"]), row["config_hash"]) != row["config_hash"]:
@@ -81,10 +84,11 @@ def main() -> None:
     parser.add_argument("--dataset", default="ml-100k")
     parser.add_argument("--request", default="users-0.1-random")
     parser.add_argument("--model", default="nano", help="its name in the recipe")
+    parser.add_argument("--without", type=int, nargs="+", default=[], help="seeds that are left out")
     parser.add_argument("--means", action="store_true", help="each method's own values")
     parser.add_argument("--others", nargs="+", default=["pcgrad", "npo", "random_modules"])
     options = parser.parse_args()
-    where = options.folders, options.dataset, options.request, options.model
+    where = options.folders, options.dataset, options.request, options.model, options.without
     found = values_of("residual", *where)
     if absent := sorted({"cure", *options.others} - set(found)):
         parser.error(

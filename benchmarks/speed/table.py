@@ -34,6 +34,9 @@ def main() -> None:
     print("| question | of | seen | date | device |\n|---|---|---|---|---|")
     for row in sorted(rows, key=lambda r: r["key"]["question"]):
         print("| " + " | ".join(lines(row)) + " |")
+    told = [r for row in rows if (r := row["values"].get("planned_over_real"))]
+    off = sorted(round(r, 2) for r in told if abs(r - 1) > 0.3)
+    print(f"\nPlans: {len(told)}, off by more than 30 %: {len(off)} ({', '.join(map(str, off))})")
 
 
 if __name__ == "__main__":

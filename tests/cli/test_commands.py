@@ -10,8 +10,10 @@ import sys
 import numpy as np
 import pytest
 import torch
+import typer
 from safetensors.torch import load_file
 
+from curerec.cli.say import say_verdict
 from curerec.data.cache import retain_side_at
 from curerec.data.readers import read
 from curerec.recipe import SplitConfig
@@ -313,3 +315,22 @@ def test_a_recommender_that_cannot_be_prepared_is_trained_all_the_same(made_path
     result = curerec("train", "--data", made_path.data, "--recipe", made_path.recipe, "--out", out)
     assert result.code == 0
     assert (out / "model.safetensors").read_bytes() == (made_path.full / "model.safetensors").read_bytes()
+
+
+@pytest.mark.parametrize(
+    ("verified", "residual", "strict", "code"),
+    [
+        (True, None, True, 0), (True, 0.4, True, 0), (True, 1.2, False, 0), (True, 1.2, True, 1),
+        (None, 0.4, False, 0), (None, 0.4, True, 1), (False, 0.4, False, 1),
+    ],
+)  # fmt: skip
+def test_a_residual_of_one_is_no_verdict_of_verified(verified, residual, strict, code, capsys):
+    """Checks see no retrain; where there is one, and nothing was gained towards it, they do not suffice."""
+    found = {"verified": verified, "checks": []}
+    left = 0
+    try:
+        say_verdict(found, strict=strict, residual=residual)
+    except typer.Exit as leaving:
+        left = leaving.exit_code
+    said = capsys.readouterr().out.splitlines()
+    assert left == code and (said[0] == "verified") is (verified is True and residual != 1.2)
