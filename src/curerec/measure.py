@@ -21,6 +21,7 @@ from curerec.evaluation.membership import membership
 from curerec.evaluation.metric import NO_RETRAIN, Metric, Value, evaluate
 from curerec.evaluation.residual import Reference
 from curerec.evaluation.scene import Ground, scenes
+from curerec.evaluation.untouched import deleted_entities, untouched
 from curerec.evaluation.utility import auc_drop, utility
 from curerec.evaluation.verdict import Limits, verdict
 from curerec.methods import METHODS
@@ -309,6 +310,7 @@ def judge(
         ece_rise=kept[1]["ece"] - kept[0]["ece"],
         limits=limits,
         **_of_control(ground, original, new),
+        **_left(ground, original, new),
         **told,
     )
 
@@ -325,6 +327,15 @@ def _of_control(ground: Ground, original: Candidate, new: Candidate) -> dict[str
     now, was = (auc(*side) for side in sides)
     drawn = np.subtract(*(auc_draws(*side, groups=groups) for side in sides))
     return {"control_rise": now - was, "control_rise_se": float(drawn.std(ddof=1))}
+
+
+def _left(ground: Ground, original: Candidate, new: Candidate) -> dict[str, float]:
+    """Share of the deleted about whom the weights answer as before, and what chance allows."""
+    sides = [(ground.memory(original, part), ground.memory(new, part)) for part in ("forget", "control")]
+    if "entities" not in ground.memo:
+        ground.memo["entities"] = deleted_entities(ground.data, ground.split)
+    found = untouched(sides[0], sides[1], ground.memo["entities"], seed=ground.seed)
+    return {"untouched_share": found["share"], "untouched_limit": found["limit"]}
 
 
 def _by_base(

@@ -11,10 +11,12 @@ from curerec.evaluation.advantage import advantage
 from curerec.evaluation.answers import answers
 from curerec.evaluation.auc import Z95, auc, auc_se
 from curerec.evaluation.guard import probes_changed
+from curerec.evaluation.untouched import untouched
 from curerec.evaluation.utility import auc_drop, nll, utility
 from curerec.evaluation.verdict import verdict
 
 SETS = ("forget", "control", "valid")
+PER_PERSON = 10  # deleted ratings
 
 
 @dataclass(frozen=True)
@@ -65,6 +67,8 @@ def judged(w: World, new: Model) -> dict:
     lost = auc_drop(w.original.valid, new.valid, w.label.valid, draws=100)
     said = answers(new.forget, w.label.forget, new.control, w.label.control)
     told = advantage(*(-x for x in _told(w, new)), draws=100)
+    sides = [(getattr(w.original, part), getattr(new, part)) for part in ("forget", "control")]
+    left = untouched(*sides, np.arange(len(new.forget)) // PER_PERSON, draws=200)
     rise = auc(*_known(w, new)) - auc(*_known(w, w.original))
     prompts = [np.concatenate([m.forget, m.valid]) for m in (w.original, new)]
     return verdict(
@@ -76,6 +80,8 @@ def judged(w: World, new: Model) -> dict:
         advantage_error=told["error"],
         control_rise=rise,
         control_rise_se=0.003,
+        untouched_share=left["share"],
+        untouched_limit=left["limit"],
         auc_drop=lost["drop"],
         auc_drop_se=lost["se"],
         auc_original=before["auc"],

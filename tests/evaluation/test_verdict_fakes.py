@@ -34,6 +34,14 @@ def half_blocked(w):
     return np.where(blocked, base_rate(w), w.original.forget)
 
 
+def leaving(w, share, noise=0.03):
+    """An honest model, but for some of the deleted people (by tens)."""
+    person = np.arange(len(w.clean.forget)) // made.PER_PERSON
+    left = w.rng.permutation(person.max() + 1) < share * (person.max() + 1)
+    new = w.clean.mapped(lambda z: z + w.rng.normal(0, noise, len(z)))
+    return replace(new, forget=np.where(left[person], w.original.forget, new.forget))
+
+
 FAKES = {
     "does nothing": (lambda w: w.original, "something_changed"),
     "adds rounding noise": (lambda w: w.original.mapped(lambda z: z * (1 + 1e-7)), "something_changed"),
@@ -54,6 +62,9 @@ FAKES = {
         lambda w: replace(w.original, control=w.original.control + 0.8 * (2 * w.label.control - 1)),
         "control_unseen",
     ),
+    "leaves a tenth of the people": (lambda w: leaving(w, 0.1), "untouched"),
+    "leaves a third of the people": (lambda w: leaving(w, 0.33), "untouched"),
+    "leaves a third of the people, the rest routed": (lambda w: leaving(w, 0.33, 0.0), "untouched"),
 }
 
 
@@ -108,6 +119,7 @@ def test_a_temperature_shows_in_the_calibration_of_a_calibrated_original():
             "membership": 0,
             "distribution": 0,
             "control_unseen": 1,
+            "untouched": 1,
             "utility": 1,
             "calibration": 1,
             "deleted_answers": 1,
@@ -137,6 +149,8 @@ GOOD = {
     "advantage_error": 0.05,
     "control_rise": 0.001,
     "control_rise_se": 0.002,
+    "untouched_share": 0.02,
+    "untouched_limit": 0.07,
     "auc_drop": 0.001,
     "auc_drop_se": 0.001,
     "auc_original": 0.7,

@@ -28,6 +28,7 @@ CHECKS = (
     "membership",
     "distribution",
     "control_unseen",
+    "untouched",
     "utility",
     "calibration",
     "deleted_answers",

@@ -1,4 +1,4 @@
-"""Was the request fulfilled: seven checks from D_f, D_c and D_v alone, as they can be made in production."""
+"""Was the request fulfilled: eight checks from D_f, D_c and D_v alone, as they can be made in production."""
 
 from __future__ import annotations
 
@@ -44,6 +44,8 @@ def verdict(
     advantage_error: float | None,
     control_rise: float | None,
     control_rise_se: float | None,
+    untouched_share: float | None,
+    untouched_limit: float | None,
     auc_drop: float | None,
     auc_drop_se: float | None,
     auc_original: float | None,
@@ -56,7 +58,7 @@ def verdict(
     answers_target: float = 0.0,
     limits: Limits | None = None,
 ) -> dict[str, Any]:
-    """The seven checks and what follows from them.
+    """The eight checks and what follows from them.
 
     ================= ============================== =====================================================
     check             passes where                   the fake that it is for
@@ -68,6 +70,8 @@ def verdict(
                                                      mean, the AUC, does not tell that from forgetting
     control_unseen    AUC of D_c against D_v rose    trains on D_c: what all is held against is remembered
                       by no more than .01 and error  then, so the deleted data no longer stand out
+    untouched         no more of the deleted people  leaves some of the people as they were: a mean over
+                      answered as before than chance all does not show them
     utility           AUC drop on D_v <= limit and   destroys the model
                       its sampling error
     calibration       ECE rise on D_v <= limit       only changes the temperature (seen where the original
@@ -96,6 +100,8 @@ def verdict(
         advantage_error: half-width of the 95 % interval of ``advantage - advantage_target``.
         control_rise: how much better the loss attack tells D_c from D_v than against the original.
         control_rise_se: its standard error.
+        untouched_share, untouched_limit: ``share`` and ``limit`` of
+            :func:`curerec.evaluation.untouched.untouched`.
         auc_drop: AUC on D_v of the original minus that of the unlearned model.
         auc_drop_se: its standard error, over users, the same for both models
             (:func:`curerec.evaluation.utility.auc_drop`).
@@ -117,12 +123,13 @@ def verdict(
         >>> told = verdict(
         ...     probes_changed=32, membership_auc=0.51, membership_error=0.03, membership_original=0.6,
         ...     advantage=0.04, advantage_error=0.05, control_rise=0.0, control_rise_se=0.002,
+        ...     untouched_share=0.02, untouched_limit=0.07,
         ...     auc_drop=0.001, auc_drop_se=0.003,
         ...     auc_original=0.7, ece_rise=0.0, answers_gap=-0.01, answers_se=0.02,
         ...     answers_control=0.75,
         ... )
         >>> told["verified"], sum(check["passed"] for check in told["checks"])
-        (True, 7)
+        (True, 8)
     """
     allowed = limits or Limits()
     gap = _minus(membership_auc, membership_target)
@@ -158,6 +165,17 @@ def verdict(
             control_rise,
             None if control_rise_se is None else allowed.control_rise + allowed.z * control_rise_se,
             "The data that all is held against are no better known than before.",
+        ),
+        _needs(
+            _at_most(
+                "untouched",
+                untouched_share,
+                untouched_limit,
+                "Answers about each of the deleted moved, as far as those about data never trained on.",
+            ),
+            0.5,
+            untouched_limit,
+            "Not judged: of so few deleted, half could be left as they were unseen.",
         ),
         _needs(
             _at_most(
