@@ -22,7 +22,7 @@ from curerec.evaluation.metric import NO_RETRAIN, Metric, Value, evaluate
 from curerec.evaluation.residual import Reference
 from curerec.evaluation.scene import Ground, scenes
 from curerec.evaluation.untouched import deleted_entities, untouched
-from curerec.evaluation.utility import auc_drop, utility
+from curerec.evaluation.utility import auc_drop, ece_rise, utility
 from curerec.evaluation.verdict import Limits, verdict
 from curerec.methods import METHODS
 from curerec.methods.expected import Expected, expected_membership
@@ -274,7 +274,8 @@ def judge(
     limits = limits or Limits()
     now, was, before = losses(new), losses(original), losses(base)
     valid = [ground.logits(c, "valid") for c in (original, new)]
-    kept = [utility(z, split.valid.label) for z in valid]
+    known = utility(valid[0], split.valid.label)["auc"]
+    worse = ece_rise(valid[0], valid[1], split.valid.label, groups=ground.user("valid"))
     lost = auc_drop(valid[0], valid[1], split.valid.label, groups=ground.user("valid"))
     probes = ground.logits(original, "forget"), ground.logits(new, "forget")
     told: dict[str, Any] = dict.fromkeys(
@@ -306,8 +307,9 @@ def judge(
         probes_changed=probes_changed(*probes),
         auc_drop=lost["drop"],
         auc_drop_se=lost["se"],
-        auc_original=kept[0]["auc"],
-        ece_rise=kept[1]["ece"] - kept[0]["ece"],
+        auc_original=known,
+        ece_rise=worse["rise"],
+        ece_rise_se=worse["se"],
         limits=limits,
         **_of_control(ground, original, new),
         **_left(ground, original, new),

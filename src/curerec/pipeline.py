@@ -164,6 +164,33 @@ def check_references(folders: list[Path], request: ForgetRequest) -> None:
         seen.add(card["weights_sha256"])
 
 
+def check_repeats(folders: list[Path], judged: Path, request: ForgetRequest) -> None:
+    """Refuse models that are not other runs of the method that made a model, on the same request.
+
+    Args:
+        folders: that ``curerec unlearn`` wrote.
+        judged: of the model.
+        request: that all of them must have forgotten.
+
+    Raises:
+        ModelError: one is of another method or request, or two are the same model: averages over seeds would
+            be of something else.
+    """
+    own = storage.read_card(judged)
+    seen = {own["weights_sha256"]}
+    for folder in folders:
+        card = storage.read_card(folder)
+        where = f"--also {folder.name}"
+        done = card.get("unlearned") or [{}]
+        if done != own.get("unlearned") or done[-1].get("request") != request.digest:
+            mend = "Give a folder of `curerec unlearn` with the same request and method"
+            raise ModelError("is of another request or method", where=where, mend=mend)
+        if card["weights_sha256"] in seen:
+            mend = "Unlearn it with another --seed"
+            raise ModelError("holds the same weights as another one", where=where, mend=mend)
+        seen.add(card["weights_sha256"])
+
+
 def task_for(
     opened: Opened,
     split: ForgetSplit,

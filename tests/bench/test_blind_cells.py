@@ -11,6 +11,7 @@ import pytest
 import torch
 from made_bench import CHANGE, SHORT, made_place, made_recipe
 
+from curerec.bench import work
 from curerec.bench.plan import plan
 from curerec.bench.sequence import one_after_the_other
 from curerec.bench.work import Workshop
@@ -146,6 +147,34 @@ def test_so_is_one_of_another_kind_of_request(twins, name, kind):
 
 def test_so_is_a_sequence(twins):
     same(*(cell_of(opened, "npo", parts=2) for opened in twins))
+
+
+def test_a_cell_opens_answers_of_retrains_and_to_the_test_set_when_its_method_is_done(tmp_path, monkeypatch):
+    """Neither the yardstick nor a retrain is read before there is an outcome, in one piece or in parts."""
+    monkeypatch.setenv("CUREREC_CACHE", str(tmp_path / "cache"))
+    requests = [{"share": 0.2, "methods": ["npo"]}, {"share": 0.2, "parts": 2, "methods": ["npo"]}]
+    recipe = made_recipe(requests=requests)
+    shop = Workshop(recipe, tmp_path / "out", made_place(tmp_path))
+    order: list[str] = []
+
+    def told(name, real):
+        def call(*rest, **more):
+            found = real(*rest, **more)
+            order.append(name)
+            return found
+
+        return call
+
+    for name in ("unlearn", "one_after_the_other"):
+        monkeypatch.setattr(work, name, told("carried out", getattr(work, name)))
+    for name in ("_yardstick", "_reference", "_yardstick_models"):
+        monkeypatch.setattr(shop, name, told("opened", getattr(shop, name)))
+    for cell in (job for job in plan(recipe) if job.kind == "cell"):
+        order.clear()
+        shop._last.pop("yardstick", None)
+        row = shop._cell(cell, {})
+        assert row["failure"] is None
+        assert order[0] == "carried out" and "opened" in order
 
 
 # Such a dependence would be found.

@@ -176,6 +176,32 @@ def test_every_method_runs_from_the_command(made_path, method, tmp_path):
     assert "CURE" not in page and "metrics.cure" not in page
 
 
+def test_other_runs_of_a_method_are_averaged_with_the_one_that_is_judged(made_path, tmp_path):
+    """Beside three retrains; and what is no other run of it is refused."""
+    ask = ("--data", made_path.data, "--request", made_path.request)
+    runs = [tmp_path / f"npo{seed}" for seed in (0, 1, 2)]
+    for seed, out in enumerate(runs):
+        options = ("--method", "npo", "--seed", seed, "--out", out)
+        assert curerec("unlearn", "--recommender", made_path.full, *ask, *options).code in (0, 1)
+    without = ("--recipe", made_path.recipe, "--without", made_path.request)
+    third = tmp_path / "third"
+    curerec("train", "--data", made_path.data, *without, "--seed", 3003, "--out", third)
+    folders = [out / "recommender" for out in runs]
+    judge = [folders[0] if word == made_path.new / "recommender" else word for word in made_path.judge]
+    retrains = [word for path in (*made_path.retrains, third) for word in ("--retrain", path)]
+    also = [word for path in folders[1:] for word in ("--also", path)]
+    curerec(*judge, *retrains, *also, "--out", tmp_path / "judged")
+    row = json.loads((tmp_path / "judged" / "record.json").read_text())["metrics"]["npo"]
+    assert 0 < row["jsd_mean"] < row["jsd"]
+    for folder, part in (
+        (folders[0], "same weights"),
+        (made_path.new / "recommender", "another request or method"),
+        (made_path.full, "another request or method"),
+    ):
+        refused(curerec(*judge, "--also", folder, "--out", tmp_path / "x"), "--also", part)
+    assert not (tmp_path / "x").exists()
+
+
 @pytest.mark.parametrize("method", ["npo", "retrain", "given"])
 def test_a_model_is_judged_under_its_own_name(made_path, method, tmp_path):
     """A retrain beside two others, and a folder whose card names no method."""

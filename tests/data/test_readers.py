@@ -106,7 +106,7 @@ def test_titles_elsewhere_and_format_by_name(tmp_path):
         (folder / "u.item").rename(tmp_path / "b"),
     )
     assert len(read(ratings, format="movielens-100k", titles=titles)) == 5
-    assert "name it with the titles option" in fails(ratings, format="movielens-100k").lower()
+    assert "curerec pack --titles file" in fails(ratings, format="movielens-100k").lower()
     assert "Known: movielens-100k" in fails(ratings, format="nonsense")
 
 

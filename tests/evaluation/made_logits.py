@@ -12,7 +12,7 @@ from curerec.evaluation.answers import answers
 from curerec.evaluation.auc import Z95, auc, auc_se
 from curerec.evaluation.guard import probes_changed
 from curerec.evaluation.untouched import untouched
-from curerec.evaluation.utility import auc_drop, nll, utility
+from curerec.evaluation.utility import auc_drop, ece_rise, nll, utility
 from curerec.evaluation.verdict import verdict
 
 SETS = ("forget", "control", "valid")
@@ -63,7 +63,7 @@ def _known(w: World, model: Model) -> tuple[np.ndarray, np.ndarray]:
 
 def judged(w: World, new: Model) -> dict:
     """The verdict, every number measured as the pipeline would (analytic error: cheap)."""
-    before, after = (utility(m.valid, w.label.valid) for m in (w.original, new))
+    worse = ece_rise(w.original.valid, new.valid, w.label.valid, draws=200)
     lost = auc_drop(w.original.valid, new.valid, w.label.valid, draws=100)
     said = answers(new.forget, w.label.forget, new.control, w.label.control)
     told = advantage(*(-x for x in _told(w, new)), draws=100)
@@ -84,8 +84,9 @@ def judged(w: World, new: Model) -> dict:
         untouched_limit=left["limit"],
         auc_drop=lost["drop"],
         auc_drop_se=lost["se"],
-        auc_original=before["auc"],
-        ece_rise=after["ece"] - before["ece"],
+        auc_original=utility(w.original.valid, w.label.valid)["auc"],
+        ece_rise=worse["rise"],
+        ece_rise_se=worse["se"],
         answers_gap=said["gap"],
         answers_se=said["se"],
         answers_control=said["control"],

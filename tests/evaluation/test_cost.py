@@ -7,7 +7,8 @@ import pytest
 import torch
 
 from curerec.evaluation import METRICS
-from curerec.evaluation.cost import Meter
+from curerec.evaluation.candidate import Candidate
+from curerec.evaluation.cost import Meter, latency_ratio
 from curerec.evaluation.metric import evaluate
 from curerec.measure import candidate
 from curerec.recommender.score import answer_logits, score, to_batch
@@ -63,3 +64,43 @@ def test_a_candidate_takes_what_the_meter_read():
     with Meter() as meter:
         score(model, prompts, encoder.answers)
     assert candidate(Outcome("npo", model, 1.0, 2.0), meter).forward_equivalents == 4
+
+
+class Timed:
+    """A ground whose clock runs with what is done: encoding and scoring cost as said, nothing else."""
+
+    def __init__(self, seconds):
+        self.now, self.seconds, self.sizes = 0.0, seconds, []
+
+    def part(self, name):
+        return np.arange(100).view(Few)
+
+    def spread(self, name, size):
+        return np.arange(size)
+
+    def encode(self, examples):
+        self.sizes.append(len(examples))
+        self.now += 1.0
+        return examples
+
+    def score(self, model, prompts):
+        self.now += self.seconds[model]
+
+
+class Few(np.ndarray):
+    def take(self, index):
+        return self[index]
+
+
+def test_latency_counts_retrieval_and_every_model_from_the_example_on(monkeypatch):
+    ground = Timed({"original": 3.0, "routed": 7.0, "original's own": 3.0})
+    monkeypatch.setattr("curerec.evaluation.cost.time.perf_counter", lambda: ground.now)
+
+    def retrieve(examples):
+        ground.now += 2.0
+        return examples
+
+    assert latency_ratio(ground, "original", Candidate("original's own")) == 1
+    assert latency_ratio(ground, "original", Candidate("routed")) == 8 / 4
+    found = latency_ratio(ground, "original", Candidate("original's own", rebuild=retrieve), size=10)
+    assert found == 6 / 4 and ground.sizes[-1] == 10

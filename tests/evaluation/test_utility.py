@@ -15,7 +15,7 @@ from sklearn.metrics import accuracy_score, log_loss, roc_auc_score
 from curerec.errors import ConfigError
 from curerec.evaluation.inputs import equal_mass, p_yes
 from curerec.evaluation.on_test import _interval
-from curerec.evaluation.utility import by_quintile, ece, nll, utility, utility_interval
+from curerec.evaluation.utility import by_quintile, ece, ece_rise, nll, utility, utility_interval
 
 
 def drawn(seed, n=300):
@@ -148,3 +148,29 @@ def test_the_interval_of_ece_holds_its_value():
         logits = np.stack([np.zeros_like(z), z], 1)
         low, high = _interval("ece", logits, label, user, 200, seed)
         assert low <= utility(logits, label)["ece"] <= high
+
+
+def test_the_error_of_a_rise_in_calibration_is_that_of_fresh_samples():
+    """Differences of many samples scatter as the bootstrap of one says: both models are drawn together."""
+    rng = np.random.default_rng(0)
+
+    def sample():
+        z = rng.normal(0.3, 1.2, 1500)
+        return z, (rng.random(1500) < expit(z)).astype(int)
+
+    found = [ece_rise(0.8 * z, 1.5 * z, y, draws=200) for z, y in (sample() for _ in range(60))]
+    rises = np.array([f["rise"] for f in found])
+    assert np.mean([f["se"] for f in found]) == pytest.approx(rises.std(ddof=1), rel=0.35)
+    assert rises.mean() > 0.01
+    z, y = sample()
+    assert found[0]["rise"] != 0 and ece_rise(z, z, y) == {"rise": 0.0, "se": 0.0}
+
+
+def test_users_whose_rows_err_alike_widen_the_error_of_a_rise():
+    rng = np.random.default_rng(1)
+    user = np.repeat(np.arange(60), 25)
+    z = rng.normal(0, 1, 1500)
+    y = (rng.random(1500) < expit(z)).astype(int)
+    after = z + rng.normal(0.5, 1.5, 60)[user]
+    rows, users = (ece_rise(z, after, y, groups=g)["se"] for g in (None, user))
+    assert users > 1.3 * rows

@@ -155,6 +155,7 @@ GOOD = {
     "auc_drop_se": 0.001,
     "auc_original": 0.7,
     "ece_rise": -0.01,
+    "ece_rise_se": 0.005,
     "answers_gap": 0.01,
     "answers_se": 0.02,
     "answers_control": 0.75,

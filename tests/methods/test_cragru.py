@@ -94,7 +94,7 @@ def test_only_the_latest_are_searched():
 def test_the_weights_are_the_original_s_and_the_request_is_the_task_s():
     task = made_task("lora")
     out = cragru(task, CragruConfig())
-    assert out.n_trainable == 0 and out.details["latency_ratio"] > 0
+    assert out.n_trainable == 0
     np.testing.assert_array_equal(out.details["rebuild"].deleted, task.deleted)
     assert set(task.forget.target) <= set(np.flatnonzero(task.deleted))
     vectors = title_vectors(task)

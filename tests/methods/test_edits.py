@@ -238,7 +238,7 @@ def test_wise_leaves_the_weights_and_stays_inside_its_mask():
     assert (side.delta[~side.mask] == 0).all() and (side.delta != 0).any()
     assert float(side.mask.float().mean()) == pytest.approx(0.2, abs=0.05)
     assert side.delta.abs().max() <= config.bound * (1 + 1e-6)
-    assert out.details["latency_ratio"] > 0 and out.n_trainable == int(side.mask.sum())
+    assert out.n_trainable == int(side.mask.sum())
 
 
 def test_rome_looks_at_what_it_hands_back_in_half_precision(monkeypatch):

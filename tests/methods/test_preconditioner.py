@@ -7,7 +7,7 @@ import types
 import pytest
 import torch
 
-from curerec.groups.assign import SHARED
+from curerec.groups.assign import FORGET, SHARED
 from curerec.methods.preconditioner import Preconditioner
 from curerec.methods.rules import Rules, uniform
 from curerec.methods.unlearn import UnlearnConfig, run
@@ -63,3 +63,38 @@ def test_the_record_says_what_was_projected(optimizer):
     assert said() == optimizer
     of_steps = "adamw, projection of its steps" if optimizer == "adamw" else "sgd"
     assert said(projection="preconditioned") == of_steps
+
+
+def test_its_epsilon_is_of_the_weights_that_may_move_as_adamws_is(monkeypatch):
+    """AdamW sees the direction, which is 0 elsewhere; of all weights the root mean square is another."""
+    task = made_task("full")
+    units = units_of(task.original.model, "row")
+    generator = torch.Generator().manual_seed(0)
+    masks = {
+        name: torch.rand(p.shape, generator=generator) < 0.1
+        for name, p in task.original.model.named_parameters()
+    }
+    seen = {}
+
+    class Watched(Preconditioner):
+        def factors(self, total):
+            found = super().factors(total)
+            seen.setdefault("projection", self.eps)
+            return found
+
+    real = torch.optim.AdamW.step
+
+    def step(self, *rest, **more):
+        seen.setdefault("step", self.param_groups[0]["eps"])
+        return real(self, *rest, **more)
+
+    monkeypatch.setattr("curerec.methods.unlearn.Preconditioner", Watched)
+    monkeypatch.setattr(torch.optim.AdamW, "step", step)
+    # No unit is task-shared, so nothing is projected and the direction is the plain sum.
+    rules = Rules(units, torch.full_like(uniform(units), FORGET), weight=2.0, masks=masks)
+    config = UnlearnConfig(
+        forget_loss="rewind", max_steps=2, check_every=2, check_size=30, max_auc_drop=1, schedule="linear",
+        batch_size=16, damping=0.1, projection="preconditioned",
+    )  # fmt: skip
+    run(task, rules, config)
+    assert seen["projection"] == pytest.approx(seen["step"], rel=1e-4)

@@ -115,6 +115,8 @@ def test_no_canary_in_a_refusal(root):
     for words in (
         ("--user", "canaryuser0900z"),
         ("--interaction", "canaryuser0900z"),
+        ("--user", "canaryuser0900z", "canaryuser0901z"),  # an option takes one value
+        ("canaryuser0900z",),
         ("--file", "canaryuser0900z.csv"),
     ):
         result = curerec("request", "add", "--store", root, *words)

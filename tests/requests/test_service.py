@@ -5,18 +5,21 @@ from __future__ import annotations
 import asyncio
 import http.client
 import json
+import os
 import stat
 import time
 
 import numpy as np
 import pytest
+from fastapi.testclient import TestClient
 from made_service import TOKEN, Line, ask, served, start
 from made_store import made_data, made_store, stand, users
 
 from curerec.errors import ConfigError
 from curerec.requests.runner import run
-from curerec.requests.serve import token_of
+from curerec.requests.serve import serve, token_of
 from curerec.requests.store import Store
+from made_commands import curerec
 
 
 @pytest.fixture(scope="module")
@@ -105,6 +108,40 @@ def test_another_name_is_not_answered(service):
     _, port = service
     for host in ("evil.example", "127.0.0.1.evil.example", ""):
         assert ask(port, "GET", "/status", headers={"Host": host})[0] in (400, 421)
+
+
+def test_a_proxy_s_name_is_answered_where_the_operator_gives_it(tmp_path, monkeypatch):
+    """At 0.0.0.0 no name is meant, so that without one nobody elsewhere would be answered: it says so."""
+    told, asked = [], []
+
+    def stopped(server, sockets):
+        sockets[0].close()
+        asked.append(server.config.app)
+
+    monkeypatch.setattr("uvicorn.Server.run", stopped)
+    root = made_store(tmp_path / "store")
+    umask = os.umask(0o077)
+    for names in ((), ("forget.example",)):
+        serve(root, host="0.0.0.0", port=0, names=names, token_file=None, say=told.append)
+    os.umask(umask)
+    assert sum("without --name" in line for line in told) == 1
+
+    def status(app, host):
+        return TestClient(app).get("/health", headers={"host": host}).status_code
+
+    plain, named = asked
+    assert status(plain, "forget.example:8765") == status(named, "other.example") == 421
+    assert status(named, "forget.example:8765") == status(plain, "localhost:8765") == 200
+
+
+def test_a_state_that_no_request_can_be_in_is_refused(service):
+    """As an empty list it would say that nothing is open."""
+    root, port = service
+    assert ask(port, "GET", "/requests?state=opn")[0] == 422
+    assert ask(port, "GET", "/requests?state=open,held")[0] == 200
+    for words in (("--state", "opn"), ("--format", "xml")):
+        result = curerec("request", "list", "--store", root, *words)
+        assert result.code == 2 and "Use " in result.err
 
 
 @pytest.mark.parametrize(

@@ -48,12 +48,11 @@ def rows_of(seed: Seed, parts: int) -> Iterator[Row]:
         models |= {name: _answering(fake(was, label, rng)) for name, fake in FAKES.items()}
         forgotten = {name: _margin(ground.logits(models["retrain 1"], name)) for name in SETS}
         people = ground.user("forget")
-        for share in UNTOUCHED:
-            for draw in (1, 2):
-                left = rng.choice(np.unique(people), round(share * len(np.unique(people))), replace=False)
-                mixed = np.where(np.isin(people, left), was["forget"], forgotten["forget"])
-                name = f"{100 * share:.0f} % of the people left as they were {draw}"
-                models[name] = _answering({**forgotten, "forget": mixed})
+        for (name, share, kept), draw in product(PARTLY, (1, 2)):
+            left = rng.choice(np.unique(people), round(share * len(np.unique(people))), replace=False)
+            between = kept * was["forget"] + (1 - kept) * forgotten["forget"]
+            mixed = np.where(np.isin(people, left), between, forgotten["forget"])
+            models[f"{name} {draw}"] = _answering({**forgotten, "forget": mixed})
         for name, one in models.items():
             found = judge(seed.opened, split, original, one, base, ground=ground)
             yield {
@@ -127,8 +126,12 @@ def learned(was: Answers, label: Answers, rng: np.random.Generator) -> Answers:
     return {**was, "control": known(min(np.linspace(0, 2, 41).tolist(), key=off))}
 
 
-#: Of the deleted people, the share that is remembered as before; the others are answered as by a retrain.
-UNTOUCHED = (0.1, 0.2, 0.3, 0.5, 0.7)
+#: Of the deleted people a share is answered as before, or so far between that and a retrain's answers (by log
+#: odds); the others as by a retrain. Name, share, how much of the original's.
+PARTLY = [
+    *((f"{100 * s:.0f} % of the people left as they were", s, 1.0) for s in (0.05, 0.1, 0.2, 0.3, 0.5, 0.7)),
+    *((f"{100 * s:.0f} % of the people half as they were", s, 0.5) for s in (0.2, 0.5, 1.0)),
+]
 FAKES: dict[str, Callable[[Answers, Answers, np.random.Generator], Answers]] = {
     "does nothing": _everywhere(lambda z, rng: z),
     "temperature 2": _everywhere(lambda z, rng: z / 2),
@@ -159,8 +162,7 @@ def table(rows: list[Row]) -> None:
             request = f"{10 if whole else 1} % of the {kind}"
             asked = {"dataset": dataset, "kind": kind}
             here = [r for r in rows if asked.items() <= r.items() and (r["part"] == 0) == whole]
-            partly = [f"{100 * share:.0f} % of the people left as they were" for share in UNTOUCHED]
-            for name in ("retrain", *FAKES, *partly):
+            for name in ("retrain", *FAKES, *(name for name, _, _ in PARTLY)):
                 mine = [r for r in here if r["model"] == name or r["model"].startswith(f"{name} ")]
                 if not mine:
                     continue

@@ -143,7 +143,9 @@ class BenchRecipe(Strict):
     models: dict[str, ModelEntry] = Field(..., min_length=1)
     requests: list[Ask] = Field(..., min_length=1, description="most important first: that order is run")
     seeds: list[int] = Field(..., min_length=1)
-    retrains: int = Field(2, gt=0, description="reference models a request; two or more give a floor")
+    retrains: int = Field(
+        3, gt=0, description="reference models a request; two give a floor, of one pair: provisional"
+    )
     search: SearchConfig | None = None
     costs_only: bool = Field(False, description="report time and memory, not what random weights answer")
     columns: list[str] = Field(

@@ -20,7 +20,7 @@ from curerec.bench.sequence import one_after_the_other
 from curerec.errors import RefusedError
 from curerec.evaluation import METRICS
 from curerec.evaluation.candidate import Candidate
-from curerec.evaluation.cost import Meter
+from curerec.evaluation.cost import Meter, latency_ratio
 from curerec.evaluation.guard import nothing_happened
 from curerec.evaluation.inputs import p_yes
 from curerec.evaluation.metric import Metric, Value, evaluate
@@ -107,10 +107,9 @@ class Workshop(Materials):
     def _measured(self, job: Job, settings: Mapping[str, Any], start: float) -> rows.Row:
         assert job.ask is not None
         opened, (request, split) = self._opened(job), self._asked(job)
-        original, references, yardstick = self._yardstick(job)
         config = opened.recipe.config_of(job.method)
         config = search.with_settings(config, settings) if settings else config
-        ground, used = self._ground(job), time.process_time()
+        used = time.process_time()
         with Meter() as meter:
             if job.ask.parts > 1:
                 outcome = one_after_the_other(
@@ -128,6 +127,8 @@ class Workshop(Materials):
                     opened, request, job.method, config, seed=job.seed, reporter=self.reporter
                 )
         used = time.process_time() - used
+        # Answers to D_t and of retrains are opened when nothing can look at them any more.
+        ground, (original, references, yardstick) = self._ground(job), self._yardstick(job)
         new = candidate(outcome, meter)
         if nothing_happened(original.logits["forget"], ground.logits(new, "forget")):
             raise RefusedError("nothing happened: the answers on 32 probe prompts are the original's")
@@ -154,6 +155,7 @@ class Workshop(Materials):
             method_config=config.model_dump(mode="json") if config is not None else None,
             settings=dict(settings),
             cpu_s=used,
+            latency_ratio=latency_ratio(ground, opened.recommender.model, new),
             **_explained(outcome),
         )
         row = rows.explained(row)
@@ -287,7 +289,7 @@ class Workshop(Materials):
 
 def _explained(outcome: Outcome) -> dict[str, Any]:
     """What a circuit method says of its choice."""
-    out: dict[str, Any] = {"latency_ratio": outcome.details.get("latency_ratio")}
+    out: dict[str, Any] = {}
     if outcome.circuit is not None:
         out |= {"circuit_size": len(outcome.circuit.core), "faithfulness": outcome.circuit.faithfulness}
     if outcome.groups is not None:

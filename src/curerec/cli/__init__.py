@@ -22,7 +22,12 @@ PATHS = {
     errno.EIO,
 }
 
-INTERRUPTED = "interrupted; nothing was left half-written. Run the same command again to start over"
+INTERRUPTED = (
+    "interrupted; nothing was left half-written. Run the same command again "
+    "(`bench`, `request run` and `evaluate --shadows` go on where they were)"
+)
+#: In place of click's text, which repeats the arguments: they may be ids of users.
+EXTRA = "unexpected extra argument(s). An option takes one value each time it is named (--user A --user B)"
 
 
 def main() -> None:
@@ -65,7 +70,9 @@ def _run(arguments: list[str]) -> int:
         return int(done.exit_code)
     except usage_error as error:
         name = getattr(getattr(error, "ctx", None), "command_path", "curerec")
-        _stop(f"{error.format_message().rstrip('.')}. Try: {name} --help", 2)  # type: ignore[attr-defined]
+        message = error.format_message().rstrip(".")  # type: ignore[attr-defined]
+        message = EXTRA if "unexpected extra argument" in message else message
+        _stop(f"{message}. Try: {name} --help", 2)
     except CurerecError as error:
         _stop(str(error), error.exit_code)
     except MemoryError:

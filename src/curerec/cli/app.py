@@ -9,13 +9,24 @@ import typer
 
 from curerec.cli import bench, circuit, data_sets, evaluate, together
 from curerec.cli.inputs import opened_with, quiet, ratings, recipe_for, request_of
-from curerec.cli.options import BaseFolder, Data, Folder, Model, Out, RecipeName, RequestFile, Seed, Settings
+from curerec.cli.options import (
+    BaseFolder,
+    Data,
+    Folder,
+    MethodSeed,
+    Model,
+    Out,
+    RecipeName,
+    RequestFile,
+    Seed,
+    Settings,
+)
 from curerec.cli.requests import attach
 
 app = typer.Typer(
     name="curerec",
     help="Make an LLM-based recommender forget, with a record of what was changed.\n\n"
-    "Exit codes: 0 done, 1 refused or not verified, 2 bad input.",
+    "Exit codes: 0 done, 1 refused or not verified, 2 bad input or interrupted.",
     add_completion=False,
     pretty_exceptions_enable=False,
     rich_markup_mode=None,
@@ -124,7 +135,7 @@ def unlearn(
     ] = "cure",
     recipe: Settings = None,
     base: BaseFolder = None,
-    seed: Seed = 0,
+    seed: MethodSeed = 0,
     plan: Annotated[
         bool, typer.Option("--plan", help="Only say what it would cost here; nothing is written.")
     ] = False,

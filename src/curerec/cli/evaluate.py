@@ -23,8 +23,23 @@ def evaluate(
         list[Path] | None,
         typer.Option("--retrain", help="Folder of `curerec train --without`; two or more give a floor."),
     ] = None,
+    also: Annotated[
+        list[Path] | None,
+        typer.Option(
+            "--also",
+            help="Recommender of the same method and request with another --seed; two or more, and three "
+            "retrains, give jsd_mean.",
+        ),
+    ] = None,
     out: Annotated[Path | None, typer.Option("--out", help="Folder for record.json and report.html.")] = None,
-    verdict: Annotated[bool, typer.Option("--verdict", help="Exit with 1 unless verified.")] = False,
+    verdict: Annotated[
+        bool,
+        typer.Option(
+            "--verdict",
+            help="Exit with 1 also where a check could not be judged or, with retrains, the residual is 1 or "
+            "more.",
+        ),
+    ] = False,
     metric: Annotated[
         list[str] | None,
         typer.Option(
@@ -49,17 +64,18 @@ def evaluate(
     from curerec.data.output import check_out, replacing
     from curerec.measure import Candidate, ground_of, judge, measure, method_of, names_for
     from curerec.opened import base_model, open_recommender
-    from curerec.pipeline import check_references
+    from curerec.pipeline import check_references, check_repeats
     from curerec.recording import record_of
     from curerec.reports.html import write_report
     from curerec.reports.schema import retrain_names, write_record
     from curerec.splitting import granted
 
     if out is not None:
-        check_out(out, only=JUDGED, inputs=[recommender, unlearned, *(retrain or []), base])
+        check_out(out, only=JUDGED, inputs=[recommender, unlearned, *(retrain or []), *(also or []), base])
     names = names_for(metric or [], shadows=shadows is not None)
     asked = request_of(request)
     check_references(retrain or [], asked)
+    check_repeats(also or [], unlearned, asked)
     opened = opened_with(recommender, data, base)
     table = opened.data
     split = granted(table, opened.recipe, opened.split, asked)
@@ -73,6 +89,9 @@ def evaluate(
         other = open_recommender(path, table, base=opened.base).recommender
         seconds = other.card.get("train_time_s")
         references[reference] = Candidate(other.model, seconds, seconds)
+    repeats = [
+        Candidate(open_recommender(path, table, base=opened.base).recommender.model) for path in also or []
+    ]
     ground = ground_of(opened, split)
     with bars() as reporter:
         made = {}
@@ -89,6 +108,7 @@ def evaluate(
             names=names,
             ground=ground,
             shadows=made,
+            seeds={name: repeats},
             progress=reporter.stage("measure"),
         )
     plain = Candidate(base_model(opened, seed=0))

@@ -40,6 +40,7 @@ Model = Annotated[
 Seed = Annotated[
     int | None, typer.Option("--seed", min=0, help="Seed of everything random. Default: the recipe's.")
 ]
+MethodSeed = Annotated[int, typer.Option("--seed", min=0, help="Seed of everything random in the method.")]
 RequestFile = Annotated[
     Path,
     typer.Option("--request", help="csv with the header user, item or user,item; or JSON with kind and ids."),

@@ -118,6 +118,10 @@ def show_all(
     form: Annotated[str, typer.Option("--format", help="text, json or csv.")] = "text",
 ) -> None:
     """List requests, the most urgent first."""
+    from curerec.errors import RequestError
+
+    if form not in ("text", "json", "csv"):
+        raise RequestError("unknown", where="list --format", mend="Use text, json or csv")
     with _store(store) as opened:
         rows = opened.ledger.all(state or ())
     if form == "json":
@@ -283,7 +287,7 @@ def shred(
     from curerec.requests.maintain import shred as destroy
 
     if (request is None) != expired:
-        raise RequestError("says neither which nor --expired", where="shred", mend="Give an id or --expired")
+        raise RequestError("takes an id or --expired", where="shred", mend="Give one of them")
     with _store(store) as opened:
         names = destroy(opened, request)
     typer.echo(f"{len(names)} key(s) destroyed")
@@ -302,8 +306,12 @@ def artefact(
     from curerec.errors import RequestError
     from curerec.requests.maintain import register
 
-    if policy not in ("list", "quarantine", "destroy") or not kind.replace(" ", "").isalnum():
-        raise RequestError("unknown policy or kind", where="artefact", mend="Use list, quarantine or destroy")
+    if policy not in ("list", "quarantine", "destroy"):
+        raise RequestError("unknown", where="artefact --policy", mend="Use list, quarantine or destroy")
+    if not kind.replace(" ", "").isalnum():
+        raise RequestError(
+            "may hold letters, digits and spaces", where="artefact --kind", mend="Leave the rest out"
+        )
     with _store(store) as opened:
         register(opened, path, kind=kind, policy=policy)
     typer.echo(f"{path}: {policy}")
@@ -351,6 +359,10 @@ def serve(
     store: StoreFolder,
     host: Annotated[str, typer.Option("--host", help="Address to listen at.")] = "127.0.0.1",
     port: Annotated[int, typer.Option("--port", min=0, max=65535, help="0: any that is free.")] = 8765,
+    name: Annotated[
+        list[str] | None,
+        typer.Option("--name", help="Name that a proxy or a container asks under (the Host header)."),
+    ] = None,
     token_file: Annotated[
         Path | None, typer.Option("--token-file", help="Holds the bearer token. Default: made in the store.")
     ] = None,
@@ -372,7 +384,7 @@ def serve(
 
     rule = Rule(None if every is None else 60 * every, before, retrain_before, each)
     say = lambda text: typer.echo(text, err=True)  # noqa: E731
-    listen(store, host=host, port=port, token_file=token_file, say=say, rule=rule)
+    listen(store, host=host, port=port, names=name or (), token_file=token_file, say=say, rule=rule)
 
 
 def as_csv(rows: list[dict[str, Any]]) -> str:

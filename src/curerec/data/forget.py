@@ -117,17 +117,14 @@ def without_rows(data: Interactions, split: Split, deleted: np.ndarray, *, sourc
         source: of the request, for messages.
 
     Raises:
-        RequestError: no training example is touched, or none would be left.
+        RequestError: no training example is about what is deleted (the message says if some show it), or none
+            would be left.
 
     Source: PROTOCOL section 1.
     """
     hit = deleted[split.train.target]
     if not hit.any():
-        raise RequestError(
-            "nothing of the request is in the training data: there is nothing to forget",
-            where=source,
-            mend="Check that the recommender was trained on this split",
-        )
+        raise _nothing_trained_on(split.train, deleted, source)
     kept = split.train.target[~hit]
     retain = examples(data, kept, deleted=deleted, history=split.train.places)
     if len(retain) == 0:
@@ -162,4 +159,22 @@ def without_rows(data: Interactions, split: Split, deleted: np.ndarray, *, sourc
         test=test,
         deleted=deleted,
         retain_before=split.train.take(~hit & np.isin(split.train.target, retain.target)),
+    )
+
+
+def _nothing_trained_on(train: Examples, deleted: np.ndarray, source: str) -> RequestError:
+    """No training prompt asks about what is deleted; whether some show it decides what the weights saw."""
+    shown = (deleted[train.history] & (train.history >= 0)).any()
+    if shown:
+        return RequestError(
+            "no training prompt asks about what the request names, but histories of some show it: an update "
+            "does not take that out",
+            where=source,
+            mend="Take the rows out of the data and train again, or `curerec request run --retrain`",
+        )
+    return RequestError(
+        "no training prompt asks about what the request names, or shows it: the fine-tuned weights saw "
+        "nothing of it",
+        where=source,
+        mend="Check the ids; `split.train` draws a part of the ratings, and public users are the base's",
     )

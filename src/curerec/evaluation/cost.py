@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import ctypes
 import sys
+import time
 from collections.abc import Callable
 from pathlib import Path
 from types import TracebackType
@@ -15,8 +16,10 @@ import torch
 from torch.nn.modules.module import register_module_forward_hook
 from transformers import PreTrainedModel
 
+from curerec.evaluation.candidate import Candidate
 from curerec.evaluation.metric import CannotError, Metric, Value
-from curerec.evaluation.scene import Scene
+from curerec.evaluation.scene import Ground, Scene
+from curerec.records import Examples
 
 NO_METER = "it was not run under a meter (curerec.evaluation.cost.Meter)"
 _PROC = Path("/proc/self")
@@ -88,6 +91,39 @@ class Meter:
 
     def _backward(self, prompts: int) -> None:
         self.forward_equivalents += 2 * prompts
+
+
+def latency_ratio(
+    ground: Ground, original: Any, one: Candidate, *, size: int = 64, repeats: int = 3
+) -> float:
+    """How much longer an answer takes than the original's: seconds for validation prompts, best of some.
+
+    From examples to answers, so a retrieval counts, a routing does, and each of several models that answer
+    together.
+
+    Args:
+        ground: of the request.
+        original: the model before unlearning.
+        one: the unlearned model.
+        size: prompts, spread over D_v.
+        repeats: of both, in turn, so that other work on the machine slows both alike.
+
+    Returns:
+        The ratio; nan where D_v is empty.
+
+    Source: this project.
+    """
+    if not len(ground.part("valid")):
+        return float("nan")
+    examples = ground.part("valid").take(ground.spread("valid", size))
+
+    def seconds(model: Any, rebuild: Callable[[Examples], Examples] | None) -> float:
+        start = time.perf_counter()
+        ground.score(model, ground.encode(examples if rebuild is None else rebuild(examples)))
+        return time.perf_counter() - start
+
+    pairs = [(seconds(one.model, one.rebuild), seconds(original, None)) for _ in range(repeats)]
+    return min(a for a, _ in pairs) / min(b for _, b in pairs)
 
 
 def _reset_mark() -> bool:

@@ -8,6 +8,7 @@ import numpy as np
 from jaxtyping import Float64
 
 from curerec.evaluation.auc import auc, auc_draws, auc_interval
+from curerec.evaluation.bootstrap import LEAST_USERS
 from curerec.evaluation.inputs import equal_mass, labels, margin, numbers, p_yes, same_length
 from curerec.recommender.score import label_nll
 
@@ -91,6 +92,58 @@ def ece(p: np.ndarray, label: np.ndarray, bins: int = BINS) -> float:
     p = numbers(p, "probabilities")
     bin_of = equal_mass(p, bins)
     return float(np.abs(np.bincount(bin_of, p - labels(label, len(p)))).sum() / len(p))
+
+
+def ece_rise(
+    before: np.ndarray,
+    after: np.ndarray,
+    label: np.ndarray,
+    *,
+    groups: np.ndarray | None = None,
+    draws: int = 1000,
+    seed: int = 0,
+    bins: int = BINS,
+) -> dict[str, float]:
+    """How much less well calibrated a model is than another on the same examples, with its error.
+
+    Args:
+        before, after: logits [n, 2], or margins [n].
+        label: 0 or 1, [n].
+        groups: user of each example, [n]; whole users are drawn then, if there are enough
+            (:data:`curerec.evaluation.bootstrap.LEAST_USERS`).
+        draws, seed: of the bootstrap; both models are drawn together.
+        bins: of the calibration error; a draw keeps those of the sample.
+
+    Returns:
+        ``rise`` (:func:`ece` of ``after`` less that of ``before``) and ``se``, its bootstrap standard error.
+
+    Related: :func:`auc_drop`.
+
+    Example:
+        >>> z = np.array([2.0, -2.0, 1.0, -1.0])
+        >>> ece_rise(z, z, np.array([1, 0, 1, 0]), draws=5)
+        {'rise': 0.0, 'se': 0.0}
+    """
+    y = labels(label, len(margin(before)))
+    same_length(margin(before), margin(after), what="logits before and after")
+    sides = []
+    for logits in (before, after):
+        p = p_yes(logits)
+        at = equal_mass(p, bins)
+        missed = np.zeros((len(p), bins))
+        missed[np.arange(len(p)), at] = p - y
+        sides.append(missed)
+    code = np.arange(len(y))
+    if groups is not None and len(np.unique(groups)) >= LEAST_USERS:
+        code = np.unique(groups, return_inverse=True)[1]
+    # Sums a user and bin, so that a draw is a product of counts of users.
+    totals = [np.stack([np.bincount(code, column) for column in side.T], 1) for side in sides]
+    size = np.bincount(code)
+    rng = np.random.default_rng(seed)
+    count = rng.multinomial(len(size), np.full(len(size), 1 / len(size)), size=draws)
+    drawn = np.subtract(*(np.abs(count @ m).sum(1) for m in totals[::-1])) / (count @ size)
+    rise = ece(p_yes(after), y, bins) - ece(p_yes(before), y, bins)
+    return {"rise": rise, "se": float(drawn.std(ddof=1)) if draws > 1 else float("nan")}
 
 
 def by_quintile(logits: np.ndarray, label: np.ndarray, activity: np.ndarray) -> list[dict[str, Any]]:

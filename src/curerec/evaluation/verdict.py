@@ -50,6 +50,7 @@ def verdict(
     auc_drop_se: float | None,
     auc_original: float | None,
     ece_rise: float | None,
+    ece_rise_se: float | None,
     answers_gap: float | None,
     answers_se: float | None,
     answers_control: float | None,
@@ -74,8 +75,8 @@ def verdict(
                       answered as before than chance all does not show them
     utility           AUC drop on D_v <= limit and   destroys the model
                       its sampling error
-    calibration       ECE rise on D_v <= limit       only changes the temperature (seen where the original
-                                                     was calibrated), destroys the model
+    calibration       ECE rise on D_v <= limit and   only changes the temperature (seen where the original
+                      its sampling error             was calibrated), destroys the model
     deleted_answers   AUC on D_f - AUC on D_c >=     blocks forgotten users at the prompt: constant, random or
                       target, less its sampling      foreign answers hold less than those on unseen data
                       error
@@ -106,7 +107,8 @@ def verdict(
         auc_drop_se: its standard error, over users, the same for both models
             (:func:`curerec.evaluation.utility.auc_drop`).
         auc_original: AUC on D_v of the original.
-        ece_rise: calibration error on D_v of the unlearned model minus that of the original.
+        ece_rise, ece_rise_se: calibration error on D_v of the unlearned model minus that of the original, and
+            its standard error (:func:`curerec.evaluation.utility.ece_rise`).
         answers_gap, answers_control: ``gap`` and ``control`` of :func:`curerec.evaluation.answers.answers`.
         answers_se: standard error of ``answers_gap - answers_target``.
         membership_target, advantage_target, answers_target: 0.5, 0 and 0, or those of a model that saw
@@ -125,7 +127,7 @@ def verdict(
         ...     advantage=0.04, advantage_error=0.05, control_rise=0.0, control_rise_se=0.002,
         ...     untouched_share=0.02, untouched_limit=0.07,
         ...     auc_drop=0.001, auc_drop_se=0.003,
-        ...     auc_original=0.7, ece_rise=0.0, answers_gap=-0.01, answers_se=0.02,
+        ...     auc_original=0.7, ece_rise=0.0, ece_rise_se=0.01, answers_gap=-0.01, answers_se=0.02,
         ...     answers_control=0.75,
         ... )
         >>> told["verified"], sum(check["passed"] for check in told["checks"])
@@ -189,7 +191,10 @@ def verdict(
             "Not judged: too few validation examples to show if recommendations were destroyed.",
         ),
         _at_most(
-            "calibration", ece_rise, allowed.ece_rise, "P(yes) is as well calibrated as the original's."
+            "calibration",
+            ece_rise,
+            None if ece_rise_se is None else allowed.ece_rise + allowed.z * ece_rise_se,
+            "P(yes) is as well calibrated as the original's, as far as can be told.",
         ),
         _needs(
             _at_most(

@@ -10,8 +10,8 @@ from curerec.methods.rules import Gradients
 class Preconditioner:
     """Factors that AdamW scales a gradient's entries by: ``1 / (sqrt(v) + eps)``.
 
-    v is the running mean of squares of the plain sum of both gradients, unbiased as AdamW's own. That one is
-    of what the rules made of them, which is not known before they have.
+    v is the running mean of squares of the plain sum of both gradients where weights may move, unbiased as
+    AdamW's own. That one is of what the rules made of them, which is not known before they have.
 
     Args:
         damping: eps as a multiple of the root mean square of the first gradient, as in

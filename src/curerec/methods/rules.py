@@ -122,6 +122,15 @@ class Rules:
             inside = inside | rolled[name]
         return int((~inside[rows]).sum())
 
+    def inside(self, gradients: Gradients) -> Gradients:
+        """The gradients with 0 where a weight may not move.
+
+        Args:
+            gradients: by parameter name.
+        """
+        masks = self.masks
+        return gradients if masks is None else {n: g * masks[n] for n, g in gradients.items()}
+
     def combine(
         self, forget: Gradients, retain: Gradients, scale: Gradients | None = None
     ) -> tuple[Gradients, dict[str, torch.Tensor]]:
@@ -138,8 +147,7 @@ class Rules:
             Directions by parameter name, and ``cos`` float [n_units] (nan where a gradient is 0) and
             ``projected`` bool [n_units].
         """
-        if self.masks is not None:
-            forget, retain = ({n: g * self.masks[n] for n, g in side.items()} for side in (forget, retain))
+        forget, retain = self.inside(forget), self.inside(retain)
         f, r = (side if scale is None else times(side, scale) for side in (forget, retain))
         pairs = ((f, r), (f, f), (r, r))
         owners = {name: owner for name, (_, owner) in self.owner.items()}

@@ -287,7 +287,8 @@ def run(
         kept_up = dict(zip(names, g_r, strict=True))
         scale = None
         if preconditioner:
-            scale = preconditioner.factors({n: g + rules.weight * kept_up[n] for n, g in forget.items()})
+            total = {n: g + rules.weight * kept_up[n] for n, g in forget.items()}
+            scale = preconditioner.factors(rules.inside(total))
         direction, seen = rules.combine(forget, kept_up, scale)
         for name, p in zip(names, params, strict=True):
             p.grad = direction[name].to(p.dtype)

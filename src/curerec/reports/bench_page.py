@@ -56,6 +56,7 @@ COLUMNS: tuple[tuple[str, str, Show], ...] = (
     ("t_core", "t_core, s", _seconds),
     ("t_total", "t_total, s", _seconds),
     ("retrain_ratio", "of a retrain", _two),
+    ("latency_ratio", "An answer's time, of the original's", _two),
     ("peak_memory", "Peak memory, MB", _megabytes),
     ("trainable_parameters", "Trainable", f.count),
 )

@@ -6,9 +6,11 @@ from dataclasses import dataclass
 
 from curerec.reports import figures as f
 from curerec.reports.parts import CircuitPart, HeadReads
-from curerec.reports.schema import Record
+from curerec.reports.schema import Record, is_retrain
 from curerec.reports.svg import finite
 from curerec.reports.verdicts import CHOICES, asked_for, why
+
+PAIR = 2  # retrains
 
 
 @dataclass(frozen=True)
@@ -81,6 +83,11 @@ def residual(record: Record, value: float | None) -> list[str]:
             f"{f.brief(floor)} nats apart (the noise floor). The original model is {f.brief(ceiling)} nats "
             f"away, {f.times(ratio)} times the floor{judged}"
         )
+        if sum(map(is_retrain, record.metrics)) == PAIR:
+            text.append(
+                "The floor is the distance of a single pair here. Pairs of retrainings differ by up to a "
+                "factor of two, so the residual is provisional: a third retraining steadies it."
+            )
     return text
 
 

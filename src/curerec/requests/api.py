@@ -228,7 +228,7 @@ def read(body: bytes) -> tuple[Asked, tuple[str, ...]]:
         raise RequestError("is not UTF-8", where="request", mend="Send JSON in UTF-8") from None
     if unknown := set(content) - {"kind", "ids", "reason", "due"}:
         raise RequestError(
-            f"has {len(unknown)} unknown key(s)", where="request", mend="kind, ids, reason, due"
+            f"has {len(unknown)} unknown key(s)", where="request", mend="Known are kind, ids, reason, due"
         )
     reason, due = content.get("reason"), content.get("due")
     if not all(value is None or isinstance(value, str) for value in (reason, due)):

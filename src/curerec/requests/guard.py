@@ -123,7 +123,7 @@ class Guard:
         host = headers.get(b"host", b"").decode("latin-1").lower()
         name = host.rsplit(":", 1)[0] if not host.endswith("]") else host
         if name.strip("[]") not in self.hosts:
-            return 421, "this service is not asked under that name"
+            return 421, "this service is not asked under that name; `curerec serve --name` allows one"
         length = headers.get(b"content-length", b"0")
         if not length.isdigit() or int(length) > MAX_BODY_BYTES:
             return 413, "the body is too large"

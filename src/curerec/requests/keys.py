@@ -37,7 +37,8 @@ def read(folder: Path, name: str) -> bytes:
     try:
         key = (folder / name).read_bytes()
     except OSError:
-        raise StorageError("there is no such key (destroyed?)", where="keys") from None
+        mend = "A destroyed key is gone for good; that of the ledger, restore from a backup"
+        raise StorageError("there is no such key (destroyed?)", where="keys", mend=mend) from None
     if len(key) != SIZE:
         raise StorageError("a key is damaged", where="keys", mend="Restore it from a backup")
     return key

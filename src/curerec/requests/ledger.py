@@ -23,6 +23,7 @@ from curerec.requests.database import connect, forget_pages, transaction
 from curerec.requests.table import Entry
 
 REQUEST_ID = re.compile(r"r-[0-9a-f]{16}")
+STATES = ("open", "running", "held", "committed", "cancelled")
 WAITING = ("open", "held")
 MAX_IDS = 100_000
 MAX_REASON = 500
@@ -55,7 +56,9 @@ class Asked:
         width = 2 if self.kind == "interactions" else 1
         if any(len(e) != width or not all(isinstance(i, str) and i for i in e) for e in self.entries):
             raise RequestError(
-                "an entry of it has an empty or missing id", where="request", mend="Fill it in"
+                "an entry of it has an empty or missing id",
+                where="request",
+                mend="Fill it in; an interaction is USER,ITEM",
             )
         try:
             "".join((self.reason or "", *(i for e in self.entries for i in e))).encode()
@@ -78,6 +81,18 @@ class Asked:
 def now() -> str:
     """The time in UTC, to the second, as ISO 8601."""
     return datetime.datetime.now(datetime.UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
+
+
+def known_states(states: Iterable[str]) -> tuple[str, ...]:
+    """The states, if requests can be in each.
+
+    Raises:
+        RequestError: one is none; it is not quoted.
+    """
+    wanted = tuple(states)
+    if not set(wanted) <= set(STATES):
+        raise RequestError("is unknown", where="state", mend=f"Use {', '.join(STATES[:-1])} or {STATES[-1]}")
+    return wanted
 
 
 class Ledger:
@@ -193,8 +208,11 @@ class Ledger:
             states: only these; empty: all.
             limit: at most so many.
             after: only those of a greater id, for paging in id order.
+
+        Raises:
+            RequestError: no request can be in one of the states.
         """
-        wanted = list(states)
+        wanted = known_states(states)
         where = f"state IN ({', '.join('?' * len(wanted))})" if wanted else "1"
         last = "state IN ('committed', 'cancelled')"
         order = "id" if after else f"{last}, coalesce(due, '9999'), received, id"
@@ -207,7 +225,7 @@ class Ledger:
     def counts(self) -> dict[str, int]:
         """Requests by state."""
         found = dict(self.db.execute("SELECT state, count(*) FROM request GROUP BY state").fetchall())
-        return {s: found.get(s, 0) for s in ("open", "running", "held", "committed", "cancelled")}
+        return {s: found.get(s, 0) for s in STATES}
 
     def overdue(self, today: str) -> int:
         """Requests that are not done and whose date has passed."""
@@ -226,7 +244,8 @@ class Ledger:
             if state == "cancelled":
                 return
             if state not in WAITING:
-                raise RefusedError(f"is {state}, too late to cancel it", where=request)
+                mend = "`curerec request show` says what becomes of it"
+                raise RefusedError(f"is {state}, too late to cancel it", where=request, mend=mend)
             self.db.execute(
                 "UPDATE request SET state = 'cancelled', finished = ?, detail = NULL, reason = NULL "
                 "WHERE id = ?",

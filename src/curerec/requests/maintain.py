@@ -159,7 +159,11 @@ def shred(store: Store, request: str | None = None, *, today: str | None = None)
         if request is not None:
             row = store.ledger.get(request)
             if row["state"] not in ("committed", "cancelled"):
-                raise RefusedError(f"is {row['state']}: its key is still needed", where=request)
+                raise RefusedError(
+                    f"is {row['state']}: its key is still needed",
+                    where=request,
+                    mend="Carry it out or cancel it first",
+                )
             chosen = [] if row["shredded"] else [request]
         else:
             day = datetime.date.fromisoformat(today) if today else datetime.datetime.now(datetime.UTC).date()

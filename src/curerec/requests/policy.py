@@ -39,7 +39,7 @@ class Policy(Strict):
     keep_answers: bool = Field(
         False,
         description="each version keeps what the recommender as trained answered the training examples that "
-        "are left, and updates hold the retain side to it: a sequence of requests drifts less; those answers "
+        "are left, and updates hold the retain side to it (docs/requests.md); those answers "
         "are of a model that knew the deleted rows, and the records say that they are kept",
     )
     retention_days: int = Field(365, ge=0, description="after which --expired shreds a request's key")

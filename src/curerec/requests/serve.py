@@ -6,7 +6,7 @@ import ipaddress
 import os
 import secrets
 import socket
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from curerec.data import durable
@@ -16,6 +16,7 @@ from curerec.requests.store import DATABASE
 
 TOKEN = "token"
 MIN_TOKEN = 16
+EVERYWHERE = ("0.0.0.0", "::")
 
 
 def token_of(root: Path, file: Path | None) -> tuple[str, Path]:
@@ -34,7 +35,7 @@ def token_of(root: Path, file: Path | None) -> tuple[str, Path]:
             "cannot be read", where="token file", mend="Name a file with one line of ASCII"
         ) from None
     if len(token) < MIN_TOKEN or not token.isprintable() or " " in token:
-        mend = "python -c 'import secrets; print(secrets.token_urlsafe(32))'"
+        mend = "Make one: python -c 'import secrets; print(secrets.token_urlsafe(32))'"
         raise ConfigError(f"holds no token of at least {MIN_TOKEN} characters", where="token file", mend=mend)
     return token, path
 
@@ -44,11 +45,21 @@ def serve(
     *,
     host: str,
     port: int,
+    names: Sequence[str] = (),
     token_file: Path | None,
     say: Callable[[str], None],
     rule: Rule | None = None,
 ) -> None:
     """Listen until stopped; start runs by ``rule``.
+
+    Args:
+        root: the store.
+        host, port: to listen at.
+        names: that requests may be addressed to (their ``Host``) beside ``host`` and those of this machine;
+            others are refused, since a page elsewhere could have its name lead here (DNS rebinding).
+        token_file: holds the bearer token; None: made in the store.
+        say: told what an operator should know.
+        rule: when runs start by themselves.
 
     Raises:
         StorageError: ``root`` is no store, or the address is taken.
@@ -71,8 +82,10 @@ def serve(
         raise StorageError(
             f"cannot be listened at ({error.strerror})", where="address", mend="Name another"
         ) from None
-    names = ("127.0.0.1", "localhost", "::1", host)
-    app = make_app(root.resolve(), token=token, hosts=names, rule=rule)
+    hosts = ("127.0.0.1", "localhost", "::1", host, *names)
+    app = make_app(root.resolve(), token=token, hosts=hosts, rule=rule)
+    if host in EVERYWHERE and not names:
+        say(f"warning: {host} is no name to be asked under: without --name only this machine is answered")
     if not _loopback(host):
         say("warning: reachable from other machines, without TLS; put a proxy with TLS before it")
     shown = f"[{host}]" if ":" in host else host

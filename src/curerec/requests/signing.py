@@ -27,7 +27,7 @@ def _private(path: Path) -> Any:
     except (OSError, ValueError, TypeError):
         key = None
     if not isinstance(key, ed25519.Ed25519PrivateKey):
-        mend = "openssl genpkey -algorithm ed25519 -out key.pem"
+        mend = "Make one: openssl genpkey -algorithm ed25519 -out key.pem"
         raise ConfigError("is no Ed25519 private key in PEM", where="sign_key", mend=mend)
     return key
 
@@ -39,7 +39,9 @@ def _public(path: Path) -> Any:
     except (OSError, ValueError, TypeError):
         key = None
     if not isinstance(key, ed25519.Ed25519PublicKey):
-        raise ConfigError("is no Ed25519 public key in PEM", where="public key", mend="openssl pkey -pubout")
+        raise ConfigError(
+            "is no Ed25519 public key in PEM", where="public key", mend="Make it: openssl pkey -pubout"
+        )
     return key
 
 

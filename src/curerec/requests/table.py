@@ -194,7 +194,8 @@ def save(table: Table, folder: Path, edited: Edited | None = None) -> str:
         try:
             write_packed(stage, edited, {"part": parts})
         except pa.ArrowException:
-            raise StorageError("cannot be written", where="stored table") from None
+            mend = "Check the room on the disk and the permissions"
+            raise StorageError("cannot be written", where="stored table", mend=mend) from None
         about = {"format": FORMAT, "history": table.history}
         (stage / ABOUT).write_text(json.dumps(about) + "\n", encoding="utf-8")
     name = manifest.seal(stage, where="stored table")

@@ -133,7 +133,8 @@ def _found(path: Path, format: str | None, titles: str | Path | None) -> tuple[R
     reader, file, beside = _recognise(path, format)
     titles = Path(titles) if titles is not None else beside
     if titles is None:
-        raise DataError("no titles file beside it", where=file.name, mend="Name it with the titles option.")
+        mend = "Put it there; `curerec pack --titles FILE` takes one from elsewhere."
+        raise DataError("no titles file beside it", where=file.name, mend=mend)
     return reader, file, titles
 
 

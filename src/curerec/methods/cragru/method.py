@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from typing import Any
 
 import numpy as np
@@ -12,7 +11,6 @@ from pydantic import Field
 from curerec.config import Strict
 from curerec.methods.cragru.retrieval import Retriever, Strategy
 from curerec.methods.task import Task
-from curerec.recommender.score import score
 from curerec.recommender.storage import NOT_STORABLE
 from curerec.records import Outcome
 
@@ -61,7 +59,6 @@ def cragru(task: Task, config: CragruConfig | None = None) -> Outcome:
             "changed": (),
             "storable": False,
             "rebuild": rebuild,
-            "latency_ratio": latency_ratio(task, rebuild),
         },
     )
 
@@ -77,18 +74,3 @@ def title_vectors(task: Task) -> np.ndarray:
             table[ids].float().mean(0) if len(ids) else torch.zeros_like(table[0], dtype=torch.float32)
         )
     return torch.stack(rows).cpu().numpy()
-
-
-def latency_ratio(task: Task, rebuild: Retriever) -> float:
-    """Seconds for validation prompts, retrieval included, over those without; best of three."""
-    examples = task.sample(task.valid, 256, 106)
-
-    def seconds(retrieve: bool) -> float:
-        start = time.perf_counter()
-        prompts = task.encode(rebuild(examples) if retrieve else examples)
-        score(task.original.model, prompts, task.answers)
-        return time.perf_counter() - start
-
-    # In turn, so that other work on the machine slows both alike.
-    pairs = [(seconds(True), seconds(False)) for _ in range(3)]
-    return min(a for a, _ in pairs) / min(b for _, b in pairs)

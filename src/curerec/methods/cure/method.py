@@ -1,4 +1,4 @@
-"""CURE (arXiv 2604.04982) as METHOD.md defines it: circuit -> contributions -> groups -> update."""
+"""CURE (arXiv 2604.04982) as docs/method.md defines it: circuit -> contributions -> groups -> update."""
 
 from __future__ import annotations
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from dataclasses import replace
 from typing import Any, Literal
 
@@ -18,7 +17,7 @@ from curerec.methods.losses import kl_to
 from curerec.methods.task import Task
 from curerec.methods.wise.memory import SideMemory, attach
 from curerec.recommender.families import family_of
-from curerec.recommender.score import answer_logits, by_length, device_of, score, to_batch
+from curerec.recommender.score import answer_logits, by_length, device_of, to_batch
 from curerec.records import Outcome
 
 DEPTH = 27 / 32  # the layer of LLaMA-2-7B that WISE copies, as a share of its layers
@@ -124,7 +123,6 @@ def wise(task: Task, config: WiseConfig | None = None) -> Outcome:
         changed=(name,),
         storable=False,
         threshold=float(side.threshold),
-        latency_ratio=latency_ratio(task, done.model),
     )
 
 
@@ -141,17 +139,3 @@ def least_excited(task: Task, model: Any, side: SideMemory) -> float:
         found[index] = side.activation[torch.arange(len(last), device=last.device), last].cpu().numpy()
     side.editing, side.activation = False, None
     return float(min(found[rows].mean() for rows in edits_of(task, "user")))
-
-
-def latency_ratio(task: Task, model: Any) -> float:
-    """Seconds that the routed model takes for validation prompts, over those of theta_o; best of three."""
-    prompts = task.encode(task.sample(task.valid, 256, 84))
-
-    def seconds(which: Any) -> float:
-        start = time.perf_counter()
-        score(which, prompts, task.answers)
-        return time.perf_counter() - start
-
-    # In turn, so that other work on the machine slows both alike.
-    pairs = [(seconds(model), seconds(task.original.model)) for _ in range(3)]
-    return min(a for a, _ in pairs) / min(b for _, b in pairs)
