@@ -21,7 +21,7 @@ from curerec.recommender.memory import keep_freed
 from curerec.recommender.score import answer_logits, device_of, on
 from curerec.recommender.tune import Averager, TuneConfig, optimise
 from curerec.recommender.units import units_of
-from curerec.records import Circuit, Groups, Outcome
+from curerec.records import Circuit, Conflicts, Groups, Outcome
 
 CLOSED = "the membership gap closed: deleted data is no longer told from unseen data"
 
@@ -70,6 +70,7 @@ class Update:
         target: membership AUC that the update aimed for; None where a method looks at none.
         n_unseen: tokens whose embeddings went back to the base's, since no prompt of D_r shows them; None
             where that was not asked for.
+        conflicts: what each step did to each module; None where a method has no rules by unit.
     """
 
     model: Any
@@ -81,6 +82,7 @@ class Update:
     depth: float | None = None
     target: float | None = None
     n_unseen: int | None = None
+    conflicts: Conflicts | None = None
 
 
 def tuned_names(model: Any) -> list[str]:
@@ -243,6 +245,7 @@ def walk(
     momentum: float = 0.9,
     anchor: float = 0.0,
     before_look: Callable[[], None] | None = None,
+    moved: Callable[[], None] | None = None,
 ) -> Update:
     """Take steps, look, and keep the running average of the weights.
 
@@ -262,6 +265,7 @@ def walk(
         momentum: of SGD.
         anchor: how far each step draws the weights back to where the loop began (:func:`optimise`).
         before_look: called when the average is in place, before a look and at the end.
+        moved: called after each step, with its weights in place.
 
     Raises:
         ModelError: no parameter may change.
@@ -288,6 +292,8 @@ def walk(
 
     def after(step: int) -> bool:
         nonlocal stop, kept
+        if moved:
+            moved()
         average.update()
         advance(step, total)
         wanted = due(step) if due else step % config.check_every == 0
@@ -381,6 +387,7 @@ def outcome(
             "depth": done.depth,
             "target": done.target,
             "unseen_tokens": done.n_unseen,
+            "conflicts": done.conflicts,
             "stages": dict(task.clock.seconds),
             "kept": task.shared.get("kept", []),
             **details,

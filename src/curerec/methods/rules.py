@@ -70,6 +70,11 @@ class Rules:
         self.shared = role == SHARED
         self.n_units = n
 
+    @property
+    def owners(self) -> dict[str, torch.Tensor]:
+        """Unit of each slice, by parameter name."""
+        return {name: owner for name, (_, owner) in self.owner.items()}
+
     def trainable(self) -> list[str]:
         """Names of the parameters that any unit may change; the others need no gradient."""
         names = [p for p, (_, owner) in self.owner.items() if (self.role[owner] != FROZEN).any()]
@@ -144,14 +149,13 @@ class Rules:
                 gradients as they are.
 
         Returns:
-            Directions by parameter name, and ``cos`` float [n_units] (nan where a gradient is 0) and
-            ``projected`` bool [n_units].
+            Directions by parameter name, and by unit, each [n_units]: ``dot``, ``ff`` and ``rr`` (inner
+            products of both and of each), ``cos`` (nan where a gradient is 0), ``projected`` (bool).
         """
         forget, retain = self.inside(forget), self.inside(retain)
         f, r = (side if scale is None else times(side, scale) for side in (forget, retain))
         pairs = ((f, r), (f, f), (r, r))
-        owners = {name: owner for name, (_, owner) in self.owner.items()}
-        dot, ff, rr = (inner_products(self.units, a, b, owners).to(self.role.device) for a, b in pairs)
+        dot, ff, rr = (inner_products(self.units, a, b, self.owners).to(self.role.device) for a, b in pairs)
         projected = self.shared & (dot < 0)
         none = torch.zeros_like(dot)
         pull = torch.where(projected, -dot / (rr + self.eps), none) + self.retain_weight
@@ -168,7 +172,8 @@ class Rules:
             if name in forget:
                 pair = (f[name], r[name])
                 out[name] = self._whole(role, forget[name], retain[name], *pair)
-        return out, {"cos": dot / (ff.sqrt() * rr.sqrt()), "projected": projected}
+        seen = {"cos": dot / (ff.sqrt() * rr.sqrt()), "projected": projected, "dot": dot, "ff": ff, "rr": rr}
+        return out, seen
 
     def _whole(
         self, role: int, f: torch.Tensor, r: torch.Tensor, step_f: torch.Tensor, step_r: torch.Tensor

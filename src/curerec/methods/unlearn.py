@@ -10,6 +10,7 @@ import torch
 from pydantic import Field
 
 from curerec.config import Strict
+from curerec.methods.conflicts import Watcher
 from curerec.methods.forget_objective import ForgetObjective
 from curerec.methods.loop import Log, LoopConfig, Update, free, walk
 from curerec.methods.losses import ForgetLoss, kl_to
@@ -245,6 +246,8 @@ def run(
     push = config.push
     scaling = config.projection == "preconditioned" and config.optimizer == "adamw"
     preconditioner = Preconditioner(config.damping) if scaling else None
+    may_change = dict(zip(names, params, strict=True))
+    conflicts = Watcher(rules.units, rules.owners)
 
     def steer(point: Log) -> None:
         nonlocal push
@@ -290,6 +293,7 @@ def run(
             total = {n: g + rules.weight * kept_up[n] for n, g in forget.items()}
             scale = preconditioner.factors(rules.inside(total))
         direction, seen = rules.combine(forget, kept_up, scale)
+        conflicts.combined(seen, may_change)
         for name, p in zip(names, params, strict=True):
             p.grad = direction[name].to(p.dtype)
         return {**_summary(loss_f, loss_r, seen), "push": push}
@@ -303,6 +307,7 @@ def run(
         config.max_steps,
         steer=steer,
         anchor=config.anchor or 0.0,
+        moved=lambda: conflicts.moved(may_change),
     )
     back = None if unseen is None else (unseen.name, unseen.rows, unseen.base.shape[1])
     gone = None if kept is None else rolled
@@ -311,7 +316,7 @@ def run(
     movable = rules.n_movable(dict(zip(names, params, strict=True)), gone, back)
     free_tuned(model)
     n_unseen = None if config.unseen_tokens is None else 0 if unseen is None else len(unseen.rows)
-    return replace(done, n_trainable=movable, depth=depth, n_unseen=n_unseen)
+    return replace(done, n_trainable=movable, depth=depth, n_unseen=n_unseen, conflicts=conflicts.found())
 
 
 class _Retain:

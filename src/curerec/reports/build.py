@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 from scipy.stats import spearmanr
 
-from curerec.records import ROLES, Circuit, Groups, Outcome
+from curerec.records import ROLES, Circuit, Conflicts, Groups, Outcome
 
 
 def circuit_part(
@@ -110,6 +110,33 @@ def update_part(outcome: Outcome) -> dict[str, Any]:
         "steps": outcome.details.get("steps"),
         "stop_reason": outcome.stop_reason,
         "trace": [{**point, "step": int(point["step"])} for point in outcome.trace],
+        "conflicts": _conflicts(outcome.details.get("conflicts")),
+    }
+
+
+def _conflicts(found: Conflicts | None) -> dict[str, Any] | None:
+    """Each step over all modules, and each module over all steps; the whole is in the outcome's details.
+
+    Means over modules and over steps; lengths are roots of sums of squares.
+    """
+    if found is None:
+        return None
+
+    def mean(values: np.ndarray) -> float:
+        finite = values[np.isfinite(values)]
+        return float(finite.mean()) if len(finite) else float("nan")
+
+    def seen(at: Any) -> dict[str, float]:
+        cos, projected, update = found.cos[at], found.projected[at], found.update[at]
+        return {
+            "cos_mean": mean(cos),
+            "projected": mean(projected),
+            "update": float(np.linalg.norm(update)),
+        }
+
+    return {
+        "steps": [{"step": k + 1, **seen(k)} for k in range(len(found.update))],
+        "modules": [{"module": name, **seen((slice(None), m))} for m, name in enumerate(found.modules)],
     }
 
 

@@ -115,6 +115,7 @@ def _view(record: Record) -> dict[str, Any]:
 
 def _pictures(record: Record) -> dict[str, str]:
     trace, circuit, ours = record.update.trace or [], record.circuit, record.method
+    conflicts = record.update.conflicts
     residual = {name: tables.residual_of(record, name) for name in {*record.metrics, *record.residual}}
     return {
         "map": pictures.module_map(
@@ -128,7 +129,7 @@ def _pictures(record: Record) -> dict[str, str]:
         "membership": pictures.membership(record.metrics, ours=ours),
         "test_auc": pictures.test_auc(record.metrics, ours=ours),
         "trace": pictures.update_trace(trace, record.update.target),
-        "conflict": pictures.conflict(trace),
+        "conflict": pictures.conflict((conflicts.steps if conflicts else None) or trace),
         "curve": pictures.circuit_curve(circuit.curve or [], circuit.size, circuit.faithfulness),
         "scores": pictures.module_scores(circuit.scores or []),
     }

@@ -10,6 +10,7 @@ from curerec.reports.figures import fixed, percent, signed
 from curerec.reports.svg import SMALL_PX, Scale, el, finite, label, padded, picture, text_width, words
 
 _LEFT, _RIGHT = 46.0, 12.0
+MANY = 20  # steps: smaller dots for more
 
 Point = tuple[float, float]
 
@@ -121,6 +122,7 @@ def conflict_plot(points: Sequence[tuple[float, float | None, float | None]], *,
         label(x.end + 12, (8.0 + zero) / 2 + 4, notes[0], size=SMALL_PX, class_="quiet"),
         label(x.end + 12, (176.0 + zero) / 2 + 4, notes[1], size=SMALL_PX, class_="quiet"),
     ]
+    radius = 4.0 if len(kept) <= MANY else 2.0
     for step, cosine, projected in kept:
         kind = "other" if cosine >= 0 else "clash"
         about = f"step {step:g}: cosine {signed(cosine, 2)}"
@@ -130,7 +132,7 @@ def conflict_plot(points: Sequence[tuple[float, float | None, float | None]], *,
                 "g",
                 el("title", words(about)),
                 el("line", x1=x(step), x2=x(step), y1=zero, y2=y(cosine), class_=f"stem {kind}"),
-                el("circle", cx=x(step), cy=y(cosine), r=4.0, class_=f"dot {kind}"),
+                el("circle", cx=x(step), cy=y(cosine), r=radius, class_=f"dot {kind}"),
             )
         )
     parts.append(_foot(x, 176.0, "step"))

@@ -207,6 +207,31 @@ class TraceStep(Numbers):
     projected: Number = None
 
 
+class StepSeen(Numbers):
+    """One step over all modules: cosine of both gradients, share projected, length of what it changed."""
+
+    step: int
+    cos_mean: Number = None
+    projected: Number = None
+    update: Number = None
+
+
+class ModuleSeen(Part):
+    """The same of one module, means over the steps, and the length of all of them together."""
+
+    module: str
+    cos_mean: Number = None
+    projected: Number = None
+    update: Number = None
+
+
+class ConflictsPart(Part):
+    """How forgetting and retaining pulled, by step and by module."""
+
+    steps: list[StepSeen] | None = None
+    modules: list[ModuleSeen] | None = None
+
+
 class Update(Part):
     """How the weights were moved, and why the loop stopped."""
 
@@ -221,6 +246,7 @@ class Update(Part):
     steps: Count = None
     stop_reason: Text = None
     trace: list[TraceStep] | None = None
+    conflicts: ConflictsPart | None = None
 
 
 class Stage(Part):

@@ -9,7 +9,7 @@ from curerec.reports.figures import fixed, interval, method, signed
 from curerec.reports.grid import ROLE_NAMES
 from curerec.reports.lines import Panel, conflict_plot, curve_plot, panels
 from curerec.reports.module_map import legend, module_map
-from curerec.reports.parts import Metrics, Score, TraceStep
+from curerec.reports.parts import Metrics, Score, StepSeen, TraceStep
 from curerec.reports.schema import is_retrain
 from curerec.reports.svg import finite, padded
 
@@ -231,11 +231,11 @@ def circuit_curve(
     return curve_plot(curve, size, faithfulness, width=width)
 
 
-def conflict(trace: Sequence[TraceStep], *, width: float = 460.0) -> str:
+def conflict(trace: Sequence[TraceStep | StepSeen], *, width: float = 460.0) -> str:
     """Cosine between the forget and the retain gradient by step: below 0 they pull against each other.
 
     Args:
-        trace: check points with ``cos_mean`` and ``projected``.
+        trace: steps, or check points alone, with ``cos_mean`` and ``projected``.
         width: px.
 
     Returns:
