@@ -11,7 +11,7 @@ from curerec.evaluation.advantage import advantage
 from curerec.evaluation.answers import answers
 from curerec.evaluation.auc import Z95, auc, auc_se
 from curerec.evaluation.guard import probes_changed
-from curerec.evaluation.untouched import untouched
+from curerec.evaluation.untouched import Deleted, untouched
 from curerec.evaluation.utility import auc_drop, ece_rise, nll, utility
 from curerec.evaluation.verdict import verdict
 
@@ -68,7 +68,8 @@ def judged(w: World, new: Model) -> dict:
     said = answers(new.forget, w.label.forget, new.control, w.label.control)
     told = advantage(*(-x for x in _told(w, new)), draws=100)
     sides = [(getattr(w.original, part), getattr(new, part)) for part in ("forget", "control")]
-    left = untouched(*sides, np.arange(len(new.forget)) // PER_PERSON, draws=200)
+    forget, control = (np.arange(len(side[0])) // PER_PERSON for side in sides)
+    left = untouched(*sides, [Deleted(np.arange(len(forget)), forget, control)], draws=5)
     rise = auc(*_known(w, new)) - auc(*_known(w, w.original))
     prompts = [np.concatenate([m.forget, m.valid]) for m in (w.original, new)]
     return verdict(

@@ -1,99 +1,134 @@
-"""Are some of the deleted left as they were: how far answers about each moved, against unseen data's."""
+"""Are some of the deleted left as they were: how far answers about each moved, against unseen people's."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from dataclasses import dataclass
+
 import numpy as np
-from jaxtyping import Float64, Int64
+from jaxtyping import Float64
 from scipy.stats import binom
 
 from curerec.evaluation.inputs import margin, same_length
 from curerec.interactions import Interactions
 from curerec.records import ForgetSplit
 
-TAIL = 0.025  # share of groups of unseen examples that move less, by definition
+TAIL = 0.025  # share of the groups of D_c that moved less, by definition
 TOL = 1e-4  # of the log odds: above what another batch size changes in float32
-LEAST_CONTROL = 40  # 1 / TAIL: of fewer examples no group of one is in the tail but below all
+LEAST_GROUPS = 40  # 1 / TAIL: of fewer groups none is in the tail but below all
+ENOUGH = 100  # groups of D_c that a size must have at least to be compared at
+
+
+@dataclass(frozen=True)
+class Deleted:
+    """What was deleted of one kind (whole users, whole items, single ratings), and the like of it in D_c.
+
+    Attributes:
+        rows: places in D_f of its examples, int [m].
+        entity: which of them each is of, int [m].
+        group: of each example of D_c the user, item or rating, int [n]; -1: left out, being deleted itself.
+    """
+
+    rows: np.ndarray
+    entity: np.ndarray
+    group: np.ndarray
 
 
 def untouched(
     forget: tuple[np.ndarray, np.ndarray],
     control: tuple[np.ndarray, np.ndarray],
-    entity: np.ndarray,
+    deleted: Sequence[Deleted],
     *,
-    draws: int = 1000,
+    draws: int = 20,
     seed: int = 0,
 ) -> dict[str, float]:
     """Share of the deleted whose answers hardly moved, and what chance allows.
 
     A retrained model answers everybody a little differently, and those about whom it no longer knows
-    anything more differently than others. So the root mean square by which the log odds of one of
-    the deleted moved lies below the smallest fortieth of those of as many examples drawn from D_c
-    (:data:`TAIL`) for hardly a fortieth of them. Those that an update has left alone are all there, however
-    few they are; the membership AUC, a mean over all of D_f, does not tell a fifth of the people from
-    sampling error.
+    anything more differently than others. So the mean square by which log odds about one of the deleted
+    moved lies below the smallest fortieth (:data:`TAIL`) of those about people of D_c, by as many examples
+    each, for hardly a fortieth of them. Those that an update has left alone are all there, however few they
+    are; the membership AUC, a mean over all of D_f, does not tell a fifth of the people from sampling error.
+
+    People are compared with people (items with items, ratings with ratings), since examples of one person
+    move together; of each no more examples are taken, at random, than :data:`ENOUGH` groups of D_c have.
 
     Blind where answers moved and the memory was kept, as by a temperature or noise.
 
     Args:
         forget: answer logits on D_f of the original and of the unlearned model, each [m, 2], or margins [m].
         control: the same on D_c, each [n, 2] or [n].
-        entity: of each deleted example, int [m] (:func:`deleted_entities`).
-        draws: groups of D_c that entities of each size are compared with.
-        seed: of the draws.
+        deleted: what was deleted, by kind (:func:`deleted_entities`).
+        draws: samples of each group of D_c.
+        seed: of all samples.
 
     Returns:
         ``share`` of the entities; ``limit``, which by chance 2.5 % of retrains exceed (binomial); ``n``, how
-        many there are. ``share`` and ``limit`` are nan with fewer than :data:`LEAST_CONTROL` examples in D_c,
-        or none in D_f.
+        many there are. ``share`` and ``limit`` are nan where a kind has fewer than :data:`LEAST_GROUPS`
+        groups in D_c, or D_f is empty.
 
     Raises:
         ConfigError: lengths that differ, values that are not finite.
 
-    Source: this project. Examples of one person move together, which groups drawn at random from D_c do not
-    show; of honest retrains, see ``benchmarks/quality/verdict``.
+    Source: this project; of honest retrains and of people left alone, see ``benchmarks/quality/verdict``.
 
     Example:
         >>> rng = np.random.default_rng(0)
         >>> before, after = np.zeros(100), rng.normal(size=100)
         >>> after[:40] = 0
-        >>> people = np.repeat(np.arange(10), 10)
-        >>> untouched((before, after), (np.zeros(200), rng.normal(size=200)), people)["share"]
+        >>> people = Deleted(np.arange(100), np.arange(100) // 10, np.arange(2000) // 10)
+        >>> untouched((before, after), (np.zeros(2000), rng.normal(size=2000)), [people])["share"]
         0.4
     """
-    if not len(forget[0]) or len(control[0]) < LEAST_CONTROL:
-        return {"share": float("nan"), "limit": float("nan"), "n": len(np.unique(entity))}
+    n = sum(len(np.unique(one.entity)) for one in deleted)
+    groups = [len(np.unique(one.group[one.group >= 0])) for one in deleted]
+    if not n or min(groups) < LEAST_GROUPS:
+        return {"share": float("nan"), "limit": float("nan"), "n": n}
     moved, around = (_moves(*side) for side in (forget, control))
-    same_length(moved, entity, what="entities of the forget set")
-    _, code, size = np.unique(entity, return_inverse=True, return_counts=True)
-    mean = np.bincount(code, moved) / size
-    least = np.empty(len(size))  # the largest mean square in the tail, by entity
     rng = np.random.default_rng(seed)
-    for k in np.unique(size):
-        drawn = around[rng.integers(len(around), size=(draws, k))].mean(1)
-        least[size == k] = np.quantile(drawn, TAIL, method="lower")
-    n = len(size)
+    still = 0
+    for one in deleted:
+        same_length(around, one.group, what="groups of the control set")
+        here = one.group >= 0
+        sizes = np.sort(np.bincount(np.unique(one.group[here], return_inverse=True)[1]))
+        most = int(sizes[-min(ENOUGH, len(sizes))])
+        of_groups = [_means(around[here], one.group[here], most, rng) for _ in range(draws)]
+        mine = _means(moved[one.rows], one.entity, most, rng)
+        size = np.minimum(np.bincount(np.unique(one.entity, return_inverse=True)[1]), most)
+        for k in np.unique(size):
+            null = np.concatenate([means[k - 1] for means in of_groups])
+            least = np.quantile(null[np.isfinite(null)], TAIL, method="lower")
+            still += int((mine[k - 1][size == k] <= least).sum())
     allowed = binom.ppf(1 - TAIL - 1e-9, n, TAIL)  # less a rounding: of one entity none may be there
-    return {"share": float((mean <= least).mean()), "limit": float(allowed / n), "n": n}
+    return {"share": still / n, "limit": float(allowed / n), "n": n}
 
 
-def deleted_entities(data: Interactions, split: ForgetSplit) -> Int64[np.ndarray, " m"]:
-    """What was deleted, of each example of D_f: a whole user, else a whole item, else the rating itself.
+def deleted_entities(data: Interactions, split: ForgetSplit) -> list[Deleted]:
+    """What was deleted: of each example of D_f its user if all of theirs is gone, else its item, else itself.
 
     Args:
         data: interactions; only rows of these users and items are read.
         split: the request applied.
 
     Returns:
-        Numbers, equal for examples of one entity.
+        Each kind that there is.
     """
-    rows = split.forget.target
-    user, item = data.user_code[rows].astype(np.int64), data.item_code[rows].astype(np.int64)
-    of_users, of_items = data.rows_of_users(user), data.rows_of_items(item)
-    user_stays = np.isin(user, data.user_code[of_users[~split.deleted[of_users]]])
-    item_stays = np.isin(item, data.item_code[of_items[~split.deleted[of_items]]])
-    n_users, n_items = len(data.user_ids), len(data.item_ids)
-    alone = n_users + n_items + np.arange(len(rows))
-    return np.where(user_stays, np.where(item_stays, alone, n_users + item), user)
+    rows, control = split.forget.target, split.control.target
+    user, item = data.user_code, data.item_code
+    of_users, of_items = data.rows_of_users(user[rows]), data.rows_of_items(item[rows])
+    user_stays = np.isin(user[rows], user[of_users[~split.deleted[of_users]]])
+    item_stays = np.isin(item[rows], item[of_items[~split.deleted[of_items]]])
+    gone = split.deleted[control]
+    kinds = (
+        (~user_stays, user[rows], user[control]),
+        (user_stays & ~item_stays, item[rows], item[control]),
+        (user_stays & item_stays, np.arange(len(rows)), np.arange(len(control))),
+    )
+    return [
+        Deleted(np.flatnonzero(here), mine[here], np.where(gone, -1, like))
+        for here, mine, like in kinds
+        if here.any()
+    ]
 
 
 def _moves(before: np.ndarray, after: np.ndarray) -> Float64[np.ndarray, " n"]:
@@ -102,3 +137,15 @@ def _moves(before: np.ndarray, after: np.ndarray) -> Float64[np.ndarray, " n"]:
     same_length(*z, what="logits before and after")
     by = np.abs(z[1] - z[0])
     return np.where(by <= TOL, 0.0, by**2)
+
+
+def _means(
+    values: np.ndarray, group: np.ndarray, most: int, rng: np.random.Generator
+) -> Float64[np.ndarray, "most groups"]:
+    """Mean of the first 1, 2, ... ``most`` values of each group in random order; nan where it has fewer."""
+    order = np.lexsort((rng.random(len(values)), group))
+    _, start, size = np.unique(group[order], return_index=True, return_counts=True)
+    total = np.r_[0.0, np.cumsum(values[order])]
+    k = np.arange(1, most + 1)[:, None]
+    sums = total[np.minimum(start + k, len(values))] - total[start]
+    return np.where(k <= size, np.maximum(sums, 0.0) / k, np.nan)
