@@ -107,7 +107,7 @@ def test_there_is_a_row_for_every_cell(made):
 
 
 def test_every_model_has_its_verdict(made):
-    checks = {"something_changed", "membership", "distribution", "control_unseen", "untouched", "utility"}
+    checks = {"something_changed", "membership", "distribution", "control_unseen", "all_reached", "utility"}
     checks |= {"calibration", "deleted_answers"}
     for row in made.rows:
         if row["failure"]:

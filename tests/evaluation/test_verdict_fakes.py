@@ -62,9 +62,9 @@ FAKES = {
         lambda w: replace(w.original, control=w.original.control + 0.8 * (2 * w.label.control - 1)),
         "control_unseen",
     ),
-    "leaves a tenth of the people": (lambda w: leaving(w, 0.1), "untouched"),
-    "leaves a third of the people": (lambda w: leaving(w, 0.33), "untouched"),
-    "leaves a third of the people, the rest routed": (lambda w: leaving(w, 0.33, 0.0), "untouched"),
+    "leaves a tenth of the people": (lambda w: leaving(w, 0.1), "all_reached"),
+    "leaves a third of the people": (lambda w: leaving(w, 0.33), "all_reached"),
+    "leaves a third of the people, the rest routed": (lambda w: leaving(w, 0.33, 0.0), "all_reached"),
 }
 
 
@@ -119,7 +119,7 @@ def test_a_temperature_shows_in_the_calibration_of_a_calibrated_original():
             "membership": 0,
             "distribution": 0,
             "control_unseen": 1,
-            "untouched": 1,
+            "all_reached": 1,
             "utility": 1,
             "calibration": 1,
             "deleted_answers": 1,

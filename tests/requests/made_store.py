@@ -28,7 +28,7 @@ CHECKS = (
     "membership",
     "distribution",
     "control_unseen",
-    "untouched",
+    "all_reached",
     "utility",
     "calibration",
     "deleted_answers",

@@ -71,7 +71,7 @@ def verdict(
                                                      mean, the AUC, does not tell that from forgetting
     control_unseen    AUC of D_c against D_v rose    trains on D_c: what all is held against is remembered
                       by no more than .01 and error  then, so the deleted data no longer stand out
-    untouched         no more of the deleted people  leaves some of the people as they were: a mean over
+    all_reached       no more of the deleted people  leaves some of the people as they were: a mean over
                       answered as before than chance all does not show them
     utility           AUC drop on D_v <= limit and   destroys the model
                       its sampling error
@@ -170,10 +170,10 @@ def verdict(
         ),
         _needs(
             _at_most(
-                "untouched",
+                "all_reached",
                 untouched_share,
                 untouched_limit,
-                "Answers about each of the deleted moved, as far as those about data never trained on.",
+                "Answers about each of the deleted moved by as much as those about data never trained on.",
             ),
             0.5,
             untouched_limit,
