@@ -7,6 +7,7 @@ import pytest
 import torch
 
 from curerec.groups.assign import FROZEN, SHARED
+from curerec.methods.cagrad.method import CagradConfig, cagrad
 from curerec.methods.conflicts import Watcher, module_of
 from curerec.methods.rules import Rules, uniform
 from curerec.methods.unlearn import UnlearnConfig, run
@@ -70,6 +71,12 @@ def test_every_step_of_an_update_is_noted_and_what_is_frozen_does_not_move(kind)
     assert (found.projected[:, mlp] == 0).all() and 0 <= found.projected.max() <= 1
     finite = found.cos[np.isfinite(found.cos)]
     assert len(finite) and (np.abs(finite) <= 1 + 1e-5).all()
+
+
+def test_surgery_on_the_whole_vector_has_no_modules_to_note():
+    task = made_task()
+    out = cagrad(task, CagradConfig(max_steps=2, check_every=2, check_size=30, max_auc_drop=1, batch_size=16))
+    assert out.details["conflicts"] is None and out.trace[-1]["cos_mean"] is not None
 
 
 def test_the_lengths_are_of_what_the_weights_did():

@@ -39,9 +39,12 @@ class Watcher:
         """Before a step.
 
         Args:
-            seen: of :meth:`curerec.methods.rules.Rules.combine`.
+            seen: of :meth:`curerec.methods.rules.Rules.combine`; without inner products by unit, as gradient
+                surgery on the whole vector has none, nothing is noted.
             parameters: that may change, as they are now, by name.
         """
+        if "dot" not in seen:
+            return
         dot, ff, rr = (self._by_module(seen[key]) for key in ("dot", "ff", "rr"))
         projected = self._by_module(seen["projected"].float()) / self.size
         self.rows.append((dot / (ff.sqrt() * rr.sqrt()), projected))
@@ -57,6 +60,8 @@ class Watcher:
         Args:
             parameters: as before, changed.
         """
+        if not self.rows:
+            return
         by = {n: p.detach() - self.before[n] for n, p in parameters.items()}
         squares = inner_products(self.units, by, by, self.owners)
         self.moves.append(self._by_module(squares.to(self.module.device)).sqrt())
