@@ -86,7 +86,7 @@ def test_request_with_nothing_to_forget(place, made_path):
     late = [data.ratings[c][int(held)].as_py() for c in ("user", "item")]
     (place / "public.csv").write_text(f"user\n{public}\n")
     (place / "late.csv").write_text(f"user,item\n{','.join(late)}\n")
-    asked = {"public.csv": "only the base model", "late.csv": "nothing to forget"}
+    asked = {"public.csv": "only the base model", "late.csv": "saw nothing of it"}
     with untouched(place):
         for name, part in asked.items():
             refused(unlearn(place, made_path, place / name), name, part)
