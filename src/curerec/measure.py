@@ -17,11 +17,11 @@ from curerec.evaluation.bootstrap import Groups
 from curerec.evaluation.candidate import Candidate
 from curerec.evaluation.cost import Meter
 from curerec.evaluation.guard import probes_changed
+from curerec.evaluation.left_alone import deleted_entities, left_alone
 from curerec.evaluation.membership import membership
 from curerec.evaluation.metric import NO_RETRAIN, Metric, Value, evaluate
 from curerec.evaluation.residual import Reference
 from curerec.evaluation.scene import Ground, scenes
-from curerec.evaluation.untouched import deleted_entities, untouched
 from curerec.evaluation.utility import auc_drop, ece_rise, utility
 from curerec.evaluation.verdict import Limits, verdict
 from curerec.methods import METHODS
@@ -312,7 +312,7 @@ def judge(
         ece_rise_se=worse["se"],
         limits=limits,
         **_of_control(ground, original, new),
-        **_left(ground, original, new),
+        **_one_by_one(ground, original, new),
         **told,
     )
 
@@ -331,13 +331,13 @@ def _of_control(ground: Ground, original: Candidate, new: Candidate) -> dict[str
     return {"control_rise": now - was, "control_rise_se": float(drawn.std(ddof=1))}
 
 
-def _left(ground: Ground, original: Candidate, new: Candidate) -> dict[str, float]:
+def _one_by_one(ground: Ground, original: Candidate, new: Candidate) -> dict[str, float]:
     """Share of the deleted about whom the weights answer as before, and what chance allows."""
     sides = [(ground.memory(original, part), ground.memory(new, part)) for part in ("forget", "control")]
     if "entities" not in ground.memo:
         ground.memo["entities"] = deleted_entities(ground.data, ground.split)
-    found = untouched(sides[0], sides[1], ground.memo["entities"], seed=ground.seed)
-    return {"untouched_share": found["share"], "untouched_limit": found["limit"]}
+    found = left_alone(sides[0], sides[1], ground.memo["entities"], seed=ground.seed)
+    return {"left_share": found["share"], "left_limit": found["limit"]}
 
 
 def _by_base(

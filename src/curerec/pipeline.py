@@ -158,10 +158,7 @@ def check_references(folders: list[Path], request: ForgetRequest) -> None:
         if card.get("without") != request.digest:
             mend = "Give a folder of `curerec train --without` with the same request"
             raise ModelError("was not trained without this request", where=where, mend=mend)
-        if card["weights_sha256"] in seen:
-            mend = "Train it with another --seed"
-            raise ModelError("holds the same weights as another one", where=where, mend=mend)
-        seen.add(card["weights_sha256"])
+        _add_other(seen, card, where, "Train it with another --seed")
 
 
 def check_repeats(folders: list[Path], judged: Path, request: ForgetRequest) -> None:
@@ -176,6 +173,8 @@ def check_repeats(folders: list[Path], judged: Path, request: ForgetRequest) -> 
         ModelError: one is of another method or request, or two are the same model: averages over seeds would
             be of something else.
     """
+    if not folders:
+        return
     own = storage.read_card(judged)
     seen = {own["weights_sha256"]}
     for folder in folders:
@@ -185,10 +184,14 @@ def check_repeats(folders: list[Path], judged: Path, request: ForgetRequest) -> 
         if done != own.get("unlearned") or done[-1].get("request") != request.digest:
             mend = "Give a folder of `curerec unlearn` with the same request and method"
             raise ModelError("is of another request or method", where=where, mend=mend)
-        if card["weights_sha256"] in seen:
-            mend = "Unlearn it with another --seed"
-            raise ModelError("holds the same weights as another one", where=where, mend=mend)
-        seen.add(card["weights_sha256"])
+        _add_other(seen, card, where, "Unlearn it with another --seed")
+
+
+def _add_other(seen: set[str], card: dict[str, Any], where: str, mend: str) -> None:
+    """Note a model's weights; refuse those of a model that was there before."""
+    if card["weights_sha256"] in seen:
+        raise ModelError("holds the same weights as another one", where=where, mend=mend)
+    seen.add(card["weights_sha256"])
 
 
 def task_for(

@@ -132,6 +132,7 @@ def test_rows_bear_the_names_of_the_protocol_and_a_reason_for_every_gap(made):
     assert all(isinstance(good[name], int | float) for name in there)
     assert good["int8_residual"] is not None or "retrained" in good["missing"]["int8_residual"]
     assert "not ask" in good["missing"]["nf4_residual"]
+    assert good["latency_ratio"] > 0
     assert good["peak_memory"] > 50e6 and good["t_total"] >= good["t_core"] > 0
     assert good["settings"] is not None and good["method_config"]["check_size"] == 60
 

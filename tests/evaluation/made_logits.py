@@ -11,7 +11,7 @@ from curerec.evaluation.advantage import advantage
 from curerec.evaluation.answers import answers
 from curerec.evaluation.auc import Z95, auc, auc_se
 from curerec.evaluation.guard import probes_changed
-from curerec.evaluation.untouched import Deleted, untouched
+from curerec.evaluation.left_alone import Deleted, left_alone
 from curerec.evaluation.utility import auc_drop, ece_rise, nll, utility
 from curerec.evaluation.verdict import verdict
 
@@ -69,7 +69,7 @@ def judged(w: World, new: Model) -> dict:
     told = advantage(*(-x for x in _told(w, new)), draws=100)
     sides = [(getattr(w.original, part), getattr(new, part)) for part in ("forget", "control")]
     forget, control = (np.arange(len(side[0])) // PER_PERSON for side in sides)
-    left = untouched(*sides, [Deleted(np.arange(len(forget)), forget, control)], draws=5)
+    left = left_alone(*sides, [Deleted(np.arange(len(forget)), forget, control)], draws=5)
     rise = auc(*_known(w, new)) - auc(*_known(w, w.original))
     prompts = [np.concatenate([m.forget, m.valid]) for m in (w.original, new)]
     return verdict(
@@ -81,8 +81,8 @@ def judged(w: World, new: Model) -> dict:
         advantage_error=told["error"],
         control_rise=rise,
         control_rise_se=0.003,
-        untouched_share=left["share"],
-        untouched_limit=left["limit"],
+        left_share=left["share"],
+        left_limit=left["limit"],
         auc_drop=lost["drop"],
         auc_drop_se=lost["se"],
         auc_original=utility(w.original.valid, w.label.valid)["auc"],

@@ -8,7 +8,7 @@ import torch
 
 from curerec.evaluation import METRICS
 from curerec.evaluation.candidate import Candidate
-from curerec.evaluation.cost import Meter, latency_ratio
+from curerec.evaluation.cost import LONG_S, Meter, latency_ratio
 from curerec.evaluation.metric import evaluate
 from curerec.measure import candidate
 from curerec.recommender.score import answer_logits, score, to_batch
@@ -104,3 +104,7 @@ def test_latency_counts_retrieval_and_every_model_from_the_example_on(monkeypatc
     assert latency_ratio(ground, "original", Candidate("routed")) == 8 / 4
     found = latency_ratio(ground, "original", Candidate("original's own", rebuild=retrieve), size=10)
     assert found == 6 / 4 and ground.sizes[-1] == 10
+    ground.seconds["routed"] = 2 * LONG_S  # a large model: once is enough
+    ground.sizes.clear()
+    assert latency_ratio(ground, "original", Candidate("routed")) == (2 * LONG_S + 1) / 4
+    assert len(ground.sizes) == 2

@@ -83,6 +83,13 @@ def test_checks_that_passed_do_not_hide_that_nothing_was_gained() -> None:
     assert "1.84" not in page and "How forgetting stands" not in page  # in no table, in no picture
 
 
+def test_a_residual_by_one_pair_of_retrains_is_called_provisional() -> None:
+    record = full_record()
+    assert "so the residual is provisional" in " ".join(render(record).split())
+    record["metrics"]["retrain_3"] = dict(record["metrics"]["retrain_2"])
+    assert "provisional" not in render(record)
+
+
 def test_seconds_are_held_against_the_mean_of_the_retrains() -> None:
     record = full_record()
     record["metrics"]["cure"]["t_total_s"] = 5.0

@@ -155,7 +155,17 @@ FAKES: dict[str, Callable[[Answers, Answers, np.random.Generator], Answers]] = {
 def table(rows: list[Row]) -> None:
     """Shares verified, refused and not judged, and what refused."""
     notes = []
-    heads = ("data", "request", "model", "n", "verified", "refused", "not judged", "refused by")
+    heads = (
+        "data",
+        "request",
+        "model",
+        "n",
+        "verified",
+        "refused",
+        "not judged",
+        "refused by",
+        "by it alone",
+    )
     print(f"| {' | '.join(heads)} |\n" + "|---" * len(heads) + "|")
     for dataset in sorted({row["dataset"] for row in rows}):
         for kind, whole in product(("users", "items", "interactions"), (True, False)):
@@ -169,7 +179,9 @@ def table(rows: list[Row]) -> None:
                 said = Counter(r["verified"] for r in mine)
                 by = Counter(c["name"] for r in mine for c in r["checks"] if c["passed"] is False)
                 numbers = [len(mine), said[True], said[False], said[None]]
-                why = ", ".join(f"{check} {n}" for check, n in by.most_common())
+                failed = [[c["name"] for c in r["checks"] if c["passed"] is False] for r in mine]
+                alone = Counter(names[0] for names in failed if len(names) == 1)
+                why = " | ".join(", ".join(f"{c} {n}" for c, n in of.most_common()) for of in (by, alone))
                 print(f"| {dataset} | {request} | {name} | {' | '.join(map(str, numbers))} | {why} |")
             drops = [
                 c["value"] > 0.002

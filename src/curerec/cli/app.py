@@ -7,7 +7,7 @@ from typing import Annotated, Any
 
 import typer
 
-from curerec.cli import bench, circuit, data_sets, evaluate, together
+from curerec.cli import bench, circuit, data_sets, evaluate, requests, service, together
 from curerec.cli.inputs import opened_with, quiet, ratings, recipe_for, request_of
 from curerec.cli.options import (
     BaseFolder,
@@ -21,7 +21,6 @@ from curerec.cli.options import (
     Seed,
     Settings,
 )
-from curerec.cli.requests import attach
 
 app = typer.Typer(
     name="curerec",
@@ -275,5 +274,6 @@ def demo(
 
 evaluate.attach(app)
 circuit.attach(app)
-attach(app)
+requests.attach(app)
+service.attach(app)
 bench.attach(app)

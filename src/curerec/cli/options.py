@@ -50,3 +50,4 @@ BaseFolder = Annotated[
     Path | None,
     typer.Option("--base", help="Folder of the base model, where its name alone does not find it."),
 ]
+StoreFolder = Annotated[Path, typer.Option("--store", help="Folder that `curerec request init` made.")]

@@ -7,11 +7,11 @@ from collections.abc import Callable
 import numpy as np
 
 from curerec.evaluation.auc import auc_interval
-from curerec.evaluation.bootstrap import enough_users, interval, mean_interval, weights
+from curerec.evaluation.bootstrap import enough_users, interval, mean_interval
 from curerec.evaluation.inputs import equal_mass, labels, margin, p_yes
 from curerec.evaluation.metric import CannotError, Metric, Value
 from curerec.evaluation.scene import Scene
-from curerec.evaluation.utility import BINS, nll, utility
+from curerec.evaluation.utility import ece, ece_draws, nll, utility
 
 DRAWS = 200  # of an interval of utility: 29 of them a model
 ALL_TOUCHED = "every test example is of a user of whom something was deleted"
@@ -79,12 +79,8 @@ def _interval(
     if kind == "auc":
         return auc_interval(z[y], z[~y], draws=draws, seed=seed, groups=(user[y], user[~y]))
     if kind == "ece":  # the bins stay; draws scatter about a mean above the value, which is taken off them
-        bin_of, off = equal_mass(p_yes(z), BINS), p_yes(z) - y
-        inside = (bin_of[:, None] == np.arange(BINS)).astype(float) * off[:, None]
-        drawn = [np.abs(w @ inside).sum(1) for w in weights(len(z), draws=draws, seed=seed, groups=user)]
-        values = np.concatenate(drawn)
-        value = np.abs(inside.mean(0)).sum()
-        return interval(np.clip(values - values.mean() + value, 0, None))
+        values = ece_draws(p_yes(z), y, draws=draws, seed=seed, groups=user)
+        return interval(np.clip(values - values.mean() + ece(p_yes(z), y), 0, None))
     each = nll(z, y) if kind == "log_loss" else ((z > 0) == y).astype(float)
     return mean_interval(each, draws=draws, seed=seed, groups=user)
 

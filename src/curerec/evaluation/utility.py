@@ -8,7 +8,7 @@ import numpy as np
 from jaxtyping import Float64
 
 from curerec.evaluation.auc import auc, auc_draws, auc_interval
-from curerec.evaluation.bootstrap import LEAST_USERS
+from curerec.evaluation.bootstrap import enough_users, weights
 from curerec.evaluation.inputs import equal_mass, labels, margin, numbers, p_yes, same_length
 from curerec.recommender.score import label_nll
 
@@ -102,7 +102,6 @@ def ece_rise(
     groups: np.ndarray | None = None,
     draws: int = 1000,
     seed: int = 0,
-    bins: int = BINS,
 ) -> dict[str, float]:
     """How much less well calibrated a model is than another on the same examples, with its error.
 
@@ -112,7 +111,6 @@ def ece_rise(
         groups: user of each example, [n]; whole users are drawn then, if there are enough
             (:data:`curerec.evaluation.bootstrap.LEAST_USERS`).
         draws, seed: of the bootstrap; both models are drawn together.
-        bins: of the calibration error; a draw keeps those of the sample.
 
     Returns:
         ``rise`` (:func:`ece` of ``after`` less that of ``before``) and ``se``, its bootstrap standard error.
@@ -124,26 +122,37 @@ def ece_rise(
         >>> ece_rise(z, z, np.array([1, 0, 1, 0]), draws=5)
         {'rise': 0.0, 'se': 0.0}
     """
-    y = labels(label, len(margin(before)))
-    same_length(margin(before), margin(after), what="logits before and after")
-    sides = []
-    for logits in (before, after):
-        p = p_yes(logits)
-        at = equal_mass(p, bins)
-        missed = np.zeros((len(p), bins))
-        missed[np.arange(len(p)), at] = p - y
-        sides.append(missed)
-    code = np.arange(len(y))
-    if groups is not None and len(np.unique(groups)) >= LEAST_USERS:
-        code = np.unique(groups, return_inverse=True)[1]
-    # Sums a user and bin, so that a draw is a product of counts of users.
-    totals = [np.stack([np.bincount(code, column) for column in side.T], 1) for side in sides]
-    size = np.bincount(code)
-    rng = np.random.default_rng(seed)
-    count = rng.multinomial(len(size), np.full(len(size), 1 / len(size)), size=draws)
-    drawn = np.subtract(*(np.abs(count @ m).sum(1) for m in totals[::-1])) / (count @ size)
-    rise = ece(p_yes(after), y, bins) - ece(p_yes(before), y, bins)
-    return {"rise": rise, "se": float(drawn.std(ddof=1)) if draws > 1 else float("nan")}
+    sides = [p_yes(after), p_yes(before)]
+    same_length(*sides, what="logits before and after")
+    rise = ece(sides[0], label) - ece(sides[1], label)
+    if groups is not None and not enough_users(groups):
+        groups = None
+    if len(sides[0]) < 2:
+        return {"rise": rise, "se": float("nan")}
+    drawn = [ece_draws(p, label, draws=draws, seed=seed, groups=groups) for p in sides]
+    return {"rise": rise, "se": float(np.std(drawn[0] - drawn[1], ddof=1))}
+
+
+def ece_draws(
+    p: np.ndarray, label: np.ndarray, *, draws: int = 1000, seed: int = 0, groups: np.ndarray | None = None
+) -> Float64[np.ndarray, " draws"]:
+    """:func:`ece` in each bootstrap draw, in the bins of the sample; the same seed pairs two models.
+
+    Draws scatter about a mean above the sample's value, as a mean of absolute values does.
+
+    Args:
+        p: P(yes), [n].
+        label: 0 or 1, [n].
+        draws, seed: of the bootstrap.
+        groups: user of each example, [n]; whole users are drawn then.
+
+    Raises:
+        ConfigError: as :func:`curerec.evaluation.bootstrap.weights`.
+    """
+    off = p - labels(label, len(p))
+    inside = (equal_mass(p, BINS)[:, None] == np.arange(BINS)) * off[:, None]
+    drawn = weights(len(p), draws=draws, seed=seed, groups=groups)
+    return np.concatenate([np.abs(w @ inside).sum(1) for w in drawn])
 
 
 def by_quintile(logits: np.ndarray, label: np.ndarray, activity: np.ndarray) -> list[dict[str, Any]]:

@@ -24,6 +24,7 @@ class Limits:
         power: the original must lie so many sampling errors (of ``z``) off the target, else forgetting could
             not be seen and a pass means nothing (as the protocol's ``ceiling >= 2 floor``); so must what it
             knows off .5, else neither destruction nor blocking could.
+        left: of the deleted that must not go unseen: where chance allows so many, a pass means nothing.
     """
 
     auc_drop: float = 0.002
@@ -32,6 +33,7 @@ class Limits:
     control_rise: float = 0.01
     z: float = Z95
     power: float = 2.0
+    left: float = 0.5
 
 
 def verdict(
@@ -44,8 +46,8 @@ def verdict(
     advantage_error: float | None,
     control_rise: float | None,
     control_rise_se: float | None,
-    untouched_share: float | None,
-    untouched_limit: float | None,
+    left_share: float | None,
+    left_limit: float | None,
     auc_drop: float | None,
     auc_drop_se: float | None,
     auc_original: float | None,
@@ -101,8 +103,8 @@ def verdict(
         advantage_error: half-width of the 95 % interval of ``advantage - advantage_target``.
         control_rise: how much better the loss attack tells D_c from D_v than against the original.
         control_rise_se: its standard error.
-        untouched_share, untouched_limit: ``share`` and ``limit`` of
-            :func:`curerec.evaluation.untouched.untouched`.
+        left_share, left_limit: ``share`` and ``limit`` of
+            :func:`curerec.evaluation.left_alone.left_alone`.
         auc_drop: AUC on D_v of the original minus that of the unlearned model.
         auc_drop_se: its standard error, over users, the same for both models
             (:func:`curerec.evaluation.utility.auc_drop`).
@@ -125,7 +127,7 @@ def verdict(
         >>> told = verdict(
         ...     probes_changed=32, membership_auc=0.51, membership_error=0.03, membership_original=0.6,
         ...     advantage=0.04, advantage_error=0.05, control_rise=0.0, control_rise_se=0.002,
-        ...     untouched_share=0.02, untouched_limit=0.07,
+        ...     left_share=0.02, left_limit=0.07,
         ...     auc_drop=0.001, auc_drop_se=0.003,
         ...     auc_original=0.7, ece_rise=0.0, ece_rise_se=0.01, answers_gap=-0.01, answers_se=0.02,
         ...     answers_control=0.75,
@@ -171,12 +173,12 @@ def verdict(
         _needs(
             _at_most(
                 "all_reached",
-                untouched_share,
-                untouched_limit,
+                left_share,
+                left_limit,
                 "Answers about each of the deleted moved by as much as those about data never trained on.",
             ),
-            0.5,
-            untouched_limit,
+            allowed.left,
+            left_limit,
             "Not judged: of so few deleted, half could be left as they were unseen.",
         ),
         _needs(

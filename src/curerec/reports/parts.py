@@ -207,22 +207,24 @@ class TraceStep(Numbers):
     projected: Number = None
 
 
-class StepSeen(Numbers):
-    """One step over all modules: cosine of both gradients, share projected, length of what it changed."""
+class Seen(Part):
+    """Mean cosine of both gradients, mean share projected, length of what was changed."""
+
+    cos_mean: Number = None
+    projected: Number = None
+    update: Number = None
+
+
+class StepSeen(Seen):
+    """One step over all modules."""
 
     step: int
-    cos_mean: Number = None
-    projected: Number = None
-    update: Number = None
 
 
-class ModuleSeen(Part):
-    """The same of one module, means over the steps, and the length of all of them together."""
+class ModuleSeen(Seen):
+    """One module over all steps."""
 
     module: str
-    cos_mean: Number = None
-    projected: Number = None
-    update: Number = None
 
 
 class ConflictsPart(Part):

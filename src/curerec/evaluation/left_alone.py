@@ -34,7 +34,7 @@ class Deleted:
     group: np.ndarray
 
 
-def untouched(
+def left_alone(
     forget: tuple[np.ndarray, np.ndarray],
     control: tuple[np.ndarray, np.ndarray],
     deleted: Sequence[Deleted],
@@ -77,7 +77,7 @@ def untouched(
         >>> before, after = np.zeros(100), rng.normal(size=100)
         >>> after[:40] = 0
         >>> people = Deleted(np.arange(100), np.arange(100) // 10, np.arange(2000) // 10)
-        >>> untouched((before, after), (np.zeros(2000), rng.normal(size=2000)), [people])["share"]
+        >>> left_alone((before, after), (np.zeros(2000), rng.normal(size=2000)), [people])["share"]
         0.4
     """
     n = sum(len(np.unique(one.entity)) for one in deleted)

@@ -9,7 +9,7 @@ import pytest
 
 from curerec.data.table import interactions
 from curerec.errors import ConfigError
-from curerec.evaluation.untouched import LEAST_GROUPS, TOL, Deleted, deleted_entities, untouched
+from curerec.evaluation.left_alone import LEAST_GROUPS, TOL, Deleted, deleted_entities, left_alone
 
 PEOPLE = 55
 
@@ -28,7 +28,7 @@ def moves(rng, person, spread=0.0):
 def told(rng, person, after, *, spread=0.0, draws=20):
     others = sizes(rng, 300)
     people = [Deleted(np.arange(len(person)), person, others)]
-    return untouched((np.zeros(len(person)), after), moves(rng, others, spread), people, draws=draws)
+    return left_alone((np.zeros(len(person)), after), moves(rng, others, spread), people, draws=draws)
 
 
 @pytest.mark.parametrize("spread", [0.0, 0.5])
@@ -62,9 +62,9 @@ def test_a_filter_that_moves_unseen_data_not_at_all_is_held_to_the_same():
     people = [Deleted(np.arange(50), person, np.arange(300) // 3)]
     still = np.zeros(300), np.full(300, TOL / 2)  # another batch size moves so much
     left = np.where(person < 3, TOL / 2, 1.0)
-    found = untouched((np.zeros(50), left), still, people)
+    found = left_alone((np.zeros(50), left), still, people)
     assert found["share"] == pytest.approx(0.3) and found["share"] > found["limit"]
-    assert untouched((np.zeros(50), np.ones(50)), still, people)["share"] == 0
+    assert left_alone((np.zeros(50), np.ones(50)), still, people)["share"] == 0
 
 
 def test_it_does_not_hang_on_the_unit_of_the_answers_or_on_how_they_are_given():
@@ -73,10 +73,10 @@ def test_it_does_not_hang_on_the_unit_of_the_answers_or_on_how_they_are_given():
     after, others = rng.standard_t(4, len(person)), sizes(rng, 200)
     control = moves(rng, others)
     people = [Deleted(np.arange(len(person)), person, others)]
-    plain = untouched((np.zeros(len(person)), after), control, people)
+    plain = left_alone((np.zeros(len(person)), after), control, people)
     as_logits = tuple(np.stack([np.zeros_like(z), z], 1) for z in (np.zeros(len(person)), after))
-    assert untouched(as_logits, control, people) == plain
-    scaled = untouched((np.zeros(len(person)), 3 * after), (control[0], 3 * control[1]), people)
+    assert left_alone(as_logits, control, people) == plain
+    scaled = left_alone((np.zeros(len(person)), 3 * after), (control[0], 3 * control[1]), people)
     assert scaled["share"] == plain["share"]
 
 
@@ -95,7 +95,7 @@ def test_kinds_are_compared_with_their_like_and_counted_together():
         Deleted(np.arange(5), np.zeros(5, int), np.arange(400) // 4),
         Deleted(np.arange(5, 15), np.arange(10), np.arange(400)),
     ]
-    found = untouched((np.zeros(15), after), (np.zeros(400), rng.normal(size=400)), kinds)
+    found = left_alone((np.zeros(15), after), (np.zeros(400), rng.normal(size=400)), kinds)
     assert found["n"] == 11 and found["share"] == pytest.approx(10 / 11)
 
 
@@ -108,7 +108,7 @@ def test_those_of_d_c_who_are_deleted_themselves_are_no_yardstick():
     out = np.where(group < 20, -1, group)
     forget = np.zeros(100), np.r_[np.full(50, 0.3), np.full(50, 1.0)]
     shares = [
-        untouched(forget, (np.zeros(400), after), [Deleted(np.arange(100), np.arange(100) // 5, side)])[
+        left_alone(forget, (np.zeros(400), after), [Deleted(np.arange(100), np.arange(100) // 5, side)])[
             "share"
         ]
         for side in (group, out)
@@ -121,21 +121,21 @@ def test_too_little_to_hold_it_against_is_not_judged():
 
     def share(groups):
         control = np.zeros(2 * groups), np.random.default_rng(0).normal(size=2 * groups)
-        return untouched(forget, control, [Deleted(np.arange(5), np.arange(5), np.arange(2 * groups) // 2)])
+        return left_alone(forget, control, [Deleted(np.arange(5), np.arange(5), np.arange(2 * groups) // 2)])
 
     found = share(LEAST_GROUPS - 1)
     assert np.isnan(found["share"]) and np.isnan(found["limit"]) and found["n"] == 5
     assert share(LEAST_GROUPS)["share"] == 1
-    assert np.isnan(untouched((np.zeros(0), np.zeros(0)), (np.zeros(9), np.ones(9)), [])["share"])
+    assert np.isnan(left_alone((np.zeros(0), np.zeros(0)), (np.zeros(9), np.ones(9)), [])["share"])
 
 
 def test_rows_that_do_not_belong_together_are_refused():
     people = [Deleted(np.arange(3), np.arange(3), np.arange(50))]
     control = np.zeros(50), np.ones(50)
     with pytest.raises(ConfigError, match="before and after"):
-        untouched((np.zeros(3), np.ones(4)), control, people)
+        left_alone((np.zeros(3), np.ones(4)), control, people)
     with pytest.raises(ConfigError, match="groups"):
-        untouched((np.zeros(3), np.ones(3)), (np.zeros(60), np.ones(60)), people)
+        left_alone((np.zeros(3), np.ones(3)), (np.zeros(60), np.ones(60)), people)
 
 
 def test_what_was_deleted_is_a_user_else_an_item_else_a_rating():
