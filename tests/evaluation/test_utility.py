@@ -15,7 +15,7 @@ from sklearn.metrics import accuracy_score, log_loss, roc_auc_score
 from curerec.errors import ConfigError
 from curerec.evaluation.inputs import equal_mass, p_yes
 from curerec.evaluation.on_test import _interval
-from curerec.evaluation.utility import by_quintile, ece, ece_rise, nll, utility, utility_interval
+from curerec.evaluation.utility import by_quintile, ece, ece_draws, ece_rise, nll, utility, utility_interval
 
 
 def drawn(seed, n=300):
@@ -163,6 +163,8 @@ def test_the_error_of_a_rise_in_calibration_is_that_of_fresh_samples():
     assert np.mean([f["se"] for f in found]) == pytest.approx(rises.std(ddof=1), rel=0.35)
     assert rises.mean() > 0.01
     z, y = sample()
+    alone = ece_draws(expit(z), y, draws=200).std()
+    assert ece_rise(z, 1.02 * z, y, draws=200)["se"] < 0.3 * alone  # what both share falls out
     assert found[0]["rise"] != 0 and ece_rise(z, z, y) == {"rise": 0.0, "se": 0.0}
 
 
