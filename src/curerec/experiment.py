@@ -9,7 +9,8 @@ from typing import Any
 from curerec.data.request_file import write_request
 from curerec.evaluation.cost import Meter
 from curerec.interactions import Interactions
-from curerec.measure import Candidate, candidate, judge, measure
+from curerec.judge import judge
+from curerec.measure import Candidate, candidate, measure
 from curerec.methods.retrain import retrain
 from curerec.opened import open_recommender
 from curerec.pipeline import save_unlearned, task_for, train, unlearn

@@ -11,7 +11,8 @@ import made_recommender as made
 from curerec.evaluation.auc import auc
 from curerec.evaluation.candidate import Candidate
 from curerec.evaluation.verdict import Limits
-from curerec.measure import ground_of, judge
+from curerec.judge import judge
+from curerec.measure import ground_of
 from curerec.methods import expected
 from curerec.opened import base_model
 from curerec.splitting import granted

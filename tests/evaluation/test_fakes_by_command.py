@@ -13,7 +13,8 @@ from curerec.data.forget import draw_request
 from curerec.data.readers import read
 from curerec.data.request_file import read_request, write_request
 from curerec.evaluation.candidate import Candidate
-from curerec.measure import ground_of, judge
+from curerec.judge import judge
+from curerec.measure import ground_of
 from curerec.models import fresh_model
 from curerec.opened import open_recommender
 from curerec.recipe import Recipe

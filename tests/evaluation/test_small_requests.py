@@ -7,7 +7,8 @@ import pytest
 
 import made_recommender as made
 from curerec.data.forget import without_rows
-from curerec.measure import Candidate, judge
+from curerec.judge import judge
+from curerec.measure import Candidate
 from curerec.opened import base_model
 
 

@@ -24,7 +24,8 @@ from sklearn.metrics import roc_auc_score
 from curerec.bench.rows import Row
 from curerec.evaluation.candidate import Candidate
 from curerec.evaluation.utility import nll
-from curerec.measure import ground_of, judge
+from curerec.judge import judge
+from curerec.measure import ground_of
 from curerec.opened import base_model
 
 ROWS = Path(__file__).resolve().parent / "results.jsonl"

@@ -25,7 +25,8 @@ from curerec.evaluation.guard import nothing_happened
 from curerec.evaluation.inputs import p_yes
 from curerec.evaluation.metric import Metric, Value, evaluate
 from curerec.evaluation.scene import PARTS, scenes
-from curerec.measure import candidate, cells, chosen_metrics, judge
+from curerec.judge import judge
+from curerec.measure import candidate, cells, chosen_metrics
 from curerec.pipeline import carry_out, task_for, unlearn
 from curerec.progress import Clock
 from curerec.records import ForgetSplit, Outcome

@@ -154,7 +154,8 @@ def unlearn(
     from curerec.cli.say import say_base, say_verdict
     from curerec.data.cache import retain_side_at
     from curerec.data.output import check_out, replacing
-    from curerec.measure import Candidate, candidate, judge, measure
+    from curerec.judge import judge
+    from curerec.measure import Candidate, candidate, measure
     from curerec.opened import base_model
     from curerec.pipeline import check_method, save_unlearned
     from curerec.pipeline import unlearn as run

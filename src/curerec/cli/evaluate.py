@@ -62,7 +62,8 @@ def evaluate(
     from curerec.cli.bars import bars
     from curerec.cli.say import say_base, say_values, say_verdict, table_of
     from curerec.data.output import check_out, replacing
-    from curerec.measure import Candidate, ground_of, judge, measure, method_of, names_for
+    from curerec.judge import judge
+    from curerec.measure import Candidate, ground_of, measure, method_of, names_for
     from curerec.opened import base_model, open_recommender
     from curerec.pipeline import check_references, check_repeats
     from curerec.recording import record_of

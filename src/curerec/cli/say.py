@@ -69,7 +69,7 @@ def say_verdict(found: dict[str, Any], *, strict: bool = True, residual: float |
     """Print the verdict and leave with 1 if it is no (or, asked for a verdict, if there is none).
 
     Args:
-        found: of :func:`curerec.measure.judge`, which sees no retrain.
+        found: of :func:`curerec.judge.judge`, which sees no retrain.
         strict: leave with 1 also where nothing is decided.
         residual: where there are retrains to hold the model against and something was there to forget: from 1
             on it is no nearer to them than the original, whatever the checks say.

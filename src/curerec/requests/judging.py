@@ -11,8 +11,9 @@ from curerec.evaluation.auc import auc_interval
 from curerec.evaluation.divergence import jsd_each
 from curerec.evaluation.inputs import p_yes
 from curerec.evaluation.utility import utility
+from curerec.judge import judge
 from curerec.machine import machine, versions
-from curerec.measure import Candidate, Measured, candidate, judge, measure
+from curerec.measure import Candidate, Measured, candidate, measure
 from curerec.models import device, logits_of
 from curerec.opened import Opened, base_model
 from curerec.pipeline import deterministic
