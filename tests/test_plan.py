@@ -25,6 +25,7 @@ from curerec.progress import Clock, Silent
 from curerec.recommender import lower
 from curerec.recommender.storage import read_card
 from curerec.workload import Sizes, Work, bisections, of_cure, scored_exactly
+from made_cases import every_pair
 from made_commands import curerec, refused, untouched
 from made_tasks import made_task
 
@@ -96,14 +97,15 @@ def test_what_an_earlier_request_left_is_not_counted(asked, tmp_path):
     assert set(later["contributions"]) < set(first["contributions"])
 
 
-@pytest.mark.parametrize(("every", "all_steps_from"), [(None, None), (3, None), (3, 0.9)])
-@pytest.mark.parametrize("forget_loss", ["rewind", "npo", "calibrated"])
-@pytest.mark.parametrize("forget_score", ["gradient", "path"])
-@pytest.mark.parametrize(("open_gap", "target"), [(None, "base"), (0.1, "base"), (0.1, "expected")])
-def test_passes_are_counted_as_they_are_taken(
-    every, all_steps_from, forget_loss, forget_score, open_gap, target, monkeypatch
-):
+@every_pair(
+    anew=[(None, None), (3, None), (3, 0.9)],
+    forget_loss=["rewind", "npo", "calibrated"],
+    forget_score=["gradient", "path"],
+    looks=[(None, "base"), (0.1, "base"), (0.1, "expected")],
+)
+def test_passes_are_counted_as_they_are_taken(anew, forget_loss, forget_score, looks, monkeypatch):
     """Forward passes of a prompt by stage: of the configuration, and of the run."""
+    (every, all_steps_from), (open_gap, target) = anew, looks
     # Half of these short prompts is the template's: what they share would be computed in passes of its own.
     monkeypatch.setattr("curerec.recommender.score.can_share", lambda model: False)
     monkeypatch.setattr("curerec.methods.unlearn.LEAST_STEPS", 2)

@@ -15,6 +15,7 @@ from curerec.circuits.patching import patched_margins
 from curerec.circuits.scorers import atp, atp_ig, relp
 from curerec.circuits.wiring import NormAt, weight_of, wiring_of
 from curerec.errors import ConfigError
+from made_cases import alike_soaked
 from made_double import doubled
 from made_families import (
     DEEP,
@@ -39,7 +40,7 @@ KINDS = [*TYPES, *WITH_LORA, *PARTLY, *DEEP, *MULTI_QUERY]
 
 
 @pytest.mark.parametrize("scorer", EDGE_SCORERS)
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("kind", alike_soaked(KINDS))
 def test_a_sources_edges_add_up_to_its_node_score(kind, scorer):
     with in_double(model_of_kind(kind, WORDS)) as model:
         edges = edge_scores(model, CLEAN, CORRUPT, ANSWERS, scorer=scorer, batch_size=3)
@@ -55,14 +56,14 @@ def test_a_sources_edges_add_up_to_its_node_score(kind, scorer):
     )
 
 
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("kind", alike_soaked(KINDS))
 def test_edge_scores_against_central_differences(kind):
     with in_double(model_of_kind(kind, WORDS)) as model:
         got = edge_scores(model, CLEAN, CORRUPT, ANSWERS)
         mask = wiring_of(model).mask
         eps = 1e-5
         rng = np.random.default_rng(0)
-        chosen = rng.permutation(len(got.source))[:40]
+        chosen = rng.permutation(len(got.source))[:24]
         sets = []
         for k in chosen:
             one = np.zeros_like(mask)

@@ -21,6 +21,7 @@ from curerec.prompts.encoding import Prompts
 from curerec.recommender.families import family_of
 from curerec.recommender.score import answer_logits, score, to_batch
 from curerec.recommender.units import units_of
+from made_cases import alike_soaked, soaked
 from made_families import (
     ALIKE,
     DEEP,
@@ -148,7 +149,7 @@ def test_adapter_scores_against_central_differences(model_type, lora, granularit
     close(got, want, 1e-3)
 
 
-@pytest.mark.parametrize("model_type", TYPES)
+@pytest.mark.parametrize("model_type", alike_soaked(TYPES))
 @pytest.mark.parametrize("which", ["full", "all", 0, 1, 2])
 def test_units_share_out_the_whole_of_the_change(model_type, which):
     """The sum over units is -sum(dW dL/dW) over all that fine-tuning changed, at every granularity."""
@@ -228,7 +229,7 @@ def assert_same(got, want):
 @pytest.mark.parametrize(
     ("model_type", "lora"),
     [
-        pytest.param(t, lora, marks=[pytest.mark.soak] if t in ALIKE else [])
+        soaked(t, lora) if t in ALIKE or (not lora and t not in ("llama", "gpt2")) else (t, lora)
         for lora in (True, False)
         for t in TYPES
     ],
@@ -313,9 +314,7 @@ def test_layers_with_gradient_checkpointing_run_twice_and_give_the_same(model_ty
             np.testing.assert_allclose(got, want, rtol=1e-12, atol=1e-12 * np.abs(want).max())
 
 
-@pytest.mark.parametrize(
-    "model_type", [pytest.param(t, marks=[pytest.mark.soak] if t in ALIKE else []) for t in TYPES]
-)
+@pytest.mark.parametrize("model_type", alike_soaked(TYPES))
 def test_half_precision_ranks_the_modules_alike(model_type):
     options = {"hidden_size": 64, "num_hidden_layers": 4, "num_attention_heads": 8}
     options |= {"n_inner": 128} if model_type == "gpt2" else {"intermediate_size": 128}

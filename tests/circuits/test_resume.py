@@ -10,6 +10,7 @@ from curerec.circuits.activations import layer_of, sites_of
 from curerec.circuits.passes import Cost
 from curerec.circuits.patching import patched_margins
 from curerec.recommender.families import family_of
+from made_cases import alike_soaked, soaked
 from made_families import TYPES, lora_on, made_family_model
 from made_models import made_model, made_prompts, other_titles
 
@@ -25,9 +26,8 @@ def sets_of(model):
     return [{m} for m in names] + [{m for m in names if layer_of(m) == last}, {names[0], names[-1]}, set()]
 
 
-@pytest.mark.parametrize("batch_size", [2, 64])
-@pytest.mark.parametrize("lora", [False, True])
-@pytest.mark.parametrize("model_type", TYPES)
+@pytest.mark.parametrize(("lora", "batch_size"), [(False, 2), soaked(False, 64), soaked(True, 2), (True, 64)])
+@pytest.mark.parametrize("model_type", alike_soaked(TYPES))
 def test_the_margins_of_whole_passes(model_type, lora, batch_size):
     model = made_family_model(model_type, WORDS)
     if lora:

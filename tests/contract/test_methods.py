@@ -11,7 +11,8 @@ from curerec.methods import CONTROLS, METHODS, card_of, search_of
 from curerec.recommender.lean import answer_only
 from curerec.recommender.score import score
 from curerec.testing import methods as contract
-from made_families import ALIKE, TYPES
+from made_cases import soaked
+from made_families import TYPES
 from made_tasks import made_task
 
 SHORT = {"max_steps": 4, "check_every": 2, "check_size": 60, "batch_size": 32, "max_auc_drop": 1}
@@ -38,7 +39,8 @@ SPECIAL: dict[str, dict[str, Any]] = {
 }
 KINDS = ("full", "lora")
 OTHERS = [t for t in TYPES if t != "llama"]
-SOAK = pytest.mark.soak
+#: Each family once among the fast tests, either way of training with two of them.
+FAST = {"gpt2": "lora", "phi3": "lora", "gemma2": "full", "phi": "full"}
 
 
 def short(name: str) -> Any:
@@ -59,8 +61,10 @@ def test_a_method_keeps_to_the_contract(name, kind):
     contract.check_deterministic(out, run(made_task(kind), config))
 
 
-@pytest.mark.parametrize("kind", KINDS)
-@pytest.mark.parametrize("family", [t if t not in ALIKE else pytest.param(t, marks=SOAK) for t in OTHERS])
+@pytest.mark.parametrize(
+    ("family", "kind"),
+    [(t, kind) if FAST.get(t) == kind else soaked(t, kind) for t in OTHERS for kind in KINDS],
+)
 @pytest.mark.parametrize("name", ["simnpo", "cagrad", "task_vector", "e2urec", "rome", "wise"])
 def test_other_families(name, family, kind):
     task = made_task(kind, family=family)
@@ -83,9 +87,18 @@ def steady(config: Any) -> Any:
     return config.model_copy(update={k: v for k, v in plain.items() if hasattr(config, k)})
 
 
+#: One of each way to make and to weigh losses; the others pass through the same code.
+IN_PARTS = ("cure", "npo", "pcgrad", "scrub", "e2urec", "task_vector", "receraser")
+
+
 # ROME and WISE listen inside the model, so their few passes are whole; CRAGRU takes no gradient.
 @pytest.mark.parametrize(
-    "name", [n for n in METHODS if METHODS[n][1] and n not in ("rome", "wise", "cragru")]
+    "name",
+    [
+        n if n in IN_PARTS else soaked(n)
+        for n in METHODS
+        if METHODS[n][1] and n not in ("rome", "wise", "cragru")
+    ],
 )
 def test_where_three_prompts_fit_in_memory_the_same_is_learned(name, monkeypatch):
     def answers(out):

@@ -51,6 +51,21 @@ def test_steps_by_hand():
     assert steps_to(0.25, np.array([1.0, 0.5])) == (1.0, True)
 
 
+def test_the_interval_of_five_draws_covers_where_a_bootstrap_of_five_does_not():
+    rng, truth, times = np.random.default_rng(0), 0.9, 1500
+    mine = bootstrapped = 0
+    for _ in range(times):
+        below = rng.normal(20, 4, 5)
+        above = truth * below + rng.normal(0, 3, 5)
+        low, high = relearn._spread(above, below)
+        mine += low <= truth <= high
+        drawn = rng.integers(0, 5, (200, 5))
+        low, high = np.quantile(above[drawn].sum(1) / below[drawn].sum(1), [0.025, 0.975])
+        bootstrapped += low <= truth <= high
+    assert mine / times == pytest.approx(0.95, abs=0.02)
+    assert bootstrapped / times == pytest.approx(0.84, abs=0.03)
+
+
 def test_the_same_examples_are_shown_to_all_and_not_many():
     assert (shown(1000, 0, seed=1) == shown(1000, 0, seed=1)).all()
     assert len(shown(1000, 0, seed=1)) == 50 and len(shown(5, 0, seed=1)) == 5

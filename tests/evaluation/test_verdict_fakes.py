@@ -7,6 +7,7 @@ from dataclasses import replace
 import made_logits as made
 import numpy as np
 import pytest
+from made_cases import soaked
 from scipy.special import logit
 
 from curerec.evaluation.auc import auc
@@ -76,7 +77,7 @@ def rate(build, **options):
     return verified, {n: np.mean([made.outcome(r)[n] is True for r in results]) for n in names}
 
 
-@pytest.mark.parametrize("confidence", [1.0, 1.6])
+@pytest.mark.parametrize("confidence", [1.0, soaked(1.6)])
 @pytest.mark.parametrize("name", FAKES)
 def test_a_fake_fails_in_every_world_at_the_check_made_for_it(name, confidence):
     build, check = FAKES[name]

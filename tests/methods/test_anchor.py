@@ -11,6 +11,7 @@ from curerec.methods.cure.method import CureConfig
 from curerec.methods.unlearn import SmallRequests, UnlearnConfig
 from curerec.methods.weighted_sum import WeightedSumConfig
 from curerec.recipe import Recipe
+from made_cases import every_pair
 from made_tasks import made_task
 
 STEPS = {"forget_loss": "rewind", "lr": 1e-2, "max_steps": 6, "check_every": 6, "average": 0.0}
@@ -29,9 +30,7 @@ def distance(a, b):
     return sum(float((a[name] - b[name]).detach().square().sum()) for name in a) ** 0.5
 
 
-@pytest.mark.parametrize("method", ["cure", "random_modules"])
-@pytest.mark.parametrize("kind", ["full", "lora"])
-@pytest.mark.parametrize("schedule", ["constant", "linear"])
+@every_pair(method=["cure", "random_modules"], kind=["full", "lora"], schedule=["constant", "linear"])
 def test_the_more_it_draws_the_less_is_left_of_the_steps(method, kind, schedule):
     """It draws to the weights that went back, not to theta_o: that is where the steps begin."""
     task = made_task(kind)

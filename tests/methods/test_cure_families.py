@@ -21,6 +21,7 @@ from curerec.recommender.families import family_of
 from curerec.recommender.nano import nano_tokenizer
 from curerec.recommender.storage import load_base, write_model
 from curerec.records import ForgetRequest
+from made_cases import soaked
 from made_catalogue import made_catalogue
 from made_families import ALIKE, TYPES, made_family_model
 
@@ -82,10 +83,10 @@ def frozen_parts(outcome, model):
 @pytest.mark.parametrize(
     ("model_type", "kind"),
     [
-        *((t, "lora") for t in TYPES),
+        *(soaked(t, "lora") if t in ALIKE else (t, "lora") for t in TYPES),
         ("llama", "lora of the last layer"),
         ("gpt2", "lora of the last layer"),
-        *(pytest.param(t, "full", marks=[pytest.mark.soak] if t in ALIKE else []) for t in TYPES),
+        *(soaked(t, "full") if t in ALIKE else (t, "full") for t in TYPES),
     ],
 )
 def test_train_and_cure(model_type, kind, tmp_path):

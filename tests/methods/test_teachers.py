@@ -13,6 +13,7 @@ from curerec.methods.teachers import calibrated, forgetting_teacher, targets
 from curerec.methods.unlearn import UnlearnConfig, run
 from curerec.recommender.score import score
 from curerec.recommender.units import units_of
+from made_cases import soaked
 from made_tasks import made_task
 
 
@@ -64,8 +65,17 @@ def test_the_teacher_is_theta_o_less_what_tuning_on_d_f_raises(monkeypatch):
     assert F.cross_entropy(targets(task, "teacher"), label) > F.cross_entropy(original, label)
 
 
-@pytest.mark.parametrize("aim", ["label_free", "teacher", "calibrated"])
-@pytest.mark.parametrize("kind", ["full", "lora"])
+@pytest.mark.parametrize(
+    ("kind", "aim"),
+    [
+        ("lora", "label_free"),
+        ("full", "teacher"),
+        ("lora", "calibrated"),
+        soaked("full", "label_free"),
+        soaked("lora", "teacher"),
+        soaked("full", "calibrated"),
+    ],
+)
 def test_an_update_nears_what_it_aims_for(kind, aim, monkeypatch):
     strong = teachers.TUNING.model_copy(update={"lr": 3e-3, "epochs": 4.0})
     monkeypatch.setattr(teachers, "TUNING", strong)

@@ -1,0 +1,29 @@
+"""What the fast cases of a test cover."""
+
+from __future__ import annotations
+
+import itertools
+
+from made_cases import alike_soaked, every_pair
+from made_families import ALIKE, TYPES
+
+
+def test_the_fast_cases_hold_every_pair_and_all_cases_are_run_by_someone():
+    axes = {"a": (None, 3, 4), "b": "xyz", "c": (True, False), "d": (1, 2, 3)}
+    _, cases = every_pair(**axes).args
+    assert [case.values for case in cases] == list(itertools.product(*axes.values()))
+    fast = [case.values for case in cases if not case.marks]
+    assert len(fast) <= 12 < len(cases) == 54
+    for (i, one), (j, two) in itertools.combinations(enumerate(axes.values()), 2):
+        assert {(case[i], case[j]) for case in fast} == set(itertools.product(one, two))
+
+
+def test_of_two_arguments_nothing_is_left_out():
+    assert not any(case.marks for case in every_pair(a=range(4), b=range(3)).args[1])
+
+
+def test_every_type_is_fast_or_alike_another():
+    kinds = alike_soaked([*TYPES, "phi+lora", "qwen3+lora"])
+    marked = {k.values[0] for k in kinds if not isinstance(k, str)}
+    assert marked == {*ALIKE, "qwen3+lora"}
+    assert set(TYPES) - marked == {"llama", "gpt2", "gemma2", "phi", "phi3"}
