@@ -7,12 +7,12 @@ from dataclasses import replace
 import made_logits as made
 import numpy as np
 import pytest
-from made_cases import soaked
 from scipy.special import logit
 
 from curerec.evaluation.auc import auc
 from curerec.evaluation.utility import nll
 from curerec.evaluation.verdict import Limits, verdict
+from made_cases import soaked
 
 SEEDS = range(20)
 
