@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import itertools
 import types
 from dataclasses import replace
 
@@ -142,6 +143,7 @@ def test_only_ratings_that_nothing_else_shows_are_hidden():
 
 def trial(number, **values):
     base = {"gap": 0.0, "kl_valid": 0.1, "auc_drop": 0.0, "auc_drop_se": 0.001, "nothing_happened": False}
+    base |= {"ece_rise": 0.0, "ece_rise_se": 0.001}
     return {"number": number, "failure": None, **base, **values}
 
 
@@ -152,8 +154,14 @@ def trial(number, **values):
         ([trial(0, gap=0.05, kl_valid=0.0), trial(1, kl_valid=0.5)], 1),  # a closed gap comes first
         ([trial(0, gap=-0.05, kl_valid=0.0), trial(1, kl_valid=0.5)], 1),  # too much forgotten is a gap, too
         ([trial(0, gap=0.05), trial(1, gap=-0.03)], 1),  # none closed: the smallest
-        ([trial(0, auc_drop=0.05), trial(1, gap=0.2)], 1),  # utility before all
+        ([trial(0, auc_drop=0.05), trial(1, gap=0.2)], 1),  # what is lost weighs as it misses its limit
+        ([trial(0, gap=0.1, auc_drop=0.006), trial(1, gap=0.05, auc_drop=0.012)], 1),
+        ([trial(0, gap=0.1, auc_drop=0.006), trial(1, gap=0.05, auc_drop=0.03)], 0),
+        ([trial(0, gap=0.1), trial(1, ece_rise=0.3)], 0),  # a closed gap that destroys the probabilities
+        ([trial(0, gap=0.03), trial(1, ece_rise=0.021, kl_valid=0.9)], 1),
         ([trial(0, auc_drop=0.003, auc_drop_se=0.01), trial(1, gap=0.2)], 0),  # a drop that is not shown
+        ([trial(0, ece_rise=0.1, ece_rise_se=0.1), trial(1, gap=0.2)], 0),
+        ([trial(0, ece_rise=0.01, ece_rise_se=float("nan")), trial(1, gap=0.2)], 0),
         ([trial(0, nothing_happened=True), trial(1, gap=0.4)], 1),
         ([{"number": 0, "failure": "out of memory"}, trial(1, gap=0.4, auc_drop=0.3)], 1),
         ([trial(0), trial(1)], 0),  # equals: the recipe's own
@@ -174,6 +182,28 @@ def test_candidates_are_distinct_begin_with_the_recipes_own_and_do_not_change():
         digests = {search.with_settings(kind(), s).digest for s in found}
         assert len(digests) == len(found) == 4 or len(found) < 4
         assert search.candidates(kind(), grid, 2) == found[:2]
+
+
+def test_every_value_is_tried_before_any_is_tried_again():
+    """Few points of a large grid drawn alike leave whole rates out."""
+    grid = {"lr": [1e-4, 3e-4, 1e-3, 3e-3], "beta": [0.1, 0.5], "schedule": ["constant", "linear"]}
+    grid |= {"damping": [0.0, 0.1], "retain_weight": [None]}
+    kind = METHODS["npo"][1]
+    drawn = search.candidates(kind(lr=0.7), grid, 10)[1:]
+    assert {s["retain_weight"] for s in drawn} == {None}
+    for key, values in grid.items():
+        assert {s[key] for s in drawn[: len(values)]} == set(values), key
+    for one, two in itertools.combinations(grid, 2):
+        shown = {(s[one], s[two]) for s in drawn[:8]}
+        assert len(shown) >= 0.9 * len(grid[one]) * len(grid[two]), (one, two)
+
+
+def test_a_key_of_one_value_does_not_move_the_draw():
+    grid = {"lr": [1e-4, 3e-4, 1e-3], "push": [0.5, 1.0, 2.0]}
+    kind = METHODS["gru"][1]
+    plain = search.candidates(kind(lr=0.7), grid, 5)
+    more = search.candidates(kind(lr=0.7), {"descend_retain": [True], **grid}, 5)
+    assert more[1:] == [{"descend_retain": True, **point} for point in plain[1:]]
 
 
 def test_methods_with_one_grid_are_tried_with_the_same_points():

@@ -135,7 +135,7 @@ def test_task_vector_keeps_the_largest_alpha_that_does_no_harm(monkeypatch):
     monkeypatch.setattr(Watch, "closed", lambda self, seen: False)
     looks = iter([False, False, True])
     monkeypatch.setattr(Watch, "harmed", lambda self, seen: next(looks))
-    out = task_vector(task, TaskVectorConfig(check_size=60))
+    out = task_vector(task, TaskVectorConfig(check_size=60, alphas=(1.0, 2.0, 3.0, 4.0)))
     assert out.details["alpha"] == 2.0 and "alpha before is kept" in out.stop_reason
     assert [row["alpha"] for row in out.trace] == [0, 1, 2, 3]
 

@@ -17,7 +17,7 @@ Kind = Literal["base", "original", "retrain", "yardstick", "trial", "cell"]
 Place = tuple[str, str, int, str]  # dataset, model, seed, request
 FAR = 2  # nothing in common
 #: How points are drawn and trials judged; goes up with what would choose otherwise.
-JUDGED = 2
+JUDGED = 3
 
 
 @dataclass(frozen=True)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import itertools
 import json
 import zlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -17,14 +17,15 @@ from curerec.bench.recipe import BenchRecipe
 from curerec.config import Strict, parse
 from curerec.evaluation.guard import nothing_happened
 from curerec.evaluation.inputs import p_yes
-from curerec.evaluation.utility import nll
+from curerec.evaluation.utility import ece_rise, nll
+from curerec.evaluation.verdict import Limits
 from curerec.methods import CONTROLS, Task, search_of
 from curerec.methods.expected import clusters, expected_auc, pool
 from curerec.methods.stopping import CONFIDENCE, auc_drop
 from curerec.recommender.score import score
 from curerec.records import Examples, Outcome
 
-MAX_AUC_DROP = 0.002  # METHOD section 8: the utility guard on D_v
+CALIBRATION_DRAWS = 200  # of the bootstrap of its rise
 EPS = 1e-7
 
 Settings = dict[str, Any]
@@ -60,8 +61,10 @@ def grid_of(recipe: BenchRecipe, method: str) -> dict[str, list[Any]]:
 def candidates(config: Strict, grid: Mapping[str, Sequence[Any]], trials: int) -> list[Settings]:
     """The settings that are tried: none changed first, then distinct points of the grid, drawn at random.
 
-    The draw is settled by the values of the grid alone: methods that are searched on one grid, under
-    whatever keys, are tried with the same points.
+    They are drawn so that few of them show each value of each key, and most pairs of values: of a grid of
+    many keys as many points drawn alike would leave whole rates untried. The draw is settled by the values
+    of the grid alone: methods that are searched on one grid, under whatever keys, are tried with the same
+    points.
 
     Args:
         config: as the recipe has it.
@@ -74,15 +77,38 @@ def candidates(config: Strict, grid: Mapping[str, Sequence[Any]], trials: int) -
         [{}, {'lr': 2.0}]
     """
     points = [dict(zip(grid, values, strict=True)) for values in itertools.product(*grid.values())]
-    drawn_by = json.dumps([list(values) for values in grid.values()]).encode()
+    several = [key for key, values in grid.items() if len(values) > 1]
+    drawn_by = json.dumps([list(grid[key]) for key in several]).encode()
     order = np.random.default_rng([zlib.crc32(drawn_by), 17]).permutation(len(points))
     out, seen = [Settings()], {config.digest}
-    for k in order:
-        digest = with_settings(config, points[k]).digest
+    for point in _spread([points[k] for k in order], several):
+        digest = with_settings(config, point).digest
         if len(out) < trials and digest not in seen:
-            out.append(points[k])
+            out.append(point)
             seen.add(digest)
     return out
+
+
+def _spread(points: list[Settings], keys: Sequence[str]) -> Iterator[Settings]:
+    """The points in another order: next is the first that shows most values and pairs not yet seen.
+
+    Source: Cohen et al. 1997 (AETG), greedy covering designs; here over the points of a grid, and begun anew
+        when all pairs have been seen.
+    """
+
+    def shown(point: Settings) -> set[Any]:
+        values = [(key, json.dumps(point[key])) for key in keys]
+        return {*values, *itertools.combinations(values, 2)}
+
+    left = [(point, shown(point)) for point in points]
+    new = set[Any]().union(*(pairs for _, pairs in left))
+    while left:
+        best = max(range(len(left)), key=lambda k: len(left[k][1] & new))
+        point, pairs = left.pop(best)
+        new -= pairs
+        if not any(pairs & new for _, pairs in left):
+            new = set[Any]().union(*(pairs for _, pairs in left))
+        yield point
 
 
 @dataclass(frozen=True)
@@ -163,7 +189,7 @@ def judged(task: Task, before: Before, outcome: Outcome) -> dict[str, float | bo
     """What a setting is chosen by.
 
     ``gap``: membership AUC less the target. ``kl_valid``: mean KL(P_original || P) of the answers on D_v,
-    nats. ``auc_drop`` on D_v with its standard error (DeLong).
+    nats. ``auc_drop`` and ``ece_rise`` on D_v with their standard errors (DeLong; bootstrap over users).
 
     Args:
         task: without test examples or retrains; see :mod:`curerec.bench.blind`.
@@ -177,6 +203,8 @@ def judged(task: Task, before: Before, outcome: Outcome) -> dict[str, float | bo
     p, q = (np.clip(p_yes(z), EPS, 1 - EPS) for z in (before.valid, valid))
     margins = [z[:, 1] - z[:, 0] for z in (before.valid, valid)]
     drop, error = auc_drop(task.valid.label, *margins)
+    users = task.data.user_code[task.valid.target]
+    rise = ece_rise(before.valid, valid, task.valid.label, groups=users, draws=CALIBRATION_DRAWS)
     auc = before.membership(task, plain, logits(task, outcome.model, task.control))
     return {
         "membership_auc": auc,
@@ -185,6 +213,8 @@ def judged(task: Task, before: Before, outcome: Outcome) -> dict[str, float | bo
         "kl_valid": float(np.mean(p * np.log(p / q) + (1 - p) * np.log((1 - p) / (1 - q)))),
         "auc_drop": drop,
         "auc_drop_se": error,
+        "ece_rise": rise["rise"],
+        "ece_rise_se": rise["se"],
         "nothing_happened": nothing_happened(before.forget, shown),
     }
 
@@ -192,19 +222,30 @@ def judged(task: Task, before: Before, outcome: Outcome) -> dict[str, float | bo
 def merit(trial: Mapping[str, Any], tolerance: float) -> tuple[float, ...]:
     """Sorts trials, best first.
 
-    Those that ran come before those that failed or did nothing; those that keep utility (the AUC on D_v is
-    not shown to have fallen by more than 0.002, one-sided 95 %) before those that do not; those whose
-    membership gap to the target is within ``tolerance``, on either side, before the others. Among the first
-    the one nearest to the original's answers on D_v wins, among the others the one with the smallest gap.
+    Those that ran come before those that failed or did nothing. Of the others first counts by how much they
+    miss what a result is held to, each in units of what is allowed, added up:
 
-    Source: this project; METHOD section 8 (what may be looked at).
+    - the membership gap to the target, on either side: ``tolerance``;
+    - the fall of the AUC on D_v that is shown (one-sided 95 %), and the rise of the calibration error there:
+      what the verdict allows.
+
+    So a setting that closes the gap by destroying the model does not win over one that leaves a part of it,
+    nor does one that does next to nothing win over a setting that costs a little. Among those that miss
+    nothing the one nearest to the original's answers on D_v wins.
+
+    Source: this project; METHOD section 8 (what may be looked at). Limits:
+        :class:`curerec.evaluation.verdict.Limits`.
     """
     if trial.get("failure") or trial["nothing_happened"]:
-        return (1.0,)
-    harmed = trial["auc_drop"] - norm.ppf(CONFIDENCE) * trial["auc_drop_se"] > MAX_AUC_DROP
-    gap = abs(trial["gap"])
-    closed = gap <= tolerance
-    return (0.0, float(harmed), float(not closed), trial["kl_valid"] if closed else gap)
+        return (1.0, 0.0, 0.0)
+    limits = Limits()
+    sure = norm.ppf(CONFIDENCE)
+    missed = max(0.0, abs(trial["gap"]) - tolerance) / max(tolerance, EPS)
+    for name, allowed in (("auc_drop", limits.auc_drop), ("ece_rise", limits.ece_rise)):
+        error = trial[f"{name}_se"]
+        shown = trial[name] - sure * (error if np.isfinite(error) else 0.0)
+        missed += max(0.0, shown - allowed) / allowed
+    return (0.0, missed, trial["kl_valid"])
 
 
 def choice(trials: Sequence[Mapping[str, Any]], tolerance: float) -> Mapping[str, Any]:

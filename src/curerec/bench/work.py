@@ -26,6 +26,7 @@ from curerec.evaluation.inputs import p_yes
 from curerec.evaluation.metric import Metric, Value, evaluate
 from curerec.evaluation.scene import PARTS, scenes
 from curerec.judge import judge
+from curerec.machine import versions
 from curerec.measure import candidate, cells, chosen_metrics
 from curerec.pipeline import carry_out, task_for, unlearn
 from curerec.progress import Clock
@@ -257,6 +258,7 @@ class Workshop(Materials):
             "settings": settings,
             "config_hash": config_hash(self.recipe, job),
             "failure": None,
+            "versions": versions(),
         }
 
     def _trial(self, job: Job) -> rows.Row:

@@ -13,7 +13,7 @@ from curerec.methods.loop import Descent, Log, LoopConfig, descend, outcome
 from curerec.methods.task import Task
 from curerec.records import Outcome
 
-SEARCH: dict[str, list[Any]] = {"lr": [3e-3, 1e-2, 3e-2], "max_rate": [0.02, 0.05, 0.2]}
+SEARCH: dict[str, list[Any]] = {"lr": [3e-3, 1e-2, 3e-2], "max_rate": [0.002, 0.005, 0.01, 0.02, 0.1]}
 
 
 class NgdiffConfig(LoopConfig):

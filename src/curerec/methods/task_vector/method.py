@@ -23,7 +23,9 @@ class TaskVectorConfig(Stopping):
 
     tuning: TuneConfig = TuneConfig(epochs=1.0, batch_size=32, lr=3e-4)
     alphas: tuple[float, ...] = Field(
-        (1.0, 2.0, 3.0, 4.0, 5.0), min_length=1, description="tried in this order until the gap closes"
+        (0.25, 0.5, 0.75, 1.0, 1.5, 2.0, 3.0, 4.0, 5.0),
+        min_length=1,
+        description="tried in this order until the gap closes",
     )
 
 
