@@ -195,7 +195,7 @@ def test_every_value_is_tried_before_any_is_tried_again():
         assert {s[key] for s in drawn[: len(values)]} == set(values), key
     for one, two in itertools.combinations(grid, 2):
         shown = {(s[one], s[two]) for s in drawn[:8]}
-        assert len(shown) >= 0.9 * len(grid[one]) * len(grid[two]), (one, two)
+        assert len(shown) >= 0.75 * len(grid[one]) * len(grid[two]), (one, two)
 
 
 def test_a_key_of_one_value_does_not_move_the_draw():
