@@ -18,6 +18,7 @@ import re
 from pathlib import Path
 
 import numpy as np
+from parts import newest
 from scipy import stats
 
 MEANS = (
@@ -40,13 +41,16 @@ def values_of(
     for folder in folders:
         mine: dict[str, dict[int, float]] = {}
         settings: dict[tuple[str, int], str] = {}
-        for line in (folder / "rows.jsonl").read_text(encoding="utf-8").splitlines():
-            row = json.loads(line)
+        chosen: dict[str, str] = {}
+        for row in newest(map(json.loads, (folder / "rows.jsonl").read_text(encoding="utf-8").splitlines())):
             if row["dataset"] == dataset and row.get(column) is not None and row["seed"] not in without:
                 name = row["method"] if row["model"] == model else f"{row['method']}@{row['model']}"
                 name += "" if row["request"] == request else f"/{row['request']}"
                 if settings.setdefault((name, row["seed"]), row["config_hash"]) != row["config_hash"]:
                     raise SystemExit(f"{folder}: {name} has rows of several settings of seed {row['seed']}")
+                mine_are = json.dumps(row.get("settings"), sort_keys=True)
+                if row.get("settings") is not None and chosen.setdefault(name, mine_are) != mine_are:
+                    raise SystemExit(f"{folder}: {name} has rows of several choices of the search")
                 mine.setdefault(name, {})[row["seed"]] = row[column]
         for method, values in mine.items():
             twice = set(values) & set(found.get(method, {}))

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import argparse
 import json
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -26,18 +27,24 @@ def main() -> None:
     options = parser.parse_args()
     texts = [(folder / "rows.jsonl").read_text(encoding="utf-8") for folder in options.folders]
     lines = [line for text in texts for line in text.splitlines()]
-    rows = [row for row in map(json.loads, lines) if not row["failure"] and row.get("excess_jsd") is not None]
-    rows = [row for row in rows if row["model"] == options.model]
+    rows = [row for row in newest(map(json.loads, lines)) if row["model"] == options.model]
+    rows = [row for row in rows if not row["failure"] and row.get("excess_jsd") is not None]
     print("| " + " | ".join(COLUMNS) + " |\n" + "|---" * len(COLUMNS) + "|")
     for data, request in dict.fromkeys((r["dataset"], r["request"]) for r in rows if r["request"]):
         ends = [r for r in rows if r["dataset"] == data and r["request"] == request]
-        retrains = {r["seed"]: r for r in ends if r["method"] == "retrain"}
+        retrains: dict[int, list[float]] = {}
+        for r in ends:
+            if r["method"].startswith("retrain"):
+                retrains.setdefault(r["seed"], []).append(r["excess_jsd"])
         for method in dict.fromkeys(r["method"] for r in ends):
             if method.startswith("retrain") or (options.methods and method not in options.methods):
                 continue
             mine = [r for r in ends if r["method"] == method and r["seed"] in retrains]
             mine = [r for r in mine if r["config_hash"] == mine[-1]["config_hash"]]
-            parts = [parted(r, retrains[r["seed"]]) for r in sorted(mine, key=lambda r: int(r["seed"]))]
+            parts = [
+                parted(r, float(np.mean(retrains[r["seed"]])))
+                for r in sorted(mine, key=lambda r: int(r["seed"]))
+            ]
             if not parts:
                 continue
             total, memory, rest = np.mean(parts, axis=0)
@@ -48,10 +55,16 @@ def main() -> None:
             )
 
 
-def parted(row: dict[str, Any], retrain: dict[str, Any]) -> tuple[float, float, float]:
-    """The residual of a row, its part by memory and the rest."""
+def newest(rows: Iterable[dict[str, Any]]) -> list[dict[str, Any]]:
+    """The last row of each cell: a cell that was run again and failed has none that counts."""
+    names = ("dataset", "model", "request", "seed", "method", "config_hash")
+    return list({tuple(row[name] for name in names): row for row in rows}.values())
+
+
+def parted(row: dict[str, Any], of_retrains: float) -> tuple[float, float, float]:
+    """The residual of a row, its part by memory and the rest; ``of_retrains``: their mean excess, nats."""
     room = row["ceiling"] - row["floor"]
-    memory = (row["excess_jsd"] - retrain["excess_jsd"]) / room
+    memory = (row["excess_jsd"] - of_retrains) / room
     return row["residual"], memory, row["residual"] - memory
 
 

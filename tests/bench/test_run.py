@@ -21,6 +21,7 @@ from curerec.bench.summary import summarise, write_summary
 from curerec.bench.work import ROWS, Workshop
 from curerec.methods import METHODS
 from curerec.records import Outcome
+from curerec.reports.bench_page import render_bench
 from made_commands import PRIVATE, tree
 
 ASKS = [
@@ -282,9 +283,14 @@ def test_a_reference_that_cannot_be_trained_blocks_its_cells_alone(tmp_path, mon
     assert [r["seed"] for r in read_lines(tmp_path / "out" / "rows.jsonl") if r["method"] == "grad_diff"] == [
         21
     ]
-    # Nothing was written of what could not be run: the next call tries it again.
+    summary = summarise(tmp_path / "out")
+    retrain = next(x for x in summary["blocks"][0]["lines"] if x["name"] == "retrain")
+    assert [one["seed"] for one in retrain["failures"]] == [20]
+    assert "out of memory" in retrain["failures"][0]["text"] and "out of memory" in render_bench(summary)
+    # No row was written of what could not be run: the next call tries it again.
     monkeypatch.setattr(artefacts, "train", real)
     assert run(recipe, tmp_path / "out", places=made_place(tmp_path)).blocked == {}
+    assert not any(x["failures"] for x in summarise(tmp_path / "out")["blocks"][0]["lines"])
 
 
 def test_a_run_that_is_killed_goes_on(tmp_path, monkeypatch):

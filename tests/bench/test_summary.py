@@ -11,9 +11,11 @@ from made_bench import made_recipe, made_rows
 
 from curerec.bench import artefacts
 from curerec.bench.lines import read_lines
-from curerec.bench.summary import summarise, write_summary
+from curerec.bench.rows import NOTHING
+from curerec.bench.summary import _ratio_of_means, summarise, write_summary
 from curerec.bench.table import text_table
 from curerec.errors import DataError
+from curerec.reports.bench_page import render_bench
 
 METHODS = ["cure", "random_modules", "npo", "scrub"]
 
@@ -55,6 +57,118 @@ def test_the_residual_is_that_of_the_means(tmp_path):
     assert values["residual"]["n"] == 3 and np.isfinite(values["residual"]["half"])
     assert values["residual_of_seeds"]["mean"] == pytest.approx(np.mean([r["residual"] for r in mine]))
     assert values["residual_of_seeds"]["mean"] < -10 < -1 < values["residual"]["mean"] < 0.2
+
+
+def changed(folder, change):
+    """The folder's rows, each changed in place."""
+    path = folder / "rows.jsonl"
+    found = read_lines(path)
+    for row in found:
+        change(row)
+    path.write_text("".join(json.dumps(row) + "\n" for row in found), encoding="utf-8")
+    return found
+
+
+def test_a_seed_without_room_counts_like_any_other(tmp_path):
+    """Left out, the residual would be that of the seeds with much to forget, and the marks another one."""
+    made_rows(tmp_path, recipe(), worth=WORTH)
+
+    def narrow(row):
+        if row["seed"] == 22 and row["jsd"] is not None:
+            row |= {"floor": row["ceiling"] * 1.01, "residual": None}
+
+    found = changed(tmp_path, narrow)
+    value = line(summarise(tmp_path), "npo")["values"]["residual"]
+    mine = [r for r in found if r["method"] == "npo"]
+    jsd, floor, ceiling = (np.mean([r[k] for r in mine]) for k in ("jsd", "floor", "ceiling"))
+    assert value["n"] == 3 and value["mean"] == pytest.approx((jsd - floor) / (ceiling - floor))
+
+
+def test_an_interval_is_there_where_one_seed_holds_all_the_room():
+    parts = [np.array(x) for x in ([0.02, 0.011, 0.01], [0.03, 0.01, 0.05])]
+    found = _ratio_of_means(parts)
+    assert found["n"] == 2 and found["half"] > 1
+    near = [np.array(x) for x in ([0.02, 0.01, 0.03], [0.021, 0.01, 0.031], [0.019, 0.01, 0.028])]
+    assert _ratio_of_means(near)["half"] < 0.1
+
+
+def test_a_method_that_handed_the_original_back_has_its_answers(tmp_path):
+    """Left out it would be averaged over the seeds on which it did something."""
+    made_rows(tmp_path, recipe(), worth=WORTH)
+    before = line(summarise(tmp_path), "npo")["values"]["residual"]["mean"]
+
+    def nothing(row):
+        if row["method"] == "npo" and row["seed"] == 21:
+            row |= {"failure": f"{NOTHING}: the answers are the original's", "jsd": None, "residual": None}
+            row |= {"t_total": None, "test_auc": None}
+
+    found = changed(tmp_path, nothing)
+    summary = summarise(tmp_path)
+    npo = line(summary, "npo")
+    rows = [r for r in found if r["method"] == "npo" and r["seed"] != 21]
+    rows += [r for r in found if r["method"] == "original" and r["seed"] == 21]
+    jsd, floor, ceiling = (np.mean([r[k] for r in rows]) for k in ("jsd", "floor", "ceiling"))
+    value = npo["values"]["residual"]["mean"]
+    assert value == pytest.approx((jsd - floor) / (ceiling - floor)) and value > before + 0.1
+    assert npo["seeds"] == [20, 21, 22] and not npo["fewer"]
+    assert [one["seed"] for one in npo["failures"]] == [21] and NOTHING in npo["failures"][0]["text"]
+    assert npo["values"]["t_total"]["n"] == 2 and npo["missing"]["t_total"] == NOTHING
+    assert npo["against"]["seeds"] == 3 and npo["against"]["difference"] < -0.2
+    assert "(2 of 3)" in text_table(summary)
+
+
+def test_another_failure_leaves_its_seed_out_and_the_line_below_the_others(tmp_path):
+    made_rows(tmp_path, recipe(), worth={"cure": 0.5, "random_modules": 0.6, "npo": 0.1, "scrub": 0.9})
+
+    def lost(row):
+        if row["method"] == "npo" and row["seed"] == 21:
+            row |= {"failure": "out of memory", "jsd": None, "residual": None}
+
+    changed(tmp_path, lost)
+    text = text_table(summarise(tmp_path))
+    names = [one.split("|")[1].strip() for one in text.splitlines() if one.startswith("| ")][1:]
+    assert names[3:] == ["cure", "random_modules", "scrub", "npo"] and "not ranked" in text
+
+
+def test_a_column_of_fewer_seeds_says_so_and_why(tmp_path):
+    made_rows(tmp_path, recipe(), worth=WORTH)
+
+    def gap(row):
+        if row["method"] == "npo" and row["seed"] == 21:
+            row["membership_gap"] = None
+            row["missing"] = {"membership_gap": "nobody was left"}
+
+    changed(tmp_path, gap)
+    summary = summarise(tmp_path)
+    assert line(summary, "npo")["missing"]["membership_gap"] == "nobody was left"
+    page = render_bench(summary)
+    assert "(2 of 3)" in page and "nobody was left" in page
+
+
+def test_a_sequence_of_fewer_seeds_stands_beside_their_ends_alone(tmp_path):
+    whole = {"share": 0.1, "methods": METHODS}
+    short = {**whole, "parts": 2, "methods": ["cure", "random_modules"], "seeds": 2}
+    made_rows(tmp_path, recipe(requests=[whole, short]), worth=WORTH)
+    changed(tmp_path, lambda row: row.update(test_auc=0.9) if row["seed"] == 22 else None)
+    summary = summarise(tmp_path)
+    for name in ("original", "retrain", "base"):
+        assert line(summary, name, block=1)["seeds"] == [20, 21]
+        assert line(summary, name, block=0)["seeds"] == [20, 21, 22]
+    assert line(summary, "retrain", block=1)["values"]["test_auc"]["mean"] == pytest.approx(0.7)
+    assert summary["blocks"][1]["floor"]["n"] == 2
+
+
+def test_rows_of_other_settings_than_the_newest_are_left_out(tmp_path):
+    """A search that was made again may have chosen otherwise, under one configuration."""
+    made_rows(tmp_path, recipe(), worth=WORTH)
+
+    def set_(row):
+        if row["method"] == "npo":
+            row["settings"] = {} if row["seed"] == 20 else {"lr": 0.002}
+
+    changed(tmp_path, set_)
+    summary = summarise(tmp_path)
+    assert line(summary, "npo")["seeds"] == [21, 22] and summary["left_out"] == 1
 
 
 def test_the_excess_is_that_of_the_means(tmp_path):

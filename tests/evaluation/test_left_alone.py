@@ -45,6 +45,20 @@ def test_where_nobody_was_left_chance_alone_refuses(spread):
     assert refused <= 14  # 2.5 % of 200 are 5; 300 people of D_c are a sample, too
 
 
+@pytest.mark.parametrize(("deleted", "each", "groups"), [(94, 9, 60), (300, 9, 100), (2000, 1, 1000)])
+def test_a_fortieth_of_few_groups_is_known_no_better_than_they_tell(deleted, each, groups):
+    """A binomial limit, of a fortieth that is taken for known, refuses 9 to 20 % of these."""
+    refused, limit = 0, 0.0
+    for seed in range(100):
+        rng = np.random.default_rng(seed)
+        person, others = np.repeat(np.arange(deleted), each), np.repeat(np.arange(groups), each)
+        people = [Deleted(np.arange(len(person)), person, others)]
+        found = left_alone(moves(rng, person), moves(rng, others), people, draws=2)
+        refused += found["share"] > found["limit"]
+        limit = found["limit"]
+    assert refused <= 7 and limit < 0.1
+
+
 @pytest.mark.parametrize("share", [0.15, 0.3])
 def test_people_left_as_they_were_are_seen_however_many_ratings_they_have(share):
     for seed in range(50):

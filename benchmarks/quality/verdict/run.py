@@ -154,11 +154,12 @@ FAKES: dict[str, Callable[[Answers, Answers, np.random.Generator], Answers]] = {
 
 
 def table(rows: list[Row]) -> None:
-    """Shares verified, refused and not judged, and what refused."""
+    """Shares verified, refused and not judged, and what refused; rows of fewer checks by themselves."""
     notes = []
     heads = (
         "data",
         "request",
+        "checks",
         "model",
         "n",
         "verified",
@@ -168,11 +169,13 @@ def table(rows: list[Row]) -> None:
         "by it alone",
     )
     print(f"| {' | '.join(heads)} |\n" + "|---" * len(heads) + "|")
-    for dataset in sorted({row["dataset"] for row in rows}):
+    judged = sorted({len(row["checks"]) for row in rows}, reverse=True)
+    for dataset, checks in product(sorted({row["dataset"] for row in rows}), judged):
         for kind, whole in product(("users", "items", "interactions"), (True, False)):
             request = f"{10 if whole else 1} % of the {kind}"
             asked = {"dataset": dataset, "kind": kind}
             here = [r for r in rows if asked.items() <= r.items() and (r["part"] == 0) == whole]
+            here = [r for r in here if len(r["checks"]) == checks]
             for name in ("retrain", *FAKES, *(name for name, _, _ in PARTLY)):
                 mine = [r for r in here if r["model"] == name or r["model"].startswith(f"{name} ")]
                 if not mine:
@@ -183,7 +186,9 @@ def table(rows: list[Row]) -> None:
                 failed = [[c["name"] for c in r["checks"] if c["passed"] is False] for r in mine]
                 alone = Counter(names[0] for names in failed if len(names) == 1)
                 why = " | ".join(", ".join(f"{c} {n}" for c, n in of.most_common()) for of in (by, alone))
-                print(f"| {dataset} | {request} | {name} | {' | '.join(map(str, numbers))} | {why} |")
+                print(
+                    f"| {dataset} | {request} | {checks} | {name} | {' | '.join(map(str, numbers))} | {why} |"
+                )
             drops = [
                 c["value"] > 0.002
                 for r in here
@@ -194,7 +199,8 @@ def table(rows: list[Row]) -> None:
             if drops and whole:
                 lower = f"{sum(drops)} of {len(drops)} retrains"
                 notes.append(
-                    f"{dataset}, {kind}: AUC on D_v lower than the original's by more than .002 in {lower}"
+                    f"{dataset}, {kind}, {checks} checks: AUC on D_v lower than the original's by more than "
+                    f".002 in {lower}"
                 )
     print("", *notes, sep="\n")
 

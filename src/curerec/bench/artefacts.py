@@ -31,7 +31,8 @@ from curerec.records import ForgetRequest
 
 MODELS, YARDSTICKS, PREDICTIONS, BASES = "models", "yardsticks", "predictions", "bases"
 #: All that a benchmark writes into its folder.
-FILES = ("bench.json", "rows.jsonl", "trials.jsonl", "summary.json", "bench.html")
+OBSTACLES = "obstacles.jsonl"
+FILES = ("bench.json", "rows.jsonl", "trials.jsonl", OBSTACLES, "summary.json", "bench.html")
 NAMES = frozenset({MODELS, YARDSTICKS, PREDICTIONS, BASES, *FILES})
 Arrays = dict[str, np.ndarray]
 

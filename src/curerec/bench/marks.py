@@ -122,7 +122,11 @@ def _yard(out: Path, row: dict[str, Any], part: str) -> Yard | None:
 
 
 def _predictions(out: Path, row: dict[str, Any]) -> artefacts.Arrays | None:
-    return artefacts.read_arrays(out / artefacts.PREDICTIONS / row["predictions"])
+    """P(yes) by part; the original's where the method handed that back."""
+    if row["predictions"] is not None:
+        return artefacts.read_arrays(out / artefacts.PREDICTIONS / row["predictions"])
+    arrays = artefacts.read_arrays(out / artefacts.YARDSTICKS / row["yardstick"]) or {}
+    return {k.removeprefix("original/"): p_yes(z) for k, z in arrays.items() if k.startswith("original/")}
 
 
 def by_seed(

@@ -84,6 +84,8 @@ TRAINED = "not asked of them: base, original and retrains are made once and used
 NO_SCALE = "the ceiling is not above the floor: there is no scale"
 NO_INTERVAL = "in some resamples of the users nothing was there to forget: no interval"
 UNTOLD = "the method does not say"
+#: Begins the failure of a cell whose method handed the original back.
+NOTHING = "nothing happened"
 
 Row = dict[str, Any]
 

@@ -60,7 +60,8 @@ def run(
     """Do what is not done yet of a recipe, and write rows as they come.
 
     ``rows.jsonl`` gets a line for every original, retrain and cell, ``trials.jsonl`` one for every setting
-    tried. A run that is killed goes on from there; models and measurements of the yardstick are kept beside
+    tried, ``obstacles.jsonl`` one for every base, original, retrain or yardstick that could not be made.
+    A run that is killed goes on from there; models and measurements of the yardstick are kept beside
     them and used again if they are of the same configuration and whole.
 
     Args:
@@ -90,6 +91,7 @@ def run(
             threads = max(1, processors() // jobs)
         orders = Orders(recipe, out, dict(places or {}), jobs > 1, threads, cache)
         foreman = _Foreman(recipe, out, orders, jobs, retry, tell)
+        (out / artefacts.OBSTACLES).unlink(missing_ok=True)  # they are tried again
         foreman.deadline = None if minutes is None else start + 60 * minutes
         hands = crew(orders) if crew else Processes(orders, jobs) if jobs else Alone(orders)
         try:
@@ -226,6 +228,8 @@ class _Foreman:
         else:
             self.broken[job.key] = f"{job.label}: {event.value}"
             self.tell(f"failed: {self.broken[job.key]}")
+            about = {"dataset": job.dataset, "model": job.model, "seed": job.seed, "request": job.request}
+            append_line(self.out / artefacts.OBSTACLES, {**about, "text": self.broken[job.key]})
 
     def _write(self, file: str, row: Mapping[str, Any], job: Job) -> None:
         append_line(self.out / file, row)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Sequence, Set
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +12,7 @@ import numpy as np
 from scipy.stats import t as student
 
 from curerec.bench import rows
+from curerec.bench.artefacts import OBSTACLES
 from curerec.bench.lines import read_lines
 from curerec.bench.marks import Earlier, by_seed, mark
 from curerec.bench.plan import config_hash, plan, title_of
@@ -31,8 +32,10 @@ def summarise(out: Path) -> dict[str, Any]:
     """The summary of a benchmark's folder, as plain values for :mod:`curerec.reports.bench_page`.
 
     A block is a data set, a model and a request; a line of it is a model or method with the mean over the
-    seeds that ran and the half-width of the 95 % Student interval. Rows of an earlier configuration, of seeds
-    that the recipe does not name (any more) and of other data than the newest are left out and counted.
+    seeds that ran and the half-width of the 95 % Student interval. A method that handed the original back on
+    a seed has the original's answers there: left out, it would be averaged over the seeds on which it did
+    something. Rows of an earlier configuration or of other settings than the method's newest, of seeds that
+    the recipe does not name (any more) and of other data than the newest are left out and counted.
     Significance is worked out from the stored predictions; where those are not at hand (only the rows and
     their summary were kept) from the rows' means and the error that the summary has.
 
@@ -49,6 +52,8 @@ def summarise(out: Path) -> dict[str, Any]:
         if current.get((_line_of(row), row["seed"])) == row["config_hash"]
         and row.get("fingerprint") in (None, data.get(row["dataset"]))
     ]
+    chosen = {_line_of(row): row["settings"] for row in mine if row.get("settings") is not None}  # last wins
+    mine = [row for row in mine if row.get("settings") in (None, chosen.get(_line_of(row)))]
     blocks, earlier = [], _earlier(out)
     for ask in _asks(recipe):
         for dataset, model in recipe.places_of(ask):
@@ -161,18 +166,22 @@ def _block(
     out: Path,
     earlier: Earlier,
 ) -> dict[str, Any]:
-    here = [r for r in found if (r["dataset"], r["model"]) == (dataset, model)]
+    place = dataset, model
+    asks = [one for one in recipe.requests if one.key == ask.key and place in recipe.places_of(one)]
+    asked = {seed for one in asks for seed in recipe.seeds_of(one)}  # a sequence may have fewer of them
+    here = [r for r in found if (r["dataset"], r["model"]) == place and r["seed"] in asked]
     yard = [r for r in here if r["request"] == ask.whole.key and r["method"] == "original"]
     retrains = [r for r in here if r["request"] == ask.whole.key and r["method"] in recipe.references]
     bases = [r for r in here if r["request"] == ask.whole.key and r["method"] == "base"]
     cells = [r for r in here if r["request"] == ask.key and r["method"] not in recipe.measured_once]
     theirs = {s: [r["test_auc"] for r in retrains if r["seed"] == s] for s in {r["seed"] for r in retrains}}
     expected: dict[str, int] = {}
-    for one in recipe.requests:
-        if one.key == ask.key and (dataset, model) in recipe.places_of(one):
-            for method in one.chosen:
-                expected[method] = max(expected.get(method, 0), len(recipe.seeds_of(one)))
+    for one in asks:
+        for method in one.chosen:
+            expected[method] = max(expected.get(method, 0), len(recipe.seeds_of(one)))
     most = max(expected.values(), default=0)
+    failed = {name: [r for r in cells if r["method"] == name and r["failure"]] for name in expected}
+    cells = [row for r in cells if (row := _standing(r, yard)) is not None]
     lines = []
     for name, mine, wanted in (
         ("original", yard, most),
@@ -180,13 +189,16 @@ def _block(
         *([("base", bases, most)] if bases else []),
         *((m, [r for r in cells if r["method"] == m], n) for m, n in expected.items()),
     ):
-        line = _line(name, mine, theirs, wanted, most, recipe.retrains)
-        line["values"]["residual_of_seeds"] = line["values"]["residual"]
         good = [r for r in mine if not r["failure"]]
-        line["values"]["residual"] = _pooled_residual(good)
+        gone = failed.get(name, [r for r in mine if r["failure"]])
+        line = _line(name, good, gone, theirs, wanted, most)
+        line["values"]["residual_of_seeds"] = line["values"]["residual"]
+        line["values"]["residual"] = None if name == "retrain" else _pooled_residual(good)
         line["values"]["excess_residual"] = (
             _pooled_excess(good, yard, retrains) if name != "retrain" else None
         )
+        if name == "retrain":
+            line["failures"] += _obstacles(out, place, ask, asked - {r["seed"] for r in yard})
         lines.append(line)
     scale = {name: [r[name] for r in yard if r.get(name) is not None] for name in ("floor", "ceiling")}
     means = {k: float(np.mean(v)) if v else None for k, v in scale.items()}
@@ -213,14 +225,14 @@ def _block(
 def _line(
     name: str,
     mine: Sequence[dict[str, Any]],
+    failed: Sequence[dict[str, Any]],
     retrained: dict[int, list[float]],
     wanted: int,
     most: int,
-    references: int,
 ) -> dict[str, Any]:
     """One line of a block; the retrains of a seed are averaged first, so that seeds weigh alike."""
-    seeds = sorted({r["seed"] for r in mine if not r["failure"]})
-    good = {s: [r for r in mine if r["seed"] == s and not r["failure"]] for s in seeds}
+    seeds = sorted({r["seed"] for r in mine})
+    good = {s: [r for r in mine if r["seed"] == s] for s in seeds}
     for s in seeds:
         for row in good[s]:
             ours, theirs = row.get("test_auc"), retrained.get(s)
@@ -230,11 +242,10 @@ def _line(
     for column in (*rows.COLUMNS, *FURTHER):
         per_seed = [[r[column] for r in good[s] if r.get(column) is not None] for s in seeds]
         values[column] = _interval([float(np.mean(v)) for v in per_seed if v])
-    failures = [{"seed": r["seed"], "text": r["failure"]} for r in mine if r["failure"]]
+    failures = [{"seed": r["seed"], "text": r["failure"]} for r in failed]
     gaps: dict[str, str] = {}
     for row in mine:
-        if not row["failure"]:
-            gaps |= {k: v for k, v in row["missing"].items() if values.get(k) is None}
+        gaps |= {k: v for k, v in row["missing"].items() if not (of := values.get(k)) or of["n"] < len(seeds)}
     return {
         "name": name,
         "values": values,
@@ -244,10 +255,34 @@ def _line(
         "models": sum(map(len, good.values())),
         "failures": failures,
         "missing": gaps,
-        "verdicts": _verdicts([r for r in mine if not r["failure"]]),
+        "verdicts": _verdicts(mine),
         "against": None,
         "against_excess": None,
     }
+
+
+def _obstacles(out: Path, place: tuple[str, str], ask: Ask, lacking: Set[int]) -> list[dict[str, Any]]:
+    """What the last sitting could not make, for seeds without references."""
+    return [
+        {"seed": one["seed"], "text": one["text"]}
+        for one in read_lines(out / OBSTACLES)
+        if (one["dataset"], one["model"]) == place
+        and one["request"] in ("", ask.whole.key)
+        and one["seed"] in lacking
+    ]
+
+
+def _standing(row: dict[str, Any], yard: Sequence[dict[str, Any]]) -> dict[str, Any] | None:
+    """What counts of a cell: its row, the original's where that was handed back, None where it failed."""
+    if not row["failure"]:
+        return row
+    same = next((r for r in yard if r["seed"] == row["seed"] and not r["failure"]), None)
+    if same is None or not row["failure"].startswith(rows.NOTHING):
+        return None
+    costs = {**dict.fromkeys(rows.COSTS), "latency_ratio": None}
+    why = {**same["missing"], **dict.fromkeys(costs, rows.NOTHING)}
+    names = {key: row[key] for key in ("method", "request", "config_hash")}
+    return {**same, **costs, **names, "missing": why, "predictions": None}
 
 
 def _verdicts(good: Sequence[dict[str, Any]]) -> dict[str, Any] | None:
@@ -279,12 +314,13 @@ def _pooled_residual(mine: Sequence[dict[str, Any]]) -> dict[str, Any] | None:
     """Residual of all seeds together: ``(mean jsd - mean floor) / (mean ceiling - mean floor)``.
 
     With two retrains a seed's floor is one pair's distance, and where it comes out near the ceiling that
-    seed's own residual says nothing and outweighs all others in a mean.
+    seed's own residual says nothing and outweighs all others in a mean. A seed whose floor lies above its
+    ceiling counts like any other: left out, the others would be those with much to forget.
 
     Args:
-        mine: rows of one line, each with ``jsd``, ``floor`` and ``ceiling``, nats.
+        mine: rows of one line, each with ``jsd``, ``floor`` and ``ceiling``, nats; of no retrain, whose own
+            distances are the floor.
     """
-    mine = [r for r in mine if None not in (r.get("residual"), r["jsd"], r["floor"], r["ceiling"])]
     found = by_seed(mine, lambda r: (r["jsd"], r["floor"], r["ceiling"]))
     return _ratio_of_means(list(found.values()))
 
@@ -306,10 +342,12 @@ def _pooled_excess(
 def _ratio_of_means(parts: Sequence[np.ndarray]) -> dict[str, Any] | None:
     """``(mean x - mean zero) / (mean one - mean zero)`` over seeds, with the jackknife's interval.
 
+    Where without one of the seeds there is no room between the ends, the interval is the linearised one.
+
     Args:
         parts: [x, zero, one] of each seed.
 
-    Source: Cochran 1977, chapter 6 (ratio estimates); Tukey 1958 (jackknife).
+    Source: Cochran 1977, chapter 6 (ratio estimates; section 6.4); Tukey 1958 (jackknife).
     """
     if not len(parts):
         return None
@@ -324,8 +362,11 @@ def _ratio_of_means(parts: Sequence[np.ndarray]) -> dict[str, Any] | None:
         return None
     if n > 1:
         pseudo = [n * whole - (n - 1) * ratio(np.delete(values, k, 0)) for k in range(n)]
-        if np.isfinite(pseudo).all():
-            half = float(student.ppf(0.975, n - 1) * np.std(pseudo, ddof=1) / np.sqrt(n))
+        error = float(np.std(pseudo, ddof=1)) if np.isfinite(pseudo).all() else np.nan
+        if not np.isfinite(error):
+            x, zero, one = values.T
+            error = float(np.std(x - zero - whole * (one - zero), ddof=1) / np.mean(one - zero))
+        half = float(student.ppf(0.975, n - 1) * error / np.sqrt(n))
     return {"mean": whole, "half": half, "n": n}
 
 

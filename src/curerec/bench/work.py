@@ -133,7 +133,7 @@ class Workshop(Materials):
         ground, (original, references, yardstick) = self._ground(job), self._yardstick(job)
         new = candidate(outcome, meter)
         if nothing_happened(original.logits["forget"], ground.logits(new, "forget")):
-            raise RefusedError("nothing happened: the answers on 32 probe prompts are the original's")
+            raise RefusedError(f"{rows.NOTHING}: the answers on 32 probe prompts are the original's")
         scene = scenes(ground, {"original": original, job.method: new}, references)[job.method]
         found = {key: evaluate(metric, scene) for key, metric in self._metrics().items()}
         if self.recipe.columns:

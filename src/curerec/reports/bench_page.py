@@ -102,11 +102,14 @@ def render_bench(summary: Bench | Mapping[str, Any]) -> str:
 
 
 def in_order(block: Block) -> list[Line]:
-    """Original, retrain, base, then methods: by residual where that may be ranked, else as they come."""
+    """Original, retrain, base, then methods: by residual where that may be ranked, else as they come.
+
+    Methods with fewer seeds stand below: means over other seeds are not compared.
+    """
     ends = [line for line in block.lines if line.name in ENDS]
     methods = [line for line in block.lines if line.name not in ENDS]
     if block.rankable:
-        methods.sort(key=lambda line: _or(line.mean("residual"), float("inf")))
+        methods.sort(key=lambda line: (line.fewer, _or(line.mean("residual"), float("inf"))))
     return ends + methods
 
 
@@ -115,7 +118,7 @@ def cells(line: Line, block: Block, columns: tuple[tuple[str, str, Show], ...]) 
     out = []
     for key, _, show in columns:
         hidden = key.endswith(("residual", "residual_of_seeds")) and not block.rankable
-        shown = f.NONE if hidden else with_half(line.values.get(key), show)
+        shown = f.NONE if hidden else with_half(line.values.get(key), show, of=len(line.seeds))
         against = {"residual": line.against, "excess_residual": line.against_excess}.get(key)
         if against is not None and against.significant:
             shown += MARK
@@ -123,16 +126,19 @@ def cells(line: Line, block: Block, columns: tuple[tuple[str, str, Show], ...]) 
     return out
 
 
-def with_half(value: Interval | None, show: Show) -> str:
-    """A mean and its half-width.
+def with_half(value: Interval | None, show: Show, *, of: int = 0) -> str:
+    """A mean and its half-width; and how many seeds it is of where those are fewer than ``of``.
 
     Example:
         >>> with_half(Interval(mean=0.4204, half=0.066, n=3), _two)
         '0.42 ± 0.07'
+        >>> with_half(Interval(mean=0.4204, half=0.066, n=3), _two, of=5)
+        '0.42 ± 0.07 (3 of 5)'
     """
     if value is None:
         return f.NONE
-    return show(value.mean) + ("" if value.half is None else f" ± {show(value.half).lstrip('+')}")
+    half = "" if value.half is None else f" ± {show(value.half).lstrip('+')}"
+    return show(value.mean) + half + (f" ({value.n} of {of})" if value.n < of else "")
 
 
 def filled(block: Block) -> tuple[tuple[str, str, Show], ...]:
@@ -201,7 +207,8 @@ def scale(block: Block, *, costs_only: bool = False) -> str:
     )
     ends += " nats (nothing done)."
     if block.rankable:
-        return ends
+        fewer = any(line.fewer and line.name not in ENDS for line in block.lines)
+        return ends + (" Methods with fewer seeds stand below the others, not ranked." if fewer else "")
     return (
         f"{ends} The ceiling is under twice the floor: nothing measurable was there to forget, so methods "
         "are not ranked and residuals not shown."
@@ -237,6 +244,12 @@ def _view(block: Block, bench: Bench) -> dict[str, Any]:
             for line in lines
         ],
         "gone": gone,
+        "partly": [
+            (_in_words(line.name), head, line.missing[key])
+            for line in lines
+            for key, head, _ in columns
+            if line.values.get(key) is not None and line.missing.get(key)
+        ],
         "against": [
             (what, rows)
             for what, rows in (

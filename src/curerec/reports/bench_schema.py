@@ -65,7 +65,7 @@ class Line(Part):
 
     Attributes:
         name: ``original``, ``retrain`` or a method.
-        values: by column; None where no seed has one, the reason in ``missing``.
+        values: by column; None where no seed has one. A reason why a seed has none is in ``missing``.
         seeds: that ran; ``wanted`` is how many the recipe asks for.
         fewer: fewer seeds than the block's fullest line is to have.
         models: that were averaged: the retrains of a seed count each.
