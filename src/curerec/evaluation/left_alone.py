@@ -98,15 +98,20 @@ def left_alone(
         size = np.minimum(np.bincount(np.unique(one.entity, return_inverse=True)[1]), most)
         for k in np.unique(size):
             null = np.concatenate([means[k - 1] for means in of_groups])
-            least = np.quantile(null[np.isfinite(null)], TAIL, method="lower")
+            here_too = int((sizes >= k).sum())
+            least = np.sort(null[np.isfinite(null)])[_rank(here_too) * draws - 1]
             still += int((mine[k - 1][size == k] <= least).sum())
-            behind += [int((sizes >= k).sum())] * int((size == k).sum())
+            behind += [here_too] * int((size == k).sum())
     of = int(np.median(behind))  # groups that a fortieth was taken of
-    rank = int(TAIL * (of - 1)) + 1
-    allowed = betabinom.ppf(
-        1 - TAIL - 1e-9, n, rank, of + 1 - rank
-    )  # less a rounding: of one none may be there
+    rank = _rank(of)
+    likely = 1 - TAIL - 1e-9  # less a rounding: of one none may be there
+    allowed = betabinom.ppf(likely, n, rank, of + 1 - rank)
     return {"share": still / n, "limit": float(allowed / n), "n": n}
+
+
+def _rank(groups: int) -> int:
+    """Which of so many groups, from the least moved up, another one falls below in at most a fortieth."""
+    return max(1, int(TAIL * (groups + 1)))
 
 
 def deleted_entities(data: Interactions, split: ForgetSplit) -> list[Deleted]:
