@@ -25,7 +25,9 @@ from curerec.measure import ground_of
 from curerec.models import base_folder, device
 from curerec.opened import Opened
 from curerec.progress import Clock, Reporter, Silent
+from curerec.prompts.encoding import Encoder, queries
 from curerec.recommender import storage
+from curerec.recommender.stored_answers import SAMPLED
 from curerec.records import ForgetRequest, ForgetSplit
 from curerec.splitting import drawn_request, granted
 
@@ -169,8 +171,15 @@ class Materials:
         return found
 
     def _examples(self, job: Job) -> str:
-        """sha256 of the examples of all parts: which are asked about is settled by more than the models."""
-        split, found = self._asked(job)[1], hashlib.sha256()
+        """sha256 of the examples of all parts, and of what some of them are as tokens.
+
+        Which are asked about, and how, is settled by more than the models.
+        """
+        split, found, opened = self._asked(job)[1], hashlib.sha256(), self._opened(job)
+        recommender, titles = opened.recommender, opened.data.titles["title"].to_pylist()
+        encoder = Encoder(recommender.tokenizer, recommender.template, titles)
+        some = split.forget.take(np.arange(min(SAMPLED, len(split.forget))))
+        found.update(np.ascontiguousarray(encoder.encode(queries(opened.data, some)).ids, "<i8").tobytes())
         for part in self.parts:
             examples = getattr(split, part)
             found.update(f"{part} {examples.history.shape}".encode())
