@@ -12,7 +12,7 @@ from curerec.config import Strict
 
 
 class Policy(Strict):
-    """``policy.yaml`` of a store; its hash is in every record."""
+    """``policy.yaml`` of a store; its hash is in the records of init, of deletions and of retrains."""
 
     added = ("recipe",)
 
