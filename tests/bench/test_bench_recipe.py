@@ -61,6 +61,16 @@ def test_what_was_run_is_not_what_a_recipe_becomes_later(monkeypatch):
     monkeypatch.setattr("curerec.bench.search.search_of", lambda name: {"lr": [1e-5, 1e-6]})  # other grids
     assert {job.key: config_hash(kept, job) for job in cells} == then
     assert config_hash(load_bench("nano"), next(j for j in cells if j.method == "npo")) not in then.values()
+    monkeypatch.undo()
+    run, kind = METHODS["finetune"]
+
+    class Later(kind):  # a default that is another one by then
+        lr: float = 0.5
+
+    monkeypatch.setitem(METHODS, "finetune", (run, Later))
+    assert {job.key: config_hash(kept, job) for job in cells} == then
+    now = {job.key: config_hash(load_bench("nano"), job) for job in cells}
+    assert {k for k in now if now[k] != then[k]} == {j.key for j in cells if j.method == "finetune"}
 
 
 @pytest.mark.parametrize("folder", FOLDERS, ids=lambda f: str(f.relative_to(QUALITY)))

@@ -107,7 +107,7 @@ class SearchConfig(Strict):
 class ModelEntry(Strict):
     """A model: a recipe, and what is changed of it."""
 
-    added = ("resolved",)
+    added = ("resolved", "defaults")
 
     recipe: str = Field("demo", description="name or file")
     change: dict[str, Any] = Field({}, description="keys of the recipe to replace")
@@ -124,6 +124,9 @@ class ModelEntry(Strict):
         None,
         description="the recipe as it stood when the run began, kept in bench.json: a recipe that changes "
         "later does not change what the rows are of",
+    )
+    defaults: dict[str, dict[str, Any]] | None = Field(
+        None, description="the methods' own settings as they stood then, which may change later, too"
     )
 
     @model_validator(mode="after")
@@ -195,14 +198,20 @@ class BenchRecipe(Strict):
         return ["original", *([] if self.costs_only else ["base"]), *self.references]
 
     def as_it_stands(self) -> BenchRecipe:
-        """The same with every model's recipe, and every method's grid of the search, written out.
+        """The same with every model's recipe, and every method's own settings and grid, written out.
 
         Raises:
             ConfigError: a recipe that is named is not there, or does not fit.
         """
+        asked = {method for ask in self.requests for method in ask.chosen}
+        kinds = {name: METHODS[name][1] for name in sorted(asked - {"cure", "npo", "ga_kl", *CONTROLS})}
+        own = {name: kind().model_dump(mode="json") for name, kind in kinds.items() if kind is not None}
         models = {
             name: entry.model_copy(
-                update={"resolved": entry.resolved or load_recipe(entry.recipe).model_dump(mode="json")}
+                update={
+                    "resolved": entry.resolved or load_recipe(entry.recipe).model_dump(mode="json"),
+                    "defaults": own | (entry.defaults or {}),
+                }
             )
             for name, entry in self.models.items()
         }
@@ -210,7 +219,6 @@ class BenchRecipe(Strict):
         if search is not None:
             from curerec.bench.search import grid_of  # which takes recipes apart
 
-            asked = {method for ask in self.requests for method in ask.chosen}
             grids = {method: grid_of(self, method) for method in sorted(asked)}
             search = search.model_copy(update={"grids": grids | search.grids})
         return self.model_copy(update={"models": models, "search": search})
@@ -241,6 +249,7 @@ class BenchRecipe(Strict):
         for name, (_, kind) in METHODS.items():
             fields = {} if kind is None else kind.model_fields
             own = {k: v for k, v in entry.every_method.items() if k in fields}
+            own = {**(entry.defaults or {}).get(name, {}), **own}
             if name in ("cure", *CONTROLS) or not own:
                 continue
             if name in ("npo", "ga_kl"):

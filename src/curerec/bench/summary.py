@@ -193,7 +193,7 @@ def _block(
         gone = failed.get(name, [r for r in mine if r["failure"]])
         line = _line(name, good, gone, theirs, wanted, most)
         line["values"]["residual_of_seeds"] = line["values"]["residual"]
-        line["values"]["residual"] = None if name == "retrain" else _pooled_residual(good)
+        line["values"]["residual"] = _pooled_residual(good)
         line["values"]["excess_residual"] = (
             _pooled_excess(good, yard, retrains) if name != "retrain" else None
         )
@@ -318,8 +318,7 @@ def _pooled_residual(mine: Sequence[dict[str, Any]]) -> dict[str, Any] | None:
     ceiling counts like any other: left out, the others would be those with much to forget.
 
     Args:
-        mine: rows of one line, each with ``jsd``, ``floor`` and ``ceiling``, nats; of no retrain, whose own
-            distances are the floor.
+        mine: rows of one line, each with ``jsd``, ``floor`` and ``ceiling``, nats.
     """
     found = by_seed(mine, lambda r: (r["jsd"], r["floor"], r["ceiling"]))
     return _ratio_of_means(list(found.values()))
