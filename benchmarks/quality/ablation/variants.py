@@ -217,7 +217,31 @@ def of_small_model(recipe: Recipe) -> dict[str, tuple[str, Any]]:
         "CAGrad in its loop": ("cagrad", recipe.config_of("cagrad")),
         "npo": ("npo", recipe.npo),
         **with_fewer_prompts(recipe),
+        **pushed(recipe),
     }
+
+
+def pushed(recipe: Recipe) -> dict[str, tuple[str, Any]]:
+    """Each rule in ``cure``'s loop pushed less and more, at the recipe's rate and another."""
+    cure, names = (
+        recipe.cure,
+        {"cure": "cure", "random_modules": "the twin", "weighted_sum": "the loop alone"},
+    )
+    names |= {"pcgrad": "PCGrad", "cagrad": "CAGrad"}
+    points = {"cure": [(None, 4.0), (1.2e-3, 2.0), (1.2e-3, 4.0), (4e-4, 10.0)]}
+    points |= {"random_modules": [(None, 4.0), (1.2e-3, 10.0)], "weighted_sum": [(None, 1.0), (None, 4.0)]}
+    points |= {name: [(None, 0.25), (None, 0.5), (4e-4, 0.5)] for name in ("pcgrad", "cagrad")}
+    found = {}
+    for method, tried in points.items():
+        for lr, push in tried:
+            values = {"push": push, **({} if lr is None else {"lr": lr})}
+            own = recipe.config_of(method)
+            at = own.model_copy(update=values)
+            if method in ("cure", "random_modules"):
+                at = cure.model_copy(update={"update": cure.update.model_copy(update=values)})
+            rate = "" if lr is None else f", rate {lr:g}".replace("0.", ".")
+            found[f"{names[method]}, push {push:g}{rate}"] = (method, at)
+    return found
 
 
 def with_fewer_prompts(recipe: Recipe) -> dict[str, tuple[str, Any]]:
