@@ -182,6 +182,7 @@ class Scripted:
         about = {"dataset": job.dataset, "model": job.model, "method": job.method, "seed": job.seed}
         if job.kind == "trial":
             judged = {"nothing_happened": False, "auc_drop": 0.0, "auc_drop_se": 1.0, "kl_valid": 0.1}
+            judged |= {"ece_rise": 0.0, "ece_rise_se": 1.0}
             gap = 0.0 if job.number == self.best else 0.5
             chosen = {"number": job.number, "settings": {"lr": 3e-3} if job.number else {}}
             hashed = {"config_hash": config_hash(self.recipe, job)}
