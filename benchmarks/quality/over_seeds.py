@@ -18,8 +18,9 @@ import re
 from pathlib import Path
 
 import numpy as np
-from parts import newest
 from scipy import stats
+
+from curerec.bench.rows import newest
 
 MEANS = (
     *("residual", "membership_gap", "test_auc", "test_ece", "retrain_ratio"),
@@ -42,14 +43,15 @@ def values_of(
         mine: dict[str, dict[int, float]] = {}
         settings: dict[tuple[str, int], str] = {}
         chosen: dict[str, str] = {}
-        for row in newest(map(json.loads, (folder / "rows.jsonl").read_text(encoding="utf-8").splitlines())):
+        lines = (folder / "rows.jsonl").read_text(encoding="utf-8").splitlines()
+        for row in newest([json.loads(line) for line in lines]):
             if row["dataset"] == dataset and row.get(column) is not None and row["seed"] not in without:
                 name = row["method"] if row["model"] == model else f"{row['method']}@{row['model']}"
                 name += "" if row["request"] == request else f"/{row['request']}"
                 if settings.setdefault((name, row["seed"]), row["config_hash"]) != row["config_hash"]:
                     raise SystemExit(f"{folder}: {name} has rows of several settings of seed {row['seed']}")
-                mine_are = json.dumps(row.get("settings"), sort_keys=True)
-                if row.get("settings") is not None and chosen.setdefault(name, mine_are) != mine_are:
+                choice = json.dumps(row.get("settings"), sort_keys=True)
+                if row.get("settings") is not None and chosen.setdefault(name, choice) != choice:
                     raise SystemExit(f"{folder}: {name} has rows of several choices of the search")
                 mine.setdefault(name, {})[row["seed"]] = row[column]
         for method, values in mine.items():

@@ -9,11 +9,12 @@ from __future__ import annotations
 
 import argparse
 import json
-from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+
+from curerec.bench.rows import newest
 
 COLUMNS = ("data", "request", "method", "seeds", "residual", "of it memory", "of it not", "by seed")
 
@@ -27,7 +28,7 @@ def main() -> None:
     options = parser.parse_args()
     texts = [(folder / "rows.jsonl").read_text(encoding="utf-8") for folder in options.folders]
     lines = [line for text in texts for line in text.splitlines()]
-    rows = [row for row in newest(map(json.loads, lines)) if row["model"] == options.model]
+    rows = [row for row in newest([json.loads(line) for line in lines]) if row["model"] == options.model]
     rows = [row for row in rows if not row["failure"] and row.get("excess_jsd") is not None]
     print("| " + " | ".join(COLUMNS) + " |\n" + "|---" * len(COLUMNS) + "|")
     for data, request in dict.fromkeys((r["dataset"], r["request"]) for r in rows if r["request"]):
@@ -53,12 +54,6 @@ def main() -> None:
                 f"| {data} | {request} | {method} | {len(parts)} | {total:.3f} | {memory:.3f} | {rest:.3f} "
                 f"| {single} |"
             )
-
-
-def newest(rows: Iterable[dict[str, Any]]) -> list[dict[str, Any]]:
-    """The last row of each cell: a cell that was run again and failed has none that counts."""
-    names = ("dataset", "model", "request", "seed", "method", "config_hash")
-    return list({tuple(row[name] for name in names): row for row in rows}.values())
 
 
 def parted(row: dict[str, Any], of_retrains: float) -> tuple[float, float, float]:

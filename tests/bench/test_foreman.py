@@ -11,7 +11,7 @@ import torch
 from made_bench import made_place, made_recipe, made_rows
 
 from curerec.bench import rows as bench_rows
-from curerec.bench.crew import Event, Orders, Processes, is_lost
+from curerec.bench.crew import Event, Orders, Processes, gpu_is_lost
 from curerec.bench.lines import read_lines
 from curerec.bench.plan import Job, config_hash, nearness
 from curerec.bench.run import run
@@ -288,16 +288,16 @@ def test_a_process_that_died_while_it_was_idle_is_replaced(tmp_path):
 
 
 def test_a_process_whose_gpu_takes_no_more_work_is_known(monkeypatch):
-    assert not is_lost()  # none was used
+    assert not gpu_is_lost()  # none was used
 
     def synchronize():
         raise RuntimeError("CUDA error: device-side assert triggered")
 
     monkeypatch.setattr(torch.cuda, "is_initialized", lambda: True)
     monkeypatch.setattr(torch.cuda, "synchronize", lambda: None)
-    assert not is_lost()
+    assert not gpu_is_lost()
     monkeypatch.setattr(torch.cuda, "synchronize", synchronize)
-    assert is_lost()
+    assert gpu_is_lost()
 
 
 def finished(crew):

@@ -223,24 +223,26 @@ def of_small_model(recipe: Recipe) -> dict[str, tuple[str, Any]]:
 
 def pushed(recipe: Recipe) -> dict[str, tuple[str, Any]]:
     """Each rule in ``cure``'s loop pushed less and more, at the recipe's rate and another."""
-    cure, names = (
-        recipe.cure,
-        {"cure": "cure", "random_modules": "the twin", "weighted_sum": "the loop alone"},
-    )
-    names |= {"pcgrad": "PCGrad", "cagrad": "CAGrad"}
-    points = {"cure": [(None, 4.0), (1.2e-3, 2.0), (1.2e-3, 4.0), (4e-4, 10.0)]}
-    points |= {"random_modules": [(None, 4.0), (1.2e-3, 10.0)], "weighted_sum": [(None, 1.0), (None, 4.0)]}
-    points |= {name: [(None, 0.25), (None, 0.5), (4e-4, 0.5)] for name in ("pcgrad", "cagrad")}
+    gentle = [{"push": 0.25}, {"push": 0.5}, {"push": 0.5, "lr": 4e-4}]
+    tried: dict[tuple[str, str], list[dict[str, float]]] = {
+        ("cure", "cure"): [
+            {"push": 4.0},
+            {"push": 2.0, "lr": 1.2e-3},
+            {"push": 4.0, "lr": 1.2e-3},
+            {"push": 10.0, "lr": 4e-4},
+        ],
+        ("random_modules", "the twin"): [{"push": 4.0}, {"push": 10.0, "lr": 1.2e-3}],
+        ("weighted_sum", "the loop alone"): [{"push": 1.0}, {"push": 4.0}],
+        ("pcgrad", "PCGrad"): gentle,
+        ("cagrad", "CAGrad"): gentle,
+    }
     found = {}
-    for method, tried in points.items():
-        for lr, push in tried:
-            values = {"push": push, **({} if lr is None else {"lr": lr})}
-            own = recipe.config_of(method)
-            at = own.model_copy(update=values)
-            if method in ("cure", "random_modules"):
-                at = cure.model_copy(update={"update": cure.update.model_copy(update=values)})
-            rate = "" if lr is None else f", rate {lr:g}".replace("0.", ".")
-            found[f"{names[method]}, push {push:g}{rate}"] = (method, at)
+    for (method, name), points in tried.items():
+        for point in points:
+            rate = f", rate {point['lr']:g}".replace("0.", ".") if "lr" in point else ""
+            config = recipe.config_of(method)
+            parts = {"update": config.update.model_copy(update=point)} if hasattr(config, "update") else point
+            found[f"{name}, push {point['push']:g}{rate}"] = (method, config.model_copy(update=parts))
     return found
 
 

@@ -269,11 +269,11 @@ def serve(pipe: Connection, orders: Orders, seat: int = 0) -> None:
             pipe.send(("failed", told(error)))
         else:
             pipe.send(("done", None))
-        if is_lost():
+        if gpu_is_lost():
             return  # another process takes this seat
 
 
-def is_lost() -> bool:
+def gpu_is_lost() -> bool:
     """Whether the GPU takes no more work of this process, as after a failed assertion in a kernel.
 
     Every later job would fail by that and be written down as its own method's failure.

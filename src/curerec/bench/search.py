@@ -81,7 +81,7 @@ def candidates(config: Strict, grid: Mapping[str, Sequence[Any]], trials: int) -
     drawn_by = json.dumps([list(grid[key]) for key in several]).encode()
     order = np.random.default_rng([zlib.crc32(drawn_by), 17]).permutation(len(points))
     out, seen = [Settings()], {config.digest}
-    for point in _spread([points[k] for k in order], several):
+    for point in _covering([points[k] for k in order], several):
         digest = with_settings(config, point).digest
         if len(out) < trials and digest not in seen:
             out.append(point)
@@ -89,7 +89,7 @@ def candidates(config: Strict, grid: Mapping[str, Sequence[Any]], trials: int) -
     return out
 
 
-def _spread(points: list[Settings], keys: Sequence[str]) -> Iterator[Settings]:
+def _covering(points: list[Settings], keys: Sequence[str]) -> Iterator[Settings]:
     """The points in another order: next is the first that shows most values and pairs not yet seen.
 
     Source: Cohen et al. 1997 (AETG), greedy covering designs; here over the points of a grid, and begun anew
