@@ -391,3 +391,14 @@ def test_a_sequence_stands_beside_the_references_of_the_whole_request(tmp_path):
 def test_a_folder_that_is_no_benchmark(tmp_path):
     with pytest.raises(DataError, match="holds no benchmark"):
         summarise(tmp_path)
+
+
+@pytest.mark.parametrize("looked", [True, False])
+def test_the_page_says_by_what_settings_were_chosen_then(tmp_path, looked):
+    """Searches of before did not look at calibration: their tables do not say that they did."""
+    made_rows(tmp_path, recipe(search={"seed": 0, "trials": 2}), worth=WORTH)
+    trial = {"failure": None, **({"ece_rise": 0.0} if looked else {})}
+    (tmp_path / "trials.jsonl").write_text(json.dumps(trial) + "\n", encoding="utf-8")
+    page = render_bench(summarise(tmp_path))
+    assert ("calibration on validation data" in page) == looked
+    assert ("a guard on validation AUC" in page) != looked

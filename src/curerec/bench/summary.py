@@ -380,4 +380,5 @@ def _search(recipe: BenchRecipe, out: Path) -> dict[str, Any] | None:
         "target": recipe.search.target or "base",
         "run": len(trials),
         "failed": sum(bool(t["failure"]) for t in trials),
+        "calibration": any("ece_rise" in t for t in trials),
     }

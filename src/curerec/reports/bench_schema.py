@@ -112,7 +112,11 @@ class Block(Part):
 
 
 class Search(Part):
-    """How settings were chosen."""
+    """How settings were chosen.
+
+    Attributes:
+        calibration: of the answers on validation data, too; not by searches of before 2026-11-29.
+    """
 
     seed: int
     trials: int
@@ -120,6 +124,7 @@ class Search(Part):
     target: Literal["base", "expected"] = "base"
     run: int
     failed: int
+    calibration: bool = False
 
 
 class Bench(Part):
