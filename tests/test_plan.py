@@ -102,8 +102,9 @@ def test_what_an_earlier_request_left_is_not_counted(asked, tmp_path):
     forget_loss=["rewind", "npo", "calibrated"],
     forget_score=["gradient", "path"],
     looks=[(None, "base"), (0.1, "base"), (0.1, "expected")],
+    arms=[1, 2],
 )
-def test_passes_are_counted_as_they_are_taken(anew, forget_loss, forget_score, looks, monkeypatch):
+def test_passes_are_counted_as_they_are_taken(anew, forget_loss, forget_score, looks, arms, monkeypatch):
     """Forward passes of a prompt by stage: of the configuration, and of the run."""
     (every, all_steps_from), (open_gap, target) = anew, looks
     # Half of these short prompts is the template's: what they share would be computed in passes of its own.
@@ -123,6 +124,7 @@ def test_passes_are_counted_as_they_are_taken(anew, forget_loss, forget_score, l
             "path_steps": 2,
             "forget_score": forget_score,
             "kept": {"forget": 0.5},
+            "second_arm": {"push": 2.0} if arms == 2 else None,
             "update": {
                 "open_gap": open_gap,
                 "target": target,
@@ -162,7 +164,7 @@ def test_passes_are_counted_as_they_are_taken(anew, forget_loss, forget_score, l
     finally:
         handle.remove()
     assert list(outcome.details["stages"]) == list(work)
-    assert (outcome.trace[-1]["step"] < 7) == (all_steps_from is not None)
+    assert (outcome.trace[-1]["step"] < 7 * arms) == (all_steps_from is not None)
     counted = {name: sum(w.forwards for w in part) for name, part in work.items()}
     # A teacher is tuned in whole batches, of which the last of an epoch is smaller.
     about = 0.03 if forget_loss == "calibrated" else 0

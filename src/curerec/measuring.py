@@ -76,6 +76,7 @@ def sizes_of(task: Task, config: CureConfig | None = None) -> Sizes:
         base_retain=_unknown(task.answered, asked, base=True),
         base_control=_unknown(task.answered, task.control, base=True),
         waypoints=task.waypoints.count if task.waypoints else 0,
+        adapter=task.base_state is None,
     )
 
 

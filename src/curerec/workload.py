@@ -44,6 +44,7 @@ class Sizes:
         unknown_forget, unknown_retain, unknown_control: of theta_o.
         base_forget, base_retain, base_control: of the base; of D_r the share of those that it is asked about.
         waypoints: of the training, that were kept.
+        adapter: whether that is what an update changes.
     """
 
     forget: int
@@ -61,6 +62,7 @@ class Sizes:
     base_retain: float = 1.0
     base_control: float = 1.0
     waypoints: int = 0
+    adapter: bool = False
 
 
 @dataclass(frozen=True)
@@ -184,13 +186,17 @@ def of_cure(config: CureConfig, sizes: Sizes, kept: Collection[str] = ()) -> dic
         Work("patched", judges, "valid", times=2 * judgements),
         Work("patched", judges, "valid", times=others, begins=sizes.first),
     ]
+    steps, copies = _steps(update, sizes, look), 1
+    if arm := config.second_arm_for(sizes.forget, sizes.retain, adapter=sizes.adapter):
+        steps += [*_steps(arm.of(update), sizes, look), *_looked(update, sizes, look)]
+        copies = 2
     return {
         "counterfactuals": [] if "circuit" in kept else counterfactuals,
         **({} if "circuit" in kept else {"circuit": circuit}),
         "contributions": contributions,
         "groups": [Work("assign", config.draws), *wrote],
-        "prepare": [*watch, *depths, Work("copy"), *([] if gradient else objective)],
-        "update": _steps(update, sizes, look),
+        "prepare": [*watch, *depths, Work("copy", times=copies), *([] if gradient else objective)],
+        "update": steps,
     }
 
 
@@ -236,8 +242,13 @@ def _steps(update: UnlearnConfig, sizes: Sizes, look: list[Work]) -> list[Work]:
         taken = -(-steps // update.forget_every)
         work.append(Work("gradient", min(update.forget_size, sizes.forget), "forget", times=taken))
     looks = -(-steps // update.check_every)
-    seen = Work("score", min(update.check_size, sizes.forget), "forget", times=looks)
-    return [*work, seen, *(Work("score", w.n, w.part, times=looks) for w in look)]
+    return [*work, *(replace(w, times=looks) for w in _looked(update, sizes, look))]
+
+
+def _looked(update: UnlearnConfig, sizes: Sizes, look: list[Work]) -> list[Work]:
+    """One look at D_f, and at the others."""
+    seen = Work("score", min(update.check_size, sizes.forget), "forget")
+    return [seen, *(Work("score", w.n, w.part) for w in look)]
 
 
 __all__ = ["BATCH", "FORWARDS", "Kind", "Part", "Sizes", "Work", "of_cure"]

@@ -52,6 +52,39 @@ def test_that_steps_were_drawn_back_is_said_where_they_were() -> None:
         assert ("drawn 3 % of the way back to where the steps began" in page) is said
 
 
+def test_a_small_requests_own_settings_are_said_where_the_record_has_them() -> None:
+    record = full_record()
+    settings = {"config": {"cure": {"saliency": None, "update": {"anchor": 0.03}}}}
+    record["update"] |= {"saliency": 0.1, "anchor": 0.0}
+    page = " ".join(render(record | settings).split())
+    assert "at most 10 % of all weights" in page and "drawn 3 %" not in page
+
+
+def test_two_updates_are_told_apart() -> None:
+    """What was done in which, and that the mean of both was handed back; nothing of it where one was made."""
+    record = full_record()
+    kept = {"kept": {"forget": 0.2, "shared": 0.2}, "update": {"anchor": 0.03}}
+    alone = " ".join(render(record | {"config": {"cure": kept}}).split())
+    record["update"]["second_arm"] = {
+        "share": 0.25,
+        "steps": 30,
+        "optimizer": "adamw",
+        "trace": [{"step": s, "membership_auc": 0.6 - s / 300, "valid_auc": 0.7} for s in (0, 10, 20, 30)],
+    }
+    both = " ".join(render(record | {"config": {"cure": kept}}).split())
+    for said in (
+        "That was done in one of two updates",
+        "Two updates were made, each from the model as it was, with 30 steps in the second.",
+        "the mean of their weights (25 % of the second)",
+        "After each step of the first update all weights",
+        "The second update, step by step",
+        "Check points of the second update",
+    ):
+        assert said in both and said not in alone, said
+    record["update"]["second_arm"] = {"share": None, "steps": None}  # a record that says little is shown, too
+    assert "from the model as it was. In the first" in render(record | {"config": {"cure": kept}})
+
+
 def test_membership_is_held_against_what_a_model_without_memory_shows() -> None:
     """Which is not 50: some people are harder to answer than others, whoever was trained on them."""
 

@@ -73,8 +73,8 @@ def once() -> Iterator[None]:
 def one_projection() -> Iterator[None]:
     """One conflict over all weights, as in PCGrad, instead of one a unit; groups and going back stay."""
 
-    def whole(units: Units, a: Any, b: Any) -> torch.Tensor:
-        found = inner_products(units, a, b)
+    def whole(units: Units, a: Any, b: Any, *owners: Any) -> torch.Tensor:
+        found = inner_products(units, a, b, *owners)
         return found.sum().expand_as(found)
 
     with mock.patch.object(rules, "inner_products", whole):

@@ -218,12 +218,56 @@ def of_small_model(recipe: Recipe) -> dict[str, tuple[str, Any]]:
         "npo": ("npo", recipe.npo),
         **with_fewer_prompts(recipe),
         **pushed(recipe),
+        **two_arms(recipe),
+    }
+
+
+def one_arm(cure: Any) -> Any:
+    """The settings of seeds 195 to 209: one update of sixty steps, in which a tenth of the weights moves."""
+    looks = {"push": 1.5, "max_steps": 60, "forget_every": 60, "check_every": 20}
+    update = cure.update.model_copy(update=looks)
+    return cure.model_copy(update={"second_arm": None, "saliency": 0.1, "update": update})
+
+
+def two_arms(recipe: Recipe) -> dict[str, tuple[str, Any]]:
+    """Each arm by itself, both longer, and other ways to have two; of some the twin, too."""
+    cure = recipe.cure
+
+    def arm(**parts: Any) -> Any:
+        return cure.second_arm and cure.second_arm.model_copy(update=parts)
+
+    def changed(second: Any = cure.second_arm, update: dict[str, Any] | None = None, **parts: Any) -> Any:
+        update = update or {}
+        parts |= {"second_arm": second, "update": cure.update.model_copy(update=update)}
+        return cure.model_copy(update=parts)
+
+    longer = {"max_steps": 60, "forget_every": 60, "check_every": 20}
+    shorter = {"max_steps": 20, "forget_every": 20, "check_every": 10}
+    tried = {
+        "the arm that goes back alone": changed(None),
+        "the arm that does not alone": changed(arm(share=1 - 1e-6)),
+        "arms of 60 steps": changed(arm(lr=4e-4), longer),
+        "arms of 20 steps": changed(arm(lr=8e-4), {**shorter, "lr": 1e-3}),
+        "a tenth of the weights moves in the first arm": changed(saliency=0.1),
+        "second arm pushed 1": changed(arm(push=1.0)),
+        "second arm pushed 3": changed(arm(push=3.0)),
+        "a third of the second arm": changed(arm(share=1 / 3)),
+        "two thirds of the second arm": changed(arm(share=2 / 3)),
+        "one arm, 60 steps, whole rows": changed(None, longer),
+    }
+    twins = ("the arm that goes back alone", "the arm that does not alone", "arms of 60 steps")
+    twins += ("a tenth of the weights moves in the first arm",)
+    return {
+        "cure, one arm (seeds 195 to 209)": ("cure", one_arm(cure)),
+        "random groups, one arm (seeds 195 to 209)": ("random_modules", one_arm(cure)),
+        **{f"cure, {name}": ("cure", config) for name, config in tried.items()},
+        **{f"random groups, {name}": ("random_modules", tried[name]) for name in twins},
     }
 
 
 def pushed(recipe: Recipe) -> dict[str, tuple[str, Any]]:
-    """Each rule in ``cure``'s loop pushed less and more, at the recipe's rate and another."""
-    gentle = [{"push": 0.25}, {"push": 0.5}, {"push": 0.5, "lr": 4e-4}]
+    """Each rule in ``cure``'s loop, and its own one arm, pushed less and more, at two rates."""
+    gentle = [{"push": push, "lr": lr} for push, lr in ((0.25, 8e-4), (0.5, 8e-4), (0.5, 4e-4), (1.5, 8e-4))]
     tried: dict[tuple[str, str], list[dict[str, float]]] = {
         ("cure", "cure"): [
             {"push": 4.0},
@@ -239,8 +283,10 @@ def pushed(recipe: Recipe) -> dict[str, tuple[str, Any]]:
     found = {}
     for (method, name), points in tried.items():
         for point in points:
-            rate = f", rate {point['lr']:g}".replace("0.", ".") if "lr" in point else ""
+            of_demo = point.get("lr", 8e-4) == 8e-4
+            rate = "" if of_demo else f", rate {point['lr']:g}".replace("0.", ".")
             config = recipe.config_of(method)
+            config = one_arm(config) if hasattr(config, "update") else config
             parts = {"update": config.update.model_copy(update=point)} if hasattr(config, "update") else point
             found[f"{name}, push {point['push']:g}{rate}"] = (method, config.model_copy(update=parts))
     return found

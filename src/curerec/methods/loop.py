@@ -71,6 +71,7 @@ class Update:
         n_unseen: tokens whose embeddings went back to the base's, since no prompt of D_r shows them; None
             where that was not asked for.
         conflicts: what each step did to each module; None where a method has no rules by unit.
+        watch: what looked.
     """
 
     model: Any
@@ -83,6 +84,7 @@ class Update:
     target: float | None = None
     n_unseen: int | None = None
     conflicts: Conflicts | None = None
+    watch: Watch | None = None
 
 
 def tuned_names(model: Any) -> list[str]:
@@ -343,7 +345,7 @@ def walk(
         if before_look:
             before_look()
     n = sum(p.numel() for p in params)
-    return Update(model.eval(), tuple(trace), stop, done, n, config, target=watch.target)
+    return Update(model.eval(), tuple(trace), stop, done, n, config, target=watch.target, watch=watch)
 
 
 def store(params: Sequence[torch.nn.Parameter], values: Sequence[torch.Tensor]) -> None:

@@ -11,6 +11,7 @@ from curerec.recommender.units import Units, inner_products
 
 Gradients = dict[str, torch.Tensor]
 Masks = dict[str, torch.Tensor]  # bool, by parameter name
+Products = tuple[torch.Tensor, torch.Tensor, torch.Tensor]
 
 
 class Rules:
@@ -29,7 +30,8 @@ class Rules:
     what of the forget step would undo retaining is taken out (the one-sided projection of PCGrad). With
     ``both`` the other side is projected, too, where they conflict, ``w g_r`` onto what is normal to g_f
     (PCGrad itself, unit by unit): of plain gradients retaining then takes back, to first order, nothing of
-    what forgetting gains.
+    what forgetting gains. With ``whole`` the inner products are sums over all units that forget, so that
+    all task-shared units are projected or none is.
 
     Args:
         units: of the model.
@@ -38,6 +40,7 @@ class Rules:
         masks: weights that may move, by parameter name (:mod:`curerec.methods.saliency`); the others have
             gradient 0 for every rule. None: all weights of a unit that is not frozen.
         both: project both gradients of task-shared units, not that of forgetting alone.
+        whole: ask for conflict over all units that forget at once, as PCGrad does, not unit by unit.
         eps: keeps the quotient finite; far below any squared gradient, since a KL to the model itself starts
             at a gradient of 0 and a larger one would switch the projection off while it is small.
 
@@ -53,10 +56,11 @@ class Rules:
         weight: float = 1.0,
         masks: Masks | None = None,
         both: bool = False,
+        whole: bool = False,
         eps: float = 1e-30,
     ) -> None:
         self.units, self.role, self.weight, self.masks, self.eps = units, role, weight, masks, eps
-        self.both = both
+        self.both, self.whole = both, whole
         self.owner: dict[str, tuple[int, torch.Tensor]] = {}
         self.factors: dict[str, int] = {}
         for branch in units.branches:
@@ -150,12 +154,17 @@ class Rules:
 
         Returns:
             Directions by parameter name, and by unit, each [n_units]: ``dot``, ``ff`` and ``rr`` (inner
-            products of both and of each), ``cos`` (nan where a gradient is 0), ``projected`` (bool).
+            products of both and of each; with ``whole`` the same sums for every unit), ``cos`` (nan where a
+            gradient is 0), ``projected`` (bool).
         """
         forget, retain = self.inside(forget), self.inside(retain)
         f, r = (side if scale is None else times(side, scale) for side in (forget, retain))
         pairs = ((f, r), (f, f), (r, r))
         dot, ff, rr = (inner_products(self.units, a, b, self.owners).to(self.role.device) for a, b in pairs)
+        sums = None
+        if self.whole:
+            sums = self._sums(f, r, dot, ff, rr)
+            dot, ff, rr = (x.expand_as(dot) for x in sums)
         projected = self.shared & (dot < 0)
         none = torch.zeros_like(dot)
         pull = torch.where(projected, -dot / (rr + self.eps), none) + self.retain_weight
@@ -170,26 +179,40 @@ class Rules:
                 out[name] = a * forget[name] + c * retain[name]
         for name, role in self.factors.items():
             if name in forget:
-                pair = (f[name], r[name])
-                out[name] = self._whole(role, forget[name], retain[name], *pair)
+                products = sums or products_of(f[name], r[name])
+                out[name] = self._of_factor(role, forget[name], retain[name], products)
         seen = {"cos": dot / (ff.sqrt() * rr.sqrt()), "projected": projected, "dot": dot, "ff": ff, "rr": rr}
         return out, seen
 
-    def _whole(
-        self, role: int, f: torch.Tensor, r: torch.Tensor, step_f: torch.Tensor, step_r: torch.Tensor
-    ) -> torch.Tensor:
+    def _sums(
+        self, f: Gradients, r: Gradients, dot: torch.Tensor, ff: torch.Tensor, rr: torch.Tensor
+    ) -> Products:
+        """Inner products over all units, and LoRA factors, that forget."""
+        able = self.forget_weight
+        sums = [(able * x).sum() for x in (dot, ff, rr)]
+        for name, role in self.factors.items():
+            if name in f and role in (FORGET, SHARED):
+                sums = [s + x.to(s) for s, x in zip(sums, products_of(f[name], r[name]), strict=True)]
+        return sums[0], sums[1], sums[2]
+
+    def _of_factor(self, role: int, f: torch.Tensor, r: torch.Tensor, products: Products) -> torch.Tensor:
         """The rule for a LoRA factor that several units share; inner products are of the steps."""
         if role == FROZEN:
             return torch.zeros_like(f)
         if role == RETAIN:
             return self.weight * r
         if role == SHARED:
-            a, c = step_f.float(), step_r.float()
-            dot, ff, rr = (a * c).sum(), a.square().sum(), c.square().sum()
+            dot, ff, rr = (x.to(f.device) for x in products)
             against = torch.clamp(dot, max=0)
             more = self.weight * against / (ff + self.eps) if self.both else 0.0
             return (1 - more) * f + (self.weight - against / (rr + self.eps)) * r
         return f + self.weight * r
+
+
+def products_of(f: torch.Tensor, r: torch.Tensor) -> Products:
+    """``<f, r>``, ``<f, f>`` and ``<r, r>`` of two tensors, float32."""
+    a, c = f.float(), r.float()
+    return (a * c).sum(), a.square().sum(), c.square().sum()
 
 
 def times(gradients: Gradients, factors: Gradients) -> Gradients:

@@ -45,7 +45,7 @@ class SmallRequests(Strict):
     weights, which may go back further.
     """
 
-    added = ("rolled_back", "anchor")
+    added = ("rolled_back", "anchor", "max_steps", "push", "saliency")
 
     below: float = Field(..., gt=0, lt=1, description="share of the training examples that are small")
     lr: float | None = Field(None, gt=0, description="none: as for others")
@@ -55,7 +55,12 @@ class SmallRequests(Strict):
     rolled_back: float | None = Field(
         None, gt=0, le=1, description="of methods that choose weights to take back; none: as for others"
     )
+    saliency: float | None = Field(
+        None, gt=0, le=1, description="of methods that choose weights to move; none: as for others"
+    )
     anchor: float | None = Field(None, ge=0, lt=1, description="none: as for others")
+    max_steps: int | None = Field(None, gt=0, description="none: as for others")
+    push: float | None = Field(None, gt=0, description="none: as for others")
 
 
 class UnlearnConfig(LoopConfig):
@@ -166,7 +171,7 @@ class UnlearnConfig(LoopConfig):
         """
         share = n_forget / (n_forget + n_retain)
         if small := self.small_for(n_forget, n_retain):
-            values = small.model_dump(exclude={"below", "rolled_back"}, exclude_none=True)
+            values = small.model_dump(exclude={"below", "rolled_back", "saliency"}, exclude_none=True)
             return self.model_copy(update={**values, "small": None}).for_request(n_forget, n_retain)
         if self.all_steps_from is None:
             return self
@@ -198,6 +203,7 @@ def run(
     kept: np.ndarray | None = None,
     rolled: Masks | None = None,
     taken_back: TakenBack | None = None,
+    watch: Watch | None = None,
 ) -> Update:
     """Move a copy of theta_o by the rules until the membership gap closes.
 
@@ -217,12 +223,13 @@ def run(
         rolled: the weights that start so, by parameter name, in units that may change; none: those that may
             move.
         taken_back: what D_f wrote, of which a part is taken off instead; with ``kept``.
+        watch: of an update of the same request with the same looks, to be used again; None: a new one.
 
     Source: METHOD sections 7 and 8.
     """
     config = config.for_request(len(task.forget), len(task.retain))
-    with task.clock.stage("prepare"):
-        watch = Watch(task, config)
+    with task.clock.stage("prepare", told=watch is None):
+        watch = watch or Watch(task, config)
         device = device_of(task.original.model)
         objective = ForgetObjective.of(task, config)
         retain = _Retain(

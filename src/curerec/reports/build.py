@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -105,12 +105,33 @@ def update_part(outcome: Outcome) -> dict[str, Any]:
         "depth": outcome.details.get("depth"),
         "rolled_back": outcome.details.get("rolled_back", {}).get("share"),
         "written": outcome.details.get("written", {}).get("part"),
+        "saliency": outcome.details.get("saliency", {}).get("share"),
+        "anchor": getattr(config, "anchor", None),
         "target": outcome.details.get("target"),
         "unseen_tokens": outcome.details.get("unseen_tokens"),
         "steps": outcome.details.get("steps"),
         "stop_reason": outcome.stop_reason,
-        "trace": [{**point, "step": int(point["step"])} for point in outcome.trace],
+        "trace": _trace(outcome.trace),
         "conflicts": _conflicts(outcome.details.get("conflicts")),
+        "second_arm": _second_arm(outcome.details.get("second_arm")),
+    }
+
+
+def _trace(trace: Sequence[Mapping[str, float]]) -> list[dict[str, Any]]:
+    return [{**point, "step": int(point["step"])} for point in trace]
+
+
+def _second_arm(found: Mapping[str, Any] | None) -> dict[str, Any] | None:
+    """The update whose weights' mean with the first one's was handed back; None where there was one alone."""
+    if found is None:
+        return None
+    return {
+        "share": found["share"],
+        "optimizer": _optimizer(found["update"]),
+        "steps": found["steps"],
+        "stop_reason": found["stop_reason"],
+        "trace": _trace(found["trace"]),
+        "conflicts": _conflicts(found["conflicts"]),
     }
 
 

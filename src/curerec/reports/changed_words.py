@@ -40,6 +40,11 @@ def changed(record: Record) -> list[str]:
             "Before the groups' rules were applied, part of what the training on users had changed was taken "
             f"back where memory of single users lies: {' and '.join(shares)} of it.{_rolled_back(record)}"
         )
+        if record.update.second_arm:
+            text.append(
+                "That was done in one of two updates; in the other nothing was taken back, and the model "
+                "handed back is the mean of both (section 5)."
+            )
         if along < 1:
             text.append(
                 f"In as many weights {f.percent(depth * (1 - along))} of what the deleted data's own "
@@ -85,31 +90,43 @@ def _rolled_back(record: Record) -> str:
     return f" In those parts only single weights {which} were taken back, at most {f.percent(share)} of all."
 
 
-def saliency(record: Record) -> str | None:
-    """Which weights of the parts that can forget were free to move; None where all of them were."""
-    share = _settings(record).get("saliency")
-    if record.method not in BY_GROUPS or not isinstance(share, float) or not finite(share):
-        return None
-    which = (
-        "drawn at random" if record.method == "random_modules" else "on which the deleted data pull hardest"
-    )
-    return (
-        f"Within the parts that were to forget, only single weights {which} took the steps that followed, at "
-        f"most {f.percent(share)} of all weights; the others changed only where they were taken back."
-        + _drawn_back(record)
-    )
+def steps(record: Record) -> list[str]:
+    """Which weights of the parts that can forget were free to move, and whether they were drawn back.
+
+    Records before these were among what the update did have the settings alone, which a small request may
+    have had otherwise.
+    """
+    if record.method not in BY_GROUPS:
+        return []
+    settings = _settings(record)
+    asked = settings.get("update")
+    share = _share(record.update.saliency, settings.get("saliency"))
+    anchor = _share(record.update.anchor, asked.get("anchor") if isinstance(asked, dict) else None)
+    text = []
+    if share:
+        which = (
+            "drawn at random"
+            if record.method == "random_modules"
+            else "on which the deleted data pull hardest"
+        )
+        text.append(
+            f"Within the parts that were to forget, only single weights {which} took the steps that "
+            f"followed, at most {f.percent(share)} of all weights; the others changed only where they were "
+            "taken back."
+        )
+    if anchor:
+        where = " of the first update" if record.update.second_arm else ""
+        text.append(
+            f"After each step{where} all weights that moved were drawn {f.percent(anchor)} of the way back "
+            "to where the steps began, less as the steps grew smaller, so that what no other step repeated "
+            "faded."
+        )
+    return text
 
 
-def _drawn_back(record: Record) -> str:
-    """That each step was drawn back, and by how much."""
-    update = _settings(record).get("update")
-    share = update.get("anchor") if isinstance(update, dict) else None
-    if not isinstance(share, float) or not finite(share) or not share:
-        return ""
-    return (
-        f" After each step all of them were drawn {f.percent(share)} of the way back to where the steps "
-        "began, less as the steps grew smaller, so that what no other step repeated faded."
-    )
+def _share(recorded: float | None, asked: Any) -> float | None:
+    found = asked if recorded is None else recorded
+    return found if isinstance(found, float) and finite(found) else None
 
 
 def agreement(record: Record) -> str | None:

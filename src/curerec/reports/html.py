@@ -88,7 +88,7 @@ def _view(record: Record) -> dict[str, Any]:
         "asked_for": verdicts.asked_for(record),
         "changed": changed_words.changed(record),
         "agreement": changed_words.agreement(record),
-        "saliency": changed_words.saliency(record),
+        "steps": changed_words.steps(record),
         "groups": _groups(record),
         "core_swatch": Markup(dict(pictures.legend())["core"]),
         "residual": words.residual(record, residual) if has_retrain or residual is not None else [],
@@ -104,7 +104,8 @@ def _view(record: Record) -> dict[str, Any]:
         "not_claimed": verdicts.not_claimed(record),
         "metrics_table": tables.metrics(record),
         "scores_table": tables.scores(record),
-        "trace_table": tables.trace(record),
+        "trace_table": tables.trace(record.update),
+        "second_table": tables.trace(record.update.second_arm) if record.update.second_arm else None,
         "members": tables.members(record),
         "config": tables.flat(record.config),
         "versions": tables.flat(record.versions),
@@ -115,7 +116,7 @@ def _view(record: Record) -> dict[str, Any]:
 
 def _pictures(record: Record) -> dict[str, str]:
     trace, circuit, ours = record.update.trace or [], record.circuit, record.method
-    conflicts = record.update.conflicts
+    conflicts, second = record.update.conflicts, record.update.second_arm
     residual = {name: tables.residual_of(record, name) for name in {*record.metrics, *record.residual}}
     return {
         "map": pictures.module_map(
@@ -129,6 +130,7 @@ def _pictures(record: Record) -> dict[str, str]:
         "membership": pictures.membership(record.metrics, ours=ours),
         "test_auc": pictures.test_auc(record.metrics, ours=ours),
         "trace": pictures.update_trace(trace, record.update.target),
+        "second": pictures.update_trace(second.trace or [], record.update.target) if second else "",
         "conflict": pictures.conflict((conflicts.steps if conflicts else None) or trace),
         "curve": pictures.circuit_curve(circuit.curve or [], circuit.size, circuit.faithfulness),
         "scores": pictures.module_scores(circuit.scores or []),

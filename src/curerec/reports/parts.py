@@ -234,6 +234,17 @@ class ConflictsPart(Part):
     modules: list[ModuleSeen] | None = None
 
 
+class SecondUpdate(Part):
+    """An update beside the first, from the model as it was; the mean of the weights is handed back."""
+
+    share: Number = None  # of its weights in the mean
+    optimizer: Text = None
+    steps: Count = None
+    stop_reason: Text = None
+    trace: list[TraceStep] | None = None
+    conflicts: ConflictsPart | None = None
+
+
 class Update(Part):
     """How the weights were moved, and why the loop stopped."""
 
@@ -243,12 +254,15 @@ class Update(Part):
     depth: Number = None  # part of the way back to what `kept` allowed
     rolled_back: Number = None  # share of all weights that this was said of, at the most
     written: Number = None  # part of that way that was along what D_f's own gradients wrote
+    saliency: Number = None  # share of all weights that may move, at the most
+    anchor: Number = None  # share of the way back that each step drew them
     target: Number = None  # membership AUC that the update aimed for
     unseen_tokens: Count = None  # words of deleted data alone, put back to where the base has them
     steps: Count = None
     stop_reason: Text = None
-    trace: list[TraceStep] | None = None
+    trace: list[TraceStep] | None = None  # with a second update the last is the mean's
     conflicts: ConflictsPart | None = None
+    second_arm: SecondUpdate | None = None
 
 
 class Stage(Part):

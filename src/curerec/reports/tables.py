@@ -10,6 +10,7 @@ from typing import Any
 
 from curerec.reports import figures as f
 from curerec.reports.grid import ORDER, ROLE_NAMES
+from curerec.reports.parts import SecondUpdate, Update
 from curerec.reports.pictures import in_order
 from curerec.reports.schema import Metrics, Record
 from curerec.reports.svg import finite
@@ -235,9 +236,9 @@ def scores(record: Record) -> Table:
     return Table(["Module", "Score", "95 % interval", "Exact", "In core"], rows)
 
 
-def trace(record: Record) -> Table:
-    """The update's check points, with every figure that any of them holds."""
-    steps = record.update.trace or []
+def trace(update: Update | SecondUpdate) -> Table:
+    """An update's check points, with every figure that any of them holds."""
+    steps = update.trace or []
     named = ("membership_auc", "valid_auc", "forget_loss", "retain_loss", "cos_mean", "projected")
     extra = sorted({k for t in steps for k in t.extra})
     found = [k for k in named if any(finite(getattr(t, k)) for t in steps)]

@@ -196,10 +196,20 @@ def stopping(record: Record) -> list[str]:
         return []
     took = f"after {f.plural(update.steps, 'step')}" if update.steps is not None else "when it did"
     reason = f": {update.stop_reason}" if update.stop_reason else ""
-    return [
+    text = [
         f"The update stopped {took}{reason}. That was decided from the deleted data and from data it does "
         "not touch, never from a retrained model, which a real deployment does not have."
     ]
+    second = update.second_arm
+    if second is not None:
+        own = f", with {f.plural(second.steps, 'step')} in the second" if second.steps is not None else ""
+        text.append(
+            f"Two updates were made, each from the model as it was{own}. In the first the parts that "
+            "remember the deleted data began where part of the training on users was taken back, in the "
+            "second nothing was. The model handed back has the mean of their weights "
+            f"({f.percent(second.share)} of the second), and the last check point is of that."
+        )
+    return text
 
 
 def _stable(c: CircuitPart) -> bool:

@@ -17,6 +17,7 @@ from curerec.config import Strict
 from curerec.groups.assign import assign, comparable, rows_of_roles
 from curerec.methods.cure.gradient_share import at_original, gradient_shares
 from curerec.methods.cure.retain_side import RetainSide
+from curerec.methods.cure.second_arm import SecondArm, mean_of
 from curerec.methods.forget_objective import ForgetObjective
 from curerec.methods.loop import outcome
 from curerec.methods.rollback import TakenBack, changes
@@ -57,7 +58,7 @@ class Kept(Strict):
 class CureConfig(Strict):
     """Circuit, groups and update. Every value is chosen on D_v, D_c and D_f."""
 
-    added = ("saliency", "rolled_back", "written", "project")
+    added = ("saliency", "rolled_back", "written", "project", "second_arm")
 
     pairs: int = Field(128, gt=1, description="counterfactual pairs that the circuit is scored on")
     pair_pool: int = Field(
@@ -120,12 +121,18 @@ class CureConfig(Strict):
     )
     kept: Kept = Kept()
     update: UnlearnConfig = UnlearnConfig(forget_loss="rewind")
+    second_arm: SecondArm | None = Field(
+        None,
+        description="a second update, in which nothing goes back; the mean of the weights of both is handed "
+        "back. Small requests (``update.small``) and adapters do without. None: one update",
+    )
 
     @model_validator(mode="after")
     def _needs_gradient(self) -> CureConfig:
         shares = {"saliency": self.saliency, "rolled_back": self.rolled_back}
         if self.update.small is not None:
             shares["update.small.rolled_back"] = self.update.small.rolled_back
+            shares["update.small.saliency"] = self.update.small.saliency
         if self.written is not None and self.rolled_back is None:
             raise ValueError("written is a part of what goes back: name rolled_back, too")
         for name, share in shares.items():
@@ -144,6 +151,16 @@ class CureConfig(Strict):
         """
         small = self.update.small_for(n_forget, n_retain)
         return self.rolled_back if small is None or small.rolled_back is None else small.rolled_back
+
+    def saliency_for(self, n_forget: int, n_retain: int) -> float | None:
+        """``saliency`` as a request of this size has it."""
+        small = self.update.small_for(n_forget, n_retain)
+        return self.saliency if small is None or small.saliency is None else small.saliency
+
+    def second_arm_for(self, n_forget: int, n_retain: int, *, adapter: bool = False) -> SecondArm | None:
+        """``second_arm`` as a request of this size has it, of an adapter or a whole model."""
+        none = adapter or self.update.small_for(n_forget, n_retain) is not None
+        return None if none else self.second_arm
 
     def written_for(self, n_forget: int, n_retain: int) -> float | None:
         """``written`` as a request of this size has it."""
@@ -318,9 +335,15 @@ def update_by_groups(
         masks, rolled, taken_back, about = weights_of(
             task, config, units, role, None if as_large_as is None else rows_of_roles(as_large_as)
         )
-    weight = retain_weight(task, config.update)
-    rules = Rules(units, codes, weight=weight, masks=masks, both=config.project == "both")
+    weight, both = retain_weight(task, config.update), config.project == "both"
+    arm = config.second_arm_for(len(task.forget), len(task.retain), adapter=task.base_state is None)
+    rules = Rules(units, codes, weight=weight, masks=masks, both=both)
     done = run(task, rules, config.update, config.kept.of(role), rolled, taken_back)
+    if arm:
+        assert done.watch is not None
+        whole = Rules(units, codes, weight=weight, both=both, whole=True)
+        second = run(task, whole, arm.of(config.update), watch=done.watch)
+        done, about["second_arm"] = mean_of(done.watch, done, second, arm.share)
     return outcome(task, name, done, groups=groups, circuit=circuit, units=units, **about)
 
 
@@ -339,8 +362,9 @@ def weights_of(
         The first two as masks by parameter name, None where the configuration names no share; the third,
         None where it names no part or training kept no waypoints; and what the record says of them.
     """
-    back = config.rolled_back_for(len(task.forget), len(task.retain))
-    if config.saliency is None and back is None:
+    sizes = len(task.forget), len(task.retain)
+    back, share = config.rolled_back_for(*sizes), config.saliency_for(*sizes)
+    if share is None and back is None:
         return None, None, None, {}
     objective = ForgetObjective.of(task, config.update)
     if objective.at_original is None:  # the groups were made before, by another process
@@ -349,11 +373,12 @@ def weights_of(
     assert gradient is not None
     ours = role if as_large_as is None else as_large_as
     moving, rolled, taken_back, about = None, None, None, {}
-    if config.saliency is not None:
-        moving = salient(units, ours, gradient, config.saliency)
+    if share is not None:
+        moving = salient(units, ours, gradient, share)
         if as_large_as is not None:
             moving = at_random(units, role, gradient, n_salient(moving, units, ours), seed=task.seed)
-        about["saliency"] = {"gradient_share": share_of_gradient(moving, units, role, gradient)}
+        held = share_of_gradient(moving, units, role, gradient)
+        about["saliency"] = {"share": share, "gradient_share": held}
     if back is not None:
         change = changes(task.original.model, units, task.deltas(units))
         rolled = remembering(units, ours, gradient, change, back)
@@ -367,7 +392,7 @@ def weights_of(
             "weights": n_salient(rolled, units, role),
             "attributed": attributed(rolled, gradient, change),
         }
-        part = config.written_for(len(task.forget), len(task.retain))
+        part = config.written_for(*sizes)
         if part is not None:
             amounts = written(task, size=config.forget_size)
             if amounts is not None:
