@@ -14,6 +14,7 @@ from replaced import (
     weights_chosen_by,
 )
 
+from curerec.methods.cure.second_arm import SecondArm
 from curerec.recipe import Recipe
 from curerec.recipes import load_recipe
 
@@ -222,51 +223,37 @@ def of_small_model(recipe: Recipe) -> dict[str, tuple[str, Any]]:
     }
 
 
-def one_arm(cure: Any) -> Any:
-    """The settings of seeds 195 to 209: one update of sixty steps, in which a tenth of the weights moves."""
-    looks = {"push": 1.5, "max_steps": 60, "forget_every": 60, "check_every": 20}
-    update = cure.update.model_copy(update=looks)
-    return cure.model_copy(update={"second_arm": None, "saliency": 0.1, "update": update})
-
-
 def two_arms(recipe: Recipe) -> dict[str, tuple[str, Any]]:
-    """Each arm by itself, both longer, and other ways to have two; of some the twin, too."""
+    """A second update beside the one that goes back, each by itself, and other ways to have two."""
     cure = recipe.cure
 
-    def arm(**parts: Any) -> Any:
-        return cure.second_arm and cure.second_arm.model_copy(update=parts)
+    def steps(n: int) -> dict[str, int]:
+        return {"max_steps": n, "forget_every": n, "check_every": n // 3 if n % 3 == 0 else n // 2}
 
-    def changed(second: Any = cure.second_arm, update: dict[str, Any] | None = None, **parts: Any) -> Any:
-        update = update or {}
-        parts |= {"second_arm": second, "update": cure.update.model_copy(update=update)}
-        return cure.model_copy(update=parts)
+    def arms(n: int = 30, first: float = 8e-4, saliency: float | None = None, **second: float) -> Any:
+        update = cure.update.model_copy(update={"push": 4.0, "lr": first, **steps(n)})
+        arm = SecondArm.model_validate({"lr": 6e-4, "push": 1.5, **second}) if second else None
+        return cure.model_copy(update={"second_arm": arm, "saliency": saliency, "update": update})
 
-    longer = {"max_steps": 60, "forget_every": 60, "check_every": 20}
-    shorter = {"max_steps": 20, "forget_every": 20, "check_every": 10}
     tried = {
-        "the arm that goes back alone": changed(None),
-        "the arm that does not alone": changed(arm(share=1 - 1e-6)),
-        "arms of 60 steps": changed(arm(lr=4e-4), longer),
-        "arms of 20 steps": changed(arm(lr=8e-4), {**shorter, "lr": 1e-3}),
-        "a tenth of the weights moves in the first arm": changed(saliency=0.1),
-        "second arm pushed 1": changed(arm(push=1.0)),
-        "second arm pushed 3": changed(arm(push=3.0)),
-        "a third of the second arm": changed(arm(share=1 / 3)),
-        "two thirds of the second arm": changed(arm(share=2 / 3)),
-        "one arm, 60 steps, whole rows": changed(None, longer),
+        "two arms": arms(share=0.5),
+        "the arm that goes back alone": arms(),
+        "the arm that does not alone": arms(share=1 - 1e-6),
+        "two arms of 60 steps": arms(60, lr=4e-4),
+        "two arms, a tenth of the weights moves in the first": arms(saliency=0.1, share=0.5),
     }
-    twins = ("the arm that goes back alone", "the arm that does not alone", "arms of 60 steps")
-    twins += ("a tenth of the weights moves in the first arm",)
     return {
-        "cure, one arm (seeds 195 to 209)": ("cure", one_arm(cure)),
-        "random groups, one arm (seeds 195 to 209)": ("random_modules", one_arm(cure)),
         **{f"cure, {name}": ("cure", config) for name, config in tried.items()},
-        **{f"random groups, {name}": ("random_modules", tried[name]) for name in twins},
+        **{f"random groups, {name}": ("random_modules", config) for name, config in tried.items()},
+        "cure, two arms, a third of the second": ("cure", arms(share=1 / 3)),
+        "cure, two arms, two thirds of the second": ("cure", arms(share=2 / 3)),
+        "cure, two arms, second pushed 3": ("cure", arms(push=3.0)),
+        "cure, two arms of 20 steps": ("cure", arms(20, 1e-3, lr=8e-4)),
     }
 
 
 def pushed(recipe: Recipe) -> dict[str, tuple[str, Any]]:
-    """Each rule in ``cure``'s loop, and its own one arm, pushed less and more, at two rates."""
+    """Each rule in ``cure``'s loop pushed less and more, at the recipe's rate and another."""
     gentle = [{"push": push, "lr": lr} for push, lr in ((0.25, 8e-4), (0.5, 8e-4), (0.5, 4e-4), (1.5, 8e-4))]
     tried: dict[tuple[str, str], list[dict[str, float]]] = {
         ("cure", "cure"): [
@@ -286,7 +273,6 @@ def pushed(recipe: Recipe) -> dict[str, tuple[str, Any]]:
             of_demo = point.get("lr", 8e-4) == 8e-4
             rate = "" if of_demo else f", rate {point['lr']:g}".replace("0.", ".")
             config = recipe.config_of(method)
-            config = one_arm(config) if hasattr(config, "update") else config
             parts = {"update": config.update.model_copy(update=point)} if hasattr(config, "update") else point
             found[f"{name}, push {point['push']:g}{rate}"] = (method, config.model_copy(update=parts))
     return found
