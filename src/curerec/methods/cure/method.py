@@ -124,7 +124,8 @@ class CureConfig(Strict):
     second_arm: SecondArm | None = Field(
         None,
         description="a second update, in which nothing goes back; the mean of the weights of both is handed "
-        "back. Small requests (``update.small``) and adapters do without. None: one update",
+        "back (an option: docs/experiments.md, Two arms). Small requests (``update.small``) and adapters do "
+        "without. None: one update",
     )
 
     @model_validator(mode="after")
