@@ -63,7 +63,7 @@ def test_a_small_requests_own_settings_are_said_where_the_record_has_them() -> N
 def test_two_updates_are_told_apart() -> None:
     """What was done in which, and that the mean of both was handed back; nothing of it where one was made."""
     record = full_record()
-    kept = {"kept": {"forget": 0.2, "shared": 0.2}, "update": {"anchor": 0.03}}
+    kept = {"kept": {"forget": 0.2, "shared": 0.2}, "saliency": 0.1, "update": {"anchor": 0.03}}
     alone = " ".join(render(record | {"config": {"cure": kept}}).split())
     record["update"]["second_arm"] = {
         "share": 0.25,
@@ -79,6 +79,7 @@ def test_two_updates_are_told_apart() -> None:
         "After each step of the first update all weights",
         "The second update, step by step",
         "Check points of the second update",
+        "That is of the first update; in the second all of them moved.",
     ):
         assert said in both and said not in alone, said
     record["update"]["second_arm"] = {"share": None, "steps": None}  # a record that says little is shown, too

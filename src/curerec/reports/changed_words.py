@@ -102,7 +102,7 @@ def steps(record: Record) -> list[str]:
     asked = settings.get("update")
     share = _share(record.update.saliency, settings.get("saliency"))
     anchor = _share(record.update.anchor, asked.get("anchor") if isinstance(asked, dict) else None)
-    text = []
+    text, two = [], record.update.second_arm is not None
     if share:
         which = (
             "drawn at random"
@@ -112,10 +112,10 @@ def steps(record: Record) -> list[str]:
         text.append(
             f"Within the parts that were to forget, only single weights {which} took the steps that "
             f"followed, at most {f.percent(share)} of all weights; the others changed only where they were "
-            "taken back."
+            "taken back." + (" That is of the first update; in the second all of them moved." if two else "")
         )
     if anchor:
-        where = " of the first update" if record.update.second_arm else ""
+        where = " of the first update" if two else ""
         text.append(
             f"After each step{where} all weights that moved were drawn {f.percent(anchor)} of the way back "
             "to where the steps began, less as the steps grew smaller, so that what no other step repeated "

@@ -1,4 +1,4 @@
-"""A second update beside the one that goes back: what each gets wrong, the mean of their weights halves."""
+"""A second update beside the one that goes back, and the mean of the weights of both."""
 
 from __future__ import annotations
 
@@ -43,8 +43,9 @@ class SecondArm(Strict):
 def mean_of(watch: Watch, first: Update, second: Update, share: float) -> tuple[Update, dict[str, Any]]:
     """The mean of the weights of two updates, looked at.
 
-    What an update that goes back answers wrongly is not what one that does not answers wrongly, so the mean
-    is nearer to a retrain than either (docs/experiments.md, "Two arms").
+    What an update that goes back answers wrongly is not what one that does not answers wrongly: the mean is
+    nearer to a retrain than either, but on fresh seeds no nearer than one update of as many steps as both
+    (docs/experiments.md, "Two arms").
 
     Args:
         watch: at D_f, D_c and D_v.
