@@ -7,7 +7,8 @@ method with another model of the recipe: `cure@base` for `cure` with the setting
 `METHOD/REQUEST` is a method on another request of the same seeds: `cure/users-0.1-random-x10`. Below the
 table stands the mean of `cure`'s own residuals. `--means` prints instead each method's own values, the mean
 over seeds and the half-width of its t interval; a seed's retrains count as one. `--without SEED...`
-leaves seeds out.
+leaves seeds out. Of several data sets (`--dataset ml-100k goodbooks-10k`) all seeds are taken together, in
+pairs inside each.
 """
 
 from __future__ import annotations
@@ -87,20 +88,24 @@ def main() -> None:
     """Print the table."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("folders", nargs="+", type=Path)
-    parser.add_argument("--dataset", default="ml-100k")
+    parser.add_argument("--dataset", nargs="+", default=["ml-100k"])
     parser.add_argument("--request", default="users-0.1-random")
     parser.add_argument("--model", default="nano", help="its name in the recipe")
     parser.add_argument("--without", type=int, nargs="+", default=[], help="seeds that are left out")
     parser.add_argument("--means", action="store_true", help="each method's own values")
     parser.add_argument("--others", nargs="+", default=["pcgrad", "npo", "random_modules"])
     options = parser.parse_args()
-    where = options.folders, options.dataset, options.request, options.model, options.without
-    found = values_of("residual", *where)
-    if absent := sorted({"cure", *options.others} - set(found)):
-        parser.error(
-            f"no rows of {', '.join(absent)} for {options.request} on {options.dataset} in these folders: "
-            "name --dataset, --request or --others"
-        )
+    if options.means and len(options.dataset) > 1:
+        parser.error("--means is of one data set: a mean over several is of no model")
+    by_data = {}
+    for dataset in options.dataset:
+        where = options.folders, dataset, options.request, options.model, options.without
+        found = by_data[dataset] = values_of("residual", *where)
+        if absent := sorted({"cure", *options.others} - set(found)):
+            parser.error(
+                f"no rows of {', '.join(absent)} for {options.request} on {dataset} in these folders: "
+                "name --dataset, --request or --others"
+            )
     if options.means:
         print(means({c: values_of(c, *where) for c in ("floor", "ceiling", *MEANS)}, options.others))
         return
@@ -110,15 +115,20 @@ def main() -> None:
         + "|"
     )
     for other in options.others:
-        seeds = sorted(set(found["cure"]) & set(found[other]))
-        more = np.array([found[other][s] - found["cure"][s] for s in seeds])
+        more = np.array(
+            [
+                found[other][s] - found["cure"][s]
+                for found in by_data.values()
+                for s in sorted(set(found["cure"]) & set(found[other]))
+            ]
+        )
         low, high = stats.t.interval(0.95, len(more) - 1, more.mean(), stats.sem(more))
         p = stats.wilcoxon(more).pvalue
         print(
-            f"| {other} | {len(seeds)} | {more.mean():+.3f} | {low:.3f} to {high:.3f} "
+            f"| {other} | {len(more)} | {more.mean():+.3f} | {low:.3f} to {high:.3f} "
             f"| {(more > 0).sum()} of {len(more)} | {p:.4f} |"
         )
-    own = np.array([*found["cure"].values()])
+    own = np.array([r for found in by_data.values() for r in found["cure"].values()])
     low, high = stats.t.interval(0.95, len(own) - 1, own.mean(), stats.sem(own))
     print(f"\n`cure`'s residuals: mean {own.mean():.3f} ({low:.3f} to {high:.3f}), {len(own)} seeds")
 

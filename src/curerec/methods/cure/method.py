@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from typing import Any, Literal
+from typing import Literal
 
 import numpy as np
 import torch
@@ -15,25 +15,15 @@ from curerec.circuits.patching import moving_pairs
 from curerec.circuits.path import path_scores
 from curerec.config import Strict
 from curerec.groups.assign import assign, comparable, rows_of_roles
-from curerec.methods.cure.gradient_share import at_original, gradient_shares
+from curerec.methods.cure.gradient_share import gradient_shares
 from curerec.methods.cure.retain_side import RetainSide
 from curerec.methods.cure.second_arm import SecondArm, mean_of
+from curerec.methods.cure.weights import weights_of
 from curerec.methods.forget_objective import ForgetObjective
 from curerec.methods.loop import outcome
-from curerec.methods.rollback import TakenBack, changes
-from curerec.methods.rules import Masks, Rules
-from curerec.methods.saliency import (
-    at_random,
-    attributed,
-    n_salient,
-    only_forgetting,
-    remembering,
-    salient,
-    share_of_gradient,
-)
+from curerec.methods.rules import Rules
 from curerec.methods.task import Task
 from curerec.methods.unlearn import UnlearnConfig, retain_weight, run
-from curerec.methods.written import written
 from curerec.prompts.counterfactual import counterfactual_pairs
 from curerec.prompts.encoding import queries
 from curerec.recommender.score import device_of
@@ -346,63 +336,3 @@ def update_by_groups(
         second = run(task, whole, arm.of(config.update), watch=done.watch)
         done, about["second_arm"] = mean_of(done.watch, done, second, arm.share)
     return outcome(task, name, done, groups=groups, circuit=circuit, units=units, **about)
-
-
-def weights_of(
-    task: Task, config: CureConfig, units: Units, role: np.ndarray, as_large_as: np.ndarray | None = None
-) -> tuple[Masks | None, Masks | None, TakenBack | None, dict[str, Any]]:
-    """The single weights that may move, those that are taken back first, and what goes of what D_f wrote.
-
-    Args:
-        task: the request.
-        config: of the method.
-        units, role: update units and codes of their roles, int [n_units].
-        as_large_as: of a twin: the roles whose weights its own, drawn at random, equal in number.
-
-    Returns:
-        The first two as masks by parameter name, None where the configuration names no share; the third,
-        None where it names no part or training kept no waypoints; and what the record says of them.
-    """
-    sizes = len(task.forget), len(task.retain)
-    back, share = config.rolled_back_for(*sizes), config.saliency_for(*sizes)
-    if share is None and back is None:
-        return None, None, None, {}
-    objective = ForgetObjective.of(task, config.update)
-    if objective.at_original is None:  # the groups were made before, by another process
-        at_original(objective, size=config.forget_size, seed=task.seed)
-    gradient = objective.at_original
-    assert gradient is not None
-    ours = role if as_large_as is None else as_large_as
-    moving, rolled, taken_back, about = None, None, None, {}
-    if share is not None:
-        moving = salient(units, ours, gradient, share)
-        if as_large_as is not None:
-            moving = at_random(units, role, gradient, n_salient(moving, units, ours), seed=task.seed)
-        held = share_of_gradient(moving, units, role, gradient)
-        about["saliency"] = {"share": share, "gradient_share": held}
-    if back is not None:
-        change = changes(task.original.model, units, task.deltas(units))
-        rolled = remembering(units, ours, gradient, change, back)
-        if as_large_as is not None:
-            count = n_salient(rolled, units, ours)
-            able = {name: g for name, g in gradient.items() if name in change}  # what going back reaches
-            drawn = at_random(units, role, able, count, seed=task.seed, salt=99)
-            rolled = only_forgetting(drawn, units, role)
-        about["rolled_back"] = {
-            "share": back,
-            "weights": n_salient(rolled, units, role),
-            "attributed": attributed(rolled, gradient, change),
-        }
-        part = config.written_for(*sizes)
-        if part is not None:
-            amounts = written(task, size=config.forget_size)
-            if amounts is not None:
-                # The twin's weights are drawn already, and as many.
-                most = remembering(units, role, gradient, amounts, back) if as_large_as is None else rolled
-                taken_back = TakenBack(part, amounts, most)
-                about["written"] = {
-                    "part": part,
-                    "weights": n_salient(most, units, role),
-                    "attributed": attributed(most, gradient, amounts),
-                }
-    return moving, rolled, taken_back, about
