@@ -27,6 +27,8 @@ from curerec.recommender.alive import LivePeak
 from curerec.recommender.nano import nano_model, nano_tokenizer
 from curerec.recommender.tune import TuneConfig
 from curerec.records import Examples, Recommender, Split
+from curerec.reports.alone import standalone
+from curerec.reports.files import replace_file
 from curerec.reports.scatter import Axis, Dot, scatter
 
 CONFIG = CureConfig.model_validate(
@@ -161,10 +163,7 @@ def drawn(rows: dict[str, dict[str, Any]], path: Path) -> None:
         name="Growth of a request",
         about=html.escape("; ".join(f"{of} {v['time_exponent']:.2f}" for of, v in rows.items())),
     )
-    style = "<style>text{font:12px sans-serif}line,path{stroke:#999;fill:none}circle{fill:#357}</style>"
-    start = text.index(">") + 1
-    head = text[:start].replace("<svg", '<svg xmlns="http://www.w3.org/2000/svg"')
-    path.write_text(head + style + text[start:], encoding="utf-8")
+    replace_file(path, standalone(text))
 
 
 def main() -> None:

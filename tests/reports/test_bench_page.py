@@ -6,13 +6,17 @@ import importlib
 import re
 import subprocess
 import sys
+import xml.etree.ElementTree as ET
 from pathlib import Path
 
 import pytest
 
 from curerec.bench.summary import summarise
 from curerec.errors import DataError
+from curerec.reports.alone import standalone
 from curerec.reports.bench_page import COLUMNS, render_bench
+from curerec.reports.bench_pictures import residuals
+from curerec.reports.bench_schema import as_bench
 from curerec.reports.scatter import Axis, Dot, scatter
 
 sys.path.append(str(Path(__file__).resolve().parents[1] / "bench"))
@@ -35,12 +39,58 @@ def summary(tmp_path_factory):
 def test_the_page_shows_scale_table_pictures_marks_and_failures(summary):
     page = render_bench(summary)
     assert page.count('<table class="numbers bench">') == 2
-    assert page.count("<svg") == 2 * 3 * 2
+    assert page.count("<svg") == 2 * 4 * 2  # requests, pictures, widths
     assert "Floor 0.00" in page and "out of memory" in page
     assert re.search(r"Random groups and weights</th><td>0\.\d\d ± 0\.\d\d\*", page)
     assert "the recipe does not ask for it" in page  # why there is no relearn ratio
     order = [page.index(f">{name}</th>") for name in ("CURE", "Random groups and weights", "Gradient ascent")]
     assert order == sorted(order)  # by residual, as the planted worths are
+
+
+def _with(summary, **residual):
+    """The first block with these residuals: mean and half-width."""
+    block = as_bench(summary).blocks[0]
+    lines = []
+    for line in block.lines:
+        if line.name in residual:
+            mean, half = residual[line.name]
+            found = line.values["residual"].model_copy(update={"mean": mean, "half": half})
+            line = line.model_copy(update={"values": {**line.values, "residual": found}})
+        lines.append(line)
+    return block.model_copy(update={"lines": lines})
+
+
+def _drawn(block):
+    """By name: where the dot lies and where the interval ends, as shares of the way from 0 to 1."""
+    root = ET.fromstring(standalone(residuals(block)))
+    name = "{http://www.w3.org/2000/svg}"
+    zero, one = sorted(float(x.get("x1")) for x in root.iter(f"{name}line") if x.get("class") == "mark")[:2]
+    out = {}
+    for row in root.iter(f"{name}g"):
+        dot, line = row.find(f"{name}circle"), row.find(f"{name}line")
+        at = [dot.get("cx")] if dot is not None else []
+        at += [line.get("x1"), line.get("x2")] if line is not None else []
+        out[row.find(f"{name}text").text] = [(float(x) - zero) / (one - zero) for x in at]
+    return out
+
+
+def test_residuals_are_drawn_where_they_are_nearest_first(summary):
+    drawn = _drawn(_with(summary, cure=(0.2, 0.1), random_modules=(0.5, 0.8), grad_ascent=(3.0, 0.1)))
+    names = list(drawn)
+    assert names.index("CURE") < names.index("Random groups and weights") < names.index("Gradient ascent")
+    assert drawn["CURE"] == pytest.approx([0.2, 0.1, 0.3], abs=0.01)
+    # An interval ends at the edge of the scale; what lies beyond is an arrow without one.
+    assert drawn["Random groups and weights"] == pytest.approx([0.5, -0.3, 1.3], abs=0.01)
+    assert drawn["Gradient ascent"] == []
+    assert "Original" not in drawn and "Retrained" not in drawn
+
+
+def test_a_picture_of_its_own_has_its_style_and_loads_nothing(summary):
+    text = standalone(residuals(as_bench(summary).blocks[0]))
+    assert "prefers-color-scheme: dark" in text and "svg .ours" in text
+    assert text.count("http") == 1 and "<script" not in text  # the name space
+    with pytest.raises(ValueError, match="nothing was drawn"):
+        standalone(residuals(as_bench(summary).blocks[0].model_copy(update={"rankable": False})))
 
 
 def test_every_column_of_the_protocol_has_its_place():

@@ -9,27 +9,16 @@ from typing import Any
 from markupsafe import Markup
 
 from curerec.reports import figures as f
+from curerec.reports.bench_pictures import ENDS, OURS, in_order, pictures, residuals, seconds, two
 from curerec.reports.bench_schema import Against, Bench, Block, Interval, Line, as_bench
 from curerec.reports.files import replace_file
-from curerec.reports.scatter import Axis, Dot, scatter
 from curerec.reports.templating import template
 
 Show = Callable[[float | None], str]
-OURS = "cure"
-BESIDE = ("original", "random_modules", "random_groups")  # drawn next, so that they are not cut
-ENDS = ("original", "retrain", "base")
-
-
-def _two(value: float | None) -> str:
-    return f.fixed(value, 2)
 
 
 def _nats(value: float | None) -> str:
     return f.fixed(value, 4)
-
-
-def _seconds(value: float | None) -> str:
-    return f.significant(value) if value is not None and value < 100 else f.count(value)
 
 
 def _megabytes(value: float | None) -> str:
@@ -38,11 +27,11 @@ def _megabytes(value: float | None) -> str:
 
 #: Columns of the table: key, head, how a number is written.
 COLUMNS: tuple[tuple[str, str, Show], ...] = (
-    ("residual", "Residual", _two),
-    ("residual_of_seeds", "mean of the seeds' residuals", _two),
+    ("residual", "Residual", two),
+    ("residual_of_seeds", "mean of the seeds' residuals", two),
     ("jsd", "JSD on D_f, nats", _nats),
     ("jsd_test", "on D_t", _nats),
-    ("excess_residual", "Excess residual", _two),
+    ("excess_residual", "Excess residual", two),
     ("jeffreys_half", "Half Jeffreys, nats", _nats),
     ("membership_auc", "Membership AUC", f.fixed),
     ("membership_gap", "its gap", f.signed),
@@ -50,13 +39,13 @@ COLUMNS: tuple[tuple[str, str, Show], ...] = (
     ("acc", "Accuracy", f.fixed),
     ("log_loss", "Log-loss, nats", f.fixed),
     ("test_ece", "ECE", f.fixed),
-    ("relearn_ratio", "Relearn ratio", _two),
-    ("int8_residual", "int8 residual", _two),
-    ("nf4_residual", "nf4 residual", _two),
-    ("t_core", "t_core, s", _seconds),
-    ("t_total", "t_total, s", _seconds),
-    ("retrain_ratio", "of a retrain", _two),
-    ("latency_ratio", "An answer's time, of the original's", _two),
+    ("relearn_ratio", "Relearn ratio", two),
+    ("int8_residual", "int8 residual", two),
+    ("nf4_residual", "nf4 residual", two),
+    ("t_core", "t_core, s", seconds),
+    ("t_total", "t_total, s", seconds),
+    ("retrain_ratio", "of a retrain", two),
+    ("latency_ratio", "An answer's time, of the original's", two),
     ("peak_memory", "Peak memory, MB", _megabytes),
     ("trainable_parameters", "Trainable", f.count),
 )
@@ -101,18 +90,6 @@ def render_bench(summary: Bench | Mapping[str, Any]) -> str:
     )
 
 
-def in_order(block: Block) -> list[Line]:
-    """Original, retrain, base, then methods: by residual where that may be ranked, else as they come.
-
-    Methods with fewer seeds stand below: means over other seeds are not compared.
-    """
-    ends = [line for line in block.lines if line.name in ENDS]
-    methods = [line for line in block.lines if line.name not in ENDS]
-    if block.rankable:
-        methods.sort(key=lambda line: (line.fewer, _or(line.mean("residual"), float("inf"))))
-    return ends + methods
-
-
 def cells(line: Line, block: Block, columns: tuple[tuple[str, str, Show], ...]) -> list[str]:
     """The numbers of a line as text: mean and half-width of the interval."""
     out = []
@@ -130,9 +107,9 @@ def with_half(value: Interval | None, show: Show, *, of: int = 0) -> str:
     """A mean and its half-width; and how many seeds it is of where those are fewer than ``of``.
 
     Example:
-        >>> with_half(Interval(mean=0.4204, half=0.066, n=3), _two)
+        >>> with_half(Interval(mean=0.4204, half=0.066, n=3), two)
         '0.42 ± 0.07'
-        >>> with_half(Interval(mean=0.4204, half=0.066, n=3), _two, of=5)
+        >>> with_half(Interval(mean=0.4204, half=0.066, n=3), two, of=5)
         '0.42 ± 0.07 (3 of 5)'
     """
     if value is None:
@@ -258,6 +235,8 @@ def _view(block: Block, bench: Bench) -> dict[str, Any]:
             )
             if rows
         ],
+        "residuals": Markup(residuals(block)),
+        "residuals_narrow": Markup(residuals(block, width=330.0)),
         "pictures": {n: Markup(p) for n, p in pictures(block).items()} if block.rankable else {},
     }
 
@@ -265,40 +244,7 @@ def _view(block: Block, bench: Bench) -> dict[str, Any]:
 def _against(found: Mapping[str, Against | None]) -> list[tuple[str, str, str, str]]:
     """Rows of the table that holds our method against the others."""
     return [
-        (f.method(name), f.signed(a.difference, 2), f"{_two(a.low)} to {_two(a.high)}", f.fixed(a.p_holm))
+        (f.method(name), f.signed(a.difference, 2), f"{two(a.low)} to {two(a.high)}", f.fixed(a.p_holm))
         for name, a in found.items()
         if a is not None
     ]
-
-
-def pictures(block: Block) -> dict[str, str]:
-    """The trade-offs of a block, wide and narrow."""
-    residual = Axis("residual", _two, least=0.5, always=(0.0, 1.0), most=(-0.6, 2.0), mark=0.0)
-    drop = Axis("test AUC under the retrains'", f.signed, least=0.01, always=(0.0,), mark=0.0)
-    time = Axis("t_total, seconds", _seconds, least=1.0, log=True)
-    gap = Axis("membership gap to the retrains", f.signed, least=0.05, always=(0.0,), mark=0.0)
-    out = {}
-    for size, width in (("", 460.0), ("_narrow", 330.0)):
-        for name, column, x, title in (
-            ("drop", "auc_drop", drop, "Residual against what it cost in test AUC"),
-            ("time", "t_total", time, "Residual against time"),
-            ("gap", "membership_gap", gap, "Residual against the membership gap"),
-        ):
-            kept = [line for line in in_order(block) if line.name not in ("retrain", "base")]
-            kept.sort(key=lambda line: (line.name != OURS, line.name not in BESIDE))
-            dots = [_dot(line, column) for line in kept if column != "t_total" or line.name != "original"]
-            out[name + size] = scatter(
-                dots, x, residual, name=title, about=f"{title}, one point a method.", width=width
-            )
-    return out
-
-
-def _dot(line: Line, column: str) -> Dot:
-    x, y = line.values.get(column), line.values.get("residual")
-    kind = "ours" if line.name == OURS else "reference" if line.name == "original" else "other"
-    ends = [(one.mean, one.half) if one else (None, None) for one in (x, y)]
-    return Dot(f.method(line.name), ends[0][0], ends[1][0], ends[0][1], ends[1][1], kind)
-
-
-def _or(value: float | None, other: float) -> float:
-    return other if value is None else value
