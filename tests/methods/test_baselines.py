@@ -283,4 +283,6 @@ def test_only_methods_that_can_rest_are_tried_with_a_falling_rate():
         if method in RESTLESS:
             assert "schedule" not in grid
         if method in RESTING:
-            assert grid["schedule"] == ["constant", "linear"] and grid["damping"] == [0.0, 0.1]
+            assert grid["schedule"] == ["constant", "linear"]
+            # SCRUB's first gradient, which damping is a multiple of, is rounding.
+            assert grid.get("damping") == (None if method == "scrub" else [0.0, 0.1])

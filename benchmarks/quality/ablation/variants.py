@@ -219,6 +219,7 @@ def of_small_model(recipe: Recipe) -> dict[str, tuple[str, Any]]:
         "npo": ("npo", recipe.npo),
         **with_fewer_prompts(recipe),
         **pushed(recipe),
+        **with_what_cure_has(recipe),
         **two_arms(recipe),
     }
 
@@ -255,6 +256,7 @@ def two_arms(recipe: Recipe) -> dict[str, tuple[str, Any]]:
 def pushed(recipe: Recipe) -> dict[str, tuple[str, Any]]:
     """Each rule in ``cure``'s loop pushed less and more, at the recipe's rate and another."""
     gentle = [{"push": push, "lr": lr} for push, lr in ((0.25, 8e-4), (0.5, 8e-4), (0.5, 4e-4), (1.5, 8e-4))]
+    gentler = [{"push": push, "lr": lr} for push, lr in ((1.0, 4e-4), (0.5, 2e-4), (1.0, 2e-4), (2.0, 2e-4))]
     tried: dict[tuple[str, str], list[dict[str, float]]] = {
         ("cure", "cure"): [
             {"push": 4.0},
@@ -263,9 +265,9 @@ def pushed(recipe: Recipe) -> dict[str, tuple[str, Any]]:
             {"push": 10.0, "lr": 4e-4},
         ],
         ("random_modules", "the twin"): [{"push": 4.0}, {"push": 10.0, "lr": 1.2e-3}],
-        ("weighted_sum", "the loop alone"): [{"push": 1.0}, {"push": 4.0}],
-        ("pcgrad", "PCGrad"): gentle,
-        ("cagrad", "CAGrad"): gentle,
+        ("weighted_sum", "the loop alone"): [{"push": 1.0}, {"push": 4.0}, *gentler],
+        ("pcgrad", "PCGrad"): [*gentle, *gentler],
+        ("cagrad", "CAGrad"): [*gentle, *gentler],
     }
     found = {}
     for (method, name), points in tried.items():
@@ -276,6 +278,22 @@ def pushed(recipe: Recipe) -> dict[str, tuple[str, Any]]:
             parts = {"update": config.update.model_copy(update=point)} if hasattr(config, "update") else point
             found[f"{name}, push {point['push']:g}{rate}"] = (method, config.model_copy(update=parts))
     return found
+
+
+def with_what_cure_has(recipe: Recipe) -> dict[str, tuple[str, Any]]:
+    """The loop's other rules with weights drawn back and steps projected in AdamW's metric, as ``cure``'s."""
+    own = recipe.cure.update
+    parts = {
+        "drawn back": {"anchor": own.anchor},
+        "steps projected": {"projection": own.projection},
+        "drawn back, steps projected": {"anchor": own.anchor, "projection": own.projection},
+    }
+    return {
+        f"{name}, {what}": (method, recipe.config_of(method).model_copy(update=values))
+        for method, name in (("weighted_sum", "the loop alone"), ("pcgrad", "PCGrad"), ("cagrad", "CAGrad"))
+        for what, values in parts.items()
+        if method != "weighted_sum" or what == "drawn back"  # which projects nothing
+    }
 
 
 def with_fewer_prompts(recipe: Recipe) -> dict[str, tuple[str, Any]]:

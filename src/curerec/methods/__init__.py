@@ -74,6 +74,8 @@ METHODS: dict[str, tuple[Run, type[Strict] | None]] = {
 
 #: Controls of ``cure``, which take its settings: random groups, and random weights in them or not.
 CONTROLS = ("random_modules", "random_groups")
+#: Whose first gradient is rounding: what damping is a multiple of.
+FROM_NOTHING = ("scrub",)
 #: Methods by steps whose forget loss cannot rest: it is all there is, in side weights, or has its own rate.
 RESTLESS = ("grad_ascent", "wise", "ngdiff")
 
@@ -92,7 +94,9 @@ def search_of(name: str) -> dict[str, list[Any]]:
         more: dict[str, list[Any]] = {}
         if name not in RESTLESS:
             more["schedule"] = ["constant", "linear"]
-        if config.model_fields["optimizer"].default == "adamw" and name != "ngdiff":  # which is plain descent
+        # NGDiff is plain descent whatever its configuration says.
+        adam = config.model_fields["optimizer"].default == "adamw" and name != "ngdiff"
+        if adam and name not in FROM_NOTHING:
             more["damping"] = [0.0, 0.1]
         return {**own, **more}
     return own

@@ -36,9 +36,8 @@ class ReceraserConfig(ShardConfig):
 class Attending(Together):
     """The shards' answers weighted by attention over their states.
 
-    ``alpha_k = softmax_k(h^T relu(W_k s_k + b_k))``, s_k the state of shard k at the answer position; the
-    answer
-    is ``sum_k alpha_k p_k``.
+    ``alpha_k = softmax_k(q_k^T relu(W_k s_k + b_k))``, s_k the state of shard k at the answer position and
+    q_k the shard's own query; the answer is ``sum_k alpha_k p_k``.
 
     Source: Chen et al. 2022 (RecEraser), arXiv 2201.06820, eq. 10 to 13, on states instead of embeddings.
     """

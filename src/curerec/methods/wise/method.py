@@ -25,6 +25,7 @@ SEARCH: dict[str, list[Any]] = {
     "answer": ["prior", "base"],
     "margin_scale": [0.01, 0.1, 1.0],
     "lr": [0.1, 1.0],
+    "max_steps": [70, 700],
 }
 
 
@@ -51,21 +52,28 @@ class WiseConfig(LoopConfig):
 
 
 def margin_loss(inside: torch.Tensor, outside: torch.Tensor, config: WiseConfig) -> torch.Tensor:
-    """``max(0, out - a) + max(0, b - in) + max(0, g - (in - out))``, each a mean over prompts or pairs.
+    """``max(0, out - a) + max(0, b - in) + max(0, g - (in - out))``, each a mean over those above 0.
+
+    A prompt, or pair, that keeps its margin does not thin out the others.
 
     Args:
         inside: activations of prompts to be answered from the memory, [n].
         outside: of all others, [m].
         config: gives a = 5, b = 20, g = 10 and their common factor.
 
-    Source: Wang et al. 2024 (WISE), arXiv 2405.14768, eq. 5.
+    Source: Wang et al. 2024 (WISE), arXiv 2405.14768, eq. 5; the mean as in their published code.
     """
     s = config.margin_scale
     return (
-        F.relu(outside - s * config.out_margin).mean()
-        + F.relu(s * config.in_margin - inside).mean()
-        + F.relu(s * config.gap_margin - (inside[:, None] - outside[None])).mean()
+        _missed(outside - s * config.out_margin)
+        + _missed(s * config.in_margin - inside)
+        + _missed(s * config.gap_margin - (inside[:, None] - outside[None]))
     )
+
+
+def _missed(by: torch.Tensor) -> torch.Tensor:
+    """By how much a margin is missed, mean over what misses it; 0 where nothing does."""
+    return F.relu(by).sum() / (by > 0).sum().clamp(min=1)
 
 
 def wise(task: Task, config: WiseConfig | None = None) -> Outcome:
@@ -96,9 +104,12 @@ def wise(task: Task, config: WiseConfig | None = None) -> Outcome:
         rows = torch.arange(len(batch.last), device=batch.last.device)
         return logits, side.activation[rows, batch.last]
 
+    @torch.no_grad()
+    def bounded() -> None:
+        side.delta.clamp_(-config.bound, config.bound)
+
     def direction(descent: Descent, step: int) -> tuple[list[torch.Tensor], Log]:
-        with torch.no_grad():
-            side.delta.clamp_(-config.bound, config.bound)
+        bounded()  # what the last step overstepped
         side.editing = True
         batch = descent.forget.next()
         logits, inside = activation(batch)
@@ -110,6 +121,7 @@ def wise(task: Task, config: WiseConfig | None = None) -> Outcome:
         return [grad * side.mask], noted
 
     def find_threshold() -> None:
+        bounded()
         side.threshold.fill_(config.ratio * least_excited(task, model, side))
 
     done = descend(
