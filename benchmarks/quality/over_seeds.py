@@ -4,11 +4,14 @@
 which the reader has to bear in mind. Prints the mean difference of the residuals with its t interval over
 seeds, on how many seeds `cure` is nearer, and the p of Wilcoxon's signed-rank test. `METHOD@MODEL` is a
 method with another model of the recipe: `cure@base` for `cure` with the settings that the recipe calls so.
-`METHOD/REQUEST` is a method on another request of the same seeds: `cure/users-0.1-random-x10`. Below the
-table stands the mean of `cure`'s own residuals. `--means` prints instead each method's own values, the mean
-over seeds and the half-width of its t interval; a seed's retrains count as one. `--without SEED...`
-leaves seeds out. Of several data sets (`--dataset ml-100k goodbooks-10k`) all seeds are taken together, in
-pairs inside each.
+`METHOD/REQUEST` is a method on another request of the same seeds: `cure/users-0.1-random-x10`. The last
+column is the difference of the ratios of means, as `curerec bench --table` has them, with the jackknife's
+interval over seeds: a seed with little to forget weighs less in it. Below the table stands the mean of
+`cure`'s own residuals, and what a reader has to know of the seeds: on which a method handed the original
+back (which counts as its residual), on which it has none and why, and on which the retrains differ by more
+than half of what was to be forgotten. `--means` prints instead each method's own values, the mean over seeds
+and the half-width of its t interval; a seed's retrains count as one. `--without SEED...` leaves seeds out. Of
+several data sets (`--dataset ml-100k goodbooks-10k`) all seeds are taken together, in pairs inside each.
 """
 
 from __future__ import annotations
@@ -17,36 +20,39 @@ import argparse
 import json
 import re
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from scipy import stats
 
-from curerec.bench.rows import newest
+from curerec.bench.rows import NOTHING, newest
 
 MEANS = (
     *("residual", "membership_gap", "test_auc", "test_ece", "retrain_ratio"),
     *("trainable_parameters", "circuit_size"),
 )
+KEPT = (*MEANS, "jsd", "floor", "ceiling", "rankable")  # of the original, where a method hands it back
 Found = dict[str, dict[int, float]]  # by method and seed
+Rows = dict[str, dict[int, dict[str, Any]]]  # the same
 
 
-def values_of(
-    column: str, folders: list[Path], dataset: str, request: str, model: str, without: list[int]
-) -> Found:
-    """A column by method and seed; of other models than this by ``method@model``, of others by request.
+def rows_of(folders: list[Path], dataset: str, request: str, model: str, without: list[int]) -> Rows:
+    """Rows by method and seed; of other models than this by ``method@model``, of others by request.
+
+    Where a method handed the original back, the original's figures are its own, and ``handed_back`` is true.
 
     Raises:
         SystemExit: two folders have a row of the same method and seed, or one has rows of it with several
             settings.
     """
-    found: dict[str, dict[int, float]] = {}
+    found: Rows = {}
     for folder in folders:
-        mine: dict[str, dict[int, float]] = {}
+        mine: Rows = {}
         settings: dict[tuple[str, int], str] = {}
         chosen: dict[str, str] = {}
         lines = (folder / "rows.jsonl").read_text(encoding="utf-8").splitlines()
         for row in newest([json.loads(line) for line in lines]):
-            if row["dataset"] == dataset and row.get(column) is not None and row["seed"] not in without:
+            if row["dataset"] == dataset and row["seed"] not in without:
                 name = row["method"] if row["model"] == model else f"{row['method']}@{row['model']}"
                 name += "" if row["request"] == request else f"/{row['request']}"
                 if settings.setdefault((name, row["seed"]), row["config_hash"]) != row["config_hash"]:
@@ -54,7 +60,7 @@ def values_of(
                 choice = json.dumps(row.get("settings"), sort_keys=True)
                 if row.get("settings") is not None and chosen.setdefault(name, choice) != choice:
                     raise SystemExit(f"{folder}: {name} has rows of several choices of the search")
-                mine.setdefault(name, {})[row["seed"]] = row[column]
+                mine.setdefault(name, {})[row["seed"]] = row
         for method, values in mine.items():
             twice = set(values) & set(found.get(method, {}))
             if twice:
@@ -62,7 +68,61 @@ def values_of(
                     f"{folder}: {method} has rows of seeds {sorted(twice)} in another folder, too"
                 )
             found.setdefault(method, {}).update(values)
+    for name, of in found.items():
+        at = re.fullmatch(r"[^@/]*(@[^/]*)?(/.*)?", name)
+        original = found.get(f"original{at[1] or ''}{at[2] or ''}" if at else "", {})
+        for seed, row in of.items():
+            if (row.get("failure") or "").startswith(NOTHING) and seed in original:
+                of[seed] = {**row, **{c: original[seed].get(c) for c in KEPT}, "handed_back": True}
     return found
+
+
+def values_of(column: str, rows: Rows) -> Found:
+    """A column by method and seed, where it has a value."""
+    return {
+        name: {seed: row[column] for seed, row in of.items() if row.get(column) is not None}
+        for name, of in rows.items()
+    }
+
+
+def of_means(pairs: list[tuple[dict[str, Any], dict[str, Any]]]) -> tuple[float, float, float]:
+    """The difference of two methods' ratios of means, with the jackknife's 95 % interval.
+
+    Args:
+        pairs: rows of ours and of the other's, one pair a seed.
+    """
+    apart = np.array([other["jsd"] - ours["jsd"] for ours, other in pairs])
+    scale = np.array([ours["ceiling"] - ours["floor"] for ours, _ in pairs])
+    n, whole = len(pairs), apart.sum() / scale.sum()
+    left = (apart.sum() - apart) / (scale.sum() - scale)
+    half = stats.t.ppf(0.975, n - 1) * np.sqrt((n - 1) * np.mean((left - left.mean()) ** 2))
+    return float(whole), float(whole - half), float(whole + half)
+
+
+def remarks(by_data: dict[str, Rows], methods: list[str]) -> list[str]:
+    """What a reader has to know of single seeds."""
+    said = []
+    for dataset, rows in by_data.items():
+        for name in methods:
+            of = sorted(rows[name].items())
+            back = [seed for seed, row in of if row.get("handed_back")]
+            none = [(s, row.get("failure") or "no residual") for s, row in of if row.get("residual") is None]
+            if back:
+                said.append(
+                    f"{dataset}: {name} handed the original back on {_listed(back)}; it counts as that"
+                )
+            said += [f"{dataset}: {name} is left out on {seed}: {why}" for seed, why in none]
+        noisy = [s for s, r in sorted(rows["cure"].items()) if r.get("rankable") is False]
+        if noisy:
+            said.append(
+                f"{dataset}: on {_listed(noisy)} the retrains differ by more than half of what was to be "
+                "forgotten: by themselves these seeds rank nothing"
+            )
+    return said
+
+
+def _listed(seeds: list[int]) -> str:
+    return ", ".join(map(str, seeds))
 
 
 def means(values: dict[str, Found], others: list[str]) -> str:
@@ -100,37 +160,39 @@ def main() -> None:
     by_data = {}
     for dataset in options.dataset:
         where = options.folders, dataset, options.request, options.model, options.without
-        found = by_data[dataset] = values_of("residual", *where)
-        if absent := sorted({"cure", *options.others} - set(found)):
+        rows = by_data[dataset] = rows_of(*where)
+        if absent := sorted({"cure", *options.others} - set(rows)):
             parser.error(
                 f"no rows of {', '.join(absent)} for {options.request} on {dataset} in these folders: "
                 "name --dataset, --request or --others"
             )
     if options.means:
-        print(means({c: values_of(c, *where) for c in ("floor", "ceiling", *MEANS)}, options.others))
+        print(means({c: values_of(c, rows) for c in ("floor", "ceiling", *MEANS)}, options.others))
         return
     print(
-        "| method | seeds | residual less `cure`'s | 95 % over seeds | `cure` nearer on | p |\n"
-        + "|---" * 6
-        + "|"
+        "| method | seeds | residual less `cure`'s | 95 % over seeds | `cure` nearer on | p "
+        "| of the means |\n" + "|---" * 7 + "|"
     )
     for other in options.others:
-        more = np.array(
-            [
-                found[other][s] - found["cure"][s]
-                for found in by_data.values()
-                for s in sorted(set(found["cure"]) & set(found[other]))
-            ]
-        )
+        pairs = [
+            (rows["cure"][s], rows[other][s])
+            for rows in by_data.values()
+            for s in sorted(set(rows["cure"]) & set(rows[other]))
+        ]
+        pairs = [p for p in pairs if all(row.get("residual") is not None for row in p)]
+        more = np.array([b["residual"] - a["residual"] for a, b in pairs])
         low, high = stats.t.interval(0.95, len(more) - 1, more.mean(), stats.sem(more))
         p = stats.wilcoxon(more).pvalue
         print(
             f"| {other} | {len(more)} | {more.mean():+.3f} | {low:.3f} to {high:.3f} "
-            f"| {(more > 0).sum()} of {len(more)} | {p:.4f} |"
+            f"| {(more > 0).sum()} of {len(more)} | {p:.4f} "
+            "| {:+.3f} ({:.3f} to {:.3f}) |".format(*of_means(pairs))
         )
-    own = np.array([r for found in by_data.values() for r in found["cure"].values()])
+    own = np.array([r for rows in by_data.values() for r in values_of("residual", rows)["cure"].values()])
     low, high = stats.t.interval(0.95, len(own) - 1, own.mean(), stats.sem(own))
     print(f"\n`cure`'s residuals: mean {own.mean():.3f} ({low:.3f} to {high:.3f}), {len(own)} seeds")
+    for remark in remarks(by_data, ["cure", *options.others]):
+        print(f"- {remark}")
 
 
 if __name__ == "__main__":

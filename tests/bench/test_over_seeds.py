@@ -1,0 +1,76 @@
+"""The comparison seed by seed: what counts, and what is said of seeds that do not."""
+
+from __future__ import annotations
+
+import importlib
+import json
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+SCRIPTS = Path(__file__).resolve().parents[2] / "benchmarks" / "quality"
+
+
+@pytest.fixture
+def over_seeds(monkeypatch):
+    monkeypatch.syspath_prepend(str(SCRIPTS))
+    return importlib.import_module("over_seeds")
+
+
+def a_row(method, seed, jsd, *, failure=None, rankable=True):
+    floor, ceiling = 0.01, 0.03 + seed / 1000
+    residual = None if jsd is None else (jsd - floor) / (ceiling - floor)
+    place = {"dataset": "ml-100k", "model": "nano", "request": "users-0.1-random", "config_hash": method}
+    scale = {"floor": floor, "ceiling": ceiling, "rankable": rankable}
+    return {
+        **place,
+        **scale,
+        "method": method,
+        "seed": seed,
+        "jsd": jsd,
+        "residual": residual,
+        "failure": failure,
+    }
+
+
+@pytest.fixture
+def folder(tmp_path):
+    """`cure` and `npo` on four seeds; `npo` handed the original back on one and broke on another."""
+    rows = [a_row("original", s, 0.03 + s / 1000) for s in range(1, 5)]
+    rows += [a_row("cure", s, 0.012, rankable=s != 3) for s in range(1, 5)]
+    rows += [a_row("npo", 1, 0.02), a_row("npo", 4, 0.022)]
+    rows += [a_row("npo", 2, None, failure="nothing happened: as it was")]
+    rows += [a_row("npo", 3, None, failure="out of memory")]
+    (tmp_path / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return tmp_path
+
+
+def printed(over_seeds, monkeypatch, capsys, *arguments):
+    monkeypatch.setattr(sys, "argv", ["over_seeds.py", *map(str, arguments)])
+    over_seeds.main()
+    return capsys.readouterr().out
+
+
+def test_no_seed_is_left_out_without_a_word(over_seeds, folder, monkeypatch, capsys):
+    text = printed(over_seeds, monkeypatch, capsys, folder, "--others", "npo")
+    assert "npo handed the original back on 2; it counts as that" in text
+    assert "npo is left out on 3: out of memory" in text
+    assert "on 3 the retrains differ by more than half" in text
+    apart = [(0.02 - 0.012) / 0.021, (0.032 - 0.012) / 0.022, (0.022 - 0.012) / 0.024]
+    assert f"| npo | 3 | {np.mean(apart):+.3f} |" in text
+
+
+def test_the_difference_of_ratios_of_means_is_that_of_the_benchmarks_table(over_seeds):
+    ours = [{"jsd": 0.012, "floor": 0.01, "ceiling": c} for c in (0.02, 0.05, 0.03)]
+    others = [{"jsd": j} for j in (0.018, 0.03, 0.02)]
+    got, low, high = over_seeds.of_means(list(zip(ours, others, strict=True)))
+    ratio = [np.mean([r["jsd"] for r in of]) - 0.01 for of in (ours, others)]
+    assert got == pytest.approx((ratio[1] - ratio[0]) / (0.1 / 3 - 0.01))
+    assert low < got < high
+
+
+def test_equal_seeds_leave_nothing_to_the_interval(over_seeds):
+    pair = ({"jsd": 0.012, "floor": 0.01, "ceiling": 0.03}, {"jsd": 0.022})
+    assert over_seeds.of_means([pair] * 3) == pytest.approx((0.5, 0.5, 0.5))
