@@ -17,6 +17,8 @@ from curerec.groups.assign import FORGET, rows_of_roles
 from curerec.methods import Task, rules
 from curerec.methods.cure.gradient_share import at_original
 from curerec.methods.forget_objective import ForgetObjective
+from curerec.methods.preconditioner import Preconditioner
+from curerec.methods.rules import Gradients
 from curerec.prompts.encoding import Prompts, queries
 from curerec.recommender.score import score
 from curerec.recommender.units import Units, inner_products
@@ -78,6 +80,21 @@ def one_projection() -> Iterator[None]:
         return found.sum().expand_as(found)
 
     with mock.patch.object(rules, "inner_products", whole):
+        yield
+
+
+@contextmanager
+def neither_loss_moves() -> Iterator[None]:
+    """Projected in the metric in which a step for one side leaves the other's loss, ``<g_f, s g_r> = 0``.
+
+    In force are steps at right angles, ``<s g_f, s g_r> = 0``, s what AdamW scales by.
+    """
+    whole = Preconditioner.factors
+
+    def root(self: Preconditioner, total: Gradients) -> Gradients:
+        return {name: factor.sqrt() for name, factor in whole(self, total).items()}
+
+    with mock.patch.object(Preconditioner, "factors", root):
         yield
 
 

@@ -8,6 +8,7 @@ from typing import Any
 from replaced import (
     held_where_nobody_was_trained,
     line_search,
+    neither_loss_moves,
     one_projection,
     plain_sum,
     retain_side_of_the_trained,
@@ -25,6 +26,7 @@ CHOSEN_BY = ("half of D_f", "as many of D_r")
 WITHIN: dict[str, Any] = {
     "cure, retain side measured on D_r": retain_side_of_the_trained,
     "cure, one projection over all weights": one_projection,
+    "cure, projected so that neither loss moves": neither_loss_moves,
     "plain sum of both gradients in the same weights": plain_sum,
     ALL: plain_sum,
     **{f"cure, weights chosen by {whom}": partial(weights_chosen_by, whom) for whom in CHOSEN_BY},

@@ -27,7 +27,7 @@ CLOSED = "the membership gap closed: deleted data is no longer told from unseen 
 
 
 class LoopConfig(Stopping):
-    """Steps and stopping. Every value is chosen on D_v, D_c and D_f."""
+    """Steps and stopping. What a request finds by itself, it finds on D_v, D_c and D_f."""
 
     lr: float = Field(1e-3, gt=0)
     optimizer: Literal["adamw", "sgd"] = "adamw"

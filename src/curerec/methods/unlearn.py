@@ -64,7 +64,7 @@ class SmallRequests(Strict):
 
 
 class UnlearnConfig(LoopConfig):
-    """The loop and its two losses. Every value is chosen on D_v, D_c and D_f."""
+    """The loop and its two losses. What a request finds by itself, it finds on D_v, D_c and D_f."""
 
     added = (
         *("open_gap", "all_steps_from", "alpha", "projection", "small", "changed_prompts", "unseen_tokens"),

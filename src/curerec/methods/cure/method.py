@@ -46,7 +46,7 @@ class Kept(Strict):
 
 
 class CureConfig(Strict):
-    """Circuit, groups and update. Every value is chosen on D_v, D_c and D_f."""
+    """Circuit, groups and update. What a request finds by itself, it finds on D_v, D_c and D_f."""
 
     added = ("saliency", "rolled_back", "written", "project", "second_arm")
 
