@@ -154,9 +154,6 @@ def unlearn(
     from curerec.cli.say import say_base, say_verdict
     from curerec.data.cache import retain_side_at
     from curerec.data.output import check_out, replacing
-    from curerec.judge import judge
-    from curerec.measure import Candidate, candidate, measure
-    from curerec.opened import base_model
     from curerec.pipeline import check_method, save_unlearned
     from curerec.pipeline import unlearn as run
     from curerec.recommender import parallel
@@ -164,6 +161,7 @@ def unlearn(
     from curerec.recording import record_of
     from curerec.reports.html import write_report
     from curerec.reports.schema import write_record
+    from curerec.result import STAGE, result_of
 
     check_method(method)
     cut = parallel.with_fsdp() and method != "retrain"  # which is a training
@@ -178,22 +176,19 @@ def unlearn(
         outcome, split = run(
             opened, asked, method, config, seed=seed or 0, reporter=reporter, retain_side=side
         )
-        advance = reporter.stage("measure")
-        models = {"original": Candidate(opened.recommender.model), method: candidate(outcome)}
-        measured = measure(opened, split, models, {})
-        plain = Candidate(base_model(opened, seed=seed or 0))
-        verdict = judge(opened, split, models["original"], models[method], plain)
+        advance = reporter.stage(STAGE)
+        found = result_of(opened, split, outcome, method, seed=seed or 0)
         advance(1, 1)
         record = record_of(
             opened,
             asked,
             split,
-            measured,
+            found.measured,
             outcome,
             method=method,
             config=opened.recipe,
             seed=seed or 0,
-            verdict_part=verdict,
+            verdict_part=found.verdict,
         )
     parallel.wait()  # all have looked at what is there before one writes
     if not parallel.is_main():  # of the processes that `accelerate launch` started
@@ -205,7 +200,7 @@ def unlearn(
         write_report(record, stage / "report.html")
     typer.echo(f"{out / 'report.html'}: {outcome.t_total_s:.1f} s; {outcome.stop_reason}")
     say_base(opened.data, opened.recipe, asked)
-    say_verdict(verdict)
+    say_verdict(found.verdict)
 
 
 def planned(

@@ -23,6 +23,7 @@ class Candidate:
             is always measured with the histories as they are: it asks what the weights remember.
         logits: by part, with rebuilt histories.
         memory: by part, with histories as they are.
+        known: of ``memory`` what need not be asked, by part, [n, 2]; rows of NaN are asked all the same.
         forward_equivalents, peak_mem_bytes, mem_rise_bytes: of :class:`curerec.evaluation.cost.Meter`.
         memo: what metrics computed of this model and another scene may use again.
     """
@@ -34,6 +35,7 @@ class Candidate:
     rebuild: Callable[[Examples], Examples] | None = None
     logits: dict[str, np.ndarray] = field(default_factory=dict)
     memory: dict[str, np.ndarray] = field(default_factory=dict)
+    known: dict[str, np.ndarray] = field(default_factory=dict, repr=False)
     forward_equivalents: float | None = None
     peak_mem_bytes: int | None = None
     mem_rise_bytes: int | None = None

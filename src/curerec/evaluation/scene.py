@@ -85,7 +85,7 @@ class Ground:
             if one.rebuild is None and name in one.memory:
                 one.logits[name] = one.memory[name]
             elif one.rebuild is None:
-                one.logits[name] = self.score(_model(one), self.prompts(name))
+                one.logits[name] = self._asked(one, name)
             else:
                 shown = self.encode(one.rebuild(self.part(name)))
                 one.logits[name] = self.score(_model(one), shown)
@@ -97,8 +97,19 @@ class Ground:
             if one.rebuild is None:
                 one.memory[name] = self.logits(one, name)
             else:
-                one.memory[name] = self.score(_model(one), self.prompts(name))
+                one.memory[name] = self._asked(one, name)
         return one.memory[name]
+
+    def _asked(self, one: Candidate, name: str) -> np.ndarray:
+        """Answer logits of a part with the histories as they are, [n, 2]; scored are those not known."""
+        known = one.known.get(name)
+        if known is None:
+            return self.score(_model(one), self.prompts(name))
+        unknown = np.flatnonzero(np.isnan(known).any(1))
+        if len(unknown):
+            known = known.copy()
+            known[unknown] = self.score(_model(one), self.prompts(name).take(unknown))
+        return known
 
     def p_yes(self, one: Candidate, name: str) -> np.ndarray:
         """P(yes) of a part as the model is served, [n]."""

@@ -11,11 +11,10 @@ from curerec.evaluation.auc import auc_interval
 from curerec.evaluation.divergence import jsd_each
 from curerec.evaluation.inputs import p_yes
 from curerec.evaluation.utility import utility
-from curerec.judge import judge
 from curerec.machine import machine, versions
-from curerec.measure import Candidate, Measured, candidate, measure
+from curerec.measure import Candidate, Measured, candidate
 from curerec.models import device, logits_of
-from curerec.opened import Opened, base_model
+from curerec.opened import Opened
 from curerec.pipeline import deterministic
 from curerec.recommender import storage
 from curerec.recommender.units import units_of
@@ -24,6 +23,7 @@ from curerec.records import ForgetRequest, ForgetSplit, Outcome, Recommender
 from curerec.requests.opening import base_of
 from curerec.requests.stage_files import read_circuit, read_groups
 from curerec.requests.stages import Job
+from curerec.result import STAGE, result_of
 
 BEFORE = ("circuit", "groups", "update")
 Stages = dict[str, dict[str, Any]]
@@ -47,15 +47,14 @@ def judged(
     """
     loaded = storage.load(adapter, opened.base, device=device())
     outcome = _outcome(job, opened, config, before, loaded)
-    old = Candidate(opened.recommender.model)
-    new = candidate(outcome)
-    advance = job.reporter.stage("measure")
+    advance = job.reporter.stage(STAGE)
     if len(split.forget) == 0:
+        old, new = Candidate(opened.recommender.model), candidate(outcome)
         found = {**_use_alone(opened, split, old, new), "report": None}
     else:
         with deterministic(job.seed):
-            measured = measure(opened, split, {"original": old, job.method: new}, {})
-            verdict = judge(opened, split, old, new, Candidate(base_model(opened, seed=job.seed)))
+            made = result_of(opened, split, outcome, job.method, seed=job.seed)
+        measured, verdict, old, new = made.measured, made.verdict, made.original, made.new
         output = loaded.card["weights_sha256"]
         found = {
             "verdict": verdict,
