@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shutil
 import types
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -16,14 +17,17 @@ from curerec.data.cache import retain_side_at
 from curerec.data.fetch import load
 from curerec.data.request_file import read_request
 from curerec.errors import RequestError
+from curerec.evaluation.cost import Meter
 from curerec.measuring import _batch_bytes, _line, calibrate, sizes_of
 from curerec.methods import METHODS, CureConfig
-from curerec.opened import open_recommender
+from curerec.opened import base_model, open_recommender
 from curerec.pipeline import unlearn
 from curerec.plan import plan
 from curerec.progress import Clock, Silent
 from curerec.recommender import lower
 from curerec.recommender.storage import read_card
+from curerec.result import result_of
+from curerec.result_work import rehearsed
 from curerec.workload import Sizes, Work, bisections, of_cure, scored_exactly
 from made_cases import every_pair
 from made_commands import curerec, refused, untouched
@@ -60,7 +64,8 @@ def test_the_command_says_what_it_would_cost_and_writes_nothing(made_path):
         )
         refused(curerec(*arguments(made_path)), "--out")
     assert done.code == retrain.code == 0, done.err + retrain.err
-    for stage in ("counterfactuals", "circuit", "contributions", "prepare", "update", "total", "memory"):
+    told = ("counterfactuals", "circuit", "contributions", "prepare", "update", "total", "measure")
+    for stage in (*told, "total, measured", "memory"):
         assert f"\n{stage} " in done.out
     assert "\nupdate " in retrain.out
 
@@ -76,6 +81,42 @@ def test_stages_are_those_of_the_run_and_the_model_stays(asked):
     assert all(s.time_s >= 0 and s.forward_equivalents >= 0 for s in made.stages)
     assert made.mem_bytes > 0 and made.disk_bytes > 0
     assert made.time_s == sum(s.time_s for s in made.stages)
+
+
+def test_the_plan_has_every_stage_that_the_command_tells_of(made_path):
+    """Names as printed while the command ran, measuring the result among them."""
+    told = [line.split(":")[0] for line in made_path.results["new_lora"].err.splitlines()]
+    opened = open_recommender(made_path.lora, load(str(made_path.data)))
+    made = plan(opened, read_request(made_path.request), "cure")
+    assert [s.name for s in (*made.stages, made.result)] == told
+    assert made.result.time_s > 0 and made.whole_s == made.time_s + made.result.time_s
+    assert made.mem_bytes >= made.request_bytes
+
+
+@pytest.mark.parametrize("kind", ["full", "lora"])
+@pytest.mark.parametrize("stored", [True, False])
+@pytest.mark.parametrize("clusters", [5, 1000])
+def test_measuring_passes_as_many_prompts_as_are_planned(made_path, kind, stored, clusters, monkeypatch):
+    """Also where the verdict asks about some of D_r, and where there are too few people for that."""
+    monkeypatch.setattr("curerec.recommender.score.can_share", lambda model: False)
+    monkeypatch.setattr("curerec.methods.expected.LEAST_CLUSTERS", clusters)
+    opened = open_recommender(getattr(made_path, kind), load(str(made_path.data)))
+    assert opened.answered is not None
+    opened = opened if stored else replace(opened, answered=None)
+    outcome, split = unlearn(opened, read_request(made_path.request), "cure")
+    with Meter() as meter:
+        after = rehearsed(opened, split, "cure")
+    assert meter.forward_equivalents == 0
+    with Meter() as meter:
+        base_model(opened, seed=0)  # loading it checks it on a few
+    loading = meter.forward_equivalents
+    with Meter() as meter:
+        result_of(opened, split, outcome, "cure")
+    taken = meter.forward_equivalents - loading
+    assert sum(w.forwards for w in after.work) == taken > 0
+    parts = sum(len(getattr(split, part)) for part in ("forget", "control", "valid", "test"))
+    assert (taken < 2 * parts) == stored
+    assert (taken > 3 * parts) == (not stored and clusters == 5)
 
 
 def test_what_an_earlier_request_left_is_not_counted(asked, tmp_path):
@@ -202,12 +243,12 @@ def test_what_lies_below_an_adapter_is_counted_once_a_prompt():
         above={"score": above, "gradient": above},
         sizes={"retain": 10, "valid": 8},
     )
-    seconds = found.of_stages(
-        {
-            "prepare": [Work("score", 4), Work("patched", 8, "valid"), Work("score", 8, "valid")],
-            "update": [Work("gradient", 30, batch=10), Work("step", times=3), Work("score", 8, "valid", 2)],
-        }
-    )
+    stages = {
+        "prepare": [Work("score", 4), Work("patched", 8, "valid"), Work("score", 8, "valid")],
+        "update": [Work("gradient", 30, batch=10), Work("step", times=3), Work("score", 8, "valid", 2)],
+    }
+    seconds = found.of_stages(stages)
+    assert found.kept_tokens(stages) == 10 + 8
     # 4 of D_r's ten prompts are passed before the update, which passes all of them three times.
     assert seconds == {"prepare": 4 + 8 + 8, "update": (30 * 0.25 + 6 * 0.75) + 3 + 2 * 8 * 0.25}
     assert found.of_stages({"one": [Work("gradient", 8, times=5)]}) == {"one": 8 + 4 * 8 * 0.25}

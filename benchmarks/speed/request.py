@@ -85,7 +85,7 @@ def timed(
         values["planned"] = {s.name: s.time_s for s in made.stages}
         values |= {"planned_s": planned, "calibration_s": made.calibration_s}
         passes = sum(s.forward_equivalents for s in made.stages)
-        values |= {"planned_mem_bytes": made.mem_bytes, "planned_passes": passes}
+        values |= {"planned_mem_bytes": made.request_bytes, "planned_passes": passes}
     start = time.perf_counter()
     with Meter() as meter:
         outcome, split = unlearn(opened, request, method, config, seed=seed, retain_side=side)

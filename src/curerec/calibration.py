@@ -60,6 +60,14 @@ class Calibration:
         passed: dict[Part, int] = {}
         return {name: sum(self.seconds(one, passed) for one in part) for name, part in work.items()}
 
+    def kept_tokens(self, work: Mapping[str, list[Work]]) -> float:
+        """Tokens whose states are kept after all stages, where any are."""
+        passed: dict[Part, int] = {}
+        for part in work.values():
+            for one in part:
+                self.seconds(one, passed)
+        return sum(n * float(self.lengths[part].mean()) for part, n in passed.items() if n)
+
     def seconds(self, work: Work, passed: dict[Part, int] | None = None) -> float:
         """Seconds of some work.
 

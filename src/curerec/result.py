@@ -58,13 +58,23 @@ def before(opened: Opened, split: ForgetSplit, *, seed: int = 0) -> tuple[Candid
     Args:
         opened, split, seed: as for :func:`result_of`.
     """
-    models = Candidate(opened.recommender.model), Candidate(base_model(opened, seed=seed))
-    for one, of_base in zip(models, (False, True), strict=True):
+    original, base = Candidate(opened.recommender.model), Candidate(base_model(opened, seed=seed))
+    known_to_both(opened, split, original, base)
+    return original, base
+
+
+def known_to_both(opened: Opened, split: ForgetSplit, original: Candidate, base: Candidate) -> None:
+    """Give the recommender before a request and its base what training kept of their answers.
+
+    Args:
+        opened, split: as for :func:`result_of`.
+        original, base: the two, of which nothing is known yet.
+    """
+    for one, of_base in ((original, False), (base, True)):
         for part in ("forget", "control"):
             known = known_answers(opened, getattr(split, part), base=of_base)
             if known is not None:
                 one.known[part] = known
-    return models
 
 
 def known_answers(opened: Opened, examples: Examples, *, base: bool = False) -> np.ndarray | None:
@@ -94,4 +104,4 @@ def _exact(model: Any) -> bool:
     return all(p.dtype in (torch.float32, torch.float64) for p in model.parameters())
 
 
-__all__ = ["STAGE", "Result", "before", "known_answers", "result_of"]
+__all__ = ["STAGE", "Result", "before", "known_answers", "known_to_both", "result_of"]

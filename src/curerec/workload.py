@@ -18,8 +18,8 @@ from curerec.methods.rollback import DEPTHS, FARTHER
 from curerec.methods.teachers import CONTROL, TUNING
 from curerec.methods.unlearn import UnlearnConfig
 
-#: ``corrupt``: prompts of D_v with their history altered.
-Part = Literal["forget", "retain", "control", "valid", "corrupt"]
+#: ``corrupt``: prompts of D_v with their history altered. ``test``: asked when the result is measured.
+Part = Literal["forget", "retain", "control", "valid", "corrupt", "test"]
 Kind = Literal[
     "titles", "pairs", "encode", "score", "patched", "atp", "path", "gradient", "products", "base", "copy",
     "assign", "step",

@@ -27,13 +27,17 @@ def say_plan(made: Any) -> None:
     typer.echo(f"forget {made.n_forget} training examples, keep {made.n_retain}")
     if made.kept:
         typer.echo(f"prepared in training, or left by an earlier request: {', '.join(made.kept)}")
+
+    def line(stage: Any) -> str:
+        return f"{stage.name:<16} {stage.time_s:8.1f} s  {stage.forward_equivalents:10.0f} forward passes"
+
     for stage in made.stages:
-        typer.echo(
-            f"{stage.name:<16} {stage.time_s:8.1f} s  {stage.forward_equivalents:10.0f} forward passes"
-        )
+        typer.echo(line(stage))
     typer.echo(f"{'total':<16} {made.time_s:8.1f} s")
+    typer.echo(line(made.result))
+    typer.echo(f"{'total, measured':<16} {made.whole_s:8.1f} s")
     typer.echo(f"memory {made.mem_bytes / 2**20:.0f} MiB, disk {made.disk_bytes / 2**20:.1f} MiB")
-    typer.echo(f"calibrated in {made.calibration_s:.1f} s; measuring the result comes on top")
+    typer.echo(f"calibrated in {made.calibration_s:.1f} s")
 
 
 def say_values(measured: Any, asked: list[str], *, shadows: bool) -> None:
