@@ -122,8 +122,8 @@ def calibrate(task: Task, config: CureConfig) -> Calibration:
     lines["encode"] = Line(0.0, timed(lambda: task.encode(sample)) / len(prompts))
     lines["pairs"] = _pairs(task, config)
     units = units_of(model, config.granularity)
-    lines["copy"] = Line(timed(lambda: (task.copy_of_model(), _deltas(task, units)), 1))
-    lines["base"] = Line(timed(task.base_model, 2))
+    lines["copy"] = Line(timed(lambda: (task.copy_of_model(), _deltas(task, units))))
+    lines["base"] = Line(timed(task.base_model))
     deltas = _deltas(task, units)
     among = modules_with_units(model)
     half = set(among[::2])
@@ -244,7 +244,7 @@ def _pairs(task: Task, config: CureConfig) -> Line:
     for n in (min(SMALL, whole), min(4 * SMALL, whole)):
         wanted = queries(task.data, task.sample(task.valid, n, 71))
         points.append(
-            (n, timed(lambda q=wanted: counterfactual_pairs(task.data, q, task.encoder, task.train_rows), 1))  # type: ignore[misc]
+            (n, timed(lambda q=wanted: counterfactual_pairs(task.data, q, task.encoder, task.train_rows)))  # type: ignore[misc]
         )
     return Line.through(*points)
 
@@ -279,8 +279,7 @@ def _assign(task: Task, config: CureConfig, scores: np.ndarray, units: Any) -> L
             lambda: assign(
                 scores.mean(0)[None], retain, units.names, types,
                 draws=draws, census=census, forget_draws=drawn, tau=config.tau,
-            ),
-            1,
+            )
         )  # fmt: skip
 
     return Line.through(*((draws, once(draws)) for draws in DRAWS))

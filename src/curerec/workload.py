@@ -96,6 +96,11 @@ def _part(work: Work, share: float) -> Work:
     return replace(work, n=round(work.n * share))
 
 
+def _base(share: float) -> list[Work]:
+    """The base is loaded each time that it has to be asked: if answers of it are not known."""
+    return [Work("base")] if share > 0 else []
+
+
 def of_cure(config: CureConfig, sizes: Sizes, kept: Collection[str] = ()) -> dict[str, list[Work]]:
     """Work of ``cure`` (and of its twin on random groups) by stage, in their order.
 
@@ -124,7 +129,7 @@ def of_cure(config: CureConfig, sizes: Sizes, kept: Collection[str] = ()) -> dic
     objective += [Work("score", round(sizes.forget * sizes.unknown_forget), "forget")]
     if rewind:  # answers of the base and of the weights halfway to it
         halfway = Work("score", sizes.forget, "forget")
-        objective += [Work("base"), Work("copy"), _part(halfway, sizes.base_forget), halfway]
+        objective += [*_base(sizes.base_forget), Work("copy"), _part(halfway, sizes.base_forget), halfway]
     if update.forget_loss in ("teacher", "calibrated"):  # theta_o is tuned on D_f further, and asked
         tuning = Work("gradient", sizes.forget, "forget", times=TUNING.epochs, batch=TUNING.batch_size)
         objective += [Work("copy"), tuning, Work("score", sizes.forget, "forget")]
@@ -151,8 +156,8 @@ def of_cure(config: CureConfig, sizes: Sizes, kept: Collection[str] = ()) -> dic
     watch += [look[0], _part(look[1], sizes.unknown_control)]
     if update.target != "half":
         on_forget = Work("score", sizes.forget, "forget")
-        watch += [Work("base"), _part(look[1], sizes.base_control)]
-        watch += [] if rewind else [Work("base"), _part(on_forget, sizes.base_forget)]
+        watch += [*_base(sizes.base_control), _part(look[1], sizes.base_control)]
+        watch += [] if rewind else [*_base(sizes.base_forget), _part(on_forget, sizes.base_forget)]
     if update.target == "expected":
         on_control = Work("score", min(POOL, sizes.control - look[1].n), "control")
         on_retain = Work("score", min(POOL, sizes.retain))
@@ -163,6 +168,7 @@ def of_cure(config: CureConfig, sizes: Sizes, kept: Collection[str] = ()) -> dic
             _part(on_retain, sizes.base_retain),
         ]
         watch += [Work("encode", w.n, w.part) for w in asked] + asked
+        watch += _base(sizes.base_control) + _base(sizes.base_retain)
     part = config.written_for(sizes.forget, sizes.retain)
     passed = 0 if part is None else sizes.waypoints
     wrote = [Work("copy"), Work("gradient", scored, "forget", times=passed)] if passed else []
