@@ -13,7 +13,7 @@ import numpy as np
 import torch
 
 from curerec.data.output import check_out
-from curerec.errors import ModelError, RequestError
+from curerec.errors import RequestError
 from curerec.interactions import Interactions
 from curerec.machine import versions
 from curerec.methods import METHODS, Task
@@ -139,59 +139,6 @@ def _answers(
     return stored_answers.StoredAnswers.of(
         model, data, asked, np.concatenate(logits), np.concatenate(of_base)
     )
-
-
-def check_references(folders: list[Path], request: ForgetRequest) -> None:
-    """Refuse reference models that would measure something else.
-
-    Args:
-        folders: of ``curerec train --without``.
-        request: what they must have been trained without.
-
-    Raises:
-        ModelError: one saw what is to be deleted, or two are the same model: no noise floor.
-    """
-    seen: set[str] = set()
-    for folder in folders:
-        card = storage.read_card(folder)
-        where = f"--retrain {folder.name}"
-        if card.get("without") != request.digest:
-            mend = "Give a folder of `curerec train --without` with the same request"
-            raise ModelError("was not trained without this request", where=where, mend=mend)
-        _add_other(seen, card, where, "Train it with another --seed")
-
-
-def check_repeats(folders: list[Path], judged: Path, request: ForgetRequest) -> None:
-    """Refuse models that are not other runs of the method that made a model, on the same request.
-
-    Args:
-        folders: that ``curerec unlearn`` wrote.
-        judged: of the model.
-        request: that all of them must have forgotten.
-
-    Raises:
-        ModelError: one is of another method or request, or two are the same model: averages over seeds would
-            be of something else.
-    """
-    if not folders:
-        return
-    own = storage.read_card(judged)
-    seen = {own["weights_sha256"]}
-    for folder in folders:
-        card = storage.read_card(folder)
-        where = f"--also {folder.name}"
-        done = card.get("unlearned") or [{}]
-        if done != own.get("unlearned") or done[-1].get("request") != request.digest:
-            mend = "Give a folder of `curerec unlearn` with the same request and method"
-            raise ModelError("is of another request or method", where=where, mend=mend)
-        _add_other(seen, card, where, "Unlearn it with another --seed")
-
-
-def _add_other(seen: set[str], card: dict[str, Any], where: str, mend: str) -> None:
-    """Note a model's weights; refuse those of a model that was there before."""
-    if card["weights_sha256"] in seen:
-        raise ModelError("holds the same weights as another one", where=where, mend=mend)
-    seen.add(card["weights_sha256"])
 
 
 def task_for(

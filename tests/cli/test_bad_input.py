@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+import json
 import os
+import shutil
 
 import numpy as np
 import pytest
 from made_wrong import train, unlearn
 
+from curerec.config import merged
 from curerec.data.readers import read
 from curerec.prompts.encoding import Encoder, queries
 from curerec.recipe import SplitConfig
-from curerec.recommender.storage import load_tokenizer
+from curerec.recommender.storage import CARD, load_tokenizer
 from curerec.splitting import split_of
 from made_commands import LAYOUT, RECIPE, TITLES, curerec, refused, rows, tree, untouched, write_data
 
@@ -341,3 +344,28 @@ def test_retrains_that_are_none(made_path, tmp_path):
             )
         refused(curerec(*made_path.judge, "--retrain", tmp_path, "--out", tmp_path / "x"), "curerec.json")
     assert two.exists() and not tree(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("part", "change"),
+    [
+        ("split.seed", {"split": {"seed": 1}}),
+        ("model.tuning.epochs, split.train", {"model": {"tuning": {"epochs": 2}}, "split": {"train": 200}}),
+    ],
+)
+def test_retrains_of_another_training(made_path, part, change, tmp_path):
+    """Another seed alone makes a retrain of the same training: those of the fixture are taken."""
+    one, two = (shutil.copytree(path, tmp_path / path.name) for path in made_path.retrains)
+    card = json.loads((two / CARD).read_text())
+    (two / CARD).write_text(json.dumps({**card, "recipe": merged(card["recipe"], change)}))
+    words = [word for folder in (one, two) for word in ("--retrain", folder)]
+    refused(
+        curerec(*made_path.judge, *words, "--out", tmp_path / "x"),
+        f"--retrain {two.name}",
+        f"trained otherwise than the recommender ({part})",
+    )
+    assert not (tmp_path / "x").exists()
+    (two / CARD).write_text(json.dumps({**card, "base": {**card["base"], "sha256": "0" * 64}}))
+    refused(curerec(*made_path.judge, *words), "than the recommender (base)")
+    seeds = [json.loads((path / CARD).read_text())["recipe"]["seed"] for path in made_path.retrains]
+    assert len(set(seeds)) == 2 and made_path.results["judged"].code in (0, 1)

@@ -65,8 +65,8 @@ def evaluate(
     from curerec.judge import judge
     from curerec.measure import Candidate, ground_of, measure, method_of, names_for
     from curerec.opened import base_model, open_recommender
-    from curerec.pipeline import check_references, check_repeats
     from curerec.recording import record_of
+    from curerec.references import check_references, check_repeats
     from curerec.reports.html import write_report
     from curerec.reports.schema import retrain_names, write_record
     from curerec.splitting import granted
@@ -75,7 +75,7 @@ def evaluate(
         check_out(out, only=JUDGED, inputs=[recommender, unlearned, *(retrain or []), *(also or []), base])
     names = names_for(metric or [], shadows=shadows is not None)
     asked = request_of(request)
-    check_references(retrain or [], asked)
+    check_references(retrain or [], recommender, asked)
     check_repeats(also or [], unlearned, asked)
     opened = opened_with(recommender, data, base)
     table = opened.data
