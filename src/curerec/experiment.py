@@ -70,7 +70,7 @@ def run_experiment(
                 opened, request, method, recipe.config_of(method), seed=recipe.seed, reporter=told
             )
         models[method] = candidate(outcomes[method], meter)
-    save_unlearned(opened, outcomes["cure"], request, out / "cure")
+    save_unlearned(opened, outcomes["cure"], request, out / "cure", config=recipe.config_of("cure"))
     references = {}
     for k, name in enumerate(islice(retrain_names(), retrains)):
         task = task_for(

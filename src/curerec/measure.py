@@ -108,7 +108,7 @@ def measure(
         retrains: by name (``retrain``, ``retrain_2``, ...); empty in production.
         names: of :data:`curerec.evaluation.METRICS`; None: those that the models' answers alone give.
         ground: where one is at hand already; None: made of ``opened`` and ``split``.
-        shadows: by model, of :mod:`curerec.shadows`.
+        shadows: by model, of :mod:`curerec.shadows`; or why there can be none.
         seeds: by model, other runs of the same method.
         progress: told (done, total) models.
 

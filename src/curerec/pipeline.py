@@ -305,14 +305,26 @@ def prepare(
             stored_answers.leave(retain_side, opened.recommender, answered)
 
 
-def save_unlearned(opened: Opened, outcome: Outcome, request: ForgetRequest, out: Path) -> Recommender:
-    """Write an unlearned recommender; its card names method and request digest, never the ids."""
+def save_unlearned(
+    opened: Opened, outcome: Outcome, request: ForgetRequest, out: Path, *, config: Any = None
+) -> Recommender:
+    """Write an unlearned recommender; its card names method and request digest, never the ids.
+
+    Args:
+        opened: the recommender before.
+        outcome: of the method.
+        request: that it carried out.
+        out: folder to write.
+        config: of the method, whose digest the card then has, too; None: it has none, or it is not known.
+    """
     card = {
         k: copy.deepcopy(v)
         for k, v in opened.recommender.card.items()
         if k not in ("format", "weights_sha256")
     }
-    card["unlearned"] = [*card.get("unlearned", []), {"method": outcome.method, "request": request.digest}]
+    step = {"method": outcome.method, "request": request.digest}
+    step |= {"config": config.digest} if config is not None else {}
+    card["unlearned"] = [*card.get("unlearned", []), step]
     new = replace(opened.recommender, model=outcome.model, card=card, path=out)
     storage.save(new, out)
     return new

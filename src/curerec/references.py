@@ -52,8 +52,8 @@ def check_repeats(folders: list[Path], judged: Path, request: ForgetRequest) -> 
         request: that all of them must have forgotten.
 
     Raises:
-        ModelError: one is of another method or request, or two are the same model: averages over seeds would
-            be of something else.
+        ModelError: one is of another method, request or settings, or two are the same model: averages over
+            seeds would be of something else.
     """
     if not folders:
         return
@@ -63,10 +63,17 @@ def check_repeats(folders: list[Path], judged: Path, request: ForgetRequest) -> 
         card = storage.read_card(folder)
         where = f"--also {folder.name}"
         done = card.get("unlearned") or [{}]
-        if done != own.get("unlearned") or done[-1].get("request") != request.digest:
-            mend = "Give a folder of `curerec unlearn` with the same request and method"
-            raise ModelError("is of another request or method", where=where, mend=mend)
+        if not _same_steps(done, own.get("unlearned") or []) or done[-1].get("request") != request.digest:
+            mend = "Give a folder of `curerec unlearn` with the same request, method and --recipe"
+            raise ModelError("is of another request or method, or of other settings", where=where, mend=mend)
         _add_other(seen, card, where, "Unlearn it with another --seed")
+
+
+def _same_steps(one: list[dict[str, Any]], other: list[dict[str, Any]]) -> bool:
+    """Whether two models were unlearned alike; settings count where both cards have them."""
+    return len(one) == len(other) and all(
+        {**a, **b} == {**b, **a} and {*a, "config"} == {*b, "config"} for a, b in zip(one, other, strict=True)
+    )
 
 
 def _add_other(seen: set[str], card: dict[str, Any], where: str, mend: str) -> None:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import hashlib
 import json
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -127,6 +127,29 @@ def make_shadows(
             progress(k + 1, count)
     n = len(under)
     return Shadows(np.reshape(said, (len(said), n)), halves[: len(said)], forget, control)
+
+
+def why_none(card: Mapping[str, Any], config: Any) -> str | None:
+    """Why no shadows of these settings tell anything of a model, if they do not.
+
+    Args:
+        card: of the model under attack.
+        config: of the method, as the shadows would unlearn by it; None: it takes none.
+
+    Returns:
+        The reason; None where the settings are those that it was unlearned by, or its card names none.
+
+    Example:
+        >>> why_none({"unlearned": [{"method": "retrain"}]}, None) is None
+        True
+    """
+    done = (card.get("unlearned") or [{}])[-1]
+    if config is None or done.get("config") in (None, config.digest):
+        return None
+    return (
+        "the model was unlearned by other settings than the recommender's recipe has, and shadows of those "
+        "tell nothing of it"
+    )
 
 
 def drawn_pool(n_forget: int, n_control: int, pool: int, *, seed: int) -> tuple[np.ndarray, np.ndarray]:

@@ -112,10 +112,36 @@ def test_settings_of_another_recipe_need_no_training(made_path, tmp_path):
         assert record["config"][part] == trained[part]
     new = (out / "recommender" / "model.safetensors").read_bytes()
     assert new != (made_path.new / "recommender" / "model.safetensors").read_bytes()
+    other_run = (*made_path.judge, "--also", out / "recommender", "--out", tmp_path / "none")
+    refused(curerec(*other_run), "or of other settings")
     with untouched(tmp_path):
         wrong = curerec("unlearn", *args, "--recipe", "lora", "--out", tmp_path / "none")
         refused(wrong, "settings are of an adapter", "full fine-tuning")
         refused(curerec("unlearn", *args, "--recipe", "nosuch", "--out", tmp_path / "none"), "quick")
+
+
+def test_shadows_are_of_the_settings_that_the_model_was_unlearned_by(made_path, tmp_path):
+    """Else U-LiRA would attack another method than the one that is judged, and not say so."""
+    trained = storage.read_card(made_path.full)["recipe"]
+    steps = {"update": {**trained["cure"]["update"], "max_steps": 2, "check_every": 1}}
+    recipe, out = tmp_path / "two.yaml", tmp_path / "new"
+    recipe.write_text(json.dumps({**trained, "cure": {**trained["cure"], **steps}}))
+    ask = ("--recommender", made_path.full, "--data", made_path.data, "--request", made_path.request)
+    curerec("unlearn", *ask, "--recipe", recipe, "--out", out)
+    attack = ("--shadows", tmp_path / "shadows", "--budget", 0)
+
+    def said(*words):
+        curerec("evaluate", *ask, *attack, *words, "--out", tmp_path / "judged")
+        missing = json.loads((tmp_path / "judged" / "record.json").read_text())["missing"]
+        return missing["metrics.cure.ulira_auc"], missing["metrics.cure.ulira_tpr_at_fpr_01"]
+
+    assert all("other settings" in one for one in said("--unlearned", out / "recommender"))
+    assert not (tmp_path / "shadows").exists()  # none is trained in vain
+    assert all("of at least 16 shadow" in one for one in said("--unlearned", made_path.new / "recommender"))
+    card = storage.read_card(out / "recommender")
+    del card["unlearned"][0]["config"]  # as written before cards had it
+    (out / "recommender" / storage.CARD).write_text(json.dumps(card))
+    assert all("of at least 16 shadow" in one for one in said("--unlearned", out / "recommender"))
 
 
 def test_lora_unlearning_changes_the_adapter_alone(made_path):

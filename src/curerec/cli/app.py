@@ -194,7 +194,7 @@ def unlearn(
     if not parallel.is_main():  # of the processes that `accelerate launch` started
         return
     with replacing(out, only=RESULT) as stage:
-        save_unlearned(opened, outcome, asked, stage / "recommender")
+        save_unlearned(opened, outcome, asked, stage / "recommender", config=config)
         record["model"]["output"] = read_card(stage / "recommender")["weights_sha256"]
         write_record(record, stage / "record.json")
         write_report(record, stage / "report.html")

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -65,6 +65,7 @@ def evaluate(
     from curerec.judge import judge
     from curerec.measure import Candidate, ground_of, measure, method_of, names_for
     from curerec.opened import base_model, open_recommender
+    from curerec.pipeline import check_method
     from curerec.recording import record_of
     from curerec.references import check_references, check_repeats
     from curerec.reports.html import write_report
@@ -95,12 +96,15 @@ def evaluate(
     ]
     ground = ground_of(opened, split)
     with bars() as reporter:
-        made = {}
+        made: dict[str, Any] = {}
         if shadows is not None:
-            from curerec.shadows import make_shadows
+            from curerec.shadows import make_shadows, why_none
 
-            advance = reporter.stage("shadow models")
-            made[name] = make_shadows(opened, split, name, shadows, budget_s=budget, progress=advance)
+            check_method(name)
+            made[name] = why_none(judged.card, opened.recipe.config_of(name))
+            if made[name] is None:
+                advance = reporter.stage("shadow models")
+                made[name] = make_shadows(opened, split, name, shadows, budget_s=budget, progress=advance)
         measured = measure(
             opened,
             split,

@@ -154,7 +154,7 @@ class Scene:
         original: the recommender before unlearning; None where it is not at hand.
         references: all models retrained without the data; may hold ``subject``.
         seeds: the same method's other runs, for averages over seeds; without ``subject``.
-        shadows: of :mod:`curerec.shadows`, for U-LiRA.
+        shadows: of :mod:`curerec.shadows`, for U-LiRA; or why there can be none.
         name: of the model.
     """
 

@@ -102,7 +102,9 @@ def ratios(target: np.ndarray, margins: np.ndarray, inside: np.ndarray) -> Float
 
 def _scores(scene: Scene) -> tuple[np.ndarray, np.ndarray, tuple[np.ndarray, np.ndarray], dict[str, int]]:
     """Ratios of the deleted and of the control examples, and their users."""
-    shadows: Shadows | None = scene.shadows
+    shadows: Shadows | str | None = scene.shadows
+    if isinstance(shadows, str):
+        raise CannotError(shadows, mend="Make shadows of its settings: curerec.shadows, config")
     made = 0 if shadows is None else len(shadows.margins)
     if shadows is None or made < LEAST:
         raise CannotError(
