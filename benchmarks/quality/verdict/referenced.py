@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import argparse
-import json
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
 from curerec.bench.artefacts import opened_with, trained
-from curerec.bench.lines import read_lines
+from curerec.bench.lines import append_line, read_lines
 from curerec.bench.recipe import BenchRecipe
 from curerec.bench.rows import Row
 from curerec.bench.sequence import deleted_rows, parts_of
@@ -74,8 +73,21 @@ def run(description: str, rows: Path, parts: int, of: Callable[[Seed, int], Iter
     asked = parser.parse_args()
     if not asked.table:
         _fill(parser, asked, rows, of)
-    found = [{"kind": "users", **row} for row in read_lines(rows)]
-    return [row for row in found if asked.seeds is None or row["seed"] in asked.seeds]
+    return [row for row in stored(rows) if asked.seeds is None or row["seed"] in asked.seeds]
+
+
+def stored(rows: Path) -> list[Row]:
+    """The rows of all seeds; of one that a kill stopped there are none.
+
+    A line holds all rows of a seed (:func:`store`). Earlier lines are a row each.
+    """
+    lines = [line.get("rows", [line]) for line in read_lines(rows)]
+    return [{"kind": "users", **row} for line in lines for row in line]
+
+
+def store(rows: Path, made: list[Row]) -> None:
+    """Add the rows of a seed: all of them or, where a kill comes between, none."""
+    append_line(rows, {"rows": made})
 
 
 def _fill(
@@ -90,13 +102,11 @@ def _fill(
     bench = read_yaml(BenchRecipe, asked.recipe)
     for seed in asked.seeds or bench.seeds:
         where = {"dataset": asked.dataset, "seed": seed, "kind": asked.kind}
-        if any(where.items() <= {"kind": "users", **row}.items() for row in read_lines(rows)):
+        if any(where.items() <= row.items() for row in stored(rows)):
             continue
         place = asked.data or asked.dataset
         one = opened_seed(bench, asked.models, asked.dataset, place, seed, asked.kind)
-        made = [{**where, **row, "versions": versions()} for row in of(one, asked.parts)]
-        with rows.open("a", encoding="utf-8") as file:
-            file.writelines(json.dumps(row, sort_keys=True) + "\n" for row in made)
+        store(rows, [{**where, **row, "versions": versions()} for row in of(one, asked.parts)])
 
 
 def opened_seed(
