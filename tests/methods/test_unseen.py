@@ -11,7 +11,7 @@ from curerec.methods.retrain import retrain
 from curerec.methods.rules import FROZEN, Rules
 from curerec.methods.surgery import WholeVector
 from curerec.methods.unlearn import run
-from curerec.methods.unseen import Unseen, unseen_tokens
+from curerec.methods.unseen import Unseen, _items, unseen_tokens
 from curerec.prompts.templates import TEMPLATES
 from curerec.recommender.units import units_of
 from made_models import made_encoder
@@ -29,6 +29,17 @@ def test_they_are_the_tokens_that_no_prompt_of_those_who_stay_has(of):
     want = shown(task, task.forget, task.retain_before) - shown(task, task.retain) - set(task.answers)
     assert set(unseen_tokens(task).tolist()) == want
     assert want or of != "items"
+
+
+@pytest.mark.parametrize("of", ["users", "items", "interactions"])
+def test_items_are_marked_and_no_rows_are_sorted(of, monkeypatch):
+    """All histories of D_r are looked at in the timed part of a request: by one pass, not by sorting them."""
+    task = made_task(of=of)
+    for parts in ((task.retain,), (task.forget, task.retain_before)):
+        rows = np.concatenate([np.r_[p.target, p.history[p.history >= 0]] for p in parts])
+        assert np.flatnonzero(_items(task, *parts)).tolist() == np.unique(task.data.item_code[rows]).tolist()
+    monkeypatch.setattr(np, "unique", None)
+    assert unseen_tokens(task).dtype == np.int64
 
 
 @pytest.mark.parametrize("template", TEMPLATES)

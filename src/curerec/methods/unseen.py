@@ -25,8 +25,9 @@ def unseen_tokens(task: Task) -> np.ndarray:
         task: the request.
     """
     encoder = task.encoder
-    now = _items(task, task.retain)
-    gone = np.setdiff1d(_items(task, task.forget, task.retain_before), now)
+    shown = _items(task, task.retain)
+    now = np.flatnonzero(shown)
+    gone = np.flatnonzero(_items(task, task.forget, task.retain_before) & ~shown)
     if not len(gone):
         return np.zeros(0, np.int64)
 
@@ -38,8 +39,15 @@ def unseen_tokens(task: Task) -> np.ndarray:
 
 
 def _items(task: Task, *parts: Examples) -> np.ndarray:
-    rows = np.concatenate([np.r_[p.target, p.history[p.history >= 0]] for p in parts])
-    return np.unique(task.data.item_code[rows])
+    """Which items prompts of these examples show or ask about, bool [n_items].
+
+    Marked, not sorted: there are many times as many rows as items.
+    """
+    marked = np.zeros(len(task.data.items), bool)
+    for part in parts:
+        marked[task.data.item_code[part.target]] = True
+        marked[task.data.item_code[part.history[part.history >= 0]]] = True
+    return marked
 
 
 @dataclass(frozen=True)
