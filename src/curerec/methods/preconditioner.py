@@ -41,7 +41,8 @@ class Preconditioner:
         unbiased = 1 - self.decay**self.steps
         out: Gradients = {}
         for name, g in total.items():
-            old = self.square.get(name, torch.zeros_like(g, dtype=torch.float32))
-            self.square[name] = new = old.lerp(g.float().square(), 1 - self.decay)
-            out[name] = 1 / ((new / unbiased).sqrt() + self.eps)
+            if name not in self.square:
+                self.square[name] = torch.zeros_like(g, dtype=torch.float32)
+            running = self.square[name].lerp_(g.float().square(), 1 - self.decay)
+            out[name] = (running / unbiased).sqrt_().add_(self.eps).reciprocal_()
         return out

@@ -141,7 +141,12 @@ class Rules:
         return gradients if masks is None else {n: g * masks[n] for n, g in gradients.items()}
 
     def combine(
-        self, forget: Gradients, retain: Gradients, scale: Gradients | None = None
+        self,
+        forget: Gradients,
+        retain: Gradients,
+        scale: Gradients | None = None,
+        *,
+        masked: bool = False,
     ) -> tuple[Gradients, dict[str, torch.Tensor]]:
         """Directions to descend, and what happened on the way.
 
@@ -151,13 +156,15 @@ class Rules:
             scale: factors that the optimiser will scale entries by, by parameter name: inner products are
                 then of the scaled gradients, and it is the steps that no longer conflict. None: of the
                 gradients as they are.
+            masked: both are 0 already where a weight may not move (:meth:`inside`).
 
         Returns:
             Directions by parameter name, and by unit, each [n_units]: ``dot``, ``ff`` and ``rr`` (inner
             products of both and of each; with ``whole`` the same sums for every unit), ``cos`` (nan where a
             gradient is 0), ``projected`` (bool).
         """
-        forget, retain = self.inside(forget), self.inside(retain)
+        if not masked:
+            forget, retain = self.inside(forget), self.inside(retain)
         f, r = (side if scale is None else times(side, scale) for side in (forget, retain))
         pairs = ((f, r), (f, f), (r, r))
         dot, ff, rr = (inner_products(self.units, a, b, self.owners).to(self.role.device) for a, b in pairs)

@@ -35,7 +35,12 @@ class WholeVector(Rules):
         return 1.0, 1.0
 
     def combine(
-        self, forget: Gradients, retain: Gradients, scale: Gradients | None = None
+        self,
+        forget: Gradients,
+        retain: Gradients,
+        scale: Gradients | None = None,
+        *,
+        masked: bool = False,
     ) -> tuple[Gradients, dict[str, torch.Tensor]]:
         """Directions to descend; as :meth:`Rules.combine`, with the whole model as the one unit."""
         scaled = {n: self.weight * g for n, g in retain.items()}

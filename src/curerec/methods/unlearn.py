@@ -294,12 +294,12 @@ def run(
         forget = {name: push * g for name, g in zip(names, g_f, strict=True)}
         if unseen:
             unseen.hold(forget)
-        kept_up = dict(zip(names, g_r, strict=True))
+        # Masked once: what follows, their sum included, is then of weights that may move.
+        forget, kept_up = rules.inside(forget), rules.inside(dict(zip(names, g_r, strict=True)))
         scale = None
         if preconditioner:
-            total = {n: g + rules.weight * kept_up[n] for n, g in forget.items()}
-            scale = preconditioner.factors(rules.inside(total))
-        direction, seen = rules.combine(forget, kept_up, scale)
+            scale = preconditioner.factors({n: g + rules.weight * kept_up[n] for n, g in forget.items()})
+        direction, seen = rules.combine(forget, kept_up, scale, masked=True)
         conflicts.combined(seen, may_change)
         for name, p in zip(names, params, strict=True):
             p.grad = direction[name].to(p.dtype)

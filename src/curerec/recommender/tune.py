@@ -162,7 +162,9 @@ def optimise(
         if damping and step == 0:
             for group in optimizer.param_groups:
                 group["eps"] = max(1e-8, damping * _root_mean_square(params))
-        norm = torch.nn.utils.clip_grad_norm_(params, config.max_grad_norm)
+        # Without a bound clipping would take a norm of, and multiply, all gradients for nothing.
+        clips = recorder is not None or config.max_grad_norm < float("inf")
+        norm = torch.nn.utils.clip_grad_norm_(params, config.max_grad_norm) if clips else None
         optimizer.step()
         if anchor:
             torch._foreach_lerp_([p.detach() for p in params], start, anchor * _rate(step, steps, config))
@@ -170,7 +172,7 @@ def optimise(
         if average:
             average.update()
         done = step + 1
-        if recorder:
+        if recorder and norm is not None:
             recorder(done, optimizer, norm / config.max_grad_norm)
         if progress:
             progress(done, steps)

@@ -33,7 +33,12 @@ class Gru(WholeVector):
     mean: Gradients | None = None
 
     def combine(
-        self, forget: Gradients, retain: Gradients, scale: Gradients | None = None
+        self,
+        forget: Gradients,
+        retain: Gradients,
+        scale: Gradients | None = None,
+        *,
+        masked: bool = False,
     ) -> tuple[Gradients, dict[str, torch.Tensor]]:
         """Directions to descend; as :meth:`Rules.combine`, with the whole model as the one unit."""
         if self.mean is None:
