@@ -98,7 +98,7 @@ def counterfactual_pairs(
     decile = popularity_decile(data, train_rows, deciles)
     # An item nobody in training rated is on no path: neither near nor far.
     classes: dict[tuple[int, int], np.ndarray] = {}
-    length = np.asarray([len(encoder.title(i)) for i in range(n_items)])
+    length = np.asarray([len(ids) for ids in encoder.title_tokens(range(n_items))])
     for key in {(int(a), int(b)) for a, b in zip(length, decile, strict=True)}:
         classes[key] = np.flatnonzero((length == key[0]) & (decile == key[1]) & (popularity > 0))
     corrupt = q.history.copy()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -9,10 +10,11 @@ import numpy as np
 
 from curerec.errors import PromptError
 from curerec.interactions import Interactions
-from curerec.prompts.templates import ANSWERS, PARTS, TEMPLATES, Slot
+from curerec.prompts.templates import ANSWERS, PARTS, TEMPLATES, Piece, Slot
 from curerec.records import Examples
 
 MAX_TITLE_TOKENS = 32  # a title longer than this is cut, so that one title cannot push out the rest
+BLOCK = 8192  # prompts whose pieces are put together at a time
 
 
 @dataclass(frozen=True)
@@ -132,19 +134,33 @@ class Encoder:
             )
         self.tokenizer, self.template, self.titles = tokenizer, template, titles
         self.max_title_tokens = max_title_tokens
-        self._pieces: dict[str, list[int]] = {}
-        self._titles: dict[int, list[int]] = {}
+        self._titles: dict[int, np.ndarray] = {}
         self.answers = answer_tokens(tokenizer)
         self.pad = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else 0
         bos = tokenizer.bos_token_id
         self._start = [bos] if bos is not None and _adds_bos(tokenizer) else []
+        # Tokens of the frame's pieces, the start of a prompt first, and each piece's place among them; a slot
+        # has its place among the slots, counted down from -1.
+        self._frame = [np.asarray(self._start, dtype=np.int64)]
+        self._slots: list[Slot] = []
+        self._code: dict[Piece, int] = {}
 
     def title(self, item: int) -> list[int]:
         """Token ids of an item's title, at most ``max_title_tokens``."""
-        if item not in self._titles:
-            ids = encode_as_data(self.tokenizer, " " + " ".join(self.titles[item].split()))
-            self._titles[item] = ids[: self.max_title_tokens]
-        return self._titles[item]
+        return self.title_tokens([item])[0].tolist()
+
+    def title_tokens(self, items: Iterable[int]) -> list[np.ndarray]:
+        """The same of several items, int64 [tokens] each.
+
+        Args:
+            items: item codes; titles that were not asked for before go to the tokenizer all at once.
+        """
+        items = list(items)
+        new = [item for item in dict.fromkeys(items) if item not in self._titles]
+        texts = [" " + " ".join(self.titles[item].split()) for item in new]
+        for item, ids in zip(new, encode_all_as_data(self.tokenizer, texts), strict=True):
+            self._titles[item] = np.asarray(ids[: self.max_title_tokens], dtype=np.int64)
+        return [self._titles[item] for item in items]
 
     def encode(self, q: Queries) -> Prompts:
         """Token rows and span map of queries.
@@ -152,28 +168,62 @@ class Encoder:
         Returns:
             :class:`Prompts` of the same length and order.
         """
-        template = TEMPLATES[self.template]
-        rows: list[list[int]] = []
-        spans: list[tuple[int, int, int, int, int]] = []
-        for n in range(len(q)):
-            ids = list(self._start)
-            for piece in template(q.rating[n].tolist()):
-                if isinstance(piece, Slot):
-                    item = q.candidate[n] if piece.position < 0 else q.history[n, piece.position]
-                    start = len(ids)
-                    ids += self.title(int(item))
-                    spans.append((n, start, len(ids), piece.position, PARTS.index(piece.part)))
-                else:
-                    ids += self._fixed(piece)
-            rows.append(ids)
+        blocks = [self._block(q.take(np.arange(k, min(k + BLOCK, len(q))))) for k in range(0, len(q), BLOCK)]
+        ids, lengths, spans = (list(part) for part in zip(*blocks, strict=True)) if blocks else ([], [], [])
+        for k, part in enumerate(spans):
+            part[:, 0] += k * BLOCK
         return Prompts(
-            ids=np.concatenate([np.asarray(r, dtype=np.int64) for r in rows])
-            if rows
-            else np.zeros(0, np.int64),
-            offsets=np.r_[0, np.cumsum([len(r) for r in rows])].astype(np.int64),
-            spans=np.asarray(spans, dtype=np.int32).reshape(-1, 5),
+            ids=np.concatenate([np.zeros(0, np.int64), *ids]),
+            offsets=np.cumsum(np.concatenate([np.zeros(1, np.int64), *lengths])),
+            spans=np.concatenate([np.zeros((0, 5), np.int32), *spans]),
             label=q.label,
         )
+
+    def _block(self, q: Queries) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """Tokens of some queries one after another, how many each has, and their span map.
+
+        A prompt is a row of pieces, each of a frame's text or a title; all tokens are fetched at once from
+        those of the pieces.
+        """
+        template = TEMPLATES[self.template]
+        rows = [template(rating) for rating in q.rating.tolist()]
+        pieces = [piece for row in rows for piece in row]
+        counts = np.asarray([len(row) for row in rows])
+        codes = self._coded(pieces)
+        of = np.repeat(np.arange(len(q)), counts)
+        slots = np.flatnonzero(codes < 0)
+        known = np.asarray([(s.position, PARTS.index(s.part)) for s in self._slots], dtype=np.int64)
+        position, part = known.reshape(-1, 2)[-1 - codes[slots]].T
+        item = np.where(position < 0, q.candidate[of[slots]], q.history[of[slots], position])
+        items, title = np.unique(item, return_inverse=True)
+        tokens = [*self._frame, *self.title_tokens(items.tolist())]
+        codes[slots] = len(self._frame) + title
+        starts = np.cumsum(counts) - counts  # where a prompt's own pieces begin, without its start
+        codes = np.insert(codes, starts, 0)
+        of, slots = np.repeat(np.arange(len(q)), counts + 1), slots + of[slots] + 1
+        size = np.asarray([len(t) for t in tokens])
+        width = size[codes]
+        end = np.cumsum(width)
+        lengths = np.bincount(of, width, len(q)).astype(np.int64)
+        first = (np.cumsum(size) - size)[codes]  # of each piece among all tokens
+        ids = np.concatenate(tokens)[np.arange(end[-1]) + np.repeat(first - (end - width), width)]
+        before = (np.cumsum(lengths) - lengths)[of[slots]]
+        span = [of[slots], (end - width)[slots] - before, end[slots] - before, position, part]
+        return ids, lengths, np.stack(span, 1).astype(np.int32)
+
+    def _coded(self, pieces: Sequence[Piece]) -> np.ndarray:
+        """Code of each piece, int64 [pieces]; what is new is encoded first."""
+        for piece in dict.fromkeys(pieces):
+            if piece in self._code:
+                continue
+            if isinstance(piece, Slot):
+                self._slots.append(piece)
+                self._code[piece] = -len(self._slots)
+            else:
+                ids = self.tokenizer(piece, add_special_tokens=False)["input_ids"]
+                self._code[piece] = len(self._frame)
+                self._frame.append(np.asarray(ids, dtype=np.int64))
+        return np.fromiter(map(self._code.__getitem__, pieces), np.int64, len(pieces))
 
     def frame(self, places: int) -> set[int]:
         """Token ids that prompts show beside titles, whatever was rated.
@@ -187,9 +237,7 @@ class Encoder:
         return {token for piece in pieces for token in self._fixed(piece)} | set(self._start)
 
     def _fixed(self, text: str) -> list[int]:
-        if text not in self._pieces:
-            self._pieces[text] = self.tokenizer(text, add_special_tokens=False)["input_ids"]
-        return self._pieces[text]
+        return self._frame[int(self._coded([text])[0])].tolist()
 
 
 def encode_as_data(tokenizer: Any, text: str) -> list[int]:
@@ -199,15 +247,24 @@ def encode_as_data(tokenizer: Any, text: str) -> list[int]:
     ``<think>``), and some vocabularies hold control tokens as plain words. Text that still gives one is
     encoded a character at a time, which no multi-character token survives.
     """
-    ids = _as_data(tokenizer, text)
+    return encode_all_as_data(tokenizer, [text])[0]
+
+
+def encode_all_as_data(tokenizer: Any, texts: Sequence[str]) -> list[list[int]]:
+    """The same of several texts, which the tokenizer is given at once, [texts]."""
+    if not texts:
+        return []
     control = {*tokenizer.all_special_ids, *tokenizer.added_tokens_decoder} - {tokenizer.unk_token_id}
-    if control.isdisjoint(ids):
-        return ids
-    return [i for character in text for i in _as_data(tokenizer, character) if i not in control]
+    found = _as_data(tokenizer, list(texts))
+    for k, text in enumerate(texts):
+        if not control.isdisjoint(found[k]):
+            each = _as_data(tokenizer, list(text))
+            found[k] = [i for ids in each for i in ids if i not in control]
+    return found
 
 
-def _as_data(tokenizer: Any, text: str) -> list[int]:
-    return tokenizer(text, add_special_tokens=False, split_special_tokens=True)["input_ids"]
+def _as_data(tokenizer: Any, texts: list[str]) -> list[list[int]]:
+    return tokenizer(texts, add_special_tokens=False, split_special_tokens=True)["input_ids"]
 
 
 def answer_tokens(tokenizer: Any) -> tuple[int, int]:

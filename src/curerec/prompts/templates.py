@@ -7,15 +7,14 @@ holds can become part of the frame.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import Literal
+from functools import cache, lru_cache
+from typing import Literal, NamedTuple
 
 Part = Literal["liked", "disliked", "candidate"]
 PARTS: tuple[Part, ...] = ("liked", "disliked", "candidate")
 
 
-@dataclass(frozen=True)
-class Slot:
+class Slot(NamedTuple):
     """A place for a title: the history position it comes from (-1: the candidate) and what it stands for."""
 
     position: int
@@ -23,6 +22,7 @@ class Slot:
 
 
 Piece = str | Slot
+_slot = cache(Slot)  # thousands of prompts have the same few
 
 
 def likes(ratings: Sequence[float]) -> list[Piece]:
@@ -31,13 +31,13 @@ def likes(ratings: Sequence[float]) -> list[Piece]:
     Args:
         ratings: of the history, oldest first; nan marks an empty place.
     """
-    liked = [Slot(k, "liked") for k, r in enumerate(ratings) if r >= 4]
-    disliked = [Slot(k, "disliked") for k, r in enumerate(ratings) if r < 4]
+    liked = [_slot(k, "liked") for k, r in enumerate(ratings) if r >= 4]
+    disliked = [_slot(k, "disliked") for k, r in enumerate(ratings) if r < 4]
     pieces: list[Piece] = ["The user liked:"]
     pieces += _joined(liked)
     pieces.append(".\nThe user disliked:")
     pieces += _joined(disliked)
-    return [*pieces, ".\nWill the user like:", Slot(-1, "candidate"), "?\nAnswer:"]
+    return [*pieces, ".\nWill the user like:", _slot(-1, "candidate"), "?\nAnswer:"]
 
 
 def stars(ratings: Sequence[float]) -> list[Piece]:
@@ -51,8 +51,13 @@ def stars(ratings: Sequence[float]) -> list[Piece]:
     for k, r in enumerate(ratings):
         if r == r:  # not nan
             number += 1
-            pieces += [f"\n{number}.", Slot(k, "liked" if r >= 4 else "disliked"), f": {r:g} stars"]
-    return [*pieces, "\nWill the user give at least 4 stars to", Slot(-1, "candidate"), "?\nAnswer:"]
+            pieces += [f"\n{number}.", _slot(k, "liked" if r >= 4 else "disliked"), _stars(r)]
+    return [*pieces, "\nWill the user give at least 4 stars to", _slot(-1, "candidate"), "?\nAnswer:"]
+
+
+@lru_cache(256)
+def _stars(rating: float) -> str:
+    return f": {rating:g} stars"
 
 
 def _joined(slots: list[Slot]) -> list[Piece]:
