@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import tracemalloc
 from collections import Counter
 
 import numpy as np
@@ -107,3 +108,54 @@ def test_random_twins_differ_from_the_groups_and_from_each_other():
     groups = assign(f, r, UNITS, TYPES)
     seen = {tuple(random_groups(groups, TYPES, seed=s).role) for s in range(10)} | {tuple(groups.role)}
     assert len(seen) > 8
+
+
+def all_at_once(f, r, types, draws, *, census=False, forget_draws=None, seed=0):
+    """Votes from whole [draws, units] arrays, each role's share of the draws."""
+    rng = np.random.default_rng([seed, 31])
+
+    def means(scores):
+        n = len(scores)
+        return (rng.multinomial(n, np.full(n, 1 / n), size=draws).astype(np.float32) / n) @ scores
+
+    forget = f.mean(0)[None] if census else means(f) if forget_draws is None else forget_draws
+    high_f = np.broadcast_to(percentile_within(forget, types) >= 0.5, (draws, len(types)))
+    high_r = percentile_within(means(r), types) >= 0.5
+    return {
+        "forget": (high_f & ~high_r).mean(0), "retain": (~high_f & high_r).mean(0),
+        "shared": (high_f & high_r).mean(0), "frozen": (~high_f & ~high_r).mean(0),
+    }  # fmt: skip
+
+
+@pytest.mark.parametrize("draws", [1, 16, 203])
+@pytest.mark.parametrize("case", ["both", "census", "given"])
+def test_votes_in_chunks_are_the_votes_of_all_draws(case, draws):
+    rng = np.random.default_rng(5)
+    types = np.asarray([f"kind{k % 7}" for k in range(400)], dtype=object)
+    f, r = (rng.normal(size=(n, 400)).astype(np.float32) for n in (60, 90))
+    f[:, ::5] = 0  # ties
+    more = {
+        "both": {},
+        "census": {"census": True},
+        "given": {"forget_draws": rng.normal(size=(draws, 400)).astype(np.float32)},
+    }[case]
+    units = tuple(f"unit{k}" for k in range(400))
+    groups = assign(f, r, units, types, draws=draws, uncertain_role=None, **more)
+    votes = all_at_once(f, r, types, draws, **more)
+    want = [votes[role][k] for k, role in enumerate(groups.role)]
+    np.testing.assert_allclose(groups.agreement, want, rtol=1e-12)
+
+
+def test_many_units_are_not_held_for_all_draws():
+    """At a 7B model's rows an array [draws, units] would be of gigabytes, and there were many."""
+    n_units = 20_000
+    rng = np.random.default_rng(0)
+    scores = rng.normal(size=(100, n_units)).astype(np.float32)
+    types = np.repeat(np.asarray(["a", "b"], dtype=object), n_units // 2)
+    units = tuple(map(str, range(n_units)))
+    tracemalloc.start()
+    try:
+        assign(scores[:50], scores[50:], units, types, draws=200)
+        assert tracemalloc.get_traced_memory()[1] < 20e6
+    finally:
+        tracemalloc.stop()

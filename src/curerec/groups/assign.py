@@ -7,6 +7,7 @@ import numpy as np
 from curerec.records import ROLES, Groups
 
 FORGET, RETAIN, SHARED, FROZEN = range(4)
+CHUNK = 16  # draws that are ranked at a time: arrays [draws, units] of all of them would be many GB
 
 
 def percentile_within(values: np.ndarray, types: np.ndarray) -> np.ndarray:
@@ -117,13 +118,21 @@ def assign(
     rng = np.random.default_rng([seed, 31])
     votes = np.zeros((len(ROLES), len(modules)))
     if census:
-        forget = forget_scores.mean(0)[None]
-    else:
-        forget = _resampled(forget_scores, draws, rng) if forget_draws is None else forget_draws
-    high_f = np.broadcast_to(percentile_within(forget, types) >= tau, (draws, len(modules)))
-    high_r = percentile_within(_resampled(retain_scores, draws, rng), types) >= tau
-    for voted in _roles(high_f, high_r):
-        votes[voted, np.arange(len(modules))] += 1
+        known = percentile_within(forget_scores.mean(0)[None], types) >= tau
+    elif forget_draws is None:
+        forget_weights = _weights(len(forget_scores), draws, rng)
+    weights = _weights(len(retain_scores), draws, rng)
+    for start in range(0, draws, CHUNK):
+        some = slice(start, start + CHUNK)
+        if census:
+            high_f = known
+        elif forget_draws is None:
+            high_f = percentile_within(_means(forget_scores, forget_weights[some]), types) >= tau
+        else:
+            high_f = percentile_within(forget_draws[some], types) >= tau
+        high_r = percentile_within(_means(retain_scores, weights[some]), types) >= tau
+        for voted in _roles(high_f, high_r):
+            votes[voted, np.arange(len(modules))] += 1
     role = roles_from(forget_scores.mean(0), retain_scores.mean(0), types, tau)
     agreement = votes[role, np.arange(len(modules))] / draws
     if uncertain_role is not None:
@@ -137,11 +146,14 @@ def assign(
     )
 
 
-def _resampled(scores: np.ndarray, draws: int, rng: np.random.Generator) -> np.ndarray:
-    """Means of bootstrap resamples, [draws, units]; one matrix product instead of a loop over draws."""
-    n = len(scores)
-    weights = rng.multinomial(n, np.full(n, 1 / n), size=draws).astype(np.float32) / n
-    return weights @ scores.astype(np.float32)
+def _weights(n: int, draws: int, rng: np.random.Generator) -> np.ndarray:
+    """Share of each of n examples in each bootstrap resample, float32 [draws, n]."""
+    return rng.multinomial(n, np.full(n, 1 / n), size=draws).astype(np.float32) / n
+
+
+def _means(scores: np.ndarray, weights: np.ndarray) -> np.ndarray:
+    """Means of resamples, [draws, units]; one matrix product instead of a loop over draws."""
+    return weights @ scores.astype(np.float32, copy=False)
 
 
 def random_groups(groups: Groups, types: np.ndarray, *, seed: int) -> Groups:
