@@ -9,6 +9,7 @@ import torch
 
 from curerec.methods.loop import CLOSED, LoopConfig, free, walk
 from curerec.progress import Clock
+from curerec.recommender import parallel
 from made_models import made_model
 
 
@@ -100,6 +101,22 @@ def test_an_anchor_draws_every_step_back_to_where_the_loop_began():
     for rate in [1.0, *(1 - k / 9 for k in range(9))]:
         drawn = (drawn + 0.1 * rate) * (1 - 0.2 * rate)
     assert weight == pytest.approx(drawn)
+
+
+@pytest.mark.parametrize("schedule", ["constant", "linear"])
+def test_every_look_is_at_the_first_processs_weights_and_the_loop_goes_on_from_there(schedule, monkeypatch):
+    given = []
+
+    def same(tensors):
+        given.append(len(tensors))
+        for t in tensors:
+            t.detach().fill_(3.0)
+
+    monkeypatch.setattr(parallel, "same", same, raising=False)
+    watch = Seen(OPEN)
+    done, weight, _ = steps_of(watch, average=0.9, schedule=schedule)
+    assert watch.at == [3.0] * 5 and weight == 3.0 and done.steps == 10
+    assert given == [2] * 5 + [1]  # the weights and their average, and what is handed back
 
 
 def test_only_what_was_named_is_free_and_in_that_order():

@@ -16,6 +16,7 @@ from curerec.methods.batches import Batch, Batches
 from curerec.methods.rules import Rules, uniform
 from curerec.methods.stopping import Stopping, Watch
 from curerec.methods.task import Task
+from curerec.recommender import parallel
 from curerec.recommender.fused import fused_activations
 from curerec.recommender.memory import keep_freed
 from curerec.recommender.score import answer_logits, device_of, on
@@ -221,17 +222,9 @@ def descend(
         descent.resting = watch.closed(point)
 
     return walk(
-        watch,
-        config,
-        model,
-        params,
-        gradients,
-        total,
-        due=due,
-        steer=steer,
-        momentum=momentum,
-        before_look=before_look,
-    )
+        watch, config, model, params, gradients, total,
+        due=due, steer=steer, momentum=momentum, before_look=before_look,
+    )  # fmt: skip
 
 
 def walk(
@@ -254,6 +247,7 @@ def walk(
     With a constant rate the first look at which the gap is closed ends the loop, and one that finds utility
     harmed ends it with the average of the look before. With a falling rate looks on the way only steer, since
     the rate is high there and utility lower than at the end; harm that is left at the end is said, and kept.
+    Several processes look at the first one's weights and go on from there.
 
     Args:
         watch: at D_f, D_c and D_v.
@@ -301,6 +295,7 @@ def walk(
         wanted = due(step) if due else step % config.check_every == 0
         if not wanted and step != total:
             return False
+        parallel.same([*params, *average.mean])  # what steps taken process by process have made of them
         iterate = [p.detach().clone() for p in params]
         average.store()
         if before_look:
@@ -342,6 +337,7 @@ def walk(
             anchor=anchor,
         )
         store(params, kept)
+        parallel.same(params)
         if before_look:
             before_look()
     n = sum(p.numel() for p in params)

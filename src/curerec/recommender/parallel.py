@@ -133,6 +133,24 @@ def summed(tensors: Sequence[torch.Tensor]) -> None:
         t.copy_(part.view_as(t))
 
 
+def same(tensors: Sequence[torch.Tensor]) -> None:
+    """Give all processes the first one's values of some tensors, in place.
+
+    Processes that take the same steps each by itself drift apart: sums that a GPU makes in any order round
+    otherwise in each.
+
+    Args:
+        tensors: whole in each process, on its device.
+    """
+    if not _together:
+        return
+    with torch.no_grad():
+        for t in tensors:
+            found = t.detach().clone().contiguous()
+            torch.distributed.broadcast(found.view(-1).view(torch.uint8), 0)  # of any type, on any backend
+            t.copy_(found)
+
+
 def by_rows(n: int, compute: Callable[[np.ndarray], np.ndarray]) -> np.ndarray:
     """An array computed row by row, each process its share.
 

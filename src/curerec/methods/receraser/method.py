@@ -14,6 +14,7 @@ from curerec.methods.shards.serve import serve
 from curerec.methods.shards.together import Together, last_state
 from curerec.methods.shards.training import ShardConfig, Shards, before_deletion
 from curerec.methods.task import Task
+from curerec.recommender import parallel
 from curerec.recommender.score import answer_logits
 from curerec.recommender.tune import TuneConfig, optimise
 from curerec.records import Outcome
@@ -115,3 +116,4 @@ def attend(task: Task, model: Attending, config: ReceraserConfig) -> None:
             p.grad = g
 
     optimise(params, config.attention_steps, gradients, TuneConfig(lr=config.attention_lr))
+    parallel.same(params)

@@ -25,6 +25,7 @@ from curerec.methods.rome.edit import Site, covariance, rank_one
 from curerec.methods.stopping import Stopping, Watch
 from curerec.methods.task import Task
 from curerec.prompts.encoding import Prompts
+from curerec.recommender import parallel
 from curerec.recommender.copies import copied
 from curerec.recommender.families import family_of
 from curerec.recommender.lora import PREFIX, factors_of, stacked, with_factors
@@ -174,6 +175,7 @@ def value_change(
 
     constant = TuneConfig(lr=config.lr, schedule="constant", warmup=0, max_grad_norm=1e9)
     optimise([change], config.steps, gradients, constant, after_step=after)
+    parallel.same([key, change])
     return key, change.detach(), last[0]
 
 
