@@ -148,7 +148,7 @@ def test_a_training_in_parts_is_the_training_and_passes_every_prompt_once(lora, 
         model = made_family_model("llama", WORDS)
         model = lora_on(model) if lora else model.requires_grad_(True)
         monkeypatch.setattr(tune_module, "prompts_that_fit", lambda model, pos, runtime: few)
-        monkeypatch.setattr(score, "prompts_that_fit", lambda model, pos: few)  # asked of whole batches
+        monkeypatch.setattr(score, "prompts_that_fit", lambda model, pos, use: few)  # asked of whole batches
         passed = Passed(model)
         with in_double(model):
             tune(model, PROMPTS, ENCODER.answers, config, seed=0)

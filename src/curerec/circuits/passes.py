@@ -9,7 +9,6 @@ from typing import Any
 
 import numpy as np
 import torch
-from transformers.modeling_layers import GradientCheckpointingLayer
 
 from curerec.errors import ModelError, PromptError
 from curerec.prompts.encoding import Prompts
@@ -17,6 +16,7 @@ from curerec.recommender.fitting import prompts_that_fit
 from curerec.recommender.fused import fused_activations
 from curerec.recommender.lean import answer_only
 from curerec.recommender.memory import keep_freed
+from curerec.recommender.runtime import train_checkpointed
 from curerec.recommender.score import by_length, device_of, to_batch
 
 MOVED = 1e-3  # logits: a smaller change of the margin is rounding
@@ -270,12 +270,6 @@ def each_batch(
     return each_part(model, clean, batch_size, on_device, cost, what="one pair of prompts")
 
 
-def _runs_twice(layer: Any) -> bool:
-    """Whether it is a layer whose checkpoint lets gradients be asked of what is inside it."""
-    keywords = getattr(getattr(layer, "_gradient_checkpointing_func", None), "keywords", {})
-    return isinstance(layer, GradientCheckpointingLayer) and keywords.get("use_reentrant") is False
-
-
 @contextmanager
 def frozen(model: Any) -> Iterator[None]:
     """All parameters frozen, dropout off and activation functions fused inside; afterwards all as it was.
@@ -287,9 +281,7 @@ def frozen(model: Any) -> Iterator[None]:
     flags = [(p, p.requires_grad) for p in model.parameters()]
     modes = [(m, m.training) for m in model.modules()]
     model.eval()
-    for m in model.modules():
-        if getattr(m, "gradient_checkpointing", False) and _runs_twice(m):
-            m.training = True
+    train_checkpointed(model)
     for p, _ in flags:
         p.requires_grad_(False)
     try:

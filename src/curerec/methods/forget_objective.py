@@ -14,6 +14,7 @@ from curerec.methods.task import Task
 from curerec.methods.teachers import targets
 from curerec.prompts.encoding import Prompts
 from curerec.recommender import parallel
+from curerec.recommender.runtime import RuntimeConfig
 from curerec.recommender.score import answer_logits, at_a_time, by_length, device_of, on, score, to_batch
 from curerec.recommender.units import units_of
 
@@ -79,7 +80,8 @@ class ForgetObjective:
             index: of the examples, int [batch].
         """
         ids, last = to_batch(self.prompts, index, self.device)
-        logits = answer_logits(model, ids, last, self.task.answers, lean=True)
+        use = self.task.runtime
+        logits = answer_logits(model, ids, last, self.task.answers, lean=True, runtime=use)
         at = on(self.device, np.asarray(index, np.int64))  # an array as index would be copied, and waited for
         return forget_loss(
             self.config.forget_loss,
@@ -112,7 +114,10 @@ class ForgetObjective:
         """
         index = np.arange(len(self.prompts)) if index is None else index
         part = self.prompts.take(index)
-        return mean_gradient(lambda k: self.loss(model, index[k]), part, model, params, batch_size=batch_size)
+        return mean_gradient(
+            lambda k: self.loss(model, index[k]), part, model, params,
+            batch_size=batch_size, runtime=self.task.runtime,
+        )  # fmt: skip
 
     def _weights(self) -> torch.Tensor:
         """Weight of each forget example, [n].
@@ -158,6 +163,7 @@ def mean_gradient(
     params: Sequence[torch.nn.Parameter],
     *,
     batch_size: int = 128,
+    runtime: RuntimeConfig | None = None,
 ) -> tuple[list[torch.Tensor], float]:
     """Gradient of a mean loss over many prompts, and that mean; several processes share them out.
 
@@ -167,11 +173,12 @@ def mean_gradient(
         model: that the loss asks.
         params: of it, with ``requires_grad``.
         batch_size: prompts a pass, of like length; on a CPU fewer where they are long.
+        runtime: what a pass of ``loss`` keeps, and where.
     """
     device = device_of(model)
     total = [torch.zeros_like(p) for p in params]
     mean = torch.zeros((), device=device)
-    for batch in by_length(prompts, at_a_time(prompts, batch_size, device, model)):
+    for batch in by_length(prompts, at_a_time(prompts, batch_size, device, model, runtime)):
         mine = batch[parallel.share(len(batch))]
         # A process without a part passes an example for nothing: all must take part in every pass.
         value = loss(mine if len(mine) else batch[:1]) * (len(mine) / len(prompts))

@@ -128,7 +128,8 @@ class Descent:
 
     def logits(self, batch: Batch) -> torch.Tensor:
         """Answer logits of the changing model, [batch, 2], with gradients."""
-        return answer_logits(self.model, batch.ids, batch.last, self.task.answers, lean=True)
+        use = self.task.runtime
+        return answer_logits(self.model, batch.ids, batch.last, self.task.answers, lean=True, runtime=use)
 
     def original(self, batch: Batch) -> torch.Tensor:
         """Answer logits of theta_o, [batch, 2]; from where training stored them, if it did."""

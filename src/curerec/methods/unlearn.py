@@ -265,7 +265,7 @@ def run(
         nonlocal taken
         if config.forget_every is None:
             drawn = next(stream)
-            few = prompts_that_fit(model, int(task.forget_prompts.lengths.max()))
+            few = prompts_that_fit(model, int(task.forget_prompts.lengths.max()), task.runtime)
             grads, loss = parallel.gradient(
                 lambda k: objective.loss(model, drawn[k]), len(drawn), params, at_a_time=few
             )
@@ -282,14 +282,14 @@ def run(
 
         def loss_of(k: np.ndarray) -> torch.Tensor:
             ids, last = to_batch(batch, k, device)
-            logits = answer_logits(model, ids, last, task.answers, lean=True)
+            logits = answer_logits(model, ids, last, task.answers, lean=True, runtime=task.runtime)
             loss = kl_to(logits, before.index_select(0, on(device, k)))
             if config.retain_labels:
                 label = on(device, batch.label[k].astype(np.int64))
                 loss = loss + config.retain_labels * torch.nn.functional.cross_entropy(logits, label)
             return loss
 
-        few = prompts_that_fit(model, int(batch.lengths.max()))
+        few = prompts_that_fit(model, int(batch.lengths.max()), task.runtime)
         g_r, loss_r = parallel.gradient(loss_of, len(batch), params, at_a_time=few)
         forget = {name: push * g for name, g in zip(names, g_f, strict=True)}
         if unseen:

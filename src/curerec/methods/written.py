@@ -60,13 +60,13 @@ def _written(task: Task, size: int) -> Gradients | None:
 
     def loss(index: np.ndarray) -> torch.Tensor:
         ids, last = to_batch(prompts, index, device)
-        logits = answer_logits(model, ids, last, task.answers, lean=True)
+        logits = answer_logits(model, ids, last, task.answers, lean=True, runtime=task.runtime)
         return torch.nn.functional.cross_entropy(logits, label[index])
 
     out = {name: torch.zeros_like(p, requires_grad=False) for name, p in zip(names, params, strict=True)}
     for one in passed:
         store(params, [one.weights[name].to(device) for name in names])
-        gradient, _ = mean_gradient(loss, prompts, model, params)
+        gradient, _ = mean_gradient(loss, prompts, model, params, runtime=task.runtime)
         for name, g in zip(names, gradient, strict=True):
             scale = one.scale[name].to(g)
             # Where no gradient had come by then nothing was written that it could stand for.

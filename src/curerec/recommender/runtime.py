@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from contextlib import contextmanager, nullcontext
+from contextlib import ExitStack, contextmanager, nullcontext
+from functools import cache
 from typing import Any
 
 import torch
 from pydantic import BaseModel, ConfigDict, Field
+from transformers.modeling_layers import GradientCheckpointingLayer
 
 from curerec.recommender.families import family_of
 
@@ -80,6 +82,47 @@ def checkpointed(model: Any) -> Iterator[None]:
         base.gradient_checkpointing_disable()
 
 
+def runs_twice(layer: Any) -> bool:
+    """Whether it is a layer whose checkpoint lets gradients be asked of what is inside it."""
+    keywords = getattr(getattr(layer, "_gradient_checkpointing_func", None), "keywords", {})
+    return isinstance(layer, GradientCheckpointingLayer) and keywords.get("use_reentrant") is False
+
+
+def train_checkpointed(model: Any) -> None:
+    """Put checkpointed layers in training mode, in which alone they save memory; none of their parts."""
+    for m in model.modules():
+        if getattr(m, "gradient_checkpointing", False) and runs_twice(m):
+            m.training = True
+
+
+@contextmanager
+def kept_few(model: Any, config: RuntimeConfig | None) -> Iterator[None]:
+    """Forward passes inside keep what the configuration says, where it says, and drop out what they did.
+
+    For models that are asked in eval mode, as updates do; on the way back nothing has to be set.
+
+    Args:
+        model: of a known family, plain or PEFT-wrapped.
+        config: None: everything is kept on the model's device.
+    """
+    if config is None or not torch.is_grad_enabled() or not (config.checkpoint or config.offload_bytes):
+        yield
+        return
+    modes = [(m, m.training) for m in model.modules()]
+    with ExitStack() as stack:
+        if config.checkpoint:
+            if not any(runs_twice(m) and m.gradient_checkpointing for m in model.modules()):
+                stack.enter_context(checkpointed(model))
+            train_checkpointed(model)
+        if config.offload_bytes:
+            stack.enter_context(_of_all_passes(config.offload_bytes))
+        try:
+            yield
+        finally:
+            for m, mode in modes:
+                m.training = mode
+
+
 class Offload(torch.autograd.graph.saved_tensors_hooks):
     """Activations saved for the backward pass go to main memory, up to a budget.
 
@@ -131,6 +174,12 @@ class _Held:
 
     def __del__(self) -> None:
         self.offload.held_bytes -= self.size
+
+
+@cache
+def _of_all_passes(budget_bytes: int) -> Offload:
+    """The one of a budget: what several passes keep at once, as two losses of a step do, counts together."""
+    return Offload(budget_bytes)
 
 
 def kept_low(config: RuntimeConfig) -> Any:

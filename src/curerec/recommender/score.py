@@ -22,6 +22,7 @@ from curerec.recommender.lean import answer_only, can_be_lean
 from curerec.recommender.lookup import looked_up
 from curerec.recommender.lower import kept_below, lowest_adapted
 from curerec.recommender.memory import keep_freed
+from curerec.recommender.runtime import RuntimeConfig, kept_few
 from curerec.recommender.shared import can_share, last_states, packed, runs
 
 BATCH = 256  # prompts that are scored at a time
@@ -38,6 +39,7 @@ def answer_logits(
     mask: Int[torch.Tensor, "batch pos"] | Bool[torch.Tensor, "batch pos"] | None = None,
     lean: bool = False,
     cut: bool = True,
+    runtime: RuntimeConfig | None = None,
 ) -> Float[torch.Tensor, "batch 2"]:
     """Logits of " No" and " Yes" at the answer position.
 
@@ -57,15 +59,16 @@ def answer_logits(
         cut: where ``lean``, a batch of which too much would have to be kept for the way back
             (:mod:`curerec.recommender.fitting`) is passed in parts, and each part once more on the way back.
             Who can add up gradients part by part does so, which costs nothing, and says False.
+        runtime: what a pass with gradients keeps of a model in eval mode, and where; None: everything, here.
 
     Returns:
         float32 [batch, 2]; float64 of a model in float64.
     """
     if hasattr(model, "answer_logits"):  # several models that answer together
         return model.answer_logits(ids, last, answers)
-    if lean and cut and torch.is_grad_enabled() and (few := _fewer(model, ids)):
+    if lean and cut and torch.is_grad_enabled() and (few := _fewer(model, ids, runtime)):
         parts = zip(ids.split(few), last.split(few), strict=True)
-        return torch.cat([_twice(model, *part, answers) for part in parts])
+        return torch.cat([_twice(model, *part, answers, runtime) for part in parts])
     base = model.get_base_model() if hasattr(model, "get_base_model") else model
     inputs = {"input_ids": ids} if inputs_embeds is None else {"inputs_embeds": inputs_embeds}
     if mask is not None:
@@ -73,27 +76,31 @@ def answer_logits(
         inputs["position_ids"] = (mask.long().cumsum(-1) - 1).clamp(min=0)
     below = kept_below(model, ids, last) if inputs_embeds is None and mask is None else nullcontext()
     lean = lean and can_be_lean(model)
-    with below, answer_only(model, last) if lean else nullcontext():
+    with below, kept_few(model, runtime), answer_only(model, last) if lean else nullcontext():
         hidden = base.get_decoder()(**inputs, use_cache=False).last_hidden_state
     rows = torch.arange(len(last), device=last.device)
     return read_out(base, hidden[rows, last], answers)
 
 
-def _fewer(model: Any, ids: torch.Tensor) -> int:
+def _fewer(model: Any, ids: torch.Tensor, runtime: RuntimeConfig | None) -> int:
     """Prompts of a batch at a time where not all of them fit; 0 where they do."""
     if len(ids) == 1:
         return 0
-    most = prompts_that_fit(model, ids.shape[1])
+    most = prompts_that_fit(model, ids.shape[1], runtime)
     return most if most < len(ids) else 0
 
 
 def _twice(
-    model: Any, ids: torch.Tensor, last: torch.Tensor, answers: tuple[int, int]
+    model: Any,
+    ids: torch.Tensor,
+    last: torch.Tensor,
+    answers: tuple[int, int],
+    runtime: RuntimeConfig | None,
 ) -> Float[torch.Tensor, "batch 2"]:
     """Answer logits of which nothing is kept: the way back computes the pass anew."""
 
     def run(ids: torch.Tensor, last: torch.Tensor) -> torch.Tensor:
-        return answer_logits(model, ids, last, answers, lean=True, cut=False)
+        return answer_logits(model, ids, last, answers, lean=True, cut=False, runtime=runtime)
 
     # As arguments: dropout is drawn again on the way back, on the devices of the arguments.
     found: torch.Tensor = checkpoint(run, ids, last, use_reentrant=False)
@@ -178,7 +185,13 @@ def by_length(prompts: Prompts, batch_size: int) -> Iterator[np.ndarray]:
         yield order[start : start + batch_size]
 
 
-def at_a_time(prompts: Prompts, batch_size: int, device: torch.device, model: Any = None) -> int:
+def at_a_time(
+    prompts: Prompts,
+    batch_size: int,
+    device: torch.device,
+    model: Any = None,
+    runtime: RuntimeConfig | None = None,
+) -> int:
     """Prompts a pass: on the CPU no more than keep activations in its cache.
 
     Args:
@@ -186,10 +199,11 @@ def at_a_time(prompts: Prompts, batch_size: int, device: torch.device, model: An
         batch_size: at most.
         device: of the model.
         model: for a pass with gradients, which must fit in memory; None for one without.
+        runtime: what such a pass keeps, and where.
     """
     longest = max(1, int(prompts.lengths.max(initial=1)))
     if model is not None:
-        batch_size = min(batch_size, prompts_that_fit(model, longest))
+        batch_size = min(batch_size, prompts_that_fit(model, longest, runtime))
     if device.type != "cpu":
         return batch_size
     return min(batch_size, max(1, CPU_TOKENS * torch.get_num_threads() // longest))

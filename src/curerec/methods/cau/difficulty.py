@@ -38,9 +38,8 @@ def gradient_conflict(task: Task, size: int, *, step: float = 1e-2) -> np.ndarra
     retain = Batches(task, task.sample(task.retain, size, 63), BATCH, 0)
     for start in range(0, len(retain.examples), BATCH):
         batch = retain.at(np.arange(start, min(start + BATCH, len(retain.examples))))
-        loss = F.cross_entropy(
-            answer_logits(model, batch.ids, batch.last, task.answers), batch.label, reduction="sum"
-        )
+        logits = answer_logits(model, batch.ids, batch.last, task.answers, runtime=task.runtime)
+        loss = F.cross_entropy(logits, batch.label, reduction="sum")
         for t, g in zip(total, torch.autograd.grad(loss, params), strict=True):
             t += g.float()
     norm = float(torch.stack([t.square().sum() for t in total]).sum().sqrt()) or 1.0
