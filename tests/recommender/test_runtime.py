@@ -53,6 +53,23 @@ def test_offloading_keeps_to_its_budget_and_gives_back_what_it_held():
     assert torch.equal(got, want) and offload.held_bytes == 0 and offload.peak_bytes <= 40_000
 
 
+def test_pinned_copies_count_as_the_blocks_that_torch_gives_them(monkeypatch):
+    sizes = (0, 1, 2, 3, 1 << 20, (1 << 20) + 1)
+    assert [runtime.counted(n, pinned=True) for n in sizes] == [0, 1, 2, 4, 1 << 20, 1 << 21]
+    assert [runtime.counted(n, pinned=False) for n in sizes] == list(sizes)
+    plain = runtime.counted
+    monkeypatch.setattr(runtime, "counted", lambda size, pinned: plain(size, pinned=True))
+    x = torch.randn(65, 64, requires_grad=True)  # 16,640 bytes, which take 32,768
+    offload = Offload(100_000, smallest_bytes=1000)
+    with offload:
+        y = x
+        for _ in range(6):
+            y = y.exp()
+    assert offload.held_bytes == offload.peak_bytes == 3 * 32_768
+    y.sum().backward()
+    assert offload.held_bytes == 0
+
+
 @pytest.mark.parametrize("is_trained", [True, False])
 def test_no_weight_is_offloaded(is_trained):
     layer = torch.nn.Linear(64, 32, bias=False).requires_grad_(is_trained)

@@ -146,14 +146,25 @@ class Offload(torch.autograd.graph.saved_tensors_hooks):
 
     def _pack(self, tensor: torch.Tensor) -> Any:
         size = tensor.numel() * tensor.element_size()
-        if _weight(tensor) or size < self.smallest_bytes or self.held_bytes + size > self.budget_bytes:
+        taken = counted(size, pinned=tensor.device.type == "cuda")
+        if _weight(tensor) or size < self.smallest_bytes or self.held_bytes + taken > self.budget_bytes:
             return tensor
-        return _Held(self, tensor, size)
+        return _Held(self, tensor, taken)
 
     def _unpack(self, packed: Any) -> torch.Tensor:
         if isinstance(packed, torch.Tensor):
             return packed
         return packed.copy.to(packed.device, non_blocking=True)
+
+
+def counted(size: int, pinned: bool) -> int:
+    """Bytes of main memory that a copy of so many takes: torch rounds pinned blocks up to a power of two.
+
+    Example:
+        >>> counted(5, pinned=False), counted(5, pinned=True), counted(8, pinned=True)
+        (5, 8, 8)
+    """
+    return 1 << (size - 1).bit_length() if pinned and size else size
 
 
 def _weight(tensor: torch.Tensor) -> bool:
