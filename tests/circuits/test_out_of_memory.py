@@ -14,9 +14,10 @@ from curerec.circuits.core import find_core
 from curerec.circuits.edge_core import find_edges
 from curerec.circuits.exchange import shape_of, to_file
 from curerec.circuits.faithfulness import judge_edges, judge_modules
-from curerec.circuits.passes import Cost
+from curerec.circuits.passes import Cost, each_part
 from curerec.circuits.wiring import wiring_of
 from curerec.errors import ModelError
+from curerec.recommender import parallel
 from made_models import made_model, made_prompts, other_titles, with_lora
 
 CLEAN, ENCODER = made_prompts(6)
@@ -82,3 +83,17 @@ def test_judges_say_so_and_keep_to_what_fitted(of, error):
 def test_one_pair_too_many_is_an_error(name):
     with room_for(0), pytest.raises(ModelError, match="one p"):
         SCORERS[name](MODEL, CLEAN, CORRUPT, ANSWERS)
+
+
+def test_a_batch_is_not_halved_where_all_processes_make_the_same_passes(monkeypatch):
+    """Half a batch here would be passes that the others, which had room, never come to: all would wait."""
+    monkeypatch.setattr(parallel, "in_step", lambda: True)
+    calls = []
+
+    def work(index):
+        calls.append(len(index))
+        raise torch.OutOfMemoryError("planted")
+
+    with pytest.raises(ModelError, match="same passes"):
+        each_part(MODEL, CLEAN, 6, work)
+    assert calls == [6]

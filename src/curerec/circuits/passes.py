@@ -12,6 +12,7 @@ import torch
 
 from curerec.errors import ModelError, PromptError
 from curerec.prompts.encoding import Prompts
+from curerec.recommender import parallel
 from curerec.recommender.fitting import prompts_that_fit
 from curerec.recommender.fused import fused_activations
 from curerec.recommender.lean import answer_only
@@ -199,7 +200,8 @@ def each_part(
         what: one of them, for the message.
 
     Raises:
-        ModelError: a single prompt does not fit in memory.
+        ModelError: a single prompt does not fit in memory, or a batch where all processes must make the same
+            passes.
     """
     device = device_of(model)
     cost = cost or Cost()
@@ -226,6 +228,12 @@ def each_part(
                     f"{what} does not fit in memory",
                     where="circuit",
                     mend="Use shorter prompts, a smaller model or a device with more memory",
+                ) from None
+            if parallel.in_step():  # half the batch here would leave the others waiting for passes
+                raise ModelError(
+                    f"{len(index)} at a time do not fit in memory, and all processes make the same passes",
+                    where="circuit",
+                    mend="Take fewer at a time (batch_size), or start fewer processes on a device",
                 ) from None
             cost.forwards, cost.backwards = counted
             cost.smallest_batch, cost.halved = len(index) // 2, cost.halved + 1
