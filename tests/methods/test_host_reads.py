@@ -8,9 +8,13 @@ import numpy as np
 import pytest
 import torch
 
+from curerec.circuits.patching import patched_margins
 from curerec.methods import METHODS
 from curerec.methods.cure import CureConfig
 from curerec.methods.unlearn import UnlearnConfig
+from curerec.recommender.score import score
+from curerec.recommender.shared import last_states
+from made_models import made_model, made_prompts, other_titles
 from made_steps import Steps
 from made_tasks import made_task
 
@@ -93,3 +97,55 @@ def test_a_step_uploads_nothing_but_its_batches(method, kind, monkeypatch):
     monkeypatch.setattr(torch.Tensor, "__getitem__", getitem)
     METHODS[method][0](task, CASES[method])
     assert len(steps.noted) == 6 and steps.noted[1:] == [[]] * 5
+
+
+class Device:
+    """Notes what would be waited for on a GPU: uploads that are not pinned, and reads."""
+
+    def __init__(self, monkeypatch):
+        self.uploads, self.reads = [], []
+        plain_from, plain_tensor, plain_cpu = torch.from_numpy, torch.tensor, torch.Tensor.cpu
+
+        def from_numpy(array):
+            caller = traceback.extract_stack()[-2]
+            if caller.name != "on":
+                self.uploads.append(caller.name)
+            return plain_from(array)
+
+        def tensor(*args, **options):
+            caller = traceback.extract_stack()[-2]
+            if "curerec" in caller.filename:
+                self.uploads.append(caller.name)
+            return plain_tensor(*args, **options)
+
+        def cpu(x):
+            self.reads.append(traceback.extract_stack()[-2].name)
+            return plain_cpu(x)
+
+        monkeypatch.setattr(torch, "from_numpy", from_numpy)
+        monkeypatch.setattr(torch, "tensor", tensor)
+        monkeypatch.setattr(torch.Tensor, "cpu", cpu)
+
+
+def test_lists_are_uploaded_pinned_and_their_answers_read_once(monkeypatch):
+    prompts, encoder = made_prompts(6)
+    lists = prompts.take(np.repeat(np.arange(6), 5))  # of whose neighbours all tokens are shared
+    model = made_model(len(encoder.tokenizer))
+    score(model, lists, encoder.answers)  # what is kept for later calls is made by the first
+    seen, shared, plain = Device(monkeypatch), [], last_states
+    monkeypatch.setattr("curerec.recommender.score.last_states", lambda *a: shared.append(1) or plain(*a))
+    score(model, lists, encoder.answers, batch_size=5)
+    assert len(shared) > 1 and seen.reads == ["score"]
+    assert seen.uploads in ([], ["looked_up"])  # a table, once a call
+
+
+def test_patched_passes_upload_nothing_unpinned_and_are_read_once(monkeypatch):
+    prompts, encoder = made_prompts(6)
+    corrupt, model = other_titles(prompts, len(encoder.tokenizer)), made_model(len(encoder.tokenizer))
+    sets = [set(), {"layers.0.head.0", "layers.1.mlp"}, {"layers.1.head.1", "layers.0.head.0"}]
+    want = patched_margins(model, prompts, corrupt, encoder.answers, sets)
+    seen = Device(monkeypatch)
+    found = patched_margins(model, prompts, corrupt, encoder.answers, sets, batch_size=2)
+    assert seen.uploads == [] and seen.reads == ["margins_with"]
+    np.testing.assert_allclose(found, want, atol=1e-5)
+    assert found.dtype == np.float32 and found.shape == (3, 6)

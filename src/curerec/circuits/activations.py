@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Any
 
 import torch
@@ -117,6 +118,13 @@ def recording(
             handle.remove()
 
 
+@lru_cache(maxsize=1024)
+def _places(heads: tuple[int, ...], device: torch.device) -> torch.Tensor:
+    """An index on a device: one made in every pass would be copied there each time, and waited for."""
+    with torch.inference_mode(False):
+        return torch.tensor(heads, device=device)
+
+
 @contextmanager
 def patching(sites: Sites, values: Activations, modules: set[str]) -> Iterator[None]:
     """Replace the activations of ``modules`` by ``values`` during the forward passes inside.
@@ -128,10 +136,11 @@ def patching(sites: Sites, values: Activations, modules: set[str]) -> Iterator[N
     """
     handles = []
 
-    def heads_hook(name: str, index: torch.Tensor) -> Any:
+    def heads_hook(name: str, heads: tuple[int, ...]) -> Any:
         def hook(module: Any, args: Any) -> Any:
             x = sites.per_head(args[0]).clone()
-            x[:, :, index] = sites.per_head(values[name])[:, :, index].to(x)
+            at = _places(heads, x.device)
+            x[:, :, at] = sites.per_head(values[name])[:, :, at].to(x)
             return (x.flatten(-2), *args[1:])
 
         return hook
@@ -143,9 +152,8 @@ def patching(sites: Sites, values: Activations, modules: set[str]) -> Iterator[N
         chosen = [h for h in range(sites.n_heads) if f"layers.{layer}.head.{h}" in modules]
         if chosen:
             name = f"layers.{layer}.attn"
-            handles.append(
-                sites.attention[name].register_forward_pre_hook(heads_hook(name, torch.tensor(chosen)))
-            )
+            hook = heads_hook(name, tuple(chosen))
+            handles.append(sites.attention[name].register_forward_pre_hook(hook))
         if f"layers.{layer}.mlp" in modules:
             name = f"layers.{layer}.mlp"
             handles.append(sites.mlp[name].register_forward_hook(mlp_hook(name)))

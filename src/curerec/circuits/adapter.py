@@ -15,7 +15,7 @@ from curerec.circuits.passes import Cost, each_part, frozen, margin
 from curerec.prompts.encoding import Prompts
 from curerec.recommender.families import family_of
 from curerec.recommender.lower import kept_below
-from curerec.recommender.score import answer_logits, at_a_time, device_of, to_batch, wide
+from curerec.recommender.score import answer_logits, at_a_time, device_of, on, to_batch, wide
 from curerec.recommender.units import Branch, Units
 
 Deltas = dict[str, torch.Tensor]
@@ -108,7 +108,7 @@ def adapter_scores(
         finally:
             for handle in handles:
                 handle.remove()
-        wanted = label[torch.from_numpy(index).to(device)]
+        wanted = label.index_select(0, on(device, index))
         if objective == "margin":
             loss = margin(logits, wanted).sum()
         else:

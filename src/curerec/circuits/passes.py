@@ -18,7 +18,7 @@ from curerec.recommender.fused import fused_activations
 from curerec.recommender.lean import answer_only
 from curerec.recommender.memory import keep_freed
 from curerec.recommender.runtime import train_checkpointed
-from curerec.recommender.score import by_length, device_of, to_batch
+from curerec.recommender.score import by_length, device_of, on, to_batch
 
 MOVED = 1e-3  # logits: a smaller change of the margin is rounding
 #: How to mend pairs that say nothing, for whoever runs a method or the command.
@@ -272,7 +272,7 @@ def each_batch(
     def on_device(index: np.ndarray) -> None:
         ids, last = to_batch(clean, index, device)
         other, _ = to_batch(corrupt, index, device)
-        label = torch.from_numpy(clean.label[index].astype(np.int64)).to(device)
+        label = on(device, clean.label[index].astype(np.int64))
         work(PairBatch(index, ids, other, last, label))
 
     return each_part(model, clean, batch_size, on_device, cost, what="one pair of prompts")

@@ -27,7 +27,7 @@ from curerec.recommender import parallel
 from curerec.recommender.layers import beginning_at, outputs_of
 from curerec.recommender.lean import can_be_lean
 from curerec.recommender.lower import begins_at, states_computed
-from curerec.recommender.score import answer_logits
+from curerec.recommender.score import answer_logits, device_of, on
 
 
 def atp(
@@ -136,9 +136,13 @@ def margins_with(
         spent.forwards = before + passes * len(clean) + float(new) * kept / len(layers)
         return rows.T
     lean = lean and sites.n_layers > 1 and can_be_lean(model)
-    out = np.zeros((len(patch_sets), len(clean)), numpy_type(model))
+    device = device_of(model)
+    # Read once at the end: a GPU is not made to wait for every pass.
+    kind = torch.float64 if numpy_type(model) is np.float64 else torch.float32
+    out = torch.zeros((len(patch_sets), len(clean)), dtype=kind, device=device)
 
     def work(batch: PairBatch) -> None:
+        at = on(device, batch.index)
         with at_answer(model, batch.last, lean), recording(sites, first=lowest) as corrupt_acts:
             answer_logits(model, batch.corrupt, batch.last, answers)
         below: list[Any] = []
@@ -151,13 +155,13 @@ def margins_with(
                 if begins[k] > kept:  # up to there the pass begins by itself; what lies below is not read
                     stack.enter_context(beginning_at(layers, begins[k], [below[0]] * kept + below))
                 logits = answer_logits(model, batch.clean, batch.last, answers)
-            out[k, batch.index] = margin(logits, batch.label).cpu().numpy()
+            out[k].index_copy_(0, at, margin(logits, batch.label).to(out))
         spent.forwards += passes * len(batch.index)
 
     with frozen(model):
         each_batch(model, clean, corrupt, batch_size, work, spent)
     spent.forwards += (states_computed() - known) * kept / len(layers)
-    return out
+    return out.cpu().numpy()
 
 
 def exact(

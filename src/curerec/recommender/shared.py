@@ -86,15 +86,17 @@ def last_states(base: Any, prompts: Prompts, batch: list[Run], device: torch.dev
         batch: runs.
         device: of the model.
     """
+    from curerec.recommender.score import on  # which asks for lists here
+
     length = min(run.length for run in batch)
     index = np.concatenate([np.arange(run.start, run.end) for run in batch])
     owner = np.repeat(np.arange(len(batch)), [run.end - run.start for run in batch])
-    ids, last = (torch.from_numpy(x).to(device) for x in prompts.padded(index))
-    heads = ids[torch.from_numpy(np.unique(owner, return_index=True)[1]).to(device), :length]
+    ids, last = (on(device, x) for x in prompts.padded(index))
+    heads = ids.index_select(0, on(device, np.unique(owner, return_index=True)[1]))[:, :length]
     cache = DynamicCache(config=base.config)
     decoder = base.get_decoder()
     given: dict[str, Any] = {"use_cache": True, cache_name_of(type(decoder)) or "past_key_values": cache}
     decoder(input_ids=heads, **given)
-    cache.batch_select_indices(torch.from_numpy(owner).to(device))
+    cache.batch_select_indices(on(device, owner))
     out = decoder(input_ids=ids[:, length:], **given).last_hidden_state
     return out[torch.arange(len(index), device=device), last - length]
