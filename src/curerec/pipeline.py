@@ -19,7 +19,7 @@ from curerec.machine import versions
 from curerec.methods import METHODS, Task
 from curerec.methods.cure.method import prepare as prepare_cure
 from curerec.methods.expected import POOL, SPARE, pool
-from curerec.models import base_folder, check_finite, check_fits, check_template, device, fresh_model
+from curerec.models import base_folder, check_finite, check_fits, check_template, fresh_model
 from curerec.opened import Opened, answers_at_hand
 from curerec.progress import Clock, Reporter, Silent
 from curerec.prompts.encoding import Encoder, Prompts, answer_tokens, queries
@@ -166,7 +166,8 @@ def task_for(
     kind = opened.recipe.model.kind
     state = None
     if kind == "full":
-        plain, _ = storage.load_base(opened.base, device=device(), dtype=storage.TUNED)
+        # In main memory: an update asks for its weights a few times, and a GPU would hold them all along.
+        plain, _ = storage.load_base(opened.base, device=torch.device("cpu"), dtype=storage.TUNED)
         state = plain.state_dict()
     storage.check_changes_something(opened.recommender.model, state)
     base, model = opened.base, opened.recipe.model  # not `opened`, whose split holds the test examples

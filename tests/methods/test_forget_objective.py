@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+import importlib
 import types
+import weakref
 
 import numpy as np
 import pytest
 import torch
 
-from curerec.methods.cure.gradient_share import gradient_shares
+from curerec import pipeline
+from curerec.methods import METHODS
+from curerec.methods.cure import gradient_share
+from curerec.methods.cure.gradient_share import at_original, gradient_shares
 from curerec.methods.forget_objective import ForgetObjective
 from curerec.methods.loop import free, tuned_names
 from curerec.methods.pace import MOST, Pace
@@ -16,7 +21,7 @@ from curerec.methods.rules import Rules, uniform
 from curerec.methods.unlearn import UnlearnConfig, run
 from curerec.recommender.tune import TuneConfig, optimise
 from curerec.recommender.units import inner_products, units_of
-from made_tasks import made_task
+from made_tasks import made_task, short_cure
 
 
 def objective_of(task, loss="rewind"):
@@ -189,3 +194,51 @@ def test_an_update_takes_the_whole_gradient_as_often_as_it_says(kind, monkeypatc
     assert all("push" in point and np.isfinite(point["forget_loss"]) for point in done.trace[1:])
     before = dict(task.original.model.named_parameters())
     assert any((p != before[n]).any() for n, p in done.model.named_parameters())
+
+
+def test_of_each_two_parts_the_inner_product_is_taken_once(monkeypatch):
+    task = made_task()
+    objective, units = ForgetObjective.of(task, UnlearnConfig()), units_of(task.original.model, "projection")
+    size, calls, plain = len(objective.prompts) - 1, [], gradient_share.inner_products
+    want = at_original(objective, size=size, seed=0)
+    want = torch.stack([torch.stack([plain(units, a, b) for b in want]) for a in want])
+    want = want.double().numpy().mean((0, 1))
+    monkeypatch.setattr(gradient_share, "inner_products", lambda *a: calls.append(1) or plain(*a))
+    share, _ = gradient_shares(objective, units, size=size, draws=5, seed=0)
+    assert len(calls) == 36
+    np.testing.assert_array_equal(share, np.maximum(want, 0) / np.maximum(want, 0).sum())
+
+
+def test_the_gradient_that_chooses_weights_is_gone_before_the_update(monkeypatch):
+    """It is as large as the model, and the request's objective lives on."""
+    refs, plain = [], gradient_share.at_original
+
+    def noted(objective, **options):
+        found = plain(objective, **options)
+        refs.extend(map(weakref.ref, objective.at_original.values()))
+        return found
+
+    def run(*args, **options):
+        assert refs and all(ref() is None for ref in refs)
+        raise InterruptedError
+
+    monkeypatch.setattr(gradient_share, "at_original", noted)
+    monkeypatch.setattr(importlib.import_module("curerec.methods.cure.weights"), "at_original", noted)
+    monkeypatch.setattr(importlib.import_module("curerec.methods.cure.method"), "run", run)
+    with pytest.raises(InterruptedError):
+        METHODS["cure"][0](made_task(), short_cure().model_copy(update={"saliency": 0.1}))
+
+
+def test_the_base_s_weights_are_read_into_main_memory(monkeypatch):
+    seen = []
+
+    def load_base(folder, *, device, dtype):
+        seen.append(torch.device(device).type)
+        raise InterruptedError
+
+    monkeypatch.setattr(pipeline, "device", lambda: torch.device("cuda"), raising=False)
+    monkeypatch.setattr(pipeline.storage, "load_base", load_base)
+    recipe = types.SimpleNamespace(model=types.SimpleNamespace(kind="full"))
+    with pytest.raises(InterruptedError):
+        pipeline.task_for(types.SimpleNamespace(recipe=recipe, base=None), None, seed=0)
+    assert seen == ["cpu"]

@@ -39,7 +39,7 @@ def gradient_shares(
     objectives, not how these are measured.
     """
     grads = at_original(objective, size=size, seed=seed)
-    gram = torch.stack([torch.stack([inner_products(units, a, b) for b in grads]) for a in grads])
+    gram = _gram(units, grads)
     products = gram.double().cpu().numpy()  # [parts, parts, units]
     score = _share(products.mean((0, 1))[None])[0]
     if len(grads) == 1:
@@ -69,6 +69,14 @@ def at_original(objective: ForgetObjective, *, size: int, seed: int) -> list[Gra
     grads = [dict(zip(names, objective.gradient(model, params, part)[0], strict=True)) for part in parts]
     objective.at_original = {name: torch.stack([g[name] for g in grads]).mean(0) for name in names}
     return grads
+
+
+def _gram(units: Units, grads: list[Gradients]) -> torch.Tensor:
+    """Inner products of each two gradients by unit, [parts, parts, units]; of a pair taken once."""
+    rows: list[list[torch.Tensor]] = []
+    for k, a in enumerate(grads):
+        rows.append([rows[j][k] if j < k else inner_products(units, a, grads[j]) for j in range(len(grads))])
+    return torch.stack([torch.stack(row) for row in rows])
 
 
 def _share(squares: np.ndarray) -> np.ndarray:

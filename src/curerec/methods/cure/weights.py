@@ -84,4 +84,5 @@ def weights_of(
                     "weights": n_salient(most, units, role),
                     "attributed": attributed(most, gradient, amounts),
                 }
+    objective.at_original = None  # as large as the weights, and asked for no more
     return moving, rolled, taken_back, about
