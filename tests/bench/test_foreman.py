@@ -152,7 +152,9 @@ def test_time_left_is_learnt_from_cells_that_came_to_something(tmp_path):
     rows = [r for r in read_lines(out / "rows.jsonl") if r["method"] != "grad_diff"]
     seconds = {"npo": 10.0, "scrub": 0.001}
     with (out / "rows.jsonl").open("w") as file:
-        file.writelines(json.dumps({**r, "wall_s": seconds.get(r["method"], 500.0)}) + "\n" for r in rows)
+        for r in rows:  # that name no yardstick, or its models would have to be there
+            row = {**r, "yardstick": None, "wall_s": seconds.get(r["method"], 500.0)}
+            file.write(json.dumps(row) + "\n")
     run(recipe, out, places=made_place(tmp_path), minutes=1e-6, tell=told.append)
     assert "3 of 4 cells are there; about 10 s left" in told[0]
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import json
 import os
+import shutil
 import signal
 import time
 import types
@@ -15,6 +16,7 @@ from made_bench import CHANGE, SHORT, made_place, made_recipe
 
 from curerec.bench import artefacts, rows
 from curerec.bench.lines import read_lines
+from curerec.bench.plan import plan
 from curerec.bench.run import run
 from curerec.bench.search import choice
 from curerec.bench.summary import summarise, write_summary
@@ -217,8 +219,6 @@ def test_progress_says_how_much_is_left(made):
 
 
 def test_a_failed_cell_is_tried_again_when_asked(made, tmp_path, monkeypatch):
-    import shutil
-
     out = tmp_path / "out"
     shutil.copytree(made.out, out)
     monkeypatch.setenv("CUREREC_CACHE", str(made.folder / "cache"))
@@ -230,8 +230,6 @@ def test_a_failed_cell_is_tried_again_when_asked(made, tmp_path, monkeypatch):
 
 
 def test_damaged_references_are_made_anew(made, tmp_path, monkeypatch):
-    import shutil
-
     out = tmp_path / "out"
     shutil.copytree(made.out, out)
     monkeypatch.setenv("CUREREC_CACHE", str(made.folder / "cache"))
@@ -244,8 +242,6 @@ def test_damaged_references_are_made_anew(made, tmp_path, monkeypatch):
         path.write_bytes(path.read_bytes()[:-7])
     trained = count(monkeypatch)
     shop = Workshop(made.recipe, out, made.places)
-    from curerec.bench.plan import plan
-
     for job in plan(made.recipe):
         if job.kind in ("original", "retrain", "yardstick"):
             shop.do(job, {})
@@ -385,3 +381,50 @@ def test_a_yardstick_is_of_the_examples_that_are_asked_about(tmp_path, monkeypat
         recipe = made_recipe(models=models, requests=[{"share": 0.2, "methods": ["grad_diff"]}])
         assert run(recipe, out, places=place).done == 2
     assert len({row["yardstick"] for row in read_lines(out / ROWS)}) == 2
+
+
+def test_cells_of_one_request_are_measured_with_one_set_of_retrains(tmp_path, monkeypatch):
+    """Models that are gone are trained anew, with other weights where threads or the processor are others."""
+    monkeypatch.setenv("CUREREC_CACHE", str(tmp_path / "cache"))
+    out, place = tmp_path / "out", made_place(tmp_path)
+
+    def of(*methods):
+        return made_recipe(requests=[{"share": 0.2, "methods": list(methods)}])
+
+    assert run(of("grad_diff"), out, places=place).done == 2
+    shutil.rmtree(out / "models")
+    assert run(of("grad_diff"), out, places=place).done == 2  # all is there, nothing has to be trained
+    assert not (out / "models").exists() and len(read_lines(out / ROWS)) == 5
+    real = artefacts.train
+
+    def otherwise(data, recipe, folder, **rest):
+        changed = recipe.model.tuning.model_copy(update={"lr": 2 * recipe.model.tuning.lr})
+        model = recipe.model.model_copy(update={"tuning": changed})
+        real(data, recipe.model_copy(update={"model": model}), folder, **rest)
+        card = json.loads((folder / "curerec.json").read_text())
+        card["recipe"] = recipe.model_dump(mode="json")
+        (folder / "curerec.json").write_text(json.dumps(card))
+
+    monkeypatch.setattr(artefacts, "train", otherwise)
+    done = run(of("grad_diff", "finetune"), out, places=place)
+    assert done.done == done.total == 3
+    last = rows.newest(read_lines(out / ROWS))
+    assert len({row["yardstick"] for row in last}) == 1 and last[0]["yardstick"] != first_yardstick(out)
+    summary = summarise(out)
+    assert summary["left_out"] == 0
+    assert {x["name"] for x in summary["blocks"][0]["lines"] if x["seeds"]} >= {"grad_diff", "finetune"}
+    n = len(read_lines(out / ROWS))
+    assert run(of("grad_diff", "finetune"), out, places=place).done == 3 and len(read_lines(out / ROWS)) == n
+    # Models that were exchanged for others beside rows that are all there: these are of the earlier ones.
+    shutil.rmtree(out / "models")
+    monkeypatch.setattr(artefacts, "train", real)
+    shop = Workshop(of("grad_diff", "finetune"), out, place)
+    for job in plan(shop.recipe):
+        if job.kind in ("original", "retrain"):
+            shop.do(job, {})
+    assert run(of("grad_diff", "finetune"), out, places=place).done == 3
+    assert {row["yardstick"] for row in rows.newest(read_lines(out / ROWS))} == {first_yardstick(out)}
+
+
+def first_yardstick(out):
+    return read_lines(out / ROWS)[0]["yardstick"]

@@ -373,6 +373,24 @@ def test_a_row_that_was_replaced_says_nothing_of_which_data_is_the_newest(tmp_pa
     assert summary["data"] == {"made": "new"} and 22 not in line(summary, "npo")["seeds"]
 
 
+def test_rows_that_were_measured_with_other_retrains_are_left_out(tmp_path):
+    """Models that were trained anew are others: one block would hold cells of two sets of retrains."""
+    asks = [{"share": 0.1, "methods": METHODS}, {"share": 0.1, "parts": 5, "methods": ["npo"]}]
+    made_rows(tmp_path, recipe(requests=asks), worth=WORTH)
+
+    def other(row):
+        if row["seed"] == 21 and row["method"] == "npo":
+            row["yardstick"] = "of-before.safetensors"
+        if row["seed"] == 22 and row["method"] == "cure":  # it does not say what it was measured with
+            del row["yardstick"]
+
+    changed(tmp_path, other)
+    summary = summarise(tmp_path)
+    assert summary["left_out"] == 2
+    assert [line(summary, "npo", block)["seeds"] for block in (0, 1)] == [[20, 22]] * 2
+    assert line(summary, "cure")["seeds"] == [20, 21, 22]
+
+
 def test_a_sequence_stands_beside_the_references_of_the_whole_request(tmp_path):
     asks = [
         {"share": 0.1, "methods": ["cure", "random_modules"]},

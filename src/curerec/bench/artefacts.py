@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -47,13 +47,25 @@ def training_of(recipe: Recipe) -> dict[str, Any]:
     return recipe.model_dump(mode="json", exclude={*SETTINGS, "request", "format"})
 
 
-def trained_as(data: Interactions, recipe: Recipe, without: ForgetRequest | None) -> dict[str, Any]:
-    """What a trained model depends on: data, split, model, seed, and what was left out."""
-    return {
-        "data": data.fingerprint,
-        "recipe": training_of(recipe),
-        "without": without.digest if without else None,
-    }
+def of_retrain(recipe: Recipe, number: int) -> Recipe:
+    """The recipe of a retrain, from that of its original and its number, from 0; each has its own seed."""
+    return recipe.model_copy(update={"seed": RETRAIN_SEEDS * (number + 1) + recipe.seed})
+
+
+def trained_as(fingerprint: str, recipe: Recipe, without: str | None) -> dict[str, Any]:
+    """What a trained model depends on: data, split, model, seed, and what was left out.
+
+    Args:
+        fingerprint: of the data.
+        recipe: with the seed that the model is trained with.
+        without: digest of the request that a retrain leaves out; None: an original.
+    """
+    return {"data": fingerprint, "recipe": training_of(recipe), "without": without}
+
+
+def place_of(out: Path, about: Mapping[str, Any]) -> Path:
+    """The folder of a model of this description, whether it is there or not."""
+    return out / MODELS / f"{'original' if about['without'] is None else 'retrain'}-{digest(about)[:16]}"
 
 
 def trained(
@@ -80,9 +92,9 @@ def trained(
         reporter: told of stages.
     """
     if without is not None:
-        recipe = recipe.model_copy(update={"seed": RETRAIN_SEEDS * (number + 1) + recipe.seed})
-    about = trained_as(data, recipe, without)
-    folder = out / MODELS / f"{'original' if without is None else 'retrain'}-{digest(about)[:16]}"
+        recipe = of_retrain(recipe, number)
+    about = trained_as(data.fingerprint, recipe, without.digest if without else None)
+    folder = place_of(out, about)
     if not is_trained(folder, about):
         clock = Clock(reporter or Silent())
         train(data, recipe, folder, without=without, base=base, cache=cache, clock=clock)
@@ -104,6 +116,41 @@ def is_trained(folder: Path, about: Mapping[str, Any]) -> bool:
     return whole and digest(found) == digest(about)
 
 
+def backing(
+    out: Path, yardstick: str, fingerprint: str, recipe: Recipe, retrains: Sequence[str]
+) -> bool | None:
+    """Whether a measured yardstick is of the models that are in the folder now.
+
+    Trained anew, on another processor or with other threads, a model has other weights, and what was measured
+    beside the earlier one is not to be compared with what will be.
+
+    Args:
+        out: folder of the benchmark.
+        yardstick: name of its file.
+        fingerprint: of the data.
+        recipe: with the seed of the original.
+        retrains: their names, in order.
+
+    Returns:
+        None where it cannot be told: the file or a model is gone.
+    """
+    about = description_of(out / YARDSTICKS / yardstick) or {}
+    models = {"original": trained_as(fingerprint, recipe, None)}
+    for number, name in enumerate(retrains):
+        models[name] = trained_as(fingerprint, of_retrain(recipe, number), about.get("request", ""))
+    known = True
+    for name, trained_so in models.items():
+        try:
+            weights = storage.read_card(place_of(out, trained_so))["weights_sha256"]
+        except ModelError:
+            weights = None
+        if weights is None or name not in about:
+            known = False
+        elif weights != about[name]:
+            return False
+    return True if known else None
+
+
 def opened_with(
     folder: Path, data: Interactions, recipe: Recipe, base: Path | None, *, cache: Path | None = None
 ) -> Opened:
@@ -117,6 +164,14 @@ def write_arrays(path: Path, arrays: Arrays, about: Mapping[str, str]) -> Path:
     return durable.write(
         path, save({k: np.ascontiguousarray(v) for k, v in arrays.items()}, dict(about)), mode=0o644
     )
+
+
+def description_of(path: Path) -> dict[str, str] | None:
+    """What arrays written by :func:`write_arrays` are of; None if they are not there or not one of ours."""
+    try:
+        return metadata_of(path.read_bytes())
+    except (OSError, ValueError):
+        return None
 
 
 def read_arrays(path: Path, about: Mapping[str, str] | None = None) -> Arrays | None:

@@ -180,6 +180,16 @@ def row_key(row: Mapping[str, Any]) -> tuple[Any, ...]:
     return tuple(row[k] for k in ("dataset", "model", "request", "seed", "method", "config_hash"))
 
 
+def is_beside(row: Mapping[str, Any], yardstick: str | None) -> bool:
+    """Whether a row was measured with this yardstick; one that names none, or where none is known, is.
+
+    Args:
+        row: of any model or method; a failed one was measured with nothing.
+        yardstick: of the original's row of the same request and seed.
+    """
+    return yardstick is None or row.get("yardstick") in (None, yardstick)
+
+
 def newest(rows: list[Row]) -> list[Row]:
     """The last row of each key, in order of first appearance."""
     return list({row_key(row): row for row in rows}.values())

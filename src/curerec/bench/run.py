@@ -9,14 +9,14 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from curerec.bench import artefacts, rows
+from curerec.bench import artefacts
 from curerec.bench.crew import Alone, Crew, Event, Orders, Processes
-from curerec.bench.lines import append_line, read_lines
-from curerec.bench.plan import Job, Place, config_hash, is_searched, nearness, plan
+from curerec.bench.known import Known
+from curerec.bench.lines import append_line
+from curerec.bench.plan import Job, Place, nearness, plan
 from curerec.bench.recipe import BenchRecipe
-from curerec.bench.search import choice
 from curerec.bench.timing import Estimate, duration
-from curerec.bench.work import ROWS, TRIALS, Workshop
+from curerec.bench.work import ROWS, Workshop
 from curerec.data import durable, leftovers
 from curerec.errors import RefusedError, StorageError
 from curerec.machine import processors
@@ -120,23 +120,10 @@ class _Foreman:
         self.width = max(1, jobs)
         self.clerk = Workshop(recipe, out, orders.places, orders.shared)  # writes rows of who died
         self.jobs = {job.key: job for job in plan(recipe)}
-        self.hash = {k: config_hash(recipe, j) for k, j in self.jobs.items() if j.kind in ("cell", "trial")}
-        found, tried = rows.newest(read_lines(out / ROWS)), read_lines(out / TRIALS)
-        named = {row["dataset"] for row in (*found, *tried) if row.get("fingerprint")}
-        seen = sorted(named & recipe.datasets.keys())
-        prints = {name: self.clerk.data(name).fingerprint for name in seen}  # each is loaded once
-        # Not of the ratings as they are now, but of what a name or a file stood for before: done again.
-        old, self.trials = (
-            [r for r in lines if (p := r.get("fingerprint")) in (None, prints.get(r["dataset"], p))]
-            for lines in (found, tried)
-        )
-        if retry:
-            self.trials = [trial for trial in self.trials if not trial["failure"]]
-        self.rows = {rows.row_key(row): row for row in old if not (retry and row["failure"])}
+        self.known = Known(recipe, self.jobs, out, self.clerk, retry=retry)
         self.written: set[str] = set()  # keys of jobs whose row has come
-        cells = [row for row in old if row["method"] not in recipe.measured_once]
-        self.estimate = Estimate(cells, self.trials)
-        self.settled: set[str] = {k for k, job in self.jobs.items() if self._is_done(job)}
+        self.estimate = Estimate(self.known.cells, self.known.trials)
+        self.settled = self.known.settled()
         self.open = self._needed()
         self.broken: dict[str, str] = {}
         self.begun: dict[str, float] = {}
@@ -150,11 +137,11 @@ class _Foreman:
         while True:
             while crew.idle() and (job := self._next(*crew.opened())) is not None:
                 del self.open[job.key]
-                if self._is_done(job):  # its trials were run again, and chose what its row was made with
+                if self.known.is_done(job):  # its trials were run again, and chose what its row was made with
                     self._settle(job)
                     continue
                 self.begun[job.key] = time.monotonic()
-                crew.start(job, self._settings(job))
+                crew.start(job, self.known.settings(job))
             if not crew.busy():
                 break
             for event in crew.poll(POLL_S):
@@ -235,9 +222,8 @@ class _Foreman:
         append_line(self.out / file, row)
         if job.kind in ("cell", "trial"):
             self.written.add(job.key)
-        if file == TRIALS:
-            self.trials.append(dict(row))
-        elif row["failure"]:
+        self.known.add(file, row)
+        if file == ROWS and row["failure"]:
             self.sitting.failed.append((job.label, row["failure"]))
 
     def _settle(self, job: Job) -> None:
@@ -247,54 +233,25 @@ class _Foreman:
             self.estimate.learn(job, seconds)
         self.settled.add(job.key)
         self.sitting.done += job.kind in ("cell", "yardstick")
+        if job.kind == "yardstick":
+            self._reopen(self.known.cells_of(job) & self.settled)
         failed = [why for label, why in self.sitting.failed[-1:] if label == job.label]
         note = f"failed: {failed[0]}; " if failed and job.kind == "cell" else ""
         count = f"[{self.sitting.done}/{self.sitting.total}]"
         self.tell(f"{count} {job.label}: {note}{duration(seconds)}; {self._left()}")
 
+    def _reopen(self, cells: set[str]) -> None:
+        """Have cells done again that were measured with other models than their yardstick is of by now."""
+        gone = {k for k in cells if not self.known.is_done(self.jobs[k])}
+        if gone:
+            self.settled -= gone
+            self.sitting.done -= len(gone)
+            self.open = {k: job for k, job in self._needed().items() if k not in self.begun}
+
     def _left(self) -> str:
         running = [self.jobs[k] for k in self.begun if k not in self.settled and k not in self.broken]
         total = sum(self.estimate.seconds(job) for job in [*self.open.values(), *running])
         return f"about {duration(total / self.width)} left" if total else "nothing left"
-
-    def _settings(self, job: Job) -> Mapping[str, Any]:
-        """What the search chose for the method of a cell."""
-        if self.recipe.search is None or job.kind != "cell" or not is_searched(self.recipe, job.method):
-            return {}
-        keys = [n for n in job.needs if n.startswith("trial|")]
-        mine = [t for k in keys if (t := self._trial(self.jobs[k])) is not None]
-        found: Mapping[str, Any] = choice(mine, self.recipe.search.tolerance)["settings"] if mine else {}
-        return found
-
-    def _trial(self, job: Job) -> Mapping[str, Any] | None:
-        """The last line on a trial."""
-        about = (job.dataset, job.model, job.method, job.seed, job.number, self.hash[job.key])
-        names = ("dataset", "model", "method", "seed", "number", "config_hash")
-        return next((t for t in reversed(self.trials) if tuple(t[n] for n in names) == about), None)
-
-    def _is_done(self, job: Job) -> bool:
-        if job.kind == "trial":
-            return self._trial(job) is not None
-        if job.kind not in ("cell", "yardstick"):
-            return False
-        names = [job.method]
-        if job.kind == "yardstick":
-            names = self.recipe.measured_once
-        assert job.ask is not None
-        where = (job.dataset, job.model, job.ask.key, job.seed)
-        found = [self.rows.get((*where, n, config_hash(self.recipe, job, n))) for n in names]
-        return all(row is not None and self._as_chosen(job, row) for row in found)
-
-    def _as_chosen(self, job: Job, row: Mapping[str, Any]) -> bool:
-        """Whether a row was made with the settings that the search chooses, as its trials now stand.
-
-        What a trial depends on (the data set and the request it is tried on) is not in the hash of the
-        cells that take its choice, so that is not enough. A failed row may not say what it was made with.
-        """
-        if job.kind != "cell" or not is_searched(self.recipe, job.method) or row.get("settings") is None:
-            return True
-        tried = all(self._trial(self.jobs[n]) for n in job.needs if n.startswith("trial|"))
-        return tried and row["settings"] == self._settings(job)
 
     def _needed(self) -> dict[str, Job]:
         """Jobs that are not done and that something not done waits for, in the plan's order."""

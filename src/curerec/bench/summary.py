@@ -13,9 +13,10 @@ from scipy.stats import t as student
 
 from curerec.bench import rows
 from curerec.bench.artefacts import OBSTACLES
+from curerec.bench.counted import counted, data_of
 from curerec.bench.lines import read_lines
 from curerec.bench.marks import Earlier, by_seed, mark
-from curerec.bench.plan import config_hash, plan, title_of
+from curerec.bench.plan import title_of
 from curerec.bench.recipe import Ask, BenchRecipe
 from curerec.config import parse
 from curerec.data import durable
@@ -35,7 +36,8 @@ def summarise(out: Path) -> dict[str, Any]:
     seeds that ran and the half-width of the 95 % Student interval. A method that handed the original back on
     a seed has the original's answers there: left out, it would be averaged over the seeds on which it did
     something. Rows of an earlier configuration or of other settings than the method's newest, of seeds that
-    the recipe does not name (any more) and of other data than the newest are left out and counted.
+    the recipe does not name (any more), of other data than the newest and of other retrains than the original
+    of their seed stands beside are left out and counted.
     Significance is worked out from the stored predictions; where those are not at hand (only the rows and
     their summary were kept) from the rows' means and the error that the summary has.
 
@@ -44,16 +46,7 @@ def summarise(out: Path) -> dict[str, Any]:
     """
     recipe = _recipe(out)
     lines = read_lines(out / "rows.jsonl")
-    found, current = rows.newest(lines), _current(recipe)
-    data = {row["dataset"]: row["fingerprint"] for row in lines if row.get("fingerprint")}  # of the last line
-    mine = [
-        row
-        for row in found
-        if current.get((_line_of(row), row["seed"])) == row["config_hash"]
-        and row.get("fingerprint") in (None, data.get(row["dataset"]))
-    ]
-    chosen = {_line_of(row): row["settings"] for row in mine if row.get("settings") is not None}  # last wins
-    mine = [row for row in mine if row.get("settings") in (None, chosen.get(_line_of(row)))]
+    mine, data = counted(recipe, lines), data_of(lines)
     blocks, earlier = [], _earlier(out)
     for ask in _asks(recipe):
         for dataset, model in recipe.places_of(ask):
@@ -67,10 +60,10 @@ def summarise(out: Path) -> dict[str, Any]:
             "seeds": recipe.seeds,
             "retrains": recipe.retrains,
             "blocks": blocks,
-            "left_out": len(found) - len(mine),
+            "left_out": len(rows.newest(lines)) - len(mine),
             "versions": mine[-1]["versions"] if mine else {},
             "sources": sorted({s for r in mine if (s := r["versions"].get("source"))}),
-            "data": {name: print_ for name, print_ in data.items() if print_},
+            "data": data,
             "devices": sorted({f"{r['processor']}, {r['threads']} threads" for r in mine}),
             "shared_machine": any(r["shared_machine"] for r in mine),
             "newest": max((r["created"] for r in mine), default=None),
@@ -132,29 +125,6 @@ def _asks(recipe: BenchRecipe) -> list[Ask]:
         }
         by_key[ask.key] = first.model_copy(update=places)
     return list(by_key.values())
-
-
-LineKey = tuple[str, str, str, str]  # dataset, model, request, method
-
-
-def _line_of(row: dict[str, Any]) -> LineKey:
-    return row["dataset"], row["model"], row["request"], row["method"]
-
-
-def _current(recipe: BenchRecipe) -> dict[tuple[LineKey, int], str]:
-    """The configuration in force of every line, by seed."""
-    known: dict[LineKey, str] = {}
-    out: dict[tuple[LineKey, int], str] = {}
-    for job in plan(recipe):
-        if job.ask is None or job.kind not in ("cell", "yardstick"):
-            continue
-        names = [job.method] if job.kind == "cell" else recipe.measured_once
-        for name in names:
-            key = (job.dataset, job.model, job.ask.key, name)
-            if key not in known:
-                known[key] = config_hash(recipe, job, name)
-            out[key, job.seed] = known[key]
-    return out
 
 
 def _block(

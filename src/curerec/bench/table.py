@@ -53,5 +53,5 @@ def text_table(summary: Mapping[str, Any]) -> str:
     if len(bench.sources) > 1:
         out.append(f"Rows are of {len(bench.sources)} states of the code ({', '.join(bench.sources)}).")
     if bench.left_out:
-        out.append(f"{bench.left_out} rows of other configurations were left out.")
+        out.append(f"{bench.left_out} rows of other configurations or models were left out.")
     return "\n".join(out).rstrip() + "\n"
