@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import time
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from curerec.bench import artefacts, rows
+from curerec.bench import artefacts, crew, rows
 from curerec.bench.lines import append_line
 from curerec.bench.plan import plan
 from curerec.bench.recipe import BenchRecipe
@@ -16,6 +17,7 @@ from curerec.evaluation.inputs import p_yes
 from curerec.evaluation.residual import Reference
 from made_commands import write_data
 
+crew_serve = crew.serve
 SHORT = {"max_steps": 4, "check_every": 2, "check_size": 60, "batch_size": 32, "max_auc_drop": 1}
 CHANGE: dict[str, Any] = {
     "split": {"public_share": 0.4, "train": 240, "other": 90},
@@ -52,6 +54,17 @@ def made_recipe(**change: Any) -> BenchRecipe:
 def made_place(folder: Path) -> dict[str, str]:
     """Where the catalogue is."""
     return {"made": str(write_data(folder / "data"))}
+
+
+def leaves_later(*args: Any) -> None:
+    """A worker whose GPU is lost by its first job, as it finds out after a second, and which then ends."""
+
+    def lost() -> bool:
+        time.sleep(1)
+        return True
+
+    crew.gpu_is_lost = lost
+    crew_serve(*args)
 
 
 def made_rows(out: Path, recipe: BenchRecipe, *, worth: dict[str, float] | None = None, n: int = 400) -> None:

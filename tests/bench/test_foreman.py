@@ -8,7 +8,7 @@ import os
 
 import pytest
 import torch
-from made_bench import made_place, made_recipe, made_rows
+from made_bench import leaves_later, made_place, made_recipe, made_rows
 
 from curerec.bench import rows as bench_rows
 from curerec.bench.crew import Event, Orders, Processes, gpu_is_lost
@@ -285,6 +285,19 @@ def test_a_process_that_died_while_it_was_idle_is_replaced(tmp_path):
         killed.join()
         crew.start(second, {})
         assert finished(crew) == "done" and crew.hands[0].process.pid != killed.pid
+    finally:
+        crew.close()
+
+
+def test_a_process_that_ends_after_a_job_takes_no_other_with_it(tmp_path, monkeypatch):
+    """The next job was not begun when its GPU was found lost, so it is no failure of that job."""
+    recipe = made_recipe()
+    monkeypatch.setattr("curerec.bench.crew.serve", leaves_later)
+    crew = Processes(Orders(recipe, tmp_path, made_place(tmp_path), False, 1, tmp_path / "cache"), 1)
+    try:
+        for seed in (20, 21):
+            crew.start(Job("base", "made", "nano", seed), {})
+            assert finished(crew) == "done"
     finally:
         crew.close()
 

@@ -167,7 +167,7 @@ class Processes:
         for pipe in wait([h.pipe for h in self.hands if h.job is not None], timeout_s):
             hand = next(h for h in self.hands if h.pipe is pipe)
             event = hand.listen()
-            if event.what == "died":
+            if event.what == "died" or hand.leaving:
                 hand.stop()
                 self.hands.remove(hand)
             out.append(event)
@@ -192,6 +192,7 @@ class _Hand:
         self.seat = seat
         self.job: Job | None = None
         self.last: Place | None = None
+        self.leaving = False  # it takes no more jobs; another process has its seat
 
     def give(self, job: Job, settings: Mapping[str, Any]) -> None:
         self.job, self.last = job, job.place
@@ -202,7 +203,7 @@ class _Hand:
         assert self.job is not None
         job = self.job
         try:
-            what, value = self.pipe.recv()
+            what, value, self.leaving = self.pipe.recv()
         except (EOFError, OSError):
             self.process.join(10)
             code = self.process.exitcode or 0
@@ -227,7 +228,7 @@ class _Told:
         self.pipe = pipe
 
     def stage(self, name: str) -> Advance:
-        self.pipe.send(("stage", name))
+        self.pipe.send(("stage", name, False))
         return lambda done, total: None
 
 
@@ -262,15 +263,18 @@ def serve(pipe: Connection, orders: Orders, seat: int = 0) -> None:
             job, settings = pipe.recv()
         except EOFError:
             return
+        what: What = "done"
+        value = None
         try:
             for file, row in shop.do(job, settings):
-                pipe.send(("row", (file, plain(row))))
+                pipe.send(("row", (file, plain(row)), False))
         except Exception as error:
-            pipe.send(("failed", told(error)))
-        else:
-            pipe.send(("done", None))
-        if gpu_is_lost():
-            return  # another process takes this seat
+            what, value = "failed", told(error)
+        # Found out before it is told: a job given meanwhile would be lost with this process.
+        leaving = gpu_is_lost()
+        pipe.send((what, value, leaving))
+        if leaving:
+            return
 
 
 def gpu_is_lost() -> bool:
