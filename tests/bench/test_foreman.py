@@ -244,6 +244,27 @@ def test_a_cell_is_run_again_if_the_search_chooses_otherwise_and_only_then(tmp_p
     assert script(tmp_path)[0].did == []
 
 
+def test_a_failed_cell_is_run_again_if_the_search_chooses_otherwise(tmp_path):
+    """It failed with those settings; with others it may not."""
+    made_place(tmp_path)
+    assert script(tmp_path, fate={"cell": "dies"})[0].cells() == [{}]
+    (failed,) = [r for r in read_lines(tmp_path / "out" / ROWS) if r["failure"]]
+    assert failed["settings"] == {} and failed["fingerprint"]
+    assert script(tmp_path)[0].did == []
+    (tmp_path / "out" / TRIALS).unlink()
+    assert script(tmp_path, best=1)[0].cells() == [{"lr": 3e-3}]
+
+
+def test_a_failed_cell_on_other_ratings_is_run_again(tmp_path):
+    made_place(tmp_path)
+    script(tmp_path, fate={"cell": "dies", "trial": "dies"})
+    assert all(t["fingerprint"] for t in read_lines(tmp_path / "out" / TRIALS))
+    ratings = next((tmp_path / "data").rglob("u.data"))
+    ratings.write_text("\n".join(ratings.read_text().splitlines()[:-1]) + "\n")
+    crew, _ = script(tmp_path)
+    assert len(crew.cells()) == 1 and [kind for kind, *_ in crew.did].count("trial") == 2
+
+
 def test_a_trial_that_failed_is_tried_again_when_asked(tmp_path):
     """A method whose trial was lost would otherwise be chosen from fewer than the others, for good."""
     made_place(tmp_path)

@@ -162,6 +162,9 @@ def test_failures_are_rows_and_end_nothing(made):
         assert why["gru", seed].split(" at ")[0] == "KeyError"  # its message would have named somebody
         assert "no single model" in why["cragru", seed]
         assert why["npo", seed] is None and why["sisa", seed] is None
+    fingerprints = {r["fingerprint"] for r in made.rows}  # of failures, too
+    assert len(fingerprints) == 1 and None not in fingerprints
+    assert all(r["settings"] is not None for r in made.rows if r["failure"])
     assert any("out of memory" in line for line in made.told)
     assert "out of memory" in (made.out / "bench.html").read_text()
 

@@ -362,6 +362,12 @@ def test_rows_of_other_data_are_left_out(tmp_path):
     assert line(summary, "npo")["seeds"] == [22]
 
 
+def test_failures_on_other_data_are_left_out(tmp_path):
+    made_rows(tmp_path, recipe(), worth={**WORTH, "scrub": None})
+    changed(tmp_path, lambda row: row.update(fingerprint="old" if row["seed"] < 22 else "new"))
+    assert [one["seed"] for one in line(summarise(tmp_path), "scrub")["failures"]] == [22]
+
+
 def test_a_row_that_was_replaced_says_nothing_of_which_data_is_the_newest(tmp_path):
     """Rows that are made anew come last in the file, whatever place they had before."""
     made_rows(tmp_path, recipe(), worth=WORTH)

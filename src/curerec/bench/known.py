@@ -112,7 +112,8 @@ class Known:
         """Whether a row was made with the settings that the search chooses, as its trials now stand.
 
         What a trial depends on (the data set and the request it is tried on) is not in the hash of the
-        cells that take its choice, so that is not enough. A failed row may not say what it was made with.
+        cells that take its choice, so that is not enough. Failed rows of before do not say what they were
+        made with.
         """
         if job.kind != "cell" or not is_searched(self.recipe, job.method) or row.get("settings") is None:
             return True

@@ -209,7 +209,7 @@ class _Foreman:
         elif event.what == "done" or (event.what == "died" and job.key in self.written):
             self._settle(job)
         elif event.what == "died" and job.kind in ("cell", "trial"):
-            file, row = self.clerk.lost(job, event.value)
+            file, row = self.clerk.lost(job, event.value, self.known.settings(job))
             self._write(file, row, job)
             self._settle(job)
         else:

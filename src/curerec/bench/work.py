@@ -17,7 +17,7 @@ from curerec.bench.failures import told
 from curerec.bench.materials import Materials
 from curerec.bench.plan import Job, config_hash, tries_of
 from curerec.bench.sequence import one_after_the_other
-from curerec.errors import RefusedError
+from curerec.errors import CurerecError, RefusedError
 from curerec.evaluation import METRICS
 from curerec.evaluation.candidate import Candidate
 from curerec.evaluation.cost import Meter, latency_ratio
@@ -102,7 +102,7 @@ class Workshop(Materials):
         try:
             row = self._measured(job, settings, start)
         except Exception as error:
-            row = self.failed(job, told(error), time.perf_counter() - start)
+            row = self.failed(job, told(error), settings, time.perf_counter() - start)
         self._tidy()
         return row
 
@@ -229,20 +229,30 @@ class Workshop(Materials):
             **more,
         }
 
-    def failed(self, job: Job, failure: str, seconds: float = 0.0) -> rows.Row:
-        """The row of a cell that came to nothing."""
+    def failed(self, job: Job, failure: str, settings: Mapping[str, Any], seconds: float = 0.0) -> rows.Row:
+        """The row of a cell that came to nothing: like any other, of these data and settings alone."""
         return {
             **rows.about(self.recipe, job, job.method, shared=self.shared),
+            "fingerprint": self._fingerprint(job),
+            "settings": dict(settings),
             "failure": failure,
             "missing": dict.fromkeys((*rows.COLUMNS, *rows.FURTHER), "the cell failed"),
             "wall_s": seconds,
         }
 
-    def lost(self, job: Job, failure: str) -> tuple[str, rows.Row]:
+    def lost(self, job: Job, failure: str, settings: Mapping[str, Any]) -> tuple[str, rows.Row]:
         """File and row of a cell or a trial whose process died."""
         if job.kind == "cell":
-            return ROWS, self.failed(job, failure)
-        return TRIALS, {**self._trial_about(job), "failure": failure}
+            return ROWS, self.failed(job, failure, settings)
+        of = {"fingerprint": self._fingerprint(job)}
+        return TRIALS, {**self._trial_about(job), **of, "failure": failure}
+
+    def _fingerprint(self, job: Job) -> str | None:
+        """Of a job's data; None where these are what cannot be read."""
+        try:
+            return self.data(job.dataset).fingerprint
+        except CurerecError:
+            return None
 
     # A setting of a method on the development seed.
 
