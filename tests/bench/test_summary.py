@@ -171,6 +171,19 @@ def test_rows_of_other_settings_than_the_newest_are_left_out(tmp_path):
     assert line(summary, "npo")["seeds"] == [21, 22] and summary["left_out"] == 1
 
 
+def test_the_newest_settings_are_those_of_the_last_line(tmp_path):
+    """A row that is made anew comes last in the file, whatever place its first one had."""
+    made_rows(tmp_path, recipe(), worth=WORTH)
+    lines = read_lines(tmp_path / "rows.jsonl")
+    npo = [row for row in lines if row["method"] == "npo"]
+    first = [{**row, "settings": {}} if row in npo else row for row in lines]
+    anew = [{**row, "settings": {"lr": 0.002}} for row in npo if row["seed"] < 22]  # then it was killed
+    with (tmp_path / "rows.jsonl").open("w") as file:
+        file.writelines(json.dumps(row) + "\n" for row in first + anew)
+    summary = summarise(tmp_path)
+    assert line(summary, "npo")["seeds"] == [20, 21] and summary["left_out"] == 1
+
+
 def test_the_excess_is_that_of_the_means(tmp_path):
     made_rows(tmp_path, recipe(), worth=WORTH)
     found = read_lines(tmp_path / "rows.jsonl")

@@ -23,13 +23,14 @@ def counted(recipe: BenchRecipe, lines: list[dict[str, Any]]) -> list[dict[str, 
         lines: of its ``rows.jsonl``, in order.
     """
     current, data = _current(recipe), data_of(lines)
-    mine = [
-        row
-        for row in rows.newest(lines)
-        if current.get((_line_of(row), row["seed"])) == row["config_hash"]
-        and row.get("fingerprint") in (None, data.get(row["dataset"]))
-    ]
-    chosen = {_line_of(row): row["settings"] for row in mine if row.get("settings") is not None}  # last wins
+
+    def fits(row: dict[str, Any]) -> bool:
+        of_data = row.get("fingerprint") in (None, data.get(row["dataset"]))
+        return of_data and current.get((_line_of(row), row["seed"])) == row["config_hash"]
+
+    # Of the last line: among the newest of each key a row that is made anew has the place of its first one.
+    chosen = {_line_of(r): r["settings"] for r in lines if r.get("settings") is not None and fits(r)}
+    mine = [row for row in rows.newest(lines) if fits(row)]
     mine = [row for row in mine if row.get("settings") in (None, chosen.get(_line_of(row)))]
     whole = {ask.key: ask.whole.key for ask in recipe.requests}
     beside = {
