@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gc
 import itertools
+import json
 import types
 from dataclasses import replace
 
@@ -20,6 +21,7 @@ from curerec.data.splits import per_user_split
 from curerec.errors import ConfigError
 from curerec.methods import METHODS, UnlearnConfig, search_of
 from curerec.records import Examples, ForgetSplit, Split
+from curerec.reports.schema import plain
 from curerec.splitting import drawn_request
 from made_catalogue import made_catalogue
 
@@ -170,6 +172,14 @@ def trial(number, **values):
 def test_choice(trials, best):
     assert search.choice(trials, 0.01)["number"] == best
     assert search.choice(trials[::-1], 0.01)["number"] == best
+
+
+@pytest.mark.parametrize("name", ["auc_drop_se", "ece_rise_se", "ece_rise"])
+def test_a_stored_trial_is_judged_as_it_was_before(name):
+    """What is not finite is stored as null."""
+    made = trial(0, auc_drop=0.003, gap=0.03, **{name: float("nan")})
+    stored = json.loads(json.dumps(plain(made)))
+    assert stored[name] is None and search.merit(stored, 0.01) == search.merit(made, 0.01)
 
 
 def test_candidates_are_distinct_begin_with_the_recipes_own_and_do_not_change():

@@ -242,10 +242,14 @@ def merit(trial: Mapping[str, Any], tolerance: float) -> tuple[float, ...]:
     sure = norm.ppf(CONFIDENCE)
     missed = max(0.0, abs(trial["gap"]) - tolerance) / max(tolerance, EPS)
     for name, allowed in (("auc_drop", limits.auc_drop), ("ece_rise", limits.ece_rise)):
-        error = trial[f"{name}_se"]
-        shown = trial[name] - sure * (error if np.isfinite(error) else 0.0)
-        missed += max(0.0, shown - allowed) / allowed
+        change, error = (_number(trial[key]) for key in (name, f"{name}_se"))
+        missed += max(0.0, change - sure * error - allowed) / allowed
     return (0.0, missed, trial["kl_valid"])
+
+
+def _number(value: float | None) -> float:
+    """0 for what is no number, which a stored trial has as null."""
+    return value if value is not None and np.isfinite(value) else 0.0
 
 
 def choice(trials: Sequence[Mapping[str, Any]], tolerance: float) -> Mapping[str, Any]:
