@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import copy
+import gc
 import json
 import os
 import shutil
 import signal
 import time
 import types
+import weakref
 
 import numpy as np
 import pytest
@@ -219,6 +221,24 @@ def test_predictions_give_the_row_back(made):
 def test_progress_says_how_much_is_left(made):
     assert any("left" in line and line.startswith("[") for line in made.told)
     assert "nothing left" in made.told[-1]
+
+
+def test_a_worker_that_moves_on_lets_the_recommender_go(made, monkeypatch):
+    """Beside the next one there is no room for it where one just fits."""
+    monkeypatch.setenv("CUREREC_CACHE", str(made.folder / "cache"))
+    shop = Workshop(made.recipe, made.out, made.places)
+    first, second = (j for j in plan(made.recipe) if j.kind == "yardstick")
+    shop._yardstick(first), shop._ground(first), shop._plain(first)
+    left, alive = weakref.ref(shop._opened(first).recommender.model), []
+    real = artefacts.open_recommender
+
+    def opened(*args, **rest):
+        gc.collect()
+        alive.append(left() is not None)
+        return real(*args, **rest)
+
+    monkeypatch.setattr(artefacts, "open_recommender", opened)
+    assert shop._yardstick(second) and alive == [False]
 
 
 def test_a_failed_cell_is_tried_again_when_asked(made, tmp_path, monkeypatch):

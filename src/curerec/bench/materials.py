@@ -74,14 +74,15 @@ class Materials:
 
     def _once(self, what: str, key: Any, make: Any) -> Any:
         """The last thing made of a kind, if it is of the same key."""
-        held = self._last.get(what)
-        if held is None or held[0] != key:
+        if what not in self._last or self._last[what][0] != key:
             self._last.pop(what, None)  # first gone, then made: two do not fit where one just does
             self._last[what] = (key, make())
         return self._last[what][1]
 
     def _opened(self, job: Job) -> Opened:
         def make() -> Opened:
+            for made_of_it in ("ground", "plain", "yardstick", "asked", "before"):
+                self._last.pop(made_of_it, None)  # they hold the recommender that was open before
             recipe = self.recipe.setting(job.dataset, job.model, ask=job.ask, seed=job.seed)
             data, base = self.data(job.dataset), self._base(job)
             folder = kept.trained(data, recipe, self.out, base=base, cache=self.cache, reporter=self.reporter)
