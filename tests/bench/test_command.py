@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import os
+
 import pytest
-from made_bench import made_recipe, made_rows
+from made_bench import made_place, made_recipe, made_rows
 
 from curerec.bench.recipe import bench_names
 from curerec.bench.shapes import made_shape
+from curerec.data import leftovers
 from curerec.recommender.storage import load_base
 from made_catalogue import made_titles
-from made_commands import curerec, refused
+from made_commands import curerec, refused, tree
 
 
 @pytest.mark.parametrize(
@@ -27,6 +30,36 @@ def test_refusals(arguments, part, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     refused(curerec("bench", *arguments), part)
     assert not list(tmp_path.iterdir())
+
+
+GRID = {"seed": 0, "trials": 2, "grids": {"npo": {"updte.lr": [1e-3, 2e-3]}}}
+
+
+@pytest.mark.parametrize(
+    ("change", "part", "code"),
+    [
+        ({"search": GRID}, "updte holds no settings", 2),
+        ({"name": "other"}, "holds the benchmark made, not other", 2),
+        ("recipe.yaml", "not of a benchmark", 2),
+        ("locked", "another run is at work", 1),
+    ],
+)
+def test_a_refused_run_leaves_the_folder_as_it_was(change, part, code, tmp_path):
+    out = tmp_path / "out"
+    made_rows(out, made_recipe(seeds=[20, 21, 22]))
+    (out / "summary.json").write_text("of before")
+    held = leftovers.hold(out) if change == "locked" else None
+    if change == "recipe.yaml":
+        (out / change).write_text("name: made")
+    recipe = made_recipe(**{"seeds": [20, 21, 22], **(change if isinstance(change, dict) else {})})
+    (tmp_path / "other.yaml").write_text(recipe.model_dump_json())
+    before = tree(out)
+    data = f"made={made_place(tmp_path)['made']}"
+    result = curerec("bench", "--recipe", tmp_path / "other.yaml", "--out", out, "--data", data)
+    if held is not None:
+        os.close(held)
+    assert result.code == code and part in " ".join(result.err.split())
+    assert tree(out) == before
 
 
 def test_help_names_every_recipe_and_has_an_example():
@@ -55,7 +88,7 @@ def test_a_shape_is_a_base_that_loads(tmp_path):
 
 def test_costs_of_random_weights(tmp_path, monkeypatch):
     """The path of the scale recipe, at a size that fits here."""
-    from made_bench import CHANGE, SHORT, made_place
+    from made_bench import CHANGE, SHORT
 
     from curerec.bench import rows
     from curerec.bench.lines import read_lines

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -18,7 +19,7 @@ from curerec.bench.recipe import BenchRecipe
 from curerec.bench.timing import Estimate, duration
 from curerec.bench.work import ROWS, Workshop
 from curerec.data import durable, leftovers
-from curerec.errors import RefusedError, StorageError
+from curerec.errors import ConfigError, RefusedError, StorageError
 from curerec.machine import processors
 
 POLL_S = 0.5
@@ -56,6 +57,7 @@ def run(
     cache: Path | None = None,
     tell: Callable[[str], None] = lambda line: None,
     crew: Callable[[Orders], Crew] | None = None,
+    at_end: Callable[[], None] = lambda: None,
 ) -> Sitting:
     """Do what is not done yet of a recipe, and write rows as they come.
 
@@ -75,8 +77,11 @@ def run(
         cache: of the user.
         tell: takes lines of progress.
         crew: who does it; None: as ``jobs`` says.
+        at_end: called before the folder is let go, however the work that was begun ended; not where nothing
+            was.
 
     Raises:
+        ConfigError: the recipe cannot be carried out, or ``out`` holds the benchmark of another one.
         StorageError: ``out`` holds something else, or cannot be written.
         RefusedError: another run is at work in ``out``.
     """
@@ -84,13 +89,13 @@ def run(
     _prepare(out)
     lock = _lock(out)
     try:
-        durable.write(
-            out / "bench.json", (recipe.as_it_stands().model_dump_json(indent=1) + "\n").encode(), mode=0o644
-        )
+        _check_name(out, recipe)
         if threads is None and jobs:
             threads = max(1, processors() // jobs)
         orders = Orders(recipe, out, dict(places or {}), jobs > 1, threads, cache)
         foreman = _Foreman(recipe, out, orders, jobs, retry, tell)
+        stands = recipe.as_it_stands().model_dump_json(indent=1) + "\n"
+        durable.write(out / "bench.json", stands.encode(), mode=0o644)  # when nothing can be refused any more
         (out / artefacts.OBSTACLES).unlink(missing_ok=True)  # they are tried again
         foreman.deadline = None if minutes is None else start + 60 * minutes
         hands = crew(orders) if crew else Processes(orders, jobs) if jobs else Alone(orders)
@@ -98,6 +103,7 @@ def run(
             foreman.work(hands)
         finally:
             hands.close()
+            at_end()
         return foreman.sitting
     finally:
         if lock is not None:
@@ -279,6 +285,21 @@ def _prepare(out: Path) -> None:
         names = {path.name for path in out.iterdir() if not path.name.startswith(".")}
     if not names <= {*artefacts.NAMES, "README.md"}:
         raise StorageError("holds something that is not of a benchmark", where=str(out), mend=mend)
+
+
+def _check_name(out: Path, recipe: BenchRecipe) -> None:
+    """See that the folder is of this recipe: its rows would else be those of two benchmarks.
+
+    Raises:
+        ConfigError: it is of one of another name.
+    """
+    try:
+        held = json.loads((out / "bench.json").read_bytes())["name"]
+    except (OSError, ValueError, KeyError, TypeError):
+        return
+    if held != recipe.name:
+        mend = f"Name another --out folder, or give the recipe the name {held}"
+        raise ConfigError(f"holds the benchmark {held}, not {recipe.name}", where=str(out), mend=mend)
 
 
 def _lock(out: Path) -> int | None:

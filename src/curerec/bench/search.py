@@ -15,6 +15,7 @@ from sklearn.metrics import roc_auc_score
 
 from curerec.bench.recipe import BenchRecipe
 from curerec.config import Strict, parse
+from curerec.errors import ConfigError
 from curerec.evaluation.guard import nothing_happened
 from curerec.evaluation.inputs import p_yes
 from curerec.evaluation.utility import ece_rise, nll
@@ -40,9 +41,12 @@ def with_settings(config: Strict, settings: Mapping[str, Any]) -> Strict:
     values = config.model_dump(mode="json")
     for key, value in settings.items():
         *path, last = key.split(".")
-        place = values
+        place: Any = values
         for name in path:
-            place = place[name]
+            place = place.get(name) if isinstance(place, dict) else None
+        if not isinstance(place, dict):
+            mend = f"Choose from {', '.join(values)}, or what one of them holds"
+            raise ConfigError(f"{'.'.join(path)} holds no settings", where=f"search, {key}", mend=mend)
         place[last] = value
     return parse(type(config), values, where=f"search, {', '.join(settings)}")
 

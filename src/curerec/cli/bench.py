@@ -86,7 +86,14 @@ def bench(
     chosen = load_bench(recipe)
     places = _places(data or [], list(chosen.datasets))
     folder = out or Path("runs") / f"bench-{chosen.name}"
-    written = False
+    begun = False
+
+    def at_end() -> None:
+        nonlocal begun
+        if (folder / "rows.jsonl").exists():
+            begun = True
+            write_summary(folder)
+
     try:
         sitting = run(
             chosen,
@@ -97,15 +104,12 @@ def bench(
             places=places,
             retry=retry,
             tell=lambda line: typer.echo(line, err=True),
+            at_end=at_end,
         )
-        written = True
-    finally:
-        if (folder / "rows.jsonl").exists():
-            write_summary(folder)
-            if not written:
-                typer.echo(
-                    f"{folder}: the rows so far are kept; the same command goes on from there", err=True
-                )
+    except BaseException:
+        if begun:
+            typer.echo(f"{folder}: the rows so far are kept; the same command goes on from there", err=True)
+        raise
     typer.echo(f"{folder / 'bench.html'}: {sitting.done} of {sitting.total} cells")
     if sitting.stopped:
         typer.echo(f"{sitting.stopped}: the same command goes on from here")
