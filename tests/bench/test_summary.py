@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
 
 import numpy as np
@@ -11,6 +12,7 @@ from made_bench import made_recipe, made_rows
 
 from curerec.bench import artefacts
 from curerec.bench.lines import read_lines
+from curerec.bench.plan import config_hash, plan
 from curerec.bench.rows import NOTHING
 from curerec.bench.summary import _ratio_of_means, summarise, write_summary
 from curerec.bench.table import text_table
@@ -82,6 +84,46 @@ def test_a_seed_without_room_counts_like_any_other(tmp_path):
     mine = [r for r in found if r["method"] == "npo"]
     jsd, floor, ceiling = (np.mean([r[k] for r in mine]) for k in ("jsd", "floor", "ceiling"))
     assert value["n"] == 3 and value["mean"] == pytest.approx((jsd - floor) / (ceiling - floor))
+
+
+def test_a_seed_without_room_is_missing_from_the_mean_of_residuals_alone(tmp_path):
+    made_rows(tmp_path, recipe(), worth=WORTH)
+
+    def narrow(row):
+        if row["seed"] == 22 and row["method"] == "npo":
+            row |= {"floor": row["ceiling"] * 1.01, "residual": None}
+            row["missing"] = {"residual": "there is no scale"}
+
+    changed(tmp_path, narrow)
+    summary = summarise(tmp_path)
+    npo = line(summary, "npo")
+    assert npo["values"]["residual"]["n"] == 3 and npo["values"]["residual_of_seeds"]["n"] == 2
+    assert "residual" not in npo["missing"]
+    assert npo["missing"]["residual_of_seeds"] == "there is no scale"
+    page = render_bench(summary)
+    reasons = re.findall(r"<dt>[^<]*, ([^<]*)</dt><dd>there is no scale</dd>", page)
+    assert [reason.replace("&#39;", "'") for reason in reasons] == ["mean of the seeds' residuals"]
+
+
+def test_trials_are_counted_once_and_of_the_configuration_in_force(tmp_path):
+    sought = recipe(search={"seed": 0, "trials": 2})
+    made_rows(tmp_path, sought, worth=WORTH)
+    jobs = [job for job in plan(sought) if job.kind == "trial"]
+
+    def told(job, **more):
+        about = {"dataset": job.dataset, "model": job.model, "method": job.method, "seed": job.seed}
+        about |= {"number": job.number, "config_hash": config_hash(sought, job), "failure": None}
+        return {**about, **more}
+
+    lines = [told(jobs[0], failure="out of memory"), told(jobs[0]), told(jobs[1], config_hash="of before")]
+    lines += [told(jobs[1], failure="out of memory")]
+    path = tmp_path / "trials.jsonl"
+    path.write_text("".join(json.dumps(one) + "\n" for one in lines))
+    found = summarise(tmp_path)["search"]
+    assert (found["run"], found["failed"]) == (2, 1)
+    # By an earlier version, whose configurations have other hashes: all that there are.
+    path.write_text("".join(json.dumps({**one, "config_hash": "old"}) + "\n" for one in lines))
+    assert summarise(tmp_path)["search"]["run"] == 2
 
 
 def test_an_interval_is_there_where_one_seed_holds_all_the_room():

@@ -16,7 +16,7 @@ from curerec.bench.artefacts import OBSTACLES
 from curerec.bench.counted import counted, data_of
 from curerec.bench.lines import read_lines
 from curerec.bench.marks import Earlier, by_seed, mark
-from curerec.bench.plan import title_of
+from curerec.bench.plan import config_hash, plan, title_of
 from curerec.bench.recipe import Ask, BenchRecipe
 from curerec.config import parse
 from curerec.data import durable
@@ -163,7 +163,11 @@ def _block(
         gone = failed.get(name, [r for r in mine if r["failure"]])
         line = _line(name, good, gone, theirs, wanted, most)
         line["values"]["residual_of_seeds"] = line["values"]["residual"]
-        line["values"]["residual"] = _pooled_residual(good)
+        line["values"]["residual"] = pooled = _pooled_residual(good)
+        if (why := line["missing"].pop("residual", None)) is not None:  # of single seeds' own
+            line["missing"]["residual_of_seeds"] = why
+            if pooled is None or pooled["n"] < len(line["seeds"]):
+                line["missing"]["residual"] = why
         line["values"]["excess_residual"] = (
             _pooled_excess(good, yard, retrains) if name != "retrain" else None
         )
@@ -342,7 +346,7 @@ def _ratio_of_means(parts: Sequence[np.ndarray]) -> dict[str, Any] | None:
 def _search(recipe: BenchRecipe, out: Path) -> dict[str, Any] | None:
     if recipe.search is None:
         return None
-    trials = read_lines(out / "trials.jsonl")
+    trials = _counted_trials(recipe, read_lines(out / "trials.jsonl"))
     return {
         "seed": recipe.search.seed,
         "trials": recipe.search.trials,
@@ -352,3 +356,18 @@ def _search(recipe: BenchRecipe, out: Path) -> dict[str, Any] | None:
         "failed": sum(bool(t["failure"]) for t in trials),
         "calibration": any("ece_rise" in t for t in trials),
     }
+
+
+def _counted_trials(recipe: BenchRecipe, lines: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """The last line of each trial of the configuration in force.
+
+    In a folder of an earlier version, whose configurations have other hashes, that of every trial.
+    """
+    names = ("dataset", "model", "method", "seed", "number", "config_hash")
+    newest = {tuple(trial.get(n) for n in names): trial for trial in lines}
+    mine = {
+        (j.dataset, j.model, j.method, j.seed, j.number, config_hash(recipe, j))
+        for j in plan(recipe)
+        if j.kind == "trial"
+    }
+    return [t for key, t in newest.items() if key in mine] or [*newest.values()]
