@@ -15,7 +15,17 @@ import numpy as np
 
 from curerec.bench import artefacts
 from curerec.bench.recipe import TWINS
-from curerec.bench.significance import LEVEL, Compared, Yard, compared, compared_means, error_of, holm
+from curerec.bench.significance import (
+    LEAST_SEEDS,
+    LEAST_SEEDS_ALONE,
+    LEVEL,
+    Compared,
+    Yard,
+    compared,
+    compared_means,
+    error_of,
+    holm,
+)
 from curerec.evaluation.inputs import p_yes
 from curerec.reports.schema import is_retrain
 
@@ -36,6 +46,8 @@ def mark(
 ) -> None:
     """Compare our method with each other one of a block; p-values are corrected for how many there are.
 
+    Where there is no comparison, the line's ``missing`` says why under ``against`` or ``against_excess``.
+
     Args:
         lines: of the block; marked in place.
         cells, yard, retrains: rows of the methods, the originals and the retrains.
@@ -51,19 +63,23 @@ def mark(
     ends = [by_seed(rows_, lambda r: (r.get("excess_jsd"),)) for rows_ in (retrains, yard)]
     residual: dict[str, Compared] = {}
     excess: dict[str, Compared] = {}
-    for name in (line["name"] for line in lines if of[line["name"]] and line["name"] != OURS):
+    for line in (line for line in lines if of[line["name"]] and line["name"] != OURS):
+        name, none = line["name"], line["missing"]
         seeds = {r["seed"] for r in of[OURS]} & {r["seed"] for r in of[name]}
         pair, less = (
             (said.get(OURS, {}), said.get(name, {})),
             (elsewhere.get(OURS, {}), elsewhere.get(name, {})),
         )
-        if all(seeds <= set(one) for one in (yards, *pair)):
+        if kept := all(seeds <= set(one) for one in (yards, *pair)):
             found = compared(yards, *pair, draws=draws)
         else:
             found = _from_rows(_means(seeds, of[OURS], of[name]), earlier.get(name, {}).get("against"))
         if found is not None:
             residual[name] = found
-        if all(seeds <= set(one) for one in (yards, *pair, unseen, *less)):
+        else:
+            none["against"] = why_none(len(seeds), kept)
+        common = sorted(seeds)
+        if kept := all(seeds <= set(one) for one in (yards, *pair, unseen, *less)):
             found = compared(yards, *pair, less=(unseen, *less), draws=draws)
         else:
             sides = [by_seed(of[n], lambda r: (r.get("excess_jsd"),)) for n in (OURS, name)]
@@ -72,6 +88,8 @@ def mark(
             found = _from_rows(means, earlier.get(name, {}).get("against_excess"))
         if found is not None:
             excess[name] = found
+        else:
+            none["against_excess"] = why_none(len(common), kept)
     for key, all_ in (("against", residual), ("against_excess", excess)):
         adjusted = dict(zip(all_, holm([one.p for one in all_.values()]), strict=True))
         for line in lines:
@@ -79,6 +97,24 @@ def mark(
             if one is not None:
                 p = adjusted[line["name"]]
                 line[key] = {**asdict(one), "p_holm": p, "significant": p < LEVEL}
+
+
+def why_none(seeds: int, kept: bool) -> str:
+    """Why there is no comparison over so many seeds.
+
+    Args:
+        seeds: that both methods have.
+        kept: whether the answers to single examples are at hand.
+
+    Example:
+        >>> why_none(2, True)
+        'fewer than 3 seeds in common'
+    """
+    if seeds < LEAST_SEEDS:
+        return f"fewer than {LEAST_SEEDS} seeds in common"
+    if not kept and seeds < LEAST_SEEDS_ALONE:
+        return f"single answers were not kept, and without them it takes {LEAST_SEEDS_ALONE} seeds"
+    return "what was to be forgotten is too little for a difference to be told from none"
 
 
 def _from_rows(means: Sequence[np.ndarray], earlier: Mapping[str, Any] | None) -> Compared | None:

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from curerec.reports import bench_page as page
-from curerec.reports.bench_schema import as_bench
+from curerec.reports.bench_schema import Bench, as_bench
 
 
 def text_table(summary: Mapping[str, Any]) -> str:
@@ -47,6 +47,8 @@ def text_table(summary: Mapping[str, Any]) -> str:
         out.append("*: differs from cure (paired, over seeds and examples; p < .05 after Holm).")
     if any(a.by == "rows" for a in marks):
         out.append("Some marks are over seeds alone: the answers to single examples were not kept.")
+    for why, names in _uncompared(bench).items():
+        out.append(f"Not compared with cure: {', '.join(names)} ({why}).")
     if bench.data:
         prints = ", ".join(f"{name} {value[:12]}" for name, value in bench.data.items())
         out.append(f"Data, by the first digits of their fingerprints: {prints}.")
@@ -55,3 +57,14 @@ def text_table(summary: Mapping[str, Any]) -> str:
     if bench.left_out:
         out.append(f"{bench.left_out} rows of other configurations or models were left out.")
     return "\n".join(out).rstrip() + "\n"
+
+
+def _uncompared(bench: Bench) -> dict[str, list[str]]:
+    """Methods whose residual has no comparison, by reason; with the block where there are several."""
+    found: dict[str, list[str]] = {}
+    for block in bench.blocks:
+        for line in block.lines:
+            if why := line.missing.get("against"):
+                where = f"{line.name} in {block.title}" if len(bench.blocks) > 1 else line.name
+                found.setdefault(why, []).append(where)
+    return found

@@ -230,8 +230,8 @@ def _view(block: Block, bench: Bench) -> dict[str, Any]:
         "against": [
             (what, rows)
             for what, rows in (
-                ("Residual", _against({x.name: x.against for x in lines})),
-                ("Excess residual", _against({x.name: x.against_excess for x in lines})),
+                ("Residual", _against(lines, "against")),
+                ("Excess residual", _against(lines, "against_excess")),
             )
             if rows
         ],
@@ -241,10 +241,14 @@ def _view(block: Block, bench: Bench) -> dict[str, Any]:
     }
 
 
-def _against(found: Mapping[str, Against | None]) -> list[tuple[str, str, str, str]]:
-    """Rows of the table that holds our method against the others."""
-    return [
-        (f.method(name), f.signed(a.difference, 2), f"{two(a.low)} to {two(a.high)}", f.fixed(a.p_holm))
-        for name, a in found.items()
-        if a is not None
-    ]
+def _against(lines: list[Line], key: str) -> list[tuple[str, str, str, str]]:
+    """Rows of the table that holds our method against the others; of one without a comparison, why."""
+    out = []
+    for line in lines:
+        one: Against | None = getattr(line, key)
+        if one is not None:
+            span = f"{two(one.low)} to {two(one.high)}" + (", of seeds alone" if one.by == "rows" else "")
+            out.append((f.method(line.name), f.signed(one.difference, 2), span, f.fixed(one.p_holm)))
+        elif line.missing.get(key):
+            out.append((f.method(line.name), f.NONE, line.missing[key], f.NONE))
+    return out
