@@ -32,6 +32,8 @@ from curerec.records import ForgetRequest
 MODELS, YARDSTICKS, PREDICTIONS, BASES = "models", "yardsticks", "predictions", "bases"
 #: All that a benchmark writes into its folder.
 OBSTACLES = "obstacles.jsonl"
+EXAMPLES = "examples"  # of a yardstick: how its examples are written down
+SAME = 1e-5  # logits of one model on one example, in batches of other lengths
 FILES = ("bench.json", "rows.jsonl", "trials.jsonl", OBSTACLES, "summary.json", "bench.html")
 NAMES = frozenset({MODELS, YARDSTICKS, PREDICTIONS, BASES, *FILES})
 Arrays = dict[str, np.ndarray]
@@ -163,6 +165,33 @@ def write_arrays(path: Path, arrays: Arrays, about: Mapping[str, str]) -> Path:
     path.parent.mkdir(parents=True, exist_ok=True)
     return durable.write(
         path, save({k: np.ascontiguousarray(v) for k, v in arrays.items()}, dict(about)), mode=0o644
+    )
+
+
+def same_yardstick(out: Path, one: str, other: str) -> bool:
+    """Whether two yardsticks hold the same answers of the same models.
+
+    Their names also follow how examples are written down, which may differ where nothing that is measured
+    does.
+
+    Args:
+        out: folder of the benchmark; of files that are not there only equal names are the same.
+        one, other: names of their files.
+    """
+    if one == other:
+        return True
+    paths = [out / YARDSTICKS / name for name in (one, other)]
+    models = [{k: v for k, v in (description_of(p) or {}).items() if k != EXAMPLES} for p in paths]
+    if not models[0] or models[0] != models[1]:
+        return False
+    arrays, others = (read_arrays(path) or {} for path in paths)
+    return (
+        bool(arrays)
+        and arrays.keys() == others.keys()
+        and all(
+            array.shape == others[name].shape and np.allclose(array, others[name], atol=SAME)
+            for name, array in arrays.items()
+        )
     )
 
 

@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+from functools import cache, partial
+from pathlib import Path
 from typing import Any
 
 from curerec.bench import rows
+from curerec.bench.artefacts import same_yardstick
 from curerec.bench.plan import config_hash, plan
 from curerec.bench.recipe import BenchRecipe
 
 LineKey = tuple[str, str, str, str]  # dataset, model, request, method
 
 
-def counted(recipe: BenchRecipe, lines: list[dict[str, Any]]) -> list[dict[str, Any]]:
+def counted(recipe: BenchRecipe, lines: list[dict[str, Any]], out: Path) -> list[dict[str, Any]]:
     """The newest row of each model and method, without those that nothing in the table may be of.
 
     Left out are rows of an earlier configuration, of other data than the newest line's, of other settings
@@ -21,6 +24,7 @@ def counted(recipe: BenchRecipe, lines: list[dict[str, Any]]) -> list[dict[str, 
     Args:
         recipe: of the run.
         lines: of its ``rows.jsonl``, in order.
+        out: folder of the run.
     """
     current, data = _current(recipe), data_of(lines)
 
@@ -43,7 +47,8 @@ def counted(recipe: BenchRecipe, lines: list[dict[str, Any]]) -> list[dict[str, 
         asked = whole.get(row["request"], row["request"])
         return beside.get((row["dataset"], row["model"], asked, row["seed"]))
 
-    return [row for row in mine if rows.is_beside(row, of(row))]
+    same = cache(partial(same_yardstick, out))
+    return [row for row in mine if rows.is_beside(row, of(row), same)]
 
 
 def data_of(lines: list[dict[str, Any]]) -> dict[str, str]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from functools import cache, partial
 from pathlib import Path
 from typing import Any
 
@@ -35,6 +36,7 @@ class Known:
         self, recipe: BenchRecipe, jobs: Mapping[str, Job], out: Path, materials: Materials, *, retry: bool
     ) -> None:
         self.recipe, self.jobs, self.out = recipe, jobs, out
+        self._same = cache(partial(artefacts.same_yardstick, out))
         self.hash = {k: config_hash(recipe, j) for k, j in jobs.items() if j.kind in ("cell", "trial")}
         yards = [j for j in jobs.values() if j.kind == "yardstick"]
         self.hash |= {j.key: config_hash(recipe, j, "original") for j in yards}
@@ -105,7 +107,8 @@ class Known:
         found = [self.rows.get((*where, n, config_hash(self.recipe, job, n))) for n in names]
         beside = self._original(job).get("yardstick")
         return all(
-            row is not None and self._as_chosen(job, row) and rows.is_beside(row, beside) for row in found
+            row is not None and self._as_chosen(job, row) and rows.is_beside(row, beside, self._same)
+            for row in found
         )
 
     def _as_chosen(self, job: Job, row: Mapping[str, Any]) -> bool:

@@ -139,7 +139,7 @@ class Materials:
             folders |= {name: self._reference(job, k) for k, name in enumerate(self.recipe.references)}
             cards = {name: storage.read_card(folder) for name, folder in folders.items()}
             about = {name: card["weights_sha256"] for name, card in cards.items()}
-            about |= {"request": request.digest, "examples": self._examples(job)}
+            about |= {"request": request.digest, kept.EXAMPLES: self._examples(job)}
             name = f"{kept.digest(about)[:16]}.safetensors"
             path = self.out / kept.YARDSTICKS / name
             arrays = kept.read_arrays(path, about)

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import datetime
-from collections.abc import Mapping
+import operator
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from curerec.bench.plan import Job, config_hash
@@ -180,14 +181,18 @@ def row_key(row: Mapping[str, Any]) -> tuple[Any, ...]:
     return tuple(row[k] for k in ("dataset", "model", "request", "seed", "method", "config_hash"))
 
 
-def is_beside(row: Mapping[str, Any], yardstick: str | None) -> bool:
+def is_beside(
+    row: Mapping[str, Any], yardstick: str | None, same: Callable[[str, str], bool] = operator.eq
+) -> bool:
     """Whether a row was measured with this yardstick; one that names none, or where none is known, is.
 
     Args:
         row: of any model or method; a failed one was measured with nothing.
         yardstick: of the original's row of the same request and seed.
+        same: whether two names stand for the same.
     """
-    return yardstick is None or row.get("yardstick") in (None, yardstick)
+    own = row.get("yardstick")
+    return yardstick is None or own is None or same(own, yardstick)
 
 
 def newest(rows: list[Row]) -> list[Row]:

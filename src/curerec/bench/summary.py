@@ -46,7 +46,7 @@ def summarise(out: Path) -> dict[str, Any]:
     """
     recipe = _recipe(out)
     lines = read_lines(out / "rows.jsonl")
-    mine, data = counted(recipe, lines), data_of(lines)
+    mine, data = counted(recipe, lines, out), data_of(lines)
     blocks, earlier = [], _earlier(out)
     for ask in _asks(recipe):
         for dataset, model in recipe.places_of(ask):
