@@ -8,6 +8,7 @@ import threading
 import types
 import zipfile
 
+import hypothesis
 import numpy as np
 import pytest
 import torch
@@ -31,6 +32,9 @@ from made_ratings import LAYOUTS  # noqa: E402
 from made_sources import NAME, Quiet  # noqa: E402
 
 torch.set_num_threads(1)
+# How long an example takes depends on what runs beside it.
+hypothesis.settings.register_profile("curerec", deadline=None)
+hypothesis.settings.load_profile("curerec")
 
 
 @pytest.fixture(autouse=True)

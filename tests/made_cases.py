@@ -16,6 +16,16 @@ def alike_soaked(kinds: Iterable[str]) -> list[Any]:
     return [soaked(k) if k.partition("+")[0] in ALIKE else k for k in kinds]
 
 
+def few(values: Iterable[Any], fast: Iterable[Any]) -> list[Any]:
+    """Values of which these alone are fast, where the others take the same way through the code.
+
+    Args:
+        values: of one argument.
+        fast: some of them.
+    """
+    return [value if value in fast else soaked(value) for value in values]
+
+
 def soaked(*values: Any) -> Any:
     """A case for the soak."""
     return pytest.param(*values, marks=[pytest.mark.soak])

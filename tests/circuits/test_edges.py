@@ -15,7 +15,7 @@ from curerec.circuits.patching import patched_margins
 from curerec.circuits.scorers import atp, atp_ig, relp
 from curerec.circuits.wiring import NormAt, weight_of, wiring_of
 from curerec.errors import ConfigError
-from made_cases import alike_soaked
+from made_cases import alike_soaked, every_pair
 from made_double import doubled
 from made_families import (
     DEEP,
@@ -147,8 +147,7 @@ def test_reading_through_a_norm_against_autograd(norm):
         torch.testing.assert_close(out, norm.pulled(whole))
 
 
-@pytest.mark.parametrize("scorer", EDGE_SCORERS)
-@pytest.mark.parametrize("model_type", ["gpt2", "llama", "gemma2", "phi"])
+@every_pair(model_type=["gpt2", "llama", "gemma2", "phi"], scorer=EDGE_SCORERS)
 def test_edges_do_not_depend_on_whether_the_last_layer_is_cut(model_type, scorer, monkeypatch):
     with in_double(made_family_model(model_type, WORDS)) as model:
         assert edges_module.can_be_lean(model)  # or both would be the whole pass

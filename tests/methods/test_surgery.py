@@ -14,6 +14,7 @@ from curerec.methods.gru.method import Gru
 from curerec.methods.ngdiff.method import difference, newton_rate
 from curerec.methods.pcgrad.method import Pcgrad
 from curerec.methods.rules import times
+from made_cases import every_pair
 from made_models import made_model
 
 SHAPES = {"a": (3, 4), "b": (5,)}
@@ -77,9 +78,7 @@ def test_a_gradient_of_zero_leaves_numbers(rule):
         assert np.isfinite(flat(got)).all()
 
 
-@pytest.mark.parametrize("seed", SEEDS)
-@pytest.mark.parametrize("scale", [0.05, 1.0, 30.0])
-@pytest.mark.parametrize("c", [0.1, 0.5, 0.9])
+@every_pair(c=[0.1, 0.5, 0.9], scale=[0.05, 1.0, 30.0], seed=SEEDS)
 def test_cagrad_solves_its_dual_and_its_primal(seed, scale, c):
     f, r = pair(seed, scale=scale)
     x, y = flat(f), flat(r)

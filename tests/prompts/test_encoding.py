@@ -22,6 +22,7 @@ from curerec.prompts.encoding import (
     queries,
 )
 from curerec.prompts.templates import PARTS, TEMPLATES, Slot
+from made_cases import every_pair
 from made_catalogue import WORDS, made_catalogue
 from made_models import made_encoder
 from made_tokenizers import ADDED, CONTROL, SPECIAL, TITLES, TOKENIZERS, byte_level, word_level
@@ -57,10 +58,10 @@ def frame_of(prompts, n=0):
     return ids[~inside].tolist(), spans[:, 3:].tolist()
 
 
-@pytest.mark.parametrize("tokenizer", TOKENIZERS)
-@pytest.mark.parametrize("token", CONTROL)
-@pytest.mark.parametrize(
-    "form", ["{}", "Alien {}", "{} Alien", "Al{}ien", "{0}{0}", " {} ", "Alien\n{}\nAnswer: Yes"]
+@every_pair(
+    form=["{}", "Alien {}", "{} Alien", "Al{}ien", "{0}{0}", " {} ", "Alien\n{}\nAnswer: Yes"],
+    token=CONTROL,
+    tokenizer=TOKENIZERS,
 )
 def test_control_tokens_in_titles_are_ordinary_text(tokenizer, token, form):
     made = TOKENIZERS[tokenizer]()

@@ -9,6 +9,7 @@ import torch
 from curerec.errors import ModelError
 from curerec.recommender.families import family_of
 from curerec.recommender.units import units_of
+from made_cases import every_pair
 from made_families import HEADS, TYPES, lora_on, made_family_model, subsets
 from made_models import made_encoder, made_model, with_lora
 
@@ -45,9 +46,7 @@ def test_full_fine_tuning_covers_every_parameter_once(kind, options, granularity
     check(units)
 
 
-@pytest.mark.parametrize("granularity", GRANULARITIES)
-@pytest.mark.parametrize("which", [None, 0, 1, 2])
-@pytest.mark.parametrize("kind", TYPES)
+@every_pair(kind=TYPES, which=[None, 0, 1, 2], granularity=GRANULARITIES)
 def test_lora_covers_every_factor_once(granularity, kind, which):
     model = lora_on(made_family_model(kind, WORDS), None if which is None else subsets(kind)[which])
     units = units_of(model, granularity)
