@@ -17,19 +17,38 @@ FRAME = (
 )
 
 
-@functools.cache
-def byte_level(bos: bool = False):
-    """A byte-level BPE tokenizer with special and added tokens; with ``bos`` one that starts every text."""
+def byte_level_core(
+    control: list[str], texts: list[str], *, vocab_size: int, digits: bool = False
+) -> Tokenizer:
+    """A byte-level BPE tokenizer that was trained on some texts.
+
+    Args:
+        control: its special tokens.
+        texts: to train on.
+        vocab_size: at most.
+        digits: each digit is a token, and words are cut by GPT-2's rule.
+    """
     core = Tokenizer(models.BPE())
     core.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    if digits:
+        words = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=True)
+        core.pre_tokenizer = pre_tokenizers.Sequence([words, pre_tokenizers.Digits()])
     core.decoder = decoders.ByteLevel()
     trainer = trainers.BpeTrainer(
-        vocab_size=600,
-        special_tokens=SPECIAL,
+        vocab_size=vocab_size,
+        special_tokens=control,
         initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
         show_progress=False,
     )
-    core.train_from_iterator([f"{FRAME} Yes No {' '.join(made_titles().values())}"] * 3, trainer)
+    core.train_from_iterator(texts, trainer)
+    return core
+
+
+@functools.cache
+def byte_level(bos: bool = False):
+    """A byte-level BPE tokenizer with special and added tokens; with ``bos`` one that starts every text."""
+    text = f"{FRAME} Yes No {' '.join(made_titles().values())}"
+    core = byte_level_core(SPECIAL, [text] * 3, vocab_size=600)
     if bos:
         core.post_processor = processors.TemplateProcessing(
             single="<s> $A", special_tokens=[("<s>", core.token_to_id("<s>"))]

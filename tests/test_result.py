@@ -11,7 +11,7 @@ import torch
 from curerec import pipeline
 from curerec.evaluation import scene as scenes
 from curerec.methods import task as tasks
-from curerec.result import before, known_answers, result_of
+from curerec.result import known_answers, original_and_base, result_of
 from made_recommender import USERS, opened, trained
 
 
@@ -71,7 +71,7 @@ def test_answers_that_are_not_known_are_asked(recommender, scored):
         some = logits.copy()
         some[np.isin(at.answered.examples.target, split.control.target[::3])] = np.nan
         kept = replace(at.answered, **{"base" if of_base else "logits": some})
-        one = before(replace(at, answered=kept), split)[of_base]
+        one = original_and_base(replace(at, answered=kept), split)[of_base]
         scored.clear()
         ground = scenes.Ground(at.data, split, at.recommender)
         np.testing.assert_allclose(ground.memory(one, "control"), whole, atol=1e-5)

@@ -43,13 +43,13 @@ def result_of(opened: Opened, split: ForgetSplit, outcome: Outcome, method: str,
         method: its name.
         seed: of what a base lacks when it is loaded.
     """
-    original, base = before(opened, split, seed=seed)
+    original, base = original_and_base(opened, split, seed=seed)
     new = candidate(outcome)
     measured = measure(opened, split, {"original": original, method: new}, {})
     return Result(original, new, measured, judge(opened, split, original, new, base))
 
 
-def before(opened: Opened, split: ForgetSplit, *, seed: int = 0) -> tuple[Candidate, Candidate]:
+def original_and_base(opened: Opened, split: ForgetSplit, *, seed: int = 0) -> tuple[Candidate, Candidate]:
     """The recommender before a request and its base, with what training kept of their answers on D_f and D_c.
 
     For who has just carried the request out: files beside a recommender are its keeper's word. Who judges
@@ -104,4 +104,4 @@ def _exact(model: Any) -> bool:
     return all(p.dtype in (torch.float32, torch.float64) for p in model.parameters())
 
 
-__all__ = ["STAGE", "Result", "before", "known_answers", "known_to_both", "result_of"]
+__all__ = ["STAGE", "Result", "known_answers", "known_to_both", "original_and_base", "result_of"]

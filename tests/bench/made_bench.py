@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import time
 from pathlib import Path
 from typing import Any
@@ -9,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from curerec.bench import artefacts, crew, rows
-from curerec.bench.lines import append_line
+from curerec.bench.lines import append_line, read_lines
 from curerec.bench.plan import plan
 from curerec.bench.recipe import BenchRecipe
 from curerec.config import parse
@@ -146,3 +147,41 @@ def made_rows(out: Path, recipe: BenchRecipe, *, worth: dict[str, float] | None 
         for name, values in told:
             made = {**rows.about(recipe, job, name, shared=False), **about, "yardstick": yard, "wall_s": 9.0}
             append_line(out / "rows.jsonl", rows.explained({**made, **values}))
+
+
+def count_trainings(patch: Any) -> list[str]:
+    """Folders that something is trained into from now on."""
+    seen: list[str] = []
+    real = artefacts.train
+
+    def train(data: Any, recipe: Any, folder: Path, **rest: Any) -> Any:
+        seen.append(folder.name)
+        return real(data, recipe, folder, **rest)
+
+    patch.setattr(artefacts, "train", train)
+    return seen
+
+
+TABLED = ["cure", "random_modules", "npo", "scrub"]
+WORTH = {"cure": 0.2, "random_modules": 0.6, "npo": 0.2}  # residuals that are planted
+
+
+def table_recipe(**change: Any) -> BenchRecipe:
+    """A recipe whose rows are made up, not run."""
+    ask = {"share": 0.1, "methods": TABLED}
+    return made_recipe(**{"seeds": [20, 21, 22], "requests": [ask], "draws": 200, **change})
+
+
+def line_of(summary: dict[str, Any], name: str, block: int = 0) -> dict[str, Any]:
+    """A method's line of the table."""
+    return next(x for x in summary["blocks"][block]["lines"] if x["name"] == name)
+
+
+def change_rows(folder: Path, change: Any) -> list[dict[str, Any]]:
+    """The folder's rows, each changed in place."""
+    path = folder / "rows.jsonl"
+    found = read_lines(path)
+    for row in found:
+        change(row)
+    path.write_text("".join(json.dumps(row) + "\n" for row in found), encoding="utf-8")
+    return found

@@ -4,11 +4,10 @@ from __future__ import annotations
 
 import json
 import re
-import shutil
 
 import numpy as np
 import pytest
-from made_bench import made_recipe, made_rows
+from made_bench import TABLED, WORTH, change_rows, line_of, made_rows, table_recipe
 
 from curerec.bench import artefacts
 from curerec.bench.lines import read_lines
@@ -19,24 +18,10 @@ from curerec.bench.table import text_table
 from curerec.errors import DataError
 from curerec.reports.bench_page import render_bench
 
-METHODS = ["cure", "random_modules", "npo", "scrub"]
-
-
-def recipe(**change):
-    ask = {"share": 0.1, "methods": METHODS}
-    return made_recipe(**{"seeds": [20, 21, 22], "requests": [ask], "draws": 200, **change})
-
-
-WORTH = {"cure": 0.2, "random_modules": 0.6, "npo": 0.2}
-
-
-def line(summary, name, block=0):
-    return next(x for x in summary["blocks"][block]["lines"] if x["name"] == name)
-
 
 def test_mean_and_interval_over_seeds(tmp_path):
-    made_rows(tmp_path, recipe(), worth=WORTH)
-    found = line(summarise(tmp_path), "npo")["values"]["t_total"]
+    made_rows(tmp_path, table_recipe(), worth=WORTH)
+    found = line_of(summarise(tmp_path), "npo")["values"]["t_total"]
     values = [r["t_total"] for r in read_lines(tmp_path / "rows.jsonl") if r["method"] == "npo"]
     assert found["mean"] == pytest.approx(np.mean(values))
     assert found["half"] == pytest.approx(4.3027 * np.std(values, ddof=1) / np.sqrt(3), rel=1e-4)
@@ -44,7 +29,7 @@ def test_mean_and_interval_over_seeds(tmp_path):
 
 
 def test_the_residual_is_that_of_the_means(tmp_path):
-    made_rows(tmp_path, recipe(), worth=WORTH)
+    made_rows(tmp_path, table_recipe(), worth=WORTH)
     path = tmp_path / "rows.jsonl"
     found = read_lines(path)
     for row in found:  # a seed whose floor comes near its ceiling: its own ratio says nothing
@@ -52,7 +37,7 @@ def test_the_residual_is_that_of_the_means(tmp_path):
             row["floor"] = row["ceiling"] * 0.99
             row["residual"] = (row["jsd"] - row["floor"]) / (row["ceiling"] - row["floor"])
     path.write_text("".join(json.dumps(row) + "\n" for row in found), encoding="utf-8")
-    values = line(summarise(tmp_path), "npo")["values"]
+    values = line_of(summarise(tmp_path), "npo")["values"]
     mine = [r for r in found if r["method"] == "npo"]
     jsd, floor, ceiling = (np.mean([r[k] for r in mine]) for k in ("jsd", "floor", "ceiling"))
     assert values["residual"]["mean"] == pytest.approx((jsd - floor) / (ceiling - floor))
@@ -61,42 +46,32 @@ def test_the_residual_is_that_of_the_means(tmp_path):
     assert values["residual_of_seeds"]["mean"] < -10 < -1 < values["residual"]["mean"] < 0.2
 
 
-def changed(folder, change):
-    """The folder's rows, each changed in place."""
-    path = folder / "rows.jsonl"
-    found = read_lines(path)
-    for row in found:
-        change(row)
-    path.write_text("".join(json.dumps(row) + "\n" for row in found), encoding="utf-8")
-    return found
-
-
 def test_a_seed_without_room_counts_like_any_other(tmp_path):
     """Left out, the residual would be that of the seeds with much to forget, and the marks another one."""
-    made_rows(tmp_path, recipe(), worth=WORTH)
+    made_rows(tmp_path, table_recipe(), worth=WORTH)
 
     def narrow(row):
         if row["seed"] == 22 and row["jsd"] is not None:
             row |= {"floor": row["ceiling"] * 1.01, "residual": None}
 
-    found = changed(tmp_path, narrow)
-    value = line(summarise(tmp_path), "npo")["values"]["residual"]
+    found = change_rows(tmp_path, narrow)
+    value = line_of(summarise(tmp_path), "npo")["values"]["residual"]
     mine = [r for r in found if r["method"] == "npo"]
     jsd, floor, ceiling = (np.mean([r[k] for r in mine]) for k in ("jsd", "floor", "ceiling"))
     assert value["n"] == 3 and value["mean"] == pytest.approx((jsd - floor) / (ceiling - floor))
 
 
 def test_a_seed_without_room_is_missing_from_the_mean_of_residuals_alone(tmp_path):
-    made_rows(tmp_path, recipe(), worth=WORTH)
+    made_rows(tmp_path, table_recipe(), worth=WORTH)
 
     def narrow(row):
         if row["seed"] == 22 and row["method"] == "npo":
             row |= {"floor": row["ceiling"] * 1.01, "residual": None}
             row["missing"] = {"residual": "there is no scale"}
 
-    changed(tmp_path, narrow)
+    change_rows(tmp_path, narrow)
     summary = summarise(tmp_path)
-    npo = line(summary, "npo")
+    npo = line_of(summary, "npo")
     assert npo["values"]["residual"]["n"] == 3 and npo["values"]["residual_of_seeds"]["n"] == 2
     assert "residual" not in npo["missing"]
     assert npo["missing"]["residual_of_seeds"] == "there is no scale"
@@ -106,7 +81,7 @@ def test_a_seed_without_room_is_missing_from_the_mean_of_residuals_alone(tmp_pat
 
 
 def test_trials_are_counted_once_and_of_the_configuration_in_force(tmp_path):
-    sought = recipe(search={"seed": 0, "trials": 2})
+    sought = table_recipe(search={"seed": 0, "trials": 2})
     made_rows(tmp_path, sought, worth=WORTH)
     jobs = [job for job in plan(sought) if job.kind == "trial"]
 
@@ -136,17 +111,17 @@ def test_an_interval_is_there_where_one_seed_holds_all_the_room():
 
 def test_a_method_that_handed_the_original_back_has_its_answers(tmp_path):
     """Left out it would be averaged over the seeds on which it did something."""
-    made_rows(tmp_path, recipe(), worth=WORTH)
-    before = line(summarise(tmp_path), "npo")["values"]["residual"]["mean"]
+    made_rows(tmp_path, table_recipe(), worth=WORTH)
+    before = line_of(summarise(tmp_path), "npo")["values"]["residual"]["mean"]
 
     def nothing(row):
         if row["method"] == "npo" and row["seed"] == 21:
             row |= {"failure": f"{NOTHING}: the answers are the original's", "jsd": None, "residual": None}
             row |= {"t_total": None, "test_auc": None}
 
-    found = changed(tmp_path, nothing)
+    found = change_rows(tmp_path, nothing)
     summary = summarise(tmp_path)
-    npo = line(summary, "npo")
+    npo = line_of(summary, "npo")
     rows = [r for r in found if r["method"] == "npo" and r["seed"] != 21]
     rows += [r for r in found if r["method"] == "original" and r["seed"] == 21]
     jsd, floor, ceiling = (np.mean([r[k] for r in rows]) for k in ("jsd", "floor", "ceiling"))
@@ -160,95 +135,69 @@ def test_a_method_that_handed_the_original_back_has_its_answers(tmp_path):
 
 
 def test_another_failure_leaves_its_seed_out_and_the_line_below_the_others(tmp_path):
-    made_rows(tmp_path, recipe(), worth={"cure": 0.5, "random_modules": 0.6, "npo": 0.1, "scrub": 0.9})
+    made_rows(tmp_path, table_recipe(), worth={"cure": 0.5, "random_modules": 0.6, "npo": 0.1, "scrub": 0.9})
 
     def lost(row):
         if row["method"] == "npo" and row["seed"] == 21:
             row |= {"failure": "out of memory", "jsd": None, "residual": None}
 
-    changed(tmp_path, lost)
+    change_rows(tmp_path, lost)
     text = text_table(summarise(tmp_path))
     names = [one.split("|")[1].strip() for one in text.splitlines() if one.startswith("| ")][1:]
     assert names[3:] == ["cure", "random_modules", "scrub", "npo"] and "not ranked" in text
 
 
 def test_a_column_of_fewer_seeds_says_so_and_why(tmp_path):
-    made_rows(tmp_path, recipe(), worth=WORTH)
+    made_rows(tmp_path, table_recipe(), worth=WORTH)
 
     def gap(row):
         if row["method"] == "npo" and row["seed"] == 21:
             row["membership_gap"] = None
             row["missing"] = {"membership_gap": "nobody was left"}
 
-    changed(tmp_path, gap)
+    change_rows(tmp_path, gap)
     summary = summarise(tmp_path)
-    assert line(summary, "npo")["missing"]["membership_gap"] == "nobody was left"
+    assert line_of(summary, "npo")["missing"]["membership_gap"] == "nobody was left"
     page = render_bench(summary)
     assert "(2 of 3)" in page and "nobody was left" in page
 
 
 def test_a_sequence_of_fewer_seeds_stands_beside_their_ends_alone(tmp_path):
-    whole = {"share": 0.1, "methods": METHODS}
+    whole = {"share": 0.1, "methods": TABLED}
     short = {**whole, "parts": 2, "methods": ["cure", "random_modules"], "seeds": 2}
-    made_rows(tmp_path, recipe(requests=[whole, short]), worth=WORTH)
-    changed(tmp_path, lambda row: row.update(test_auc=0.9) if row["seed"] == 22 else None)
+    made_rows(tmp_path, table_recipe(requests=[whole, short]), worth=WORTH)
+    change_rows(tmp_path, lambda row: row.update(test_auc=0.9) if row["seed"] == 22 else None)
     summary = summarise(tmp_path)
     for name in ("original", "retrain", "base"):
-        assert line(summary, name, block=1)["seeds"] == [20, 21]
-        assert line(summary, name, block=0)["seeds"] == [20, 21, 22]
-    assert line(summary, "retrain", block=1)["values"]["test_auc"]["mean"] == pytest.approx(0.7)
+        assert line_of(summary, name, block=1)["seeds"] == [20, 21]
+        assert line_of(summary, name, block=0)["seeds"] == [20, 21, 22]
+    assert line_of(summary, "retrain", block=1)["values"]["test_auc"]["mean"] == pytest.approx(0.7)
     assert summary["blocks"][1]["floor"]["n"] == 2
 
 
-def test_rows_of_other_settings_than_the_newest_are_left_out(tmp_path):
-    """A search that was made again may have chosen otherwise, under one configuration."""
-    made_rows(tmp_path, recipe(), worth=WORTH)
-
-    def set_(row):
-        if row["method"] == "npo":
-            row["settings"] = {} if row["seed"] == 20 else {"lr": 0.002}
-
-    changed(tmp_path, set_)
-    summary = summarise(tmp_path)
-    assert line(summary, "npo")["seeds"] == [21, 22] and summary["left_out"] == 1
-
-
-def test_the_newest_settings_are_those_of_the_last_line(tmp_path):
-    """A row that is made anew comes last in the file, whatever place its first one had."""
-    made_rows(tmp_path, recipe(), worth=WORTH)
-    lines = read_lines(tmp_path / "rows.jsonl")
-    npo = [row for row in lines if row["method"] == "npo"]
-    first = [{**row, "settings": {}} if row in npo else row for row in lines]
-    anew = [{**row, "settings": {"lr": 0.002}} for row in npo if row["seed"] < 22]  # then it was killed
-    with (tmp_path / "rows.jsonl").open("w") as file:
-        file.writelines(json.dumps(row) + "\n" for row in first + anew)
-    summary = summarise(tmp_path)
-    assert line(summary, "npo")["seeds"] == [20, 21] and summary["left_out"] == 1
-
-
 def test_the_excess_is_that_of_the_means(tmp_path):
-    made_rows(tmp_path, recipe(), worth=WORTH)
+    made_rows(tmp_path, table_recipe(), worth=WORTH)
     found = read_lines(tmp_path / "rows.jsonl")
 
     def mean(*names):
         return np.mean([r["excess_jsd"] for r in found if r["method"] in names])
 
     none, full = mean("retrain", "retrain_2"), mean("original")
-    lines = {name: line(summarise(tmp_path), name)["values"]["excess_residual"] for name in WORTH}
+    lines = {name: line_of(summarise(tmp_path), name)["values"]["excess_residual"] for name in WORTH}
     for name, value in lines.items():
         assert value["mean"] == pytest.approx((mean(name) - none) / (full - none))
         assert value["n"] == 3 and np.isfinite(value["half"])
     assert lines["random_modules"]["mean"] > 0.2 > abs(lines["cure"]["mean"])
-    whole = line(summarise(tmp_path), "original")["values"]["excess_residual"]
+    whole = line_of(summarise(tmp_path), "original")["values"]["excess_residual"]
     assert whole["mean"] == pytest.approx(1)
 
 
 def test_the_base_stands_third_is_no_method_and_may_be_missing(tmp_path):
-    made_rows(tmp_path, recipe(), worth=WORTH)
+    made_rows(tmp_path, table_recipe(), worth=WORTH)
     summary = summarise(tmp_path)
     names = [x["name"] for x in summary["blocks"][0]["lines"]]
-    assert names[:3] == ["original", "retrain", "base"] and set(names[3:]) == set(METHODS)
-    base = line(summary, "base")
+    assert names[:3] == ["original", "retrain", "base"] and set(names[3:]) == set(TABLED)
+    base = line_of(summary, "base")
     assert base["values"]["test_auc"]["mean"] == pytest.approx(0.8)
     assert base["values"]["auc_drop"]["mean"] == pytest.approx(0.7 - 0.8)
     assert not base.get("against")  # it is compared with nothing
@@ -259,7 +208,7 @@ def test_the_base_stands_third_is_no_method_and_may_be_missing(tmp_path):
 
 
 def test_rows_without_the_excess_leave_it_out(tmp_path):
-    made_rows(tmp_path, recipe(), worth=WORTH)
+    made_rows(tmp_path, table_recipe(), worth=WORTH)
     path = tmp_path / "rows.jsonl"
     found = [{k: v for k, v in r.items() if k != "excess_jsd"} for r in read_lines(path)]
     path.write_text("".join(json.dumps(row) + "\n" for row in found), encoding="utf-8")
@@ -267,12 +216,14 @@ def test_rows_without_the_excess_leave_it_out(tmp_path):
         arrays = artefacts.read_arrays(kept)
         artefacts.write_arrays(kept, {"forget": arrays["forget"]}, {"of": "test"})
     summary = summarise(tmp_path)
-    assert line(summary, "npo")["values"]["excess_residual"] is None
-    assert line(summary, "npo")["against_excess"] is None and line(summary, "npo")["against"] is not None
+    assert line_of(summary, "npo")["values"]["excess_residual"] is None
+    assert (
+        line_of(summary, "npo")["against_excess"] is None and line_of(summary, "npo")["against"] is not None
+    )
 
 
 def test_verdicts_are_counted_by_model_and_by_check(tmp_path):
-    made_rows(tmp_path, recipe(), worth=WORTH)
+    made_rows(tmp_path, table_recipe(), worth=WORTH)
     path = tmp_path / "rows.jsonl"
     found = read_lines(path)
     assert "Verified" not in text_table(summarise(tmp_path))  # rows from before verdicts were in them
@@ -282,11 +233,11 @@ def test_verdicts_are_counted_by_model_and_by_check(tmp_path):
         row["verdict"] = {"verified": verified, "failed": failed, "open": unknown}
     path.write_text("".join(json.dumps(row) + "\n" for row in found), encoding="utf-8")
     summary = summarise(tmp_path)
-    assert line(summary, "cure")["verdicts"] == {"verified": 3, "refused": 0, "of": 3, "by": {}}
-    assert line(summary, "npo")["verdicts"] == {"verified": 0, "refused": 0, "of": 3, "by": {}}
+    assert line_of(summary, "cure")["verdicts"] == {"verified": 3, "refused": 0, "of": 3, "by": {}}
+    assert line_of(summary, "npo")["verdicts"] == {"verified": 0, "refused": 0, "of": 3, "by": {}}
     by = {"distribution": 3, "membership": 3}
-    assert line(summary, "random_modules")["verdicts"] == {"verified": 0, "refused": 3, "of": 3, "by": by}
-    assert line(summary, "retrain")["verdicts"]["of"] == 6  # each retrain is a model by itself
+    assert line_of(summary, "random_modules")["verdicts"] == {"verified": 0, "refused": 3, "of": 3, "by": by}
+    assert line_of(summary, "retrain")["verdicts"]["of"] == 6  # each retrain is a model by itself
     text = text_table(summary)
     assert "| 3 of 3 |" in text and "| 0 of 3, 3 refused |" in text
     assert "random_modules: distribution 3, membership 3" in text
@@ -295,68 +246,24 @@ def test_verdicts_are_counted_by_model_and_by_check(tmp_path):
 
 
 def test_retrains_of_a_seed_count_as_one(tmp_path):
-    made_rows(tmp_path, recipe())
-    mine = line(summarise(tmp_path), "retrain")
+    made_rows(tmp_path, table_recipe())
+    mine = line_of(summarise(tmp_path), "retrain")
     assert mine["seeds"] == [20, 21, 22] and mine["models"] == 6 and mine["values"]["test_auc"]["n"] == 3
 
 
-def test_marks_of_significance(tmp_path):
-    made_rows(tmp_path, recipe(), worth=WORTH)
-    summary = write_summary(tmp_path)
-    far, near = line(summary, "random_modules")["against"], line(summary, "npo")["against"]
-    assert far["significant"] and far["difference"] < -0.2 and far["high"] < 0
-    assert not near["significant"]
-    assert line(summary, "cure")["against"] is None
-    far_excess = line(summary, "random_modules")["against_excess"]
-    assert far_excess["significant"] and far_excess["difference"] < -0.2
-    assert not line(summary, "npo")["against_excess"]["significant"]
-    text = text_table(summary)
-    twin = next(x for x in text.splitlines() if x.startswith("| random_modules"))
-    assert "*" in twin.split("|")[2]
-    # Where only rows and their summary were kept, the error is the one that the answers gave.
-    shutil.rmtree(tmp_path / "predictions")
-    for _ in range(2):
-        kept = line(write_summary(tmp_path), "random_modules")
-        for key, whole in (("against", far), ("against_excess", far_excess)):
-            assert {k: v for k, v in kept[key].items() if k != "by"} == pytest.approx(
-                {k: v for k, v in whole.items() if k != "by"}
-            )
-    # Of three seeds alone nothing is told, nor by a summary of other rows.
-    path = tmp_path / "summary.json"
-    changed = json.loads(path.read_text())
-    for one in changed["blocks"][0]["lines"]:
-        if one["against"]:
-            one["against"]["difference"] += 0.01
-    path.write_text(json.dumps(changed))
-    assert line(summarise(tmp_path), "random_modules")["against"] is None
-    assert line(summarise(tmp_path), "random_modules")["against_excess"]["significant"]
-    path.unlink()
-    assert line(summarise(tmp_path), "random_modules")["against"] is None
-
-
-def test_marks_are_of_the_rows_at_hand_alone(tmp_path):
-    """A mark against an earlier `cure`, left in the summary, must not come back for one that was not run."""
-    made_rows(tmp_path, recipe(), worth=WORTH)
-    assert line(write_summary(tmp_path), "random_modules")["against"]["significant"]
-    path = tmp_path / "rows.jsonl"
-    kept = [r for r in read_lines(path) if r["method"] != "cure"]
-    path.write_text("".join(json.dumps(r) + "\n" for r in kept))
-    assert line(write_summary(tmp_path), "random_modules")["against"] is None
-
-
 def test_a_failed_cell_is_in_the_failures_and_its_line_marked(tmp_path):
-    made_rows(tmp_path, recipe(), worth={**WORTH, "scrub": None})
+    made_rows(tmp_path, table_recipe(), worth={**WORTH, "scrub": None})
     summary = summarise(tmp_path)
-    bad = line(summary, "scrub")
+    bad = line_of(summary, "scrub")
     assert [f["seed"] for f in bad["failures"]] == [20, 21, 22] and bad["fewer"]
     assert all(v is None for v in bad["values"].values())
     assert "seed 20, 21, 22: out of memory" in text_table(summary)
 
 
 def test_a_later_row_replaces_a_failed_one(tmp_path):
-    made_rows(tmp_path, recipe(), worth={"npo": None})
-    made_rows(tmp_path, recipe(), worth={"npo": 0.3})
-    assert not line(summarise(tmp_path), "npo")["failures"]
+    made_rows(tmp_path, table_recipe(), worth={"npo": None})
+    made_rows(tmp_path, table_recipe(), worth={"npo": 0.3})
+    assert not line_of(summarise(tmp_path), "npo")["failures"]
 
 
 def test_fewer_seeds_are_marked(tmp_path):
@@ -364,15 +271,15 @@ def test_fewer_seeds_are_marked(tmp_path):
         {"share": 0.1, "methods": ["cure", "random_modules"]},
         {"share": 0.1, "methods": ["sisa"], "seeds": 1},
     ]
-    made_rows(tmp_path, recipe(requests=asks))
+    made_rows(tmp_path, table_recipe(requests=asks))
     summary = summarise(tmp_path)
     assert len(summary["blocks"]) == 1  # the same request in two entries is one table
-    assert line(summary, "sisa")["fewer"] and not line(summary, "cure")["fewer"]
-    assert line(summary, "sisa")["values"]["residual"]["half"] is None
+    assert line_of(summary, "sisa")["fewer"] and not line_of(summary, "cure")["fewer"]
+    assert line_of(summary, "sisa")["values"]["residual"]["half"] is None
 
 
 def test_where_nothing_was_to_be_forgotten_nothing_is_ranked(tmp_path):
-    made_rows(tmp_path, recipe(), worth=WORTH)
+    made_rows(tmp_path, table_recipe(), worth=WORTH)
     rows = read_lines(tmp_path / "rows.jsonl")
     (tmp_path / "rows.jsonl").unlink()
     with (tmp_path / "rows.jsonl").open("w") as file:
@@ -387,83 +294,18 @@ def test_where_nothing_was_to_be_forgotten_nothing_is_ranked(tmp_path):
     assert residuals == ["–"]
 
 
-def test_rows_of_another_configuration_are_left_out_and_counted(tmp_path):
-    made_rows(tmp_path, recipe(), worth=WORTH)
-    made_rows(tmp_path, recipe(retrains=3), worth=WORTH)
-    summary = summarise(tmp_path)
-    # The references' rows too: what they are compared with is part of their configuration.
-    assert summary["left_out"] == 3 * (len(METHODS) + 4)  # base, original, two retrains
-    assert line(summary, "npo")["values"]["residual"]["n"] == 3
-    assert "left out" in text_table(summary)
-
-
-def test_seeds_that_the_recipe_does_not_name_any_more_are_left_out(tmp_path):
-    made_rows(tmp_path, recipe(), worth=WORTH)
-    (tmp_path / "bench.json").write_text(recipe(seeds=[21, 22]).model_dump_json())
-    summary = summarise(tmp_path)
-    assert summary["left_out"] == len(METHODS) + 4
-    assert {tuple(x["seeds"]) for x in summary["blocks"][0]["lines"]} == {(21, 22)}
-
-
-def test_rows_of_other_data_are_left_out(tmp_path):
-    made_rows(tmp_path, recipe(), worth=WORTH)
-    lines = read_lines(tmp_path / "rows.jsonl")
-    with (tmp_path / "rows.jsonl").open("w") as file:
-        for row in lines:  # the ratings changed before the last seed was run
-            of = "old" if row["seed"] < 22 else "new"
-            file.write(json.dumps({**row, "fingerprint": of}) + "\n")
-    summary = summarise(tmp_path)
-    assert summary["left_out"] == 2 * (len(METHODS) + 4)
-    assert line(summary, "npo")["seeds"] == [22]
-
-
-def test_failures_on_other_data_are_left_out(tmp_path):
-    made_rows(tmp_path, recipe(), worth={**WORTH, "scrub": None})
-    changed(tmp_path, lambda row: row.update(fingerprint="old" if row["seed"] < 22 else "new"))
-    assert [one["seed"] for one in line(summarise(tmp_path), "scrub")["failures"]] == [22]
-
-
-def test_a_row_that_was_replaced_says_nothing_of_which_data_is_the_newest(tmp_path):
-    """Rows that are made anew come last in the file, whatever place they had before."""
-    made_rows(tmp_path, recipe(), worth=WORTH)
-    lines = read_lines(tmp_path / "rows.jsonl")
-    anew = [{**row, "fingerprint": "new"} for row in lines if row["seed"] < 22]  # then it was killed
-    with (tmp_path / "rows.jsonl").open("w") as file:
-        file.writelines(json.dumps(row) + "\n" for row in [{**r, "fingerprint": "old"} for r in lines] + anew)
-    summary = summarise(tmp_path)
-    assert summary["data"] == {"made": "new"} and 22 not in line(summary, "npo")["seeds"]
-
-
-def test_rows_that_were_measured_with_other_retrains_are_left_out(tmp_path):
-    """Models that were trained anew are others: one block would hold cells of two sets of retrains."""
-    asks = [{"share": 0.1, "methods": METHODS}, {"share": 0.1, "parts": 5, "methods": ["npo"]}]
-    made_rows(tmp_path, recipe(requests=asks), worth=WORTH)
-
-    def other(row):
-        if row["seed"] == 21 and row["method"] == "npo":
-            row["yardstick"] = "of-before.safetensors"
-        if row["seed"] == 22 and row["method"] == "cure":  # it does not say what it was measured with
-            del row["yardstick"]
-
-    changed(tmp_path, other)
-    summary = summarise(tmp_path)
-    assert summary["left_out"] == 2
-    assert [line(summary, "npo", block)["seeds"] for block in (0, 1)] == [[20, 22]] * 2
-    assert line(summary, "cure")["seeds"] == [20, 21, 22]
-
-
 def test_a_sequence_stands_beside_the_references_of_the_whole_request(tmp_path):
     asks = [
         {"share": 0.1, "methods": ["cure", "random_modules"]},
         {"share": 0.1, "parts": 5, "methods": ["npo"]},
     ]
-    made_rows(tmp_path, recipe(requests=asks))
+    made_rows(tmp_path, table_recipe(requests=asks))
     summary = summarise(tmp_path)
     assert [b["title"] for b in summary["blocks"]] == [
         "made, nano: users 10 %",
         "made, nano: users 5 x 2 %",
     ]
-    assert line(summary, "original", 1)["values"]["residual"]["mean"] == 1.0
+    assert line_of(summary, "original", 1)["values"]["residual"]["mean"] == 1.0
     assert summary["blocks"][1]["floor"] == summary["blocks"][0]["floor"]
 
 
@@ -475,7 +317,7 @@ def test_a_folder_that_is_no_benchmark(tmp_path):
 @pytest.mark.parametrize("looked", [True, False])
 def test_the_page_says_by_what_settings_were_chosen_then(tmp_path, looked):
     """Searches of before did not look at calibration: their tables do not say that they did."""
-    made_rows(tmp_path, recipe(search={"seed": 0, "trials": 2}), worth=WORTH)
+    made_rows(tmp_path, table_recipe(search={"seed": 0, "trials": 2}), worth=WORTH)
     trial = {"failure": None, **({"ece_rise": 0.0} if looked else {})}
     (tmp_path / "trials.jsonl").write_text(json.dumps(trial) + "\n", encoding="utf-8")
     page = render_bench(summarise(tmp_path))

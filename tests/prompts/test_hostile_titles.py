@@ -7,11 +7,11 @@ import random
 
 import numpy as np
 import pytest
-from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import PreTrainedTokenizerFast
 
 from curerec.prompts.encoding import Encoder, Queries
 from curerec.prompts.templates import TEMPLATES
+from made_tokenizers import byte_level_core
 
 #: Control tokens as these families spell them, and how their tokenizers cut text.
 FAMILIES = {
@@ -58,22 +58,8 @@ ODD = [
 @functools.cache
 def tokenizer_of(family: str) -> PreTrainedTokenizerFast:
     """A small BPE tokenizer with the control tokens of a family."""
-    control, metaspace = FAMILIES[family]
-    core = Tokenizer(models.BPE(byte_fallback=False))
-    if metaspace:
-        core.pre_tokenizer = pre_tokenizers.Sequence(
-            [pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=True), pre_tokenizers.Digits()]
-        )
-    else:
-        core.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
-    core.decoder = decoders.ByteLevel()
-    trainer = trainers.BpeTrainer(
-        vocab_size=500,
-        special_tokens=control,
-        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
-        show_progress=False,
-    )
-    core.train_from_iterator([FRAME] * 5, trainer)
+    control, digits = FAMILIES[family]
+    core = byte_level_core(control, [FRAME] * 5, vocab_size=500, digits=digits)
     half = len(control) // 2 + 1  # the others are added as ordinary tokens, as Qwen adds <think>
     return PreTrainedTokenizerFast(
         tokenizer_object=core, eos_token=control[0], additional_special_tokens=control[1:half]
