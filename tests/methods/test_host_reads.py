@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import traceback
+from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 
+import curerec
 from curerec.circuits.patching import patched_margins
 from curerec.methods import METHODS
 from curerec.methods.cure import CureConfig
@@ -18,6 +20,7 @@ from made_models import made_model, made_prompts, other_titles
 from made_steps import Steps
 from made_tasks import made_task
 
+OURS = str(Path(curerec.__file__).parent)  # a virtual environment may lie in a folder of the same name
 READS = ("item", "tolist", "numpy", "__float__", "__int__", "__bool__", "__index__", "nonzero")
 LOOP = {
     "forget_loss": "rewind",
@@ -114,7 +117,7 @@ class Device:
 
         def tensor(*args, **options):
             caller = traceback.extract_stack()[-2]
-            if "curerec" in caller.filename:
+            if caller.filename.startswith(OURS):
                 self.uploads.append(caller.name)
             return plain_tensor(*args, **options)
 
