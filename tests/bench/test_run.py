@@ -158,7 +158,7 @@ def test_failures_are_rows_and_end_nothing(made):
 def test_every_model_is_trained_once(made):
     kinds = [name.split("-")[0] for name in made.trained]
     # Seeds 20 and 21 with two retrains each, and the development seed's original; no retrain of that.
-    assert kinds.count_trainings("original") == 3 and kinds.count_trainings("retrain") == 4
+    assert kinds.count("original") == 3 and kinds.count("retrain") == 4
     assert len(set(made.trained)) == len(made.trained)
 
 
