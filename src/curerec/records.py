@@ -93,8 +93,9 @@ class Conflicts:
     """Steps by modules; nan where a gradient of the module is 0 or nothing of it may move.
 
     Attributes:
-        modules: heads (``layers.0.head.1``), MLPs, what the heads of a layer share (``layers.0.attn``), and
-            what lies outside the layers by its own name.
+        modules: heads (``layers.0.head.1``), MLPs, what the heads of a layer share (``layers.0.attn``) and
+            keys and values that some of them do (``layers.0.kv.1``), and what lies outside the layers by its
+            own name.
         cos: of forget and retain gradient as the rules compare them (of steps with ``projection:
             preconditioned``), over all units of the module, float32 [steps, modules].
         projected: share of the module's units whose gradients were projected, float32 [steps, modules].

@@ -5,14 +5,18 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from curerec.recommender.families.base import KEY, QUERY, VALUE
 from curerec.records import ROLES
 
 #: Matrices of an MLP in the cells of a record, of any family.
 MLP = ("gate_proj", "up_proj", "gate_up_proj", "c_fc", "fc1", "fc2", "down_proj", "mlp.c_proj", "mlp")
+SHARED = (KEY, VALUE)  # by the query heads of a group
 
 
 def groups_of_record(cells: Sequence[Mapping[str, Any]]) -> dict[str, dict[str, int]]:
     """Update units of each head and MLP by role, from the cells of a record.
+
+    Keys and values that several query heads share count with each of these.
 
     Args:
         cells: ``groups.cells`` of a record: counts of units by layer, matrix and head.
@@ -24,16 +28,26 @@ def groups_of_record(cells: Sequence[Mapping[str, Any]]) -> dict[str, dict[str, 
         2
     """
     out: dict[str, dict[str, int]] = {}
+    n_heads: dict[tuple[int, str], int] = {}
     for cell in cells:
-        if cell["layer"] is None:
+        if cell["layer"] is not None and cell["head"] is not None:
+            at = cell["layer"], cell["module"]
+            n_heads[at] = max(n_heads.get(at, 0), cell["head"] + 1)
+    for cell in cells:
+        layer, module, head = cell["layer"], cell["module"], cell["head"]
+        if layer is None:
             continue
-        if cell["head"] is not None:
-            name = f"layers.{cell['layer']}.head.{cell['head']}"
-        elif cell["module"] in MLP:
-            name = f"layers.{cell['layer']}.mlp"
+        if head is not None:
+            share = (
+                max(1, n_heads.get((layer, QUERY), 0) // n_heads[layer, module]) if module in SHARED else 1
+            )
+            names = [f"layers.{layer}.head.{h}" for h in range(head * share, (head + 1) * share)]
+        elif module in MLP:
+            names = [f"layers.{layer}.mlp"]
         else:
             continue
-        counts = out.setdefault(name, dict.fromkeys(ROLES, 0))
-        for role in ROLES:
-            counts[role] += cell[role]
+        for name in names:
+            counts = out.setdefault(name, dict.fromkeys(ROLES, 0))
+            for role in ROLES:
+                counts[role] += cell[role]
     return out

@@ -79,15 +79,18 @@ class Watcher:
 
 
 def module_of(place: Place) -> str:
-    """The head or MLP that a unit is of, else what it is.
+    """The head (or group of heads, of keys and values that several share) or MLP of a unit, else what it is.
 
     Example:
         >>> [module_of(p) for p in (Place(0, "q_proj", 1, "attn"), Place(0, "o_proj", None, "attn"))]
         ['layers.0.head.1', 'layers.0.attn']
+        >>> module_of(Place(0, "k_proj", 1, "attn", share=3))  # of query heads 3 to 5
+        'layers.0.kv.1'
         >>> module_of(Place(None, "embed_tokens", None))
         'embed_tokens'
     """
     if place.layer is None:
         return place.module
-    part = f"head.{place.head}" if place.head is not None else (place.block or place.module)
+    head = f"{'kv' if place.share > 1 else 'head'}.{place.head}"
+    part = head if place.head is not None else (place.block or place.module)
     return f"layers.{place.layer}.{place.module if part == 'both' else part}"

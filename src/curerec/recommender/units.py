@@ -30,13 +30,15 @@ SHARED_FACTOR = -1  # a LoRA factor that several units use
 class Place:
     """Where a unit is drawn: layer (None: outside the layers), module, head (None: none).
 
-    ``block`` says whether it serves the layer's attention, its MLP or both.
+    ``block`` says whether it serves the layer's attention, its MLP or both. Of a row of keys or values
+    ``head`` is that of keys and values, which ``share`` query heads use.
     """
 
     layer: int | None
     module: str
     head: int | None
     block: Block | None = None
+    share: int = 1
 
 
 @dataclass(frozen=True)
@@ -236,7 +238,7 @@ class _Register:
     def _output(self, layer: int, part: str, row: int, block: Block) -> int:
         share = self.share.get(part)
         if self.granularity == "row":
-            place = Place(layer, part, row // self.width if share else None, block)
+            place = Place(layer, part, row // self.width if share else None, block, share or 1)
             return self.unit(f"layers.{layer}.{part}.row.{row}", place)
         if self.granularity == "projection":
             return self.unit(f"layers.{layer}.{part}", Place(layer, part, None, block))
