@@ -176,3 +176,24 @@ def test_a_unit_that_is_all_there_is_follows_pcgrad():
     got, _ = Rules(one, torch.full_like(role, SHARED), weight=3.0, both=True).combine(forget, retain)
     for name in names:
         torch.testing.assert_close(got[name], a * forget[name] + b * 3.0 * retain[name], atol=1e-5, rtol=1e-4)
+
+
+def test_each_projected_step_is_at_right_angles_to_the_other_as_it_was():
+    """Not to the other projected one: these two point along each other (docs/method.md, step 7)."""
+    units, role, forget, retain = setting("row", False)
+    scale = {n: torch.rand_like(g) + 0.1 for n, g in forget.items()}
+    f, r = times(forget, scale), times(retain, scale)
+    alone, with_retain = (
+        Rules(units, role, weight=w, both=True).combine(forget, retain, scale) for w in (0, 1)
+    )
+    of_f = times(alone[0], scale)  # without a weight the retain side has no step of its own
+    of_r = {n: g - of_f[n] for n, g in times(with_retain[0], scale).items()}
+    conflicting = np.flatnonzero(with_retain[1]["projected"].numpy())
+    assert len(conflicting) > 3
+    for unit in conflicting:
+        a, b, fa, rb = (slices(units, g, unit) for g in (f, r, of_f, of_r))
+        size = a.norm() * b.norm()
+        assert abs(fa @ b) < 1e-4 * size and abs(rb @ a) < 1e-4 * size
+        cos = a @ b / size
+        assert float(fa @ rb) == pytest.approx(float(-(a @ b) * (1 - cos**2)), abs=1e-4 * float(size))
+        assert fa @ rb >= -1e-4 * size
