@@ -36,6 +36,18 @@ def test_a_mean_of_dependent_rows_is_covered_by_drawing_users_alone():
     assert hits["users"] / 120 > 0.84
 
 
+@pytest.mark.parametrize(("users", "covered"), [(5, 0.83), (20, 0.91), (60, 0.95)])
+def test_few_users_make_too_narrow_an_interval_by_as_much_as_is_said(users, covered):
+    """docs/metrics.md has these figures, of skewed numbers such as distances."""
+    rng, hits, runs = np.random.default_rng(0), 0, 200
+    for seed in range(runs):
+        user = np.repeat(np.arange(users), rng.integers(3, 20, users))
+        z = 0.5 * rng.normal(size=users)[user] + rng.normal(size=len(user))
+        low, high = mean_interval(np.exp(0.7 * z), draws=200, seed=seed, groups=user)
+        hits += low <= np.exp(0.49 * 1.25 / 2) <= high
+    assert hits / runs == pytest.approx(covered, abs=3 * (covered * (1 - covered) / runs) ** 0.5)
+
+
 def test_low_false_alarms_of_a_draw_are_what_a_plain_loop_gives():
     rng = np.random.default_rng(1)
     a, b = rng.integers(0, 30, 60) + 5.0, rng.integers(0, 30, 400) * 1.0

@@ -168,6 +168,28 @@ def test_the_error_of_a_rise_in_calibration_is_that_of_fresh_samples():
     assert found[0]["rise"] != 0 and ece_rise(z, z, y) == {"rise": 0.0, "se": 0.0}
 
 
+def test_a_rise_over_a_calibrated_model_shows_too_small_by_as_much_as_is_said():
+    """Chance adds to the error of a calibrated model more than to that of another (docs/metrics.md)."""
+    rng = np.random.default_rng(0)
+
+    def seen(n, before, after, runs):
+        found = []
+        for _ in range(runs):
+            z = rng.normal(size=n)
+            y = rng.random(n) < expit(z)
+            found.append((ece(expit(before * z), y), ece(expit(after * z), y)))
+        return np.mean(found, 0)
+
+    well, badly = seen(200_000, 1, 1.6, 3)
+    assert well < 0.005 and badly == pytest.approx(0.069, abs=0.002)
+    for n, rise in ((300, 0.021), (1000, 0.035), (2700, 0.046)):
+        calibrated, other = seen(n, 1, 1.6, 100)
+        assert calibrated == pytest.approx(np.sqrt(15 / n) / 3, rel=0.15)
+        assert other - calibrated == pytest.approx(rise, abs=0.006)
+    off, farther = seen(1000, 2, 2.6, 100)
+    assert off == pytest.approx(0.103, abs=0.015) and farther - off == pytest.approx(0.038, abs=0.006)
+
+
 def test_users_whose_rows_err_alike_widen_the_error_of_a_rise():
     rng = np.random.default_rng(1)
     user = np.repeat(np.arange(60), 25)

@@ -13,7 +13,8 @@ from curerec.evaluation.inputs import MEND
 _CELLS = 1 << 21  # weights held at once (16 MiB)
 
 #: With fewer users in a set draws of users hardly vary it, of a single one not at all (of two, [min, max] of
-#: their means holds the truth in half of the cases). Of two sets rows are drawn then; of one nothing is.
+#: their means holds the truth in half of the cases). Of two sets rows are drawn then; of one nothing is. Of
+#: five the interval of a skewed mean covers .83, of 20 .91 (docs/metrics.md).
 LEAST_USERS = 5
 
 Groups = tuple[np.ndarray, np.ndarray]  # user of each row of the first set, [m], and of the second, [n]

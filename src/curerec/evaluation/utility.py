@@ -78,7 +78,8 @@ def ece(p: np.ndarray, label: np.ndarray, bins: int = BINS) -> float:
     """Expected calibration error of P(yes).
 
     ``sum_b n_b / n |mean_b p - mean_b y|`` over bins of equally many examples; equal predictions share a bin.
-    Chance alone gives about ``sqrt(bins / n) / 3``, so compare models on the same examples.
+    Chance alone gives about ``sqrt(bins / n) / 3``, and adds the less the larger the error is: on the same
+    examples, too, the rise over a calibrated model comes out too small (docs/metrics.md).
 
     Args:
         p: P(yes), [n].
@@ -113,7 +114,8 @@ def ece_rise(
         draws, seed: of the bootstrap; both models are drawn together.
 
     Returns:
-        ``rise`` (:func:`ece` of ``after`` less that of ``before``) and ``se``, its bootstrap standard error.
+        ``rise`` (:func:`ece` of ``after`` less that of ``before``, too small where that is calibrated) and
+        ``se``, its bootstrap standard error.
 
     Related: :func:`auc_drop`.
 
