@@ -70,6 +70,20 @@ def test_what_is_outside_the_core_is_told_by_who_uses_it(model_type, granularity
     assert rest == ({"mlp"} if granularity == "head_mlp" else {"up_proj", "down_proj"} | gated)
 
 
+@pytest.mark.parametrize("model_type", ["smollm2", "llama", "phi3"])
+def test_keys_and_values_are_inside_where_a_head_that_uses_them_is(model_type):
+    model = made_family_model(model_type, 60)
+    family, units = family_of(model), units_of(model, "row")
+    names, (n_heads, n_kv, width) = family.module_names(model), family.heads(model)
+    for head in range(n_heads):
+        circuit = found_circuit((names.index(f"layers.0.head.{head}"),), modules=names)
+        inside = {n for n, i in zip(units.names, in_core(circuit, units), strict=True) if i}
+        group = head * n_kv // n_heads
+        for part in ("k_proj", "v_proj"):
+            rows = {int(n.split(".")[-1]) for n in inside if n.startswith(f"layers.0.{part}.row.")}
+            assert rows == set(range(group * width, (group + 1) * width)), (head, part)
+
+
 def test_what_a_circuit_is_sought_among_is_all_that_is_patched():
     model = made_model(WORDS, layers=3)
     among = modules_with_units(lora_on(made_model(WORDS, layers=3), layers=(2,)))

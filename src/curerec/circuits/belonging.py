@@ -14,8 +14,9 @@ from curerec.records import Circuit
 def in_core(circuit: Circuit, units: Units) -> np.ndarray:
     """Whether each unit belongs to the core circuit, bool [n_units].
 
-    A unit of one head goes with its head, one of an MLP with the MLP, one that all heads of a layer share
-    (a row of o_proj, a whole projection, a norm) with any of them. Embedding and final norm are inside.
+    A unit of one head goes with its head, one of an MLP with the MLP, one that several heads share (a row of
+    keys or values, of o_proj, a whole projection, a norm) with any of those. Embedding and final norm are
+    inside.
     """
     core = {circuit.modules[k] for k in circuit.core}
 
@@ -45,11 +46,14 @@ def serves(place: Place, module: str) -> bool:
 
     >>> serves(Place(0, "q_proj", 1, "attn"), "layers.0.head.1")
     True
+    >>> [serves(Place(0, "k_proj", 1, "attn", share=3), f"layers.0.head.{h}") for h in (1, 3, 5, 6)]
+    [False, True, True, False]
     >>> [serves(Place(0, "o_proj", None, "attn"), name) for name in ("layers.0.head.1", "layers.0.mlp")]
     [True, False]
     """
     if place.layer is None or not module.startswith(f"layers.{place.layer}."):
         return False
     if place.head is not None:
-        return module.endswith(f".head.{place.head}")
+        _, is_head, head = module.partition(".head.")
+        return bool(is_head) and int(head) // place.share == place.head
     return place.block in ("both", "mlp" if module.endswith(".mlp") else "attn")
