@@ -9,7 +9,7 @@ from scipy.optimize import minimize
 from scipy.stats import spearmanr
 
 from curerec.methods.cagrad.method import Cagrad, dual
-from curerec.methods.cau.method import curriculum, min_norm
+from curerec.methods.cau.method import curriculum, gram_of, min_norm
 from curerec.methods.gru.method import Gru
 from curerec.methods.ngdiff.method import difference, newton_rate
 from curerec.methods.pcgrad.method import Pcgrad
@@ -39,6 +39,14 @@ def flat(g):
 
 def made(kind, weight=1.0):
     return kind(made_model(40, layers=1), weight)
+
+
+def on_device(*values):
+    return [torch.tensor(float(v), dtype=torch.float64) for v in values]
+
+
+def weights(gram, floor=0.0):
+    return min_norm(torch.from_numpy(gram), floor).numpy()
 
 
 @pytest.mark.parametrize("seed", SEEDS)
@@ -88,7 +96,7 @@ def test_cagrad_solves_its_dual_and_its_primal(seed, scale, c):
         mixed = w * x + (1 - w) * y
         return mixed @ g0 + c * np.linalg.norm(g0) * np.linalg.norm(mixed)
 
-    best = dual(x @ x, x @ y, y @ y, c)
+    best = float(dual(*on_device(x @ x, x @ y, y @ y), c))
     grid = np.linspace(0, 1, 2001)
     assert 0 <= best <= 1
     assert objective(best) <= min(objective(w) for w in grid) + 1e-9 * abs(objective(best))
@@ -162,10 +170,10 @@ def test_the_automatic_rate_is_newton_s_on_a_parabola():
         return 0.5 * x @ hessian @ x
 
     for rate in (0.01, 0.3):
-        got = newton_rate(loss(theta - rate * d), loss(theta), loss(theta + rate * d), rate)
-        assert got == pytest.approx((hessian @ theta) @ d / (d @ hessian @ d))
-    assert newton_rate(1.0, 1.5, 1.0, 0.1) is None  # bends down
-    assert newton_rate(2.0, 1.0, 1.0, 0.1) is None  # rises ahead
+        got = newton_rate(*on_device(loss(theta - rate * d), loss(theta), loss(theta + rate * d), rate))
+        assert float(got) == pytest.approx((hessian @ theta) @ d / (d @ hessian @ d))
+    assert newton_rate(*on_device(1.0, 1.5, 1.0, 0.1)) == 0.1  # bends down
+    assert newton_rate(*on_device(2.0, 1.0, 1.0, 0.1)) == 0.1  # rises ahead
 
 
 @pytest.mark.parametrize("seed", SEEDS)
@@ -175,7 +183,7 @@ def test_min_norm_against_all_mixtures(seed, floor, k):
     rng = np.random.default_rng(seed)
     vectors = rng.normal(size=(k, 3 if seed % 2 else 6)) * 10.0 ** rng.integers(-3, 3, (k, 1))
     gram = vectors @ vectors.T
-    weight = min_norm(gram, floor)
+    weight = weights(gram, floor)
     assert weight.sum() == pytest.approx(1) and (weight >= floor - 1e-9).all()
     free = rng.dirichlet(np.full(k, 0.3), 20_000)
     free = np.concatenate([free, np.eye(k)])
@@ -186,21 +194,27 @@ def test_min_norm_against_all_mixtures(seed, floor, k):
 
 def test_min_norm_of_two_is_the_known_formula():
     x, y = np.array([1.0, 2.0, 0.5]), np.array([-2.0, 1.0, 3.0])
-    weight = min_norm(np.array([[x @ x, x @ y], [x @ y, y @ y]]))
+    weight = weights(np.array([[x @ x, x @ y], [x @ y, y @ y]]))
     assert weight[0] == pytest.approx(np.clip((y - x) @ y / ((x - y) @ (x - y)), 0, 1))
 
 
 def test_min_norm_is_a_direction_of_common_descent():
     for seed in SEEDS:
         vectors = np.random.default_rng(seed).normal(size=(3, 8))
-        d = min_norm(vectors @ vectors.T) @ vectors
+        d = weights(vectors @ vectors.T) @ vectors
         assert (vectors @ d >= d @ d - 1e-9).all()
 
 
 def test_a_zero_gradient_takes_all_the_free_weight():
     gram = np.diag([4.0, 9.0, 0.0])
-    np.testing.assert_allclose(min_norm(gram), [0, 0, 1], atol=1e-9)
-    np.testing.assert_allclose(min_norm(gram, 0.1), [0.1, 0.1, 0.8], atol=1e-9)
+    np.testing.assert_allclose(weights(gram), [0, 0, 1], atol=1e-9)
+    np.testing.assert_allclose(weights(gram, 0.1), [0.1, 0.1, 0.8], atol=1e-9)
+
+
+def test_inner_products_of_three_vectors_in_parts():
+    sides = [list(pair(seed)[0].values()) for seed in range(3)]
+    whole = np.stack([np.concatenate([x.numpy().ravel() for x in side]) for side in sides])
+    np.testing.assert_allclose(gram_of(sides).numpy(), whole @ whole.T, rtol=1e-12)
 
 
 def test_curriculum_sorts_or_draws():

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from typing import Any
 
-import numpy as np
 import torch
 
 from curerec.methods.loop import outcome
@@ -15,11 +14,14 @@ from curerec.recommender.score import device_of
 from curerec.recommender.units import units_of
 from curerec.records import Outcome
 
+Weight = float | torch.Tensor  # of a gradient in a mix; a tensor is float64 []
+
 
 class WholeVector(Rules):
     """Combines g_f and w g_r as two vectors over all parameters: ``a g_f + b w g_r``.
 
-    Subclasses say what a and b are.
+    Subclasses say what a and b are. All of it stays on the device: a rule that reads its inner products, or
+    branches on them, makes a GPU wait in every step.
 
     Args:
         model: gives the parameters that may change.
@@ -30,8 +32,8 @@ class WholeVector(Rules):
         units = units_of(model, "projection")
         super().__init__(units, uniform(units, device_of(model)), weight=weight)
 
-    def mix(self, ff: float, fr: float, rr: float) -> tuple[float, float]:
-        """(a, b) from the inner products of g_f and w g_r; here their plain sum."""
+    def mix(self, ff: torch.Tensor, fr: torch.Tensor, rr: torch.Tensor) -> tuple[Weight, Weight]:
+        """(a, b) from the inner products of g_f and w g_r, float64 [] each; here their plain sum."""
         return 1.0, 1.0
 
     def combine(
@@ -51,16 +53,17 @@ class WholeVector(Rules):
         return out, noted(ff, fr, rr)
 
 
-def inner(x: Gradients, y: Gradients) -> float:
-    """Inner product over all parameters, summed in double precision."""
-    return float(sum((x[n].double() * y[n].double()).sum() for n in x))
+def inner(x: Gradients, y: Gradients) -> torch.Tensor:
+    """Inner product over all parameters (one at least), summed in double precision, [] on their device."""
+    parts = [(x[n].double() * y[n].double()).sum() for n in x]
+    return sum(parts[1:], parts[0])
 
 
-def noted(ff: float, fr: float, rr: float) -> dict[str, torch.Tensor]:
-    """What the loop notes of a step: the cosine, and whether the two conflict."""
-    norm = np.sqrt(ff) * np.sqrt(rr)
-    cos = fr / norm if norm > 0 else float("nan")
-    return {"cos": torch.tensor([cos]), "projected": torch.tensor([fr < 0])}
+def noted(ff: torch.Tensor, fr: torch.Tensor, rr: torch.Tensor) -> dict[str, torch.Tensor]:
+    """What the loop notes of a step, [1] each: the cosine (nan: a side is 0) and whether they conflict."""
+    norm = ff.sqrt() * rr.sqrt()
+    cos = torch.where(norm > 0, fr / norm, torch.nan)
+    return {"cos": cos[None], "projected": (fr < 0)[None]}
 
 
 def operate(task: Task, config: UnlearnConfig, rules: WholeVector, name: str) -> Outcome:

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import math
 from typing import Any
 
+import torch
 from pydantic import Field
 
 from curerec.methods.losses import ForgetLoss
-from curerec.methods.surgery import WholeVector, operate
+from curerec.methods.surgery import Weight, WholeVector, operate
 from curerec.methods.task import Task
 from curerec.methods.unlearn import UnlearnConfig, retain_weight
 from curerec.records import Outcome
@@ -23,8 +23,8 @@ class CagradConfig(UnlearnConfig):
     c: float = Field(0.5, ge=0, lt=1, description="radius around the mean gradient, in its norms")
 
 
-def dual(ff: float, fr: float, rr: float, c: float) -> float:
-    """The weight x in [0, 1] of g_f that minimises CAGrad's dual, exactly.
+def dual(ff: torch.Tensor, fr: torch.Tensor, rr: torch.Tensor, c: float) -> torch.Tensor:
+    """The weight x in [0, 1] of g_f that minimises CAGrad's dual, exactly, float64 [].
 
     ``F(x) = <g_x, g_0> + c |g_0| |g_x|``, ``g_x = x g_f + (1 - x) g_r``, ``g_0 = (g_f + g_r) / 2``. F is
     convex. With ``u = g_f - g_r`` the square ``|g_x|^2`` is ``m^2 + t^2`` for ``t = (x - x_0) |u|``, and
@@ -32,21 +32,21 @@ def dual(ff: float, fr: float, rr: float, c: float) -> float:
     end is best.
 
     Args:
-        ff, fr, rr: inner products of g_f and g_r.
+        ff, fr, rr: inner products of g_f and g_r, float64 [].
         c: radius.
     """
-    uu = max(ff - 2 * fr + rr, 0.0)
-    g0 = math.sqrt(max(ff + 2 * fr + rr, 0.0)) / 2
+    uu = (ff - 2 * fr + rr).clamp_min(0)
+    g0 = (ff + 2 * fr + rr).clamp_min(0).sqrt() / 2
     slope = (ff - rr) / 2  # <u, g_0>
-    if uu == 0:
-        return 0.5
-    reach = c * g0 * math.sqrt(uu)
-    if abs(slope) >= reach:  # the linear term wins everywhere
-        return 0.5 if slope == 0 else float(slope < 0)
+    reach = c * g0 * uu.sqrt()
     x0 = (rr - fr) / uu
-    m = math.sqrt(max(ff * rr - fr * fr, 0.0) / uu)
+    m = ((ff * rr - fr * fr).clamp_min(0) / uu).sqrt()
     ratio = -slope / reach
-    return min(1.0, max(0.0, x0 + ratio * m / math.sqrt(1 - ratio**2) / math.sqrt(uu)))
+    # Without a value where one of the other cases holds, or a gradient is past all bounds: then an end.
+    inside = (x0 + ratio * m / (1 - ratio**2).sqrt() / uu.sqrt()).nan_to_num(0.0).clamp(0, 1)
+    end = 0.5 - slope.sign() / 2
+    x = torch.where(slope.abs() >= reach, end, inside)  # there the linear term wins everywhere
+    return torch.where(uu == 0, 0.5, x)
 
 
 class Cagrad(WholeVector):
@@ -54,12 +54,12 @@ class Cagrad(WholeVector):
 
     c = 0.5
 
-    def mix(self, ff: float, fr: float, rr: float) -> tuple[float, float]:
+    def mix(self, ff: torch.Tensor, fr: torch.Tensor, rr: torch.Tensor) -> tuple[Weight, Weight]:
         """``g_0 + c |g_0| g_x / |g_x|``."""
         x = dual(ff, fr, rr, self.c)
-        norm = math.sqrt(max(x * x * ff + 2 * x * (1 - x) * fr + (1 - x) ** 2 * rr, 0.0))
-        g0 = math.sqrt(max(ff + 2 * fr + rr, 0.0)) / 2
-        push = self.c * g0 / norm if norm > 0 else 0.0
+        norm = (x * x * ff + 2 * x * (1 - x) * fr + (1 - x) ** 2 * rr).clamp_min(0).sqrt()
+        g0 = (ff + 2 * fr + rr).clamp_min(0).sqrt() / 2
+        push = torch.where(norm > 0, self.c * g0 / norm, 0.0)
         return 0.5 + push * x, 0.5 + push * (1 - x)
 
 

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from itertools import combinations
+from collections.abc import Sequence
+from itertools import combinations, combinations_with_replacement
 from typing import Any, Literal
 
 import numpy as np
@@ -32,39 +33,57 @@ class CauConfig(LoopConfig):
     reference_size: int = Field(256, gt=0, description="retain examples that difficulty is measured by")
 
 
-def min_norm(gram: np.ndarray, floor: float = 0.0) -> np.ndarray:
-    """Weights of the shortest vector among the convex combinations of k vectors, each at least ``floor``.
+def gram_of(vectors: Sequence[Sequence[torch.Tensor]]) -> torch.Tensor:
+    """Inner products of vectors that lie in parts, summed in double precision, float64 [k, k]."""
+    found: dict[tuple[int, int], torch.Tensor] = {}
+    for (i, x), (j, y) in combinations_with_replacement(enumerate(vectors), 2):
+        parts = [(a.double() * b.double()).sum() for a, b in zip(x, y, strict=True)]
+        found[i, j] = found[j, i] = sum(parts[1:], parts[0])
+    k = len(vectors)
+    return torch.stack([found[i, j] for i in range(k) for j in range(k)]).view(k, k)
 
-    Exact: the best point of every face of the simplex is found, and the shortest kept (k is small).
+
+def min_norm(gram: torch.Tensor, floor: float = 0.0) -> torch.Tensor:
+    """Weights of the shortest vector among the convex combinations of vectors, each at least ``floor``.
+
+    In closed form and on the device: the point nearest to 0 on the line or plane through every face of the
+    simplex is found, and the shortest of those inside their face kept. Of vectors on one line the plane
+    tells nothing, and a side has the shortest.
 
     Args:
-        gram: inner products, float64 [k, k].
+        gram: inner products of two or three vectors, float64 [k, k].
         floor: least weight, below 1 / k.
 
     Returns:
-        float64 [k], summing to 1.
+        float64 [k], summing to 1, on the device of ``gram``.
 
     Source: Desideri 2012 (MGDA); Sener and Koltun 2018, arXiv 1810.04650, eq. 3.
     """
     k = len(gram)
     # With w = floor + (1 - k floor) v the combination is that of shifted vectors with free weights v.
-    shift = np.full((k, k), floor) + (1 - k * floor) * np.eye(k)
-    moved = shift @ gram @ shift.T
-    best, least = np.full(k, 1 / k), np.inf
-    for size in range(1, k + 1):
-        for face in combinations(range(k), size):
-            inside = moved[np.ix_(face, face)]
-            bordered = np.block([[2 * inside, np.ones((size, 1))], [np.ones((1, size)), np.zeros((1, 1))]])
-            scale = max(float(np.trace(inside)), 1e-300)
-            bordered[:size, :size] /= scale
-            v = np.linalg.lstsq(bordered, np.r_[np.zeros(size), 1.0], rcond=None)[0][:size]
-            if (v >= -1e-12).all():
-                v = np.clip(v, 0, None) / np.clip(v, 0, None).sum()
-                length = float(v @ inside @ v)
-                if length < least:
-                    least, best = length, np.zeros(k)
-                    best[list(face)] = v
-    return shift.T @ best
+    corners = torch.eye(k, dtype=gram.dtype, device=gram.device)
+    shift = floor + (1 - k * floor) * corners
+    moved = shift @ gram @ shift
+    g = [row.unbind() for row in moved.unbind()]
+    found = [*corners]
+    for i, j in combinations(range(k), 2):
+        found.append((g[j][j] - g[i][j]) * corners[i] + (g[i][i] - g[i][j]) * corners[j])
+    if k == 3:  # sums of the rows of the adjugate, which G^-1 1 is proportional to
+        found.append(
+            torch.stack(
+                [
+                    (g[j][j] - g[i][j]) * (g[m][m] - g[i][m]) - (g[j][m] - g[i][j]) * (g[j][m] - g[i][m])
+                    for i, j, m in ((0, 1, 2), (1, 2, 0), (2, 0, 1))
+                ]
+            )
+        )
+    v = torch.stack(found)
+    v = v / v.sum(1, keepdim=True)  # nan where a face is less than one, which is then not inside
+    inside = (v >= -1e-12).all(1)
+    v = v.clamp_min(0)
+    v = v / v.sum(1, keepdim=True)
+    length = torch.where(inside, (v @ moved * v).sum(1), torch.inf)
+    return shift @ v.index_select(0, length.argmin()[None])[0]
 
 
 def curriculum(
@@ -109,23 +128,11 @@ def cau(task: Task, config: CauConfig | None = None) -> Outcome:
             torch.autograd.grad(loss, descent.params, retain_graph=k == len(losses) - 2)
             for k, loss in enumerate(losses)
         ]
-        gram = np.asarray(
-            [
-                [
-                    float(sum((a.double() * b.double()).sum() for a, b in zip(x, y, strict=True)))
-                    for y in grads
-                ]
-                for x in grads
-            ]
-        )
-        weight = min_norm(gram, config.floor)
-        found = [
-            sum(float(w) * g for w, g in zip(weight, parts, strict=True))
-            for parts in zip(*grads, strict=True)
-        ]
+        weight = min_norm(gram_of(grads), config.floor).unbind()
+        found = [sum(w * g for w, g in zip(weight, parts, strict=True)) for parts in zip(*grads, strict=True)]
         names = ("forget", "retain", "kl")[-len(losses) :]
         log = {f"{n}_loss": x.detach() for n, x in zip(names, losses, strict=True)}
-        return found, log | {f"{n}_weight": float(w) for n, w in zip(names, weight, strict=True)}
+        return found, log | {f"{n}_weight": w for n, w in zip(names, weight, strict=True)}
 
     def order(rng: np.random.Generator) -> np.ndarray:
         return curriculum(difficulty, config.order, config.temperature, rng)

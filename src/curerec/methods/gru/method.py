@@ -46,7 +46,7 @@ class Gru(WholeVector):
         self.mean = {n: torch.lerp(m, retain[n], self.ema) for n, m in self.mean.items()}
         f, m = (side if scale is None else times(side, scale) for side in (forget, self.mean))
         ff, fr, rr = inner(f, f), inner(f, m), inner(m, m)
-        pull = -fr / rr if fr < 0 < rr else 0.0
+        pull = torch.where((fr < 0) & (rr > 0), -fr / rr, 0.0)
         out = {n: forget[n] + pull * self.mean[n] for n in forget}
         if self.descend_retain:
             out = {n: g + self.weight * retain[n] for n, g in out.items()}
