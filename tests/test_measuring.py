@@ -7,11 +7,17 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
+import torch
 
 from curerec import measuring
-from curerec.measuring import _assign, _pairs, calibrate, sizes_of
-from curerec.methods import CureConfig
+from curerec.measuring import REPEATS, _assign, _pairs, calibrate, sizes_of
+from curerec.methods import METHODS, CureConfig
+from curerec.methods.conflicts import Watcher
+from curerec.methods.preconditioner import Preconditioner
+from curerec.methods.rules import Rules
 from curerec.methods.task import Task
+from curerec.prompts import encoding
+from curerec.recommender.tune import Averager
 from curerec.recommender.units import units_of
 from curerec.workload import of_cure
 from made_tasks import made_task
@@ -54,6 +60,77 @@ def test_one_slow_resampling_hides_no_rate(monkeypatch):
     units = units_of(task.original.model, "head_mlp")
     found = _assign(task, CureConfig(), np.zeros((16, len(units.names))), units)
     assert found.rate == pytest.approx(5e-3, rel=0.5) and found.fixed < SLOW / 3
+
+
+def test_titles_are_encoded_together_as_in_a_run(monkeypatch):
+    task = made_task()
+    assert len(task.data.items) > 7
+    asked, plain = [], encoding.encode_all_as_data
+    monkeypatch.setattr(
+        encoding, "encode_all_as_data", lambda made, texts: asked.append(len(texts)) or plain(made, texts)
+    )
+    monkeypatch.setattr(measuring, "TITLES", 7)
+    calibrate(task, CureConfig())
+    assert asked[0] == 7
+
+
+class Told:
+    """What is done between two updates of the running average, in order: a step beside its gradients."""
+
+    def __init__(self, monkeypatch):
+        self.steps = [[]]
+
+        def watch(owner, name, about=lambda *args: ()):
+            plain = getattr(owner, name)
+
+            def told(*args, **options):
+                self.steps[-1].append((name, *about(*args)))
+                return plain(*args, **options)
+
+            monkeypatch.setattr(owner, name, told)
+
+        watch(Rules, "inside", lambda rules, gradients: (rules.masks is None,))
+        watch(Rules, "combine", lambda rules, f, r, scale=None: (rules.both, scale is None))
+        watch(Preconditioner, "factors")
+        watch(Watcher, "combined")
+        watch(Watcher, "moved")
+        watch(torch.optim.AdamW, "step")
+        watch(torch.nn.utils, "clip_grad_norm_")
+        watch(torch.nn.utils, "clip_grad_value_")
+        drawn = torch._foreach_lerp_
+        monkeypatch.setattr(
+            torch,
+            "_foreach_lerp_",
+            lambda a, b, weight: self.steps[-1].append(("drawn", weight)) or drawn(a, b, weight),
+        )
+        plain = Averager.update
+
+        def update(averager):
+            plain(averager)
+            self.steps.append([])
+
+        monkeypatch.setattr(Averager, "update", update)
+
+
+@pytest.mark.parametrize(
+    ("settings", "update"),
+    [({}, {}), ({"saliency": 0.2, "project": "both"}, {"projection": "preconditioned", "anchor": 0.25})],
+)
+def test_a_step_is_measured_as_it_is_taken(settings, update, monkeypatch):
+    steps = REPEATS + 1
+    looks = {"schedule": "linear", "max_steps": steps, "check_every": steps, "check_size": 20, "damping": 0.1}
+    sizes = {"pairs": 8, "pair_pool": 12, "control_size": 20, "draws": 4, "path_steps": 1, "scope": "all"}
+    config = CureConfig.model_validate({**sizes, **settings, "update": {**looks, **update}})
+    task = made_task()
+    told = Told(monkeypatch)
+    METHODS["cure"][0](task, config)
+    taken, told.steps = told.steps, [[]]
+    calibrate(task, config)
+    assert len(told.steps) == len(taken) == steps + 1
+    assert told.steps[2] == taken[2]
+    names = [name for name, *_ in taken[2]]
+    want = ["inside", "inside", *["factors"] * bool(update), "combine", "combined", "step"]
+    assert names == [*want, *["drawn"] * bool(update), "moved", "drawn"]  # the last into the average
 
 
 @pytest.mark.parametrize("target", ["base", "expected"])

@@ -18,13 +18,14 @@ from curerec.circuits.belonging import modules_with_units
 from curerec.circuits.patching import patched_margins
 from curerec.circuits.path import path_scores
 from curerec.circuits.scorers import atp
-from curerec.groups.assign import assign, comparable
+from curerec.groups.assign import SHARED, assign, comparable
 from curerec.methods.cure.method import CureConfig
 from curerec.methods.expected import pool
 from curerec.methods.forget_objective import ForgetObjective
-from curerec.methods.loop import free
+from curerec.methods.loop import free, tuning_of
 from curerec.methods.rules import Rules, uniform
 from curerec.methods.task import Task
+from curerec.methods.unlearn import Combining
 from curerec.progress import Clock
 from curerec.prompts.counterfactual import counterfactual_pairs
 from curerec.prompts.encoding import Prompts, queries
@@ -32,8 +33,8 @@ from curerec.recommender.alive import LivePeak
 from curerec.recommender.lower import lowest_adapted, nothing_kept
 from curerec.recommender.score import at_a_time, device_of, score
 from curerec.recommender.stored_answers import StoredAnswers
-from curerec.recommender.tune import Averager, TuneConfig, optimise
-from curerec.recommender.units import inner_products, units_of
+from curerec.recommender.tune import Averager, optimise
+from curerec.recommender.units import Units, inner_products, units_of
 from curerec.records import Examples
 from curerec.workload import BATCH, Kind, Part, Sizes
 
@@ -93,10 +94,15 @@ def timed(run: Callable[[], Any], repeats: int = REPEATS) -> float:
     for _ in range(repeats):
         start = time.perf_counter()
         run()
-        if torch.cuda.is_available():
-            torch.cuda.synchronize()
+        _settle()
         seen.append(time.perf_counter() - start)
     return statistics.median(seen)
+
+
+def _settle() -> None:
+    """Wait for what a GPU has still to do."""
+    if torch.cuda.is_available():
+        torch.cuda.synchronize()
 
 
 def calibrate(task: Task, config: CureConfig) -> Calibration:
@@ -116,7 +122,7 @@ def calibrate(task: Task, config: CureConfig) -> Calibration:
     whole, task = task, replace(task, forget=sample, clock=Clock(), shared={})  # a small request of its kind
     lines: dict[Kind, Line] = {}
     n_items = len(task.data.items)
-    titles = timed(lambda: [task.encoder.title(k) for k in range(min(n_items, TITLES))], 1)
+    titles = timed(lambda: task.encoder.title_tokens(range(min(n_items, TITLES))), 1)
     lines["titles"] = Line(titles * n_items / min(n_items, TITLES))
     prompts = task.encode(sample)  # the titles in them are encoded here
     lines["encode"] = Line(0.0, timed(lambda: task.encode(sample)) / len(prompts))
@@ -158,7 +164,7 @@ def calibrate(task: Task, config: CureConfig) -> Calibration:
     values, _ = objective.gradient(change, params, np.arange(2))
     grads = dict(zip(names, values, strict=True))
     lines["products"] = Line(timed(lambda: inner_products(units, grads, grads)))
-    lines["step"] = Line(_step(rules, params, grads))
+    lines["step"] = Line(_step(whole, config, units, dict(zip(names, params, strict=True)), values))
     scores = path(np.arange(SMALL))
     lines["assign"] = _assign(whole, config, scores, units)
     parts: tuple[Part, ...] = ("forget", "retain", "control", "valid")
@@ -249,21 +255,48 @@ def _pairs(task: Task, config: CureConfig) -> Line:
     return Line.through(*points)
 
 
-def _step(rules: Rules, params: list[torch.nn.Parameter], grads: dict[str, torch.Tensor]) -> float:
-    """What a step costs beside its gradients: the rules, the optimiser, the running average."""
-    average = Averager(params, 0.9)
+def _step(
+    task: Task,
+    config: CureConfig,
+    units: Units,
+    parameters: dict[str, torch.nn.Parameter],
+    grads: list[torch.Tensor],
+) -> float:
+    """What a step costs beside its gradients: the rules, the optimiser, notes, the running average.
+
+    Which units forget, and which weights move, is not known: all may, and are asked for conflict.
+
+    Args:
+        task: whose size says what differs for small requests.
+        config: of the method.
+        units: of the model.
+        parameters: by name; they are moved.
+        grads: of each, for both sides.
+    """
+    sizes = len(task.forget), len(task.retain)
+    update = config.update.for_request(*sizes)
+    masks = None
+    if config.saliency_for(*sizes) is not None:
+        masks = {name: torch.ones_like(p, dtype=torch.bool) for name, p in parameters.items()}
+    role = torch.full_like(uniform(units, grads[0].device), SHARED)
+    rules = Rules(units, role, masks=masks, both=config.project == "both")
+    params = list(parameters.values())
+    combining, average = Combining(rules, update, parameters), Averager(params, update.average)
     at: list[float] = []
 
     def gradients(step: int) -> None:
-        direction, _ = rules.combine(grads, grads)
-        for p, g in zip(params, direction.values(), strict=True):
-            p.grad = g
+        combining.combine(grads, grads, update.push)
 
     def after(done: int) -> None:
+        combining.moved()
         average.update()
+        _settle()
         at.append(time.perf_counter())
 
-    optimise(params, REPEATS + 1, gradients, TuneConfig(lr=1e-9), after_step=after)
+    optimise(
+        params, REPEATS + 1, gradients, tuning_of(update),
+        after_step=after, damping=update.damping, anchor=update.anchor or 0.0,
+    )  # fmt: skip
     return statistics.median(np.diff(at))
 
 

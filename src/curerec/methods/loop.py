@@ -325,13 +325,7 @@ def walk(
             params,
             total,
             step_of,
-            TuneConfig(
-                lr=config.lr,
-                optimizer=config.optimizer,
-                schedule=config.schedule,
-                warmup=0,
-                max_grad_norm=float("inf"),
-            ),
+            tuning_of(config),
             after_step=after,
             momentum=momentum,
             damping=config.damping,
@@ -343,6 +337,17 @@ def walk(
             before_look()
     n = sum(p.numel() for p in params)
     return Update(model.eval(), tuple(trace), stop, done, n, config, target=watch.target, watch=watch)
+
+
+def tuning_of(config: LoopConfig) -> TuneConfig:
+    """Rate and schedule as :func:`curerec.recommender.tune.optimise` takes them; nothing is clipped."""
+    return TuneConfig(
+        lr=config.lr,
+        optimizer=config.optimizer,
+        schedule=config.schedule,
+        warmup=0,
+        max_grad_norm=float("inf"),
+    )
 
 
 def store(params: Sequence[torch.nn.Parameter], values: Sequence[torch.Tensor]) -> None:

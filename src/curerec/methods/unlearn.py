@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Literal
 
@@ -251,10 +252,7 @@ def run(
     pace = Pace(watch, config.max_steps, config.push) if config.paced else None
     taken: tuple[list[torch.Tensor], float] | None = None
     push = config.push
-    scaling = config.projection == "preconditioned" and config.optimizer == "adamw"
-    preconditioner = Preconditioner(config.damping) if scaling else None
-    may_change = dict(zip(names, params, strict=True))
-    conflicts = Watcher(rules.units, rules.owners)
+    combining = Combining(rules, config, dict(zip(names, params, strict=True)), unseen)
 
     def steer(point: Log) -> None:
         nonlocal push
@@ -291,18 +289,7 @@ def run(
 
         few = prompts_that_fit(model, int(batch.lengths.max()), task.runtime)
         g_r, loss_r = parallel.gradient(loss_of, len(batch), params, at_a_time=few)
-        forget = {name: push * g for name, g in zip(names, g_f, strict=True)}
-        if unseen:
-            unseen.hold(forget)
-        # Masked once: what follows, their sum included, is then of weights that may move.
-        forget, kept_up = rules.inside(forget), rules.inside(dict(zip(names, g_r, strict=True)))
-        scale = None
-        if preconditioner:
-            scale = preconditioner.factors({n: g + rules.weight * kept_up[n] for n, g in forget.items()})
-        direction, seen = rules.combine(forget, kept_up, scale, masked=True)
-        conflicts.combined(seen, may_change)
-        for name, p in zip(names, params, strict=True):
-            p.grad = direction[name].to(p.dtype)
+        seen = combining.combine(g_f, g_r, push)
         return {**_summary(loss_f, loss_r, seen), "push": push}
 
     done = walk(
@@ -314,7 +301,7 @@ def run(
         config.max_steps,
         steer=steer,
         anchor=config.anchor or 0.0,
-        moved=lambda: conflicts.moved(may_change),
+        moved=combining.moved,
     )
     back = None if unseen is None else (unseen.name, unseen.rows, unseen.base.shape[1])
     gone = None if kept is None else rolled
@@ -323,7 +310,59 @@ def run(
     movable = rules.n_movable(dict(zip(names, params, strict=True)), gone, back)
     free_tuned(model)
     n_unseen = None if config.unseen_tokens is None else 0 if unseen is None else len(unseen.rows)
-    return replace(done, n_trainable=movable, depth=depth, n_unseen=n_unseen, conflicts=conflicts.found())
+    conflicts = combining.conflicts.found()
+    return replace(done, n_trainable=movable, depth=depth, n_unseen=n_unseen, conflicts=conflicts)
+
+
+class Combining:
+    """What a step does with its two gradients before the optimiser is given their mix, and notes after it.
+
+    Args:
+        rules: roles of the units.
+        config: projection and damping.
+        parameters: that may change, by name.
+        unseen: rows that are held where they are; none: no rows.
+    """
+
+    def __init__(
+        self,
+        rules: Rules,
+        config: UnlearnConfig,
+        parameters: Mapping[str, torch.nn.Parameter],
+        unseen: Unseen | None = None,
+    ) -> None:
+        self.rules, self.parameters, self.unseen = rules, parameters, unseen
+        scaling = config.projection == "preconditioned" and config.optimizer == "adamw"
+        self.preconditioner = Preconditioner(config.damping) if scaling else None
+        self.conflicts = Watcher(rules.units, rules.owners)
+
+    def combine(
+        self, forget: Sequence[torch.Tensor], retain: Sequence[torch.Tensor], push: float
+    ) -> dict[str, torch.Tensor]:
+        """Put the direction into ``.grad``; returns what :meth:`Rules.combine` saw on the way.
+
+        Args:
+            forget, retain: gradients, in the order of the parameters.
+            push: weight of the first.
+        """
+        rules = self.rules
+        g_f = {name: push * g for name, g in zip(self.parameters, forget, strict=True)}
+        if self.unseen:
+            self.unseen.hold(g_f)
+        # Masked once: what follows, their sum included, is then of weights that may move.
+        g_f, g_r = rules.inside(g_f), rules.inside(dict(zip(self.parameters, retain, strict=True)))
+        scale = None
+        if self.preconditioner:
+            scale = self.preconditioner.factors({n: g + rules.weight * g_r[n] for n, g in g_f.items()})
+        direction, seen = rules.combine(g_f, g_r, scale, masked=True)
+        self.conflicts.combined(seen, self.parameters)
+        for name, p in self.parameters.items():
+            p.grad = direction[name].to(p.dtype)
+        return seen
+
+    def moved(self) -> None:
+        """After the optimiser's step."""
+        self.conflicts.moved(self.parameters)
 
 
 class _Retain:
