@@ -20,6 +20,7 @@ from curerec.recipe import ModelConfig, Recipe
 from curerec.recommender import bases, lora, parallel, storage
 from curerec.recommender.families import family_of
 from curerec.recommender.score import score
+from curerec.recommender.spread import spread_base
 from curerec.recommender.tune import tune
 from curerec.records import Examples, Recommender
 from curerec.splitting import public_split
@@ -91,20 +92,53 @@ def _titles_digest(data: Interactions) -> str:
     return hashlib.sha256("\n".join(data.titles["title"].to_pylist()).encode()).hexdigest()
 
 
+def spreads(config: ModelConfig) -> bool:
+    """Whether processes that were started together each hold a part of the base: with FSDP and an adapter.
+
+    Full fine-tuning is cut for its steps alone (:class:`curerec.recommender.parallel.Team`).
+
+    Args:
+        config: of the model.
+
+    Raises:
+        ConfigError: they would, and the base is in few bits.
+    """
+    if config.kind == "full" or not parallel.with_fsdp():
+        return False
+    if config.base_bits != 16:
+        raise ConfigError(
+            "a base in few bits cannot be shared out over processes",
+            where="--use_fsdp",
+            mend="Start training without --use_fsdp, or set model.base_bits: 16",
+        )
+    return True
+
+
 def fresh_model(folder: Path, config: ModelConfig, *, seed: int) -> Any:
     """The base as fine-tuning starts from it: all parameters trainable, or a new adapter.
+
+    With FSDP and an adapter each process puts a part of the base on its device
+    (:mod:`curerec.recommender.spread`), and all must come here.
 
     Args:
         folder: of the base.
         config: kind and adapter shape.
         seed: of the adapter's initial weights.
+
+    Raises:
+        ConfigError: a base in few bits is to be shared out.
+        ModelError: the base cannot be used, or has not what the adapter is to go on.
     """
     if config.kind == "full":
         model, _ = storage.load_base(folder, device=device(), dtype=storage.TUNED)
         model.requires_grad_(True)
         return model
+    cut = spreads(config)
     model = storage.load_frozen(
-        folder, config.base_bits, device=device(), dtype=storage.type_named(config.dtype)
+        folder,
+        config.base_bits,
+        device="cpu" if cut else device(),  # whole in main memory only
+        dtype=storage.type_named(config.dtype) or storage.type_on(device()),
     )
     family = family_of(model)
     known = family.projections
@@ -132,7 +166,10 @@ def fresh_model(folder: Path, config: ModelConfig, *, seed: int) -> Any:
     )
     with torch.random.fork_rng():
         torch.manual_seed(seed)
-        return get_peft_model(model, shape).eval()
+        model = get_peft_model(model, shape).eval()
+    if cut:
+        spread_base(model, device())
+    return model
 
 
 def check_template(name: str) -> None:
@@ -150,9 +187,10 @@ def check_finite(model: Any) -> None:
     """Refuse weights that training drove out of the numbers.
 
     Raises:
-        ModelError: a weight is infinite or not a number.
+        ModelError: a trained weight is infinite or not a number; of several processes all say so.
     """
-    if not all(bool(p.isfinite().all()) for p in model.parameters()):
+    # Of a frozen product a process may hold a part, which says nothing of the others' parts.
+    if not all(bool(p.isfinite().all()) for p in model.parameters() if p.requires_grad):
         raise ModelError(
             "training diverged: its weights are no finite numbers any more",
             where="fine-tuning",

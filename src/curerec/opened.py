@@ -8,7 +8,7 @@ from typing import Any
 
 from curerec.errors import ModelError
 from curerec.interactions import Interactions
-from curerec.models import device, fresh_model
+from curerec.models import device, fresh_model, spreads
 from curerec.recipe import Recipe, recipe_of_card
 from curerec.recommender import bases, storage, stored_answers, waypoints
 from curerec.recommender.copies import base_of
@@ -55,7 +55,7 @@ def open_recommender(
             (:mod:`curerec.recommender.spread`); all must come here.
 
     Raises:
-        ConfigError: the base cannot be cut.
+        ConfigError: the base cannot be cut: no adapter is on it, or it is in few bits.
         ModelError: the data are not those that it was trained on, or its files are not what its card says.
     """
     card = storage.read_card(folder)
@@ -69,6 +69,7 @@ def open_recommender(
     recipe, note = recipe_of_card(card, where=where)
     base = base or bases.resolve(card["base"]["name"], cache=cache)
     if cut:  # whole in main memory only
+        spreads(recipe.model)  # refuses few bits before anything is loaded
         recommender = storage.load(
             folder, base, dtype=storage.type_named(recipe.model.dtype) or storage.type_on(device())
         )

@@ -19,7 +19,7 @@ from curerec.machine import versions
 from curerec.methods import METHODS, Task
 from curerec.methods.cure.method import prepare as prepare_cure
 from curerec.methods.expected import POOL, SPARE, pool
-from curerec.models import base_folder, check_finite, check_fits, check_template, fresh_model
+from curerec.models import base_folder, check_finite, check_fits, check_template, fresh_model, spreads
 from curerec.opened import Opened, answers_at_hand
 from curerec.progress import Clock, Reporter, Silent
 from curerec.prompts.encoding import Encoder, Prompts, answer_tokens, queries
@@ -71,6 +71,7 @@ def train(
     split = split_of(data, recipe.split)
     examples = split.train if without is None else granted(data, recipe, split, without).retain
     check_template(recipe.model.template)
+    cut = spreads(recipe.model)
     folder = base or base_folder(data, recipe, cache=cache, clock=clock)
     model = fresh_model(folder, recipe.model, seed=recipe.seed)
     about = bases.describe(recipe.model.base, folder)
@@ -92,7 +93,7 @@ def train(
         )
     check_finite(model)
     answered = None
-    if without is None and parallel.is_main():
+    if without is None and (cut or parallel.is_main()):  # of a base in parts all make the passes
         with clock.stage("score the training examples"):
             answered = _answers(
                 model,

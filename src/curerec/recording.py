@@ -154,5 +154,7 @@ def _changed(before: Any, after: Any) -> int:
 
 
 def _differing(new: Any, old: Any) -> int:
-    same = old is not None and old.shape == new.shape
-    return int((new != old.detach()).sum()) if same else new.numel()
+    if old is None or old.shape != new.shape:
+        return int(new.numel())
+    count = (new != old.detach()).sum()
+    return int(count.full_tensor() if hasattr(count, "full_tensor") else count)  # of all processes' parts

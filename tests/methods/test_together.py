@@ -7,10 +7,15 @@ import json
 import numpy as np
 import pytest
 import torch
-from safetensors.torch import load_file
+from safetensors.torch import load, load_file
 
-from curerec.recommender import parallel
+from curerec.data.fetch import load as load_data
+from curerec.errors import ConfigError
+from curerec.opened import open_recommender
+from curerec.recipes import load_recipe
+from curerec.recommender import parallel, storage, stored_answers
 from made_commands import LORA, RECIPE, curerec, refused, write_data
+from made_held import is_half
 from made_processes import FSDP, launch
 
 SCRIPT = """
@@ -179,30 +184,64 @@ def test_the_commands_run_together(tmp_path):
 @pytest.mark.soak
 def test_the_commands_run_together_on_a_base_in_parts(tmp_path):
     data, command = write_data(tmp_path / "data"), tmp_path / "command.py"
-    command.write_text("from curerec.cli import main\nmain()\n")
+    command.write_text(
+        "from curerec.cli import main\nfrom made_held import held_by_a_command\n"
+        "with held_by_a_command():\n    main()\n"
+    )
     lora = LORA.replace("update: {", "update: {damping: 0.1, ")
-    (tmp_path / "recipe.yaml").write_text(lora)
+    # Without damping AdamW turns rounding errors of a gradient into steps of the rate's size.
+    adamw, sgd = "lr: 1.0e-3}", "lr: 0.1, optimizer: sgd}"
+    (tmp_path / "recipe.yaml").write_text(lora.replace(adamw, sgd))
     (tmp_path / "request.csv").write_text("user\nusr1\nusr7\nusr12\nusr23\nusr40\n")
-    launch(
-        2, command, "train", "--data", data, "--recipe", tmp_path / "recipe.yaml", "--out", tmp_path / "r",
-        more=FSDP,
-    )  # fmt: skip
+    trained = ["train", "--data", data, "--recipe", tmp_path / "recipe.yaml", "--no-prepare"]
     asked = ["unlearn", "--data", data, "--request", tmp_path / "request.csv"]
-    asked += ["--recommender", tmp_path / "r"]
+    asked += ["--recommender", tmp_path / "r1"]
     for processes in (1, 2):
-        new = tmp_path / f"u{processes}"
-        launch(processes, command, *asked, "--out", new, more=FSDP, codes=(0, 1))
-    found = [tmp_path / f"u{k}" / "recommender" / "adapter_model.safetensors" for k in (1, 2)]
-    one, two = map(load_file, found)
-    for name, value in one.items():
-        torch.testing.assert_close(two[name], value, atol=1e-5, rtol=0)
-    records = [json.loads((tmp_path / f"u{k}" / "record.json").read_text()) for k in (1, 2)]
-    for part in ("groups", "circuit", "model"):
-        shown = [{k: v for k, v in r[part].items() if isinstance(v, int | str | bool)} for r in records]
-        for one_shown in shown:
-            one_shown.pop("output", None)  # a digest: the last bits differ
-        assert shown[0] == shown[1] and shown[0]
-    assert (tmp_path / "u2" / "report.html").exists()
+        launch(processes, command, *trained, "--out", tmp_path / f"r{processes}", more=FSDP)
+        for method, name in {"cure": "u", "retrain": "t"}.items():
+            new = ["--method", method, "--out", tmp_path / f"{name}{processes}"]
+            launch(processes, command, *asked, *new, more=FSDP, codes=(0, 1))
+    for folder in ("r{}", "u{}/recommender", "t{}/recommender"):
+        one, two = (load_file(tmp_path / folder.format(k) / "adapter_model.safetensors") for k in (1, 2))
+        assert one.keys() == two.keys()
+        for name, value in one.items():
+            torch.testing.assert_close(two[name], value, atol=1e-5, rtol=0)
+        assert max(float(v.abs().max()) for n, v in one.items() if "lora_B" in n) > 1e-3
+    logits = [load((tmp_path / f"r{k}" / stored_answers.FILE).read_bytes()) for k in (1, 2)]
+    assert logits[0].keys() == logits[1].keys() == {"logits", "base"}
+    for name, value in logits[0].items():
+        torch.testing.assert_close(logits[1][name], value, atol=1e-5, rtol=0, equal_nan=True)
+    for name in ("u", "t"):
+        records = [json.loads((tmp_path / f"{name}{k}" / "record.json").read_text()) for k in (1, 2)]
+        for part in ("groups", "circuit", "model") if name == "u" else ("model",):
+            shown = [{k: v for k, v in r[part].items() if isinstance(v, int | str | bool)} for r in records]
+            for one_shown in shown:
+                one_shown.pop("output", None)  # a digest: the last bits differ
+            assert shown[0] == shown[1] and shown[0]
+        assert (tmp_path / f"{name}2" / "report.html").exists()
+    for name in ("r", "t"):  # a training, a retrain
+        assert not is_half(json.loads((tmp_path / f"{name}1-held-0.json").read_text()))
+        for rank in (0, 1):
+            seen = json.loads((tmp_path / f"{name}2-held-{rank}.json").read_text())
+            assert is_half(seen), seen
+
+
+@pytest.mark.parametrize("bits", [4, 8])
+def test_a_base_in_few_bits_is_refused_before_anything_is_trained_or_loaded(monkeypatch, tmp_path, bits):
+    for name, value in {"WORLD_SIZE": "2", "ACCELERATE_USE_FSDP": "true"}.items():
+        monkeypatch.setenv(name, value)
+    monkeypatch.setenv("CUREREC_CACHE", str(tmp_path / "cache"))
+    data, recipe = write_data(tmp_path / "data"), tmp_path / "recipe.yaml"
+    recipe.write_text(LORA.replace("kind: lora", f"kind: lora\n  base_bits: {bits}"))
+    trained = curerec("train", "--data", data, "--recipe", recipe, "--out", tmp_path / "r")
+    refused(trained, "few bits", "--use_fsdp", "base_bits: 16")
+    assert not (tmp_path / "cache").exists() and not (tmp_path / "r").exists()
+    table, made = load_data(str(data)), load_recipe(str(recipe)).model_dump(mode="json")
+    card = {"format": storage.FORMAT, "kind": "lora", "base": {"name": "none", "sha256": ""}, "recipe": made}
+    card |= {"data": {"fingerprint": table.fingerprint}, "template": "likes", "answers": [1, 2]}
+    (tmp_path / storage.CARD).write_text(json.dumps(card | {"weights_sha256": ""}))
+    with pytest.raises(ConfigError, match="few bits"):
+        open_recommender(tmp_path, table, base=tmp_path, cut=True)
 
 
 @pytest.mark.parametrize("processes", [2, 3])

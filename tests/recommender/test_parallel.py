@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
+import json
 import sys
 
 import accelerate
@@ -15,13 +17,19 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 from transformers.models.llama.modeling_llama import LlamaMLP
 
+from curerec import models
 from curerec.errors import ConfigError
+from curerec.recipe import ModelConfig
 from curerec.recommender import parallel, runtime
 from curerec.recommender import tune as loop
 from curerec.recommender.parallel import Team
 from curerec.recommender.runtime import RuntimeConfig
+from curerec.recommender.score import score
+from curerec.recommender.spread import spread_base
+from curerec.recommender.storage import write_model
 from curerec.recommender.tune import TuneConfig, tune
-from made_models import ALL, made_model, made_prompts, with_lora
+from made_held import held, is_half
+from made_models import ALL, made_encoder, made_model, made_prompts, with_lora
 from made_processes import FSDP, launch
 
 LAYERS, STEPS = 2, 10  # 21 prompts, 5 a step, twice
@@ -41,6 +49,9 @@ def trained(case):
     else:
         whole = case in ("full", "compile")
         model = model.requires_grad_(True) if whole else with_lora(model)
+    cut = parallel.with_fsdp() and hasattr(model, "peft_config")
+    if cut:
+        spread_base(model, torch.device("cpu"))
     adamw = case.endswith("adamw")
     config = TuneConfig(
         epochs=2, batch_size=5, lr=1e-3 if adamw else 1e-2, optimizer="adamw" if adamw else "sgd", ema=0.5
@@ -68,9 +79,15 @@ def trained(case):
             patch.setattr(LlamaMLP, "forward", passed)
         patch.setattr(Team, "finish", finished)
         patch.setattr(loop, "compiled_layers", functools.partial(runtime.compiled_layers, backend=backend))
-        tune(model, prompts, encoder.answers, config, seed=0, runtime=use)
-    about |= {"graphs": str(len(graphs)), "passes": str(len(passes))}
-    return {n: p.detach().clone() for n, p in model.named_parameters() if p.requires_grad}, about
+        with held() if cut and not use.compile else contextlib.nullcontext() as seen:
+            if seen:
+                seen.watch(model)
+            tune(model, prompts, encoder.answers, config, seed=0, runtime=use)
+            about |= {"graphs": str(len(graphs)), "passes": str(len(passes))}
+            scores = torch.from_numpy(score(model, prompts, encoder.answers))
+            about["held"] = json.dumps(seen.about() if seen else None)
+    state = {n: p.detach().clone() for n, p in model.named_parameters() if p.requires_grad}
+    return {**state, "scores": scores}, about
 
 
 @pytest.fixture(scope="module")
@@ -110,7 +127,8 @@ def cases(group):
 def test_two_processes_train_what_one_trains(two, way, case):
     want, _ = trained(case.replace("compile-", "").replace("compile", "full"))
     for found, about in two(way, case):
-        kinds = ("FSDP_Answering", "DTensor") if way == "fsdp2" else ("DistributedDataParallel", "Parameter")
+        whole = way == "fsdp2" and case in ("full", "compile")
+        kinds = ("FSDP_Answering", "DTensor") if whole else ("DistributedDataParallel", "Parameter")
         assert (about["wrapped"], about["params"]) == kinds
         assert found.keys() == want.keys()
         for name, value in want.items():
@@ -119,10 +137,38 @@ def test_two_processes_train_what_one_trains(two, way, case):
             torch.testing.assert_close(found[name], value, atol=atol, rtol=0)
 
 
-def test_a_checkpointed_training_with_shared_out_parameters_passes_every_layer_twice(two):
-    for case, times in (("full", 1), ("checkpoint", 2)):
+def test_a_checkpointed_training_on_a_base_in_parts_passes_layers_twice(two):
+    for case, passes in (("full", LAYERS), ("checkpoint", 2 * LAYERS - 1)):  # of the last little is kept
         for _, about in two("fsdp2", case):
-            assert int(about["passes"]) == times * LAYERS * STEPS
+            assert int(about["passes"]) == passes * STEPS
+
+
+@pytest.mark.parametrize("case", ["checkpoint", "dropout", pytest.param("lora", marks=pytest.mark.soak)])
+def test_no_process_holds_more_than_its_share_of_a_base_and_what_it_is_using(two, case):
+    used = "layer" if case == "checkpoint" else "product"  # a layer is passed anew as one
+    for _, about in two("fsdp2", case):
+        assert is_half(json.loads(about["held"]), used), about["held"]
+
+
+def test_a_base_under_an_adapter_is_loaded_into_main_memory_and_cut_there(monkeypatch, tmp_path):
+    encoder = made_encoder()
+    write_model(made_model(len(encoder.tokenizer)), encoder.tokenizer, tmp_path)
+    cut, gpu = [], torch.device("meta")  # not what a model could be loaded to
+    monkeypatch.setattr(models, "spread_base", lambda model, device: cut.append((model, device)))
+    monkeypatch.setattr(models, "device", lambda: gpu)
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    monkeypatch.setenv("ACCELERATE_USE_FSDP", "true")
+    config = ModelConfig(base="made", kind="lora")
+    model = models.fresh_model(tmp_path, config, seed=0)
+    assert cut == [(model, gpu)] and {p.device.type for p in model.parameters()} == {"cpu"}
+    assert model.get_input_embeddings().weight.dtype == torch.bfloat16  # as the device computes
+    assert not models.spreads(ModelConfig(base="made", kind="full"))
+    for bits in (4, 8):
+        with pytest.raises(ConfigError, match="few bits") as refusal:
+            models.fresh_model(tmp_path, config.model_copy(update={"base_bits": bits}), seed=0)
+        assert "--use_fsdp" in str(refusal.value)
+    monkeypatch.setenv("ACCELERATE_USE_FSDP", "false")
+    assert not models.spreads(config.model_copy(update={"base_bits": 4}))
 
 
 def test_dropout_is_at_work_with_shared_out_parameters(two):

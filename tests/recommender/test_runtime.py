@@ -147,6 +147,8 @@ def test_compiling_is_for_long_trainings_on_a_gpu():
     assert compiles(RuntimeConfig(), torch.device("cuda"), 10**6)
     assert not compiles(RuntimeConfig(), torch.device("cuda"), 10)
     assert compiles(RuntimeConfig(compile=True), CPU, 1)
+    assert not compiles(RuntimeConfig(), torch.device("cuda"), 10**6, spread=True)
+    assert compiles(RuntimeConfig(compile=True), CPU, 1, spread=True)
 
 
 @pytest.mark.parametrize("bits", [8, 4])

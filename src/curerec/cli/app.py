@@ -164,11 +164,13 @@ def unlearn(
     from curerec.result import STAGE, result_of
 
     check_method(method)
-    cut = parallel.with_fsdp() and method != "retrain"  # which is a training
-    if cut:
+    if parallel.with_fsdp():
         together.refuse_whole("curerec unlearn", method)
     check_out(out, only=RESULT, inputs=[recommender, base])
     asked = request_of(request)
+    # A retrain is a training: that of all weights cuts them by itself, for its steps.
+    whole = method == "retrain" and read_card(recommender)["kind"] == "full"
+    cut = parallel.with_fsdp() and not whole
     with bars() as reporter, parallel.together():
         opened = opened_with(recommender, data, base, settings=recipe, cut=cut)
         config = opened.recipe.config_of(method)

@@ -71,8 +71,8 @@ _in_step = False
 def keep_in_step() -> None:
     """From here on all processes make the same passes, in number and order: weights are put together in each.
 
-    Batches of a step are still shared out; passes over many prompts, whose batches may differ in number, and
-    trainings that a method does by itself are not.
+    Batches of a step are still shared out, in trainings (:class:`Team`) as in updates; passes over many
+    prompts, whose batches may differ in number, are not.
     """
     global _in_step
     _in_step = True
@@ -232,12 +232,23 @@ def _sharded(answering: _Answering, device: torch.device) -> Any:
     return fully_shard(answering, mesh=mesh)
 
 
+def _over_the_adapter(answering: _Answering) -> Any:
+    """DDP over what is trained; it is told to leave what is frozen, of which each process holds a part."""
+    from torch.nn.parallel import DistributedDataParallel
+
+    # FSDP2 has each product by itself and leaves what is outside of them, the adapter, to whoever trains it.
+    frozen = [name for name, p in answering.named_parameters() if not p.requires_grad]
+    DistributedDataParallel._set_params_and_buffers_to_ignore_for_model(answering, frozen)
+    return DistributedDataParallel(answering)
+
+
 class Team:
     """One model trained by all processes, each on its share of every batch.
 
     Gradients are summed over the processes, so the steps are those of one process with the whole batch. Where
     FSDP was asked for the parameters are shared out, too: by torch's FSDP2, whatever else ``accelerate`` was
-    told about FSDP and precision.
+    told about FSDP and precision. A base that is in parts already (:mod:`.spread`) stays so, its adapter is
+    whole in each process; any other model is cut for the steps and whole again after them.
 
     Args:
         model: parameters with ``requires_grad`` are trained; the same in all processes.
@@ -247,15 +258,18 @@ class Team:
         ConfigError: parameters in few bits are to be shared out.
 
     Attributes:
-        inner: the model that is trained, for who sets up how it computes: the given one or, where parameters
-            are shared out, a copy of it.
+        inner: the model that is trained, for who sets up how it computes: the given one or, where it is cut
+            for the steps, a copy of it.
     """
 
     def __init__(self, model: Any, answers: tuple[int, int]) -> None:
         from accelerate import Accelerator
 
+        from curerec.recommender.spread import has_spread  # which asks for this module
+
         self.model = model
-        self.sharded = with_fsdp()
+        spread = has_spread(model)
+        self.sharded = with_fsdp() and not spread
         if self.sharded and any(type(p).__name__ in FEW_BITS for p in model.parameters()):
             raise ConfigError(
                 "a base in few bits cannot be shared out over processes",
@@ -267,6 +281,11 @@ class Team:
         self.accelerator = Accelerator(mixed_precision="no", dynamo_backend="no")
         here = next(model.parameters()).device
         self.device = here if here.type == "cpu" else self.accelerator.device
+        if spread:
+            self.inner = model
+            # accelerate wraps in DDP only where FSDP was not asked for.
+            self.wrapped = _over_the_adapter(_Answering(model, answers, lean=True))
+            return
         # The copy is cut in main memory: no GPU has room for two. The model gets the trained weights back.
         self.inner = copy.deepcopy(model.to("cpu")) if self.sharded else model.to(self.device)
         answering = _Answering(self.inner, answers, lean=True)

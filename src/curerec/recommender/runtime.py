@@ -34,10 +34,18 @@ class RuntimeConfig(BaseModel):
 PAYS_OFF = 300
 
 
-def compiles(config: RuntimeConfig, device: torch.device, steps: int) -> bool:
-    """Whether the layers are to be compiled."""
+def compiles(config: RuntimeConfig, device: torch.device, steps: int, *, spread: bool = False) -> bool:
+    """Whether the layers are to be compiled.
+
+    Args:
+        config: says so, or leaves it to the rest.
+        device: of the model.
+        steps: of the training.
+        spread: its frozen products are in parts (:mod:`.spread`). Compiling works there, but FSDP's hooks
+            break the graph at every product, so nobody gets it unasked.
+    """
     if config.compile is None:
-        return device.type == "cuda" and steps >= PAYS_OFF and not config.checkpoint
+        return device.type == "cuda" and steps >= PAYS_OFF and not config.checkpoint and not spread
     return config.compile
 
 

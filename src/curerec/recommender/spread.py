@@ -25,6 +25,11 @@ def is_spread(module: Any) -> bool:
     return getattr(module, "_spread", False)
 
 
+def has_spread(model: Any) -> bool:
+    """Whether any product of a model is cut into parts."""
+    return any(is_spread(m) for m in model.modules())
+
+
 def listened_to(module: Any) -> bool:
     """Whether anybody but FSDP listens to a module or changes what it computes."""
     hooks = len(module._forward_hooks) + len(module._forward_pre_hooks)
@@ -38,7 +43,7 @@ def spread_base(model: Any, device: torch.device) -> int:
     device. From then on all processes make the same passes (:func:`.parallel.keep_in_step`).
 
     Args:
-        model: with an adapter, the same in all processes, which have joined; on the CPU or the device.
+        model: with an adapter, the same in all processes; on the CPU or the device.
         device: where this process computes.
 
     Returns:
@@ -66,6 +71,7 @@ def spread_base(model: Any, device: torch.device) -> int:
             mend="Start it without --use_fsdp, or train the recommender with model.kind: lora and "
             "model.base_bits: 16",
         )
+    parallel.joined()
     cut = {id(p) for m in frozen for p in m.parameters(recurse=False)}
     for p in model.parameters():
         if id(p) not in cut:

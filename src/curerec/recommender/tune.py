@@ -25,6 +25,7 @@ from curerec.recommender.runtime import (
     kept_low,
 )
 from curerec.recommender.score import answer_logits, device_of, on, to_batch
+from curerec.recommender.spread import has_spread
 from curerec.recommender.waypoints import Recorder
 
 Progress = Callable[[int, int], None]
@@ -236,8 +237,8 @@ def tune(
     if device.type == "cpu":
         keep_freed()
     steps = max(1, round(config.epochs * np.ceil(len(prompts) / config.batch_size)))
-    compiled = compiles(runtime, device, steps)
-    team = Team(model, answers) if parallel.count() > 1 and not parallel.in_step() else None
+    compiled = compiles(runtime, device, steps, spread=has_spread(model))
+    team = Team(model, answers) if parallel.count() > 1 else None
     params = team.params() if team else [p for p in model.parameters() if p.requires_grad]
     trained = team.inner if team else model
     recorder = None if team else recorder
