@@ -1,7 +1,8 @@
-"""Every script of the speed benchmark runs, at sizes of a second or two, and leaves a row."""
+"""Every script of the speed benchmark runs, at sizes of a second or two, and leaves a row of its settings."""
 
 from __future__ import annotations
 
+import importlib
 import json
 import subprocess
 import sys
@@ -19,9 +20,8 @@ SCRIPTS = {  # what else they are given
     "data": [],
 }
 
-pytestmark = pytest.mark.soak
 
-
+@pytest.mark.soak
 @pytest.mark.parametrize("name", SCRIPTS)
 def test_a_script_runs_and_leaves_a_row(name, tmp_path):
     results = tmp_path / "results.jsonl"
@@ -32,3 +32,53 @@ def test_a_script_runs_and_leaves_a_row(name, tmp_path):
     assert rows
     for row in rows:
         assert row["key"]["question"] and row["values"] and row["machine"]["processor"] and row["date"]
+
+
+@pytest.fixture
+def growth(monkeypatch, tmp_path):
+    """The script, measuring nothing; given arguments, the sizes that it would have measured."""
+    monkeypatch.syspath_prepend(str(SPEED))
+    for name in ("common", "growth"):
+        monkeypatch.delitem(sys.modules, name, raising=False)
+    script = importlib.import_module("growth")
+    for name in ("common", "growth"):
+        monkeypatch.delitem(sys.modules, name)
+    asked = []
+
+    def measured(of, values, repeats):
+        asked.append(of)
+        return {"time_s": {str(n): 1.0 + n for n in values}, "time_exponent": 1.0}
+
+    def run(*arguments):
+        asked.clear()
+        monkeypatch.setattr(sys, "argv", ["growth.py", "--results", str(tmp_path / "rows"), *arguments])
+        script.main()
+        return list(asked)
+
+    monkeypatch.setattr(script, "measured", measured)
+    run.script = script
+    return run
+
+
+def test_growth_measures_anew_what_it_has_of_other_settings(growth, tmp_path, monkeypatch):
+    arguments = ("--of", "forget", "history", "--picture", str(tmp_path / "growth.svg"))
+    assert growth(*arguments) == ["forget", "history"]
+    drawn = (tmp_path / "growth.svg").read_text()
+    assert growth(*arguments) == []
+    assert (tmp_path / "growth.svg").read_text() == drawn  # with the rows that are there
+    assert growth(*arguments, "--tiny") == ["forget", "history"]
+    config = growth.script.CONFIG
+    monkeypatch.setattr(growth.script, "CONFIG", config.model_copy(update={"control_size": 65}))
+    assert growth(*arguments) == ["forget", "history"]
+    monkeypatch.setattr(growth.script, "CONFIG", config)
+    monkeypatch.setitem(growth.script.GROWING, "forget", (100, 200))
+    assert growth(*arguments) == ["forget"]
+
+
+def test_growth_takes_rows_of_before_for_others(growth, tmp_path):
+    assert growth("--tiny", "--of", "width") == ["width"]
+    row = json.loads((tmp_path / "rows").read_text())
+    del row["key"]["settings"]
+    (tmp_path / "rows").write_text(json.dumps(row) + "\n")
+    assert growth("--tiny", "--of", "width") == ["width"]
+    assert growth("--tiny", "--of", "width") == []

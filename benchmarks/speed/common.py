@@ -66,8 +66,14 @@ def _settle() -> None:
 
 def done(results: Path, key: dict[str, Any]) -> bool:
     """Whether a row with this key is there, of this kind of device: a GPU's is another than a CPU's."""
+    return found(results, key) is not None
+
+
+def found(results: Path, key: dict[str, Any]) -> dict[str, Any] | None:
+    """The newest such row; None where there is none."""
     here = machine()["device"]
-    return any(row["key"] == key and row["machine"]["device"] == here for row in rows_of(results))
+    rows = [row for row in rows_of(results) if row["key"] == key and row["machine"]["device"] == here]
+    return rows[-1] if rows else None
 
 
 def rows_of(results: Path) -> list[dict[str, Any]]:

@@ -7,16 +7,18 @@ nor memory depends on what the weights know. Finding the rows that a request nam
 from __future__ import annotations
 
 import copy
+import hashlib
 import html
+import json
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from common import HERE, done, options, write
+from common import HERE, found, options, write
 
 from curerec.data.fetch import load
 from curerec.data.splits import per_user_split
@@ -53,13 +55,15 @@ CONFIG = CureConfig.model_validate(
 
 @dataclass(frozen=True)
 class Size:
-    """Of a request: examples, examples, blocks, width of the residual stream, items in a history."""
+    """Of a request: examples, examples, blocks, width of the residual stream, items in a history; and how
+    many examples there are of D_c and of D_v."""
 
     forget: int = 300
     training: int = 8000
     layers: int = 2
     width: int = 64
     history: int = 10
+    unseen: int = 400
 
 
 GROWING: dict[str, tuple[int, ...]] = {
@@ -92,13 +96,24 @@ def request(data: Interactions, split: Split, tokenizer: Any, size: Size) -> Tas
         forget=some(split.train, size.forget),
         retain=retain,
         retain_before=retain,
-        control=some(split.control, 400),
-        valid=some(split.valid, 400),
+        control=some(split.control, size.unseen),
+        valid=some(split.valid, size.unseen),
         train_rows=np.unique(split.train.target),
         deleted=np.zeros(len(data.rating), bool),
         tuning=TuneConfig(),
         fresh=lambda: copy.deepcopy(base),
     )
+
+
+def settings_of(of: str, values: Sequence[int]) -> str:
+    """Twelve hex digits of sha256 over what a row is run with: rows of other settings are other rows.
+
+    Args:
+        of: the size that grows.
+        values: that it has.
+    """
+    about = {"of": of, "values": list(values), "config": CONFIG.digest, "size": asdict(Size())}
+    return hashlib.sha256(json.dumps(about, sort_keys=True).encode()).hexdigest()[:12]
 
 
 def exponent(sizes: Sequence[float], values: Sequence[float]) -> float:
@@ -150,7 +165,8 @@ def drawn(rows: dict[str, dict[str, Any]], path: Path) -> None:
     """All curves in one log-log picture: seconds against size, both over those of the smallest size."""
     dots = []
     for of, values in rows.items():
-        points = [(float(n), s) for n, s in values["time_s"].items()]
+        # A stored row has them in the order of their texts.
+        points = sorted((float(n), s) for n, s in values["time_s"].items())
         (least, first), last = points[0], len(points) - 1
         dots += [
             Dot(of if k == last else "", n / least, s / first, kind="ours" if k == last else "other")
@@ -175,10 +191,13 @@ def main() -> None:
     rows: dict[str, dict[str, Any]] = {}
     for of in args.of:
         values = GROWING[of][:2] if args.tiny else GROWING[of]
-        key = {"question": "growth", "of": "tokens of a prompt" if of == "history" else of, "tiny": args.tiny}
-        if not done(args.results, key):
-            rows[key["of"]] = measured(of, values, 1 if args.tiny else min(args.repeats, 2))
-            write(args.results, key, rows[key["of"]], args.note)
+        name = "tokens of a prompt" if of == "history" else of
+        key = {"question": "growth", "of": name, "tiny": args.tiny, "settings": settings_of(of, values)}
+        if known := found(args.results, key):
+            rows[name] = known["values"]  # of a run that was cut off: the picture has it, too
+            continue
+        rows[name] = measured(of, values, 1 if args.tiny else min(args.repeats, 2))
+        write(args.results, key, rows[name], args.note)
     if rows and not args.tiny:
         drawn(rows, args.picture)
 
