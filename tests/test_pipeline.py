@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
+import pyarrow as pa
 import pytest
 import torch
 
 from curerec.methods import METHODS
+from curerec.opened import open_recommender, titles_note
 from curerec.pipeline import task_for
 from curerec.recommender import storage
 from curerec.splitting import granted
@@ -21,6 +25,19 @@ def test_training_loads_the_base_once_and_never_for_its_tokenizer(kind, loads, t
     monkeypatch.setattr(storage, "load_base", lambda *args, **more: seen.append(args) or inner(*args, **more))
     trained(tmp_path, kind)
     assert len(seen) == loads
+
+
+def test_titles_of_the_training_are_known_and_others_are_noted(tmp_path):
+    folder = trained(tmp_path, "lora")
+    assert storage.read_card(folder)["data"]["titles"] == DATA.titles_digest
+    assert opened_again(folder).note is None
+    at = DATA.titles.schema.get_field_index("title")
+    changed = [title + "!" for title in DATA.titles["title"].to_pylist()]
+    others = replace(DATA, titles=DATA.titles.set_column(at, "title", pa.array(changed)))
+    card = storage.read_card(folder)
+    assert "titles" in open_recommender(folder, others, base=opened_again(folder).base).note
+    del card["data"]["titles"]  # a card of before
+    assert titles_note(card, others) is None
 
 
 def test_what_is_trained_is_float32_where_frozen_weights_are_not(tmp_path, monkeypatch):

@@ -122,6 +122,11 @@ class Interactions:
             self.let_go()
         return digest.hexdigest()
 
+    @cached_property
+    def titles_digest(self) -> str:
+        """sha256 over the titles of the catalogue, which are in every prompt and not in the fingerprint."""
+        return digest_of_titles(self.titles)
+
     def let_go(self) -> None:
         """Give the pages of mapped files that have been read back to the system; the files keep them."""
         release(*self.mapped)
@@ -166,6 +171,15 @@ class Interactions:
 
     def __len__(self) -> int:
         return self.ratings.num_rows
+
+
+def digest_of_titles(titles: pa.Table) -> str:
+    """sha256 over the titles of a catalogue, in its order.
+
+    Args:
+        titles: columns ``item`` and ``title``.
+    """
+    return hashlib.sha256("\n".join(titles["title"].to_pylist()).encode()).hexdigest()
 
 
 def release(*arrays: np.ndarray) -> None:

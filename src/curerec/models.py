@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 from pathlib import Path
 from typing import Any
 
@@ -55,7 +54,7 @@ def base_folder(
     part = public_split(data, recipe.split)
     about = {
         "data": data.fingerprint,
-        "titles": _titles_digest(data),
+        "titles": data.titles_digest,
         "split": recipe.split.model_dump(mode="json", include={"seed", "public_share", "history"}),
         "pretrain": recipe.model.pretrain.model_dump(mode="json"),
         "template": recipe.model.template,
@@ -86,10 +85,6 @@ def base_folder(
             cache=cache,
             progress=advance,
         )
-
-
-def _titles_digest(data: Interactions) -> str:
-    return hashlib.sha256("\n".join(data.titles["title"].to_pylist()).encode()).hexdigest()
 
 
 def spreads(config: ModelConfig) -> bool:

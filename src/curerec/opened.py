@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -46,6 +47,8 @@ def open_recommender(
 ) -> Opened:
     """Load a recommender and rebuild the split that it was trained on.
 
+    Titles that are not those of its training are no obstacle, but are noted.
+
     Args:
         folder: of the recommender.
         data: the ratings that it was trained on.
@@ -66,7 +69,8 @@ def open_recommender(
             mend="Give --data the ratings that `curerec train` read",
         )
     where = f"recommender {Path(folder).name}, recipe in {storage.CARD}"
-    recipe, note = recipe_of_card(card, where=where)
+    recipe, of_settings = recipe_of_card(card, where=where)
+    note = "; ".join(filter(None, (of_settings, titles_note(card, data)))) or None
     base = base or bases.resolve(card["base"]["name"], cache=cache)
     if cut:  # whole in main memory only
         spreads(recipe.model)  # refuses few bits before anything is loaded
@@ -79,6 +83,18 @@ def open_recommender(
     split = split_of(data, recipe.split)
     own = stored_answers.read(recommender, data, stored_answers.asked_in_training(split))
     return Opened(recommender, recipe, data, split, base, note, own, waypoints=waypoints.stored(recommender))
+
+
+def titles_note(card: Mapping[str, Any], data: Interactions) -> str | None:
+    """What is to be said where prompts have other titles than those of a recommender's training.
+
+    Args:
+        card: of the recommender; one of before, which does not name its titles, says nothing.
+        data: the titles at hand.
+    """
+    if card["data"].get("titles") in (None, data.titles_digest):
+        return None
+    return "the titles are not those that it was trained with, so prompts may differ from those it knows"
 
 
 def base_model(opened: Opened, *, seed: int) -> Any:

@@ -111,7 +111,12 @@ def train(
         base=about,
         card={
             "kind": recipe.model.kind,
-            "data": {"name": data.name, "source": data.source, "fingerprint": data.fingerprint},
+            "data": {
+                "name": data.name,
+                "source": data.source,
+                "fingerprint": data.fingerprint,
+                "titles": data.titles_digest,
+            },
             "recipe": recipe.model_dump(mode="json"),
             "n_train": len(examples),
             "train_time_s": clock.seconds["fine-tune"],

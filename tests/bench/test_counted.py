@@ -67,6 +67,21 @@ def test_rows_of_other_data_are_left_out(tmp_path):
     assert line_of(summary, "npo")["seeds"] == [22]
 
 
+def test_rows_of_other_titles_are_left_out(tmp_path):
+    """They are in every prompt, and the fingerprint of the ratings stays."""
+    made_rows(tmp_path, table_recipe(), worth=WORTH)
+
+    def named(row):
+        row.update(fingerprint="same", titles="old" if row["seed"] < 22 else "new")
+        if row["seed"] == 21:
+            del row["titles"]  # of before, when titles were not named
+
+    change_rows(tmp_path, named)
+    summary = summarise(tmp_path)
+    assert summary["left_out"] == len(TABLED) + 4 and summary["data"] == {"made": "same"}
+    assert line_of(summary, "npo")["seeds"] == [21, 22]
+
+
 def test_failures_on_other_data_are_left_out(tmp_path):
     made_rows(tmp_path, table_recipe(), worth={**WORTH, "scrub": None})
     change_rows(tmp_path, lambda row: row.update(fingerprint="old" if row["seed"] < 22 else "new"))

@@ -8,6 +8,7 @@ import shutil
 import signal
 import time
 
+import pytest
 from made_bench import CHANGE, SHORT, count_trainings, made_place, made_recipe
 
 from curerec.bench import artefacts, rows
@@ -76,7 +77,8 @@ def killed_once_there(recipe, out, places, pattern):
     os.waitpid(pid, 0)
 
 
-def test_rows_of_other_ratings_are_run_again(tmp_path, monkeypatch):
+@pytest.mark.parametrize("changed", ["u.data", "u.item"])
+def test_rows_of_other_ratings_or_titles_are_run_again(changed, tmp_path, monkeypatch):
     """A name or a file that stands for other data now."""
     monkeypatch.setenv("CUREREC_CACHE", str(tmp_path / "cache"))
     out = tmp_path / "out"
@@ -84,12 +86,15 @@ def test_rows_of_other_ratings_are_run_again(tmp_path, monkeypatch):
     place = made_place(tmp_path)
     assert run(recipe, out, places=place).done == 2
     assert run(recipe, out, places=place).done == 2 and len(read_lines(out / ROWS)) == 5
-    ratings = next((tmp_path / "data").rglob("u.data"))
-    text = ratings.read_text().splitlines()
-    ratings.write_text("\n".join(text[:-1]) + "\n")
+    file = next((tmp_path / "data").rglob(changed))
+    *others, last = file.read_text(encoding="latin-1").splitlines()
+    mended = [last.replace(" (", ": mended (")] if changed == "u.item" else []
+    file.write_text("\n".join([*others, *mended]) + "\n", encoding="latin-1")
     assert run(recipe, out, places=place).done == 2
-    prints = [row["fingerprint"] for row in read_lines(out / ROWS)]
+    prints = [(row["fingerprint"], row["titles"]) for row in read_lines(out / ROWS)]
     assert len(prints) == 10 and len(set(prints[:5])) == len(set(prints[5:])) == 1 and prints[0] != prints[5]
+    assert (prints[0][0] == prints[5][0]) == (changed == "u.item")
+    assert len(list(out.glob("models/original-*"))) == 2  # each of its own data
     assert summarise(out)["left_out"] == 0
 
 

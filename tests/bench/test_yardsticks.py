@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from curerec.bench.artefacts import EXAMPLES, YARDSTICKS, same_yardstick, write_arrays
+from curerec.bench.artefacts import EXAMPLES, TITLES, YARDSTICKS, read_arrays, same_yardstick, write_arrays
 
 MODELS = {"original": "a", "retrain": "b", "request": "r"}
 LOGITS = {"original/forget": np.zeros((3, 2), np.float32), "retrain/forget": np.ones((3, 2), np.float32)}
@@ -33,6 +33,16 @@ def test_models_and_answers_make_a_yardstick_not_its_name(tmp_path, written):
     assert not same_yardstick(tmp_path, first, other_answers)
     fewer = written("e.safetensors", {"original/forget": LOGITS["original/forget"][:2]})
     assert not same_yardstick(tmp_path, first, fewer)
+
+
+def test_answers_to_prompts_with_other_titles_are_not_taken(tmp_path, written):
+    """Whose models may be the same: a title need not be of an item that anybody was trained on."""
+    named, before = written("a.safetensors", **{TITLES: "t"}), written("b.safetensors")
+    for name, titles, taken in ((named, "t", True), (named, "other", False), (before, "t", True)):
+        found = read_arrays(tmp_path / YARDSTICKS / name, {**MODELS, TITLES: titles})
+        assert (found is not None) == taken
+    assert read_arrays(tmp_path / YARDSTICKS / before, {**MODELS, "request": "s", TITLES: "t"}) is None
+    assert same_yardstick(tmp_path, named, before)
 
 
 def test_of_files_that_are_gone_names_tell(tmp_path, written):

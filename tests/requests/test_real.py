@@ -16,13 +16,15 @@ from made_store import bytes_under
 from transformers import AutoModelForCausalLM
 
 from curerec.data.cache import retain_side_at
+from curerec.data.table import interactions
 from curerec.errors import RefusedError
 from curerec.models import logits_of
+from curerec.opened import open_recommender
 from curerec.progress import Silent
 from curerec.recipe import recipe_of_card
 from curerec.recipes import load_recipe
 from curerec.recommender.stored_answers import AS_TRAINED, FILE
-from curerec.requests import gate, lock, runner
+from curerec.requests import gate, lock, maintain, runner
 from curerec.requests.audit import audit
 from curerec.requests.engine import CureEngine, prepare_next
 from curerec.requests.gate import Decision
@@ -69,7 +71,6 @@ def mine(store, tmp_path):
 
 def test_the_stored_split_is_the_one_it_was_trained_on(store, made_path):
     from curerec.data.fetch import load
-    from curerec.opened import open_recommender
 
     opened = open_recommender(made_path.lora, load(made_path.data))
     with Store(store[0]) as kept:
@@ -184,6 +185,20 @@ def test_not_verified_keeps_everything_and_verified_replaces_it(store, mine, mon
     assert report["update"]["trace"] and report["update"]["stop_reason"] and report["update"]["forget_loss"]
     # The version that replaced it is a recommender that the other commands read.
     assert audit(mine).versions == 1
+
+
+def test_a_version_made_after_rows_with_new_titles_came_in_is_of_these(mine, monkeypatch):
+    titles = {"itm1": "Of an item that is there", "new": "Of one that came in"}
+    rows = interactions(["newcomer"] * 2, list(titles), [4.0, 5.0], None, titles, name="more", source="test")
+    with Store(mine) as kept:
+        maintain.ingest(kept, rows)
+    monkeypatch.setattr(runner, "decide", promote_all)
+    assert curerec("request", "run", "--store", mine, "--no-prepare").code == 0
+    with Store(mine) as kept:
+        folder, data = kept.version_folder(), kept.table().data
+        opened = open_recommender(folder, data)
+    assert "Of one that came in" in data.titles["title"].to_pylist()
+    assert opened.recommender.card["data"]["titles"] == data.titles_digest and opened.note is None
 
 
 def test_a_committed_version_is_ready_for_the_next_request(store, mine, monkeypatch):

@@ -33,6 +33,7 @@ MODELS, YARDSTICKS, PREDICTIONS, BASES = "models", "yardsticks", "predictions", 
 #: All that a benchmark writes into its folder.
 OBSTACLES = "obstacles.jsonl"
 EXAMPLES = "examples"  # of a yardstick: how its examples are written down
+TITLES = "titles"  # of a model or a yardstick: their digest; what is of before does not name it, and stands
 SAME = 1e-5  # logits of one model on one example, in batches of other lengths
 FILES = ("bench.json", "rows.jsonl", "trials.jsonl", OBSTACLES, "summary.json", "bench.html")
 NAMES = frozenset({MODELS, YARDSTICKS, PREDICTIONS, BASES, *FILES})
@@ -54,19 +55,31 @@ def of_retrain(recipe: Recipe, number: int) -> Recipe:
     return recipe.model_copy(update={"seed": RETRAIN_SEEDS * (number + 1) + recipe.seed})
 
 
-def trained_as(fingerprint: str, recipe: Recipe, without: str | None) -> dict[str, Any]:
+def trained_as(
+    fingerprint: str, recipe: Recipe, without: str | None, titles: str | None = None
+) -> dict[str, Any]:
     """What a trained model depends on: data, split, model, seed, and what was left out.
 
     Args:
-        fingerprint: of the data.
+        fingerprint: of the ratings.
         recipe: with the seed that the model is trained with.
         without: digest of the request that a retrain leaves out; None: an original.
+        titles: digest of the titles; None: not known.
     """
-    return {"data": fingerprint, "recipe": training_of(recipe), "without": without}
+    about = {"data": fingerprint, "recipe": training_of(recipe), "without": without}
+    return about if titles is None else {**about, TITLES: titles}
 
 
 def place_of(out: Path, about: Mapping[str, Any]) -> Path:
-    """The folder of a model of this description, whether it is there or not."""
+    """The folder of a model of this description, whether it is there or not.
+
+    Models that do not name their titles, as before these were kept, stand under a name without them.
+    """
+    named, before = _named(out, about), _named(out, {k: v for k, v in about.items() if k != TITLES})
+    return before if not named.exists() and before.exists() and _titles_of(before) is None else named
+
+
+def _named(out: Path, about: Mapping[str, Any]) -> Path:
     return out / MODELS / f"{'original' if about['without'] is None else 'retrain'}-{digest(about)[:16]}"
 
 
@@ -95,16 +108,20 @@ def trained(
     """
     if without is not None:
         recipe = of_retrain(recipe, number)
-    about = trained_as(data.fingerprint, recipe, without.digest if without else None)
+    about = trained_as(data.fingerprint, recipe, without.digest if without else None, data.titles_digest)
     folder = place_of(out, about)
     if not is_trained(folder, about):
+        folder = _named(out, about)
         clock = Clock(reporter or Silent())
         train(data, recipe, folder, without=without, base=base, cache=cache, clock=clock)
     return folder
 
 
 def is_trained(folder: Path, about: Mapping[str, Any]) -> bool:
-    """Whether a folder holds a model of just this description, its weights those of its card."""
+    """Whether a folder holds a model of just this description, its weights those of its card.
+
+    A card of before does not name its titles: they are not known, and may be these.
+    """
     try:
         card = storage.read_card(folder)
         found = {
@@ -112,14 +129,30 @@ def is_trained(folder: Path, about: Mapping[str, Any]) -> bool:
             "recipe": {k: v for k, v in card["recipe"].items() if k not in (*SETTINGS, "request", "format")},
             "without": card.get("without"),
         }
+        if TITLES in about:
+            found[TITLES] = card["data"].get("titles") or about[TITLES]
         whole = weights_digest(folder) == card["weights_sha256"]
     except (ModelError, OSError):
         return False
     return whole and digest(found) == digest(about)
 
 
+def _titles_of(folder: Path) -> str | None:
+    """Digest of the titles that a model was trained with; None where its card does not say."""
+    try:
+        found: str | None = storage.read_card(folder)["data"].get("titles")
+    except ModelError:
+        return None
+    return found
+
+
 def backing(
-    out: Path, yardstick: str, fingerprint: str, recipe: Recipe, retrains: Sequence[str]
+    out: Path,
+    yardstick: str,
+    fingerprint: str,
+    recipe: Recipe,
+    retrains: Sequence[str],
+    titles: str | None = None,
 ) -> bool | None:
     """Whether a measured yardstick is of the models that are in the folder now.
 
@@ -129,17 +162,19 @@ def backing(
     Args:
         out: folder of the benchmark.
         yardstick: name of its file.
-        fingerprint: of the data.
+        fingerprint: of the ratings.
         recipe: with the seed of the original.
         retrains: their names, in order.
+        titles: digest of the titles; None: not known.
 
     Returns:
         None where it cannot be told: the file or a model is gone.
     """
     about = description_of(out / YARDSTICKS / yardstick) or {}
-    models = {"original": trained_as(fingerprint, recipe, None)}
+    models = {"original": trained_as(fingerprint, recipe, None, titles)}
     for number, name in enumerate(retrains):
-        models[name] = trained_as(fingerprint, of_retrain(recipe, number), about.get("request", ""))
+        of = of_retrain(recipe, number)
+        models[name] = trained_as(fingerprint, of, about.get("request", ""), titles)
     known = True
     for name, trained_so in models.items():
         try:
@@ -181,7 +216,8 @@ def same_yardstick(out: Path, one: str, other: str) -> bool:
     if one == other:
         return True
     paths = [out / YARDSTICKS / name for name in (one, other)]
-    models = [{k: v for k, v in (description_of(p) or {}).items() if k != EXAMPLES} for p in paths]
+    beside = (EXAMPLES, TITLES)
+    models = [{k: v for k, v in (description_of(p) or {}).items() if k not in beside} for p in paths]
     if not models[0] or models[0] != models[1]:
         return False
     arrays, others = (read_arrays(path) or {} for path in paths)
@@ -208,10 +244,14 @@ def read_arrays(path: Path, about: Mapping[str, str] | None = None) -> Arrays | 
 
     Args:
         path: of the file.
-        about: what they must be of; None: whatever they are of.
+        about: what they must be of, titles where they name them; None: whatever they are of.
     """
     try:
         content = path.read_bytes()
-        return load(content) if about is None or metadata_of(content) == dict(about) else None
+        if about is not None:
+            said = metadata_of(content)
+            if said != {k: v for k, v in about.items() if k != TITLES or k in said}:
+                return None
+        return load(content)
     except (OSError, ValueError, SafetensorError):  # absent, torn, or not one of ours
         return None

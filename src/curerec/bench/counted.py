@@ -17,19 +17,20 @@ LineKey = tuple[str, str, str, str]  # dataset, model, request, method
 def counted(recipe: BenchRecipe, lines: list[dict[str, Any]], out: Path) -> list[dict[str, Any]]:
     """The newest row of each model and method, without those that nothing in the table may be of.
 
-    Left out are rows of an earlier configuration, of other data than the newest line's, of other settings
-    than the method's newest, and those that were measured with other retrains than the original of their
-    request and seed.
+    Left out are rows of an earlier configuration, of other ratings or titles than the newest line's, of other
+    settings than the method's newest, and those that were measured with other retrains than the original of
+    their request and seed.
 
     Args:
         recipe: of the run.
         lines: of its ``rows.jsonl``, in order.
         out: folder of the run.
     """
-    current, data = _current(recipe), data_of(lines)
+    current, by_name = _current(recipe), {name: data_of(lines, name) for name in rows.OF_DATA}
+    data = {one: {name: of.get(one) for name, of in by_name.items()} for one in recipe.datasets}
 
     def fits(row: dict[str, Any]) -> bool:
-        of_data = row.get("fingerprint") in (None, data.get(row["dataset"]))
+        of_data = rows.is_of(row, data.get(row["dataset"], {}))
         return of_data and current.get((_line_of(row), row["seed"])) == row["config_hash"]
 
     # Of the last line: among the newest of each key a row that is made anew has the place of its first one.
@@ -51,9 +52,9 @@ def counted(recipe: BenchRecipe, lines: list[dict[str, Any]], out: Path) -> list
     return [row for row in mine if rows.is_beside(row, of(row), same)]
 
 
-def data_of(lines: list[dict[str, Any]]) -> dict[str, str]:
-    """Fingerprints by data set, of the last line that has one."""
-    return {row["dataset"]: row["fingerprint"] for row in lines if row.get("fingerprint")}
+def data_of(lines: list[dict[str, Any]], name: str = "fingerprint") -> dict[str, str]:
+    """Fingerprints by data set, or what else of :data:`rows.OF_DATA`, of the last line that has one."""
+    return {row["dataset"]: row[name] for row in lines if row.get(name)}
 
 
 def _line_of(row: dict[str, Any]) -> LineKey:

@@ -29,6 +29,7 @@ class Known:
     Attributes:
         rows: by :func:`curerec.bench.rows.row_key`.
         trials: in the order of their file.
+        data: digests by data set that the lines name, and by name of :data:`rows.OF_DATA`.
         hash: configuration of each trial and cell, and of the original of each yardstick, by key of the job.
     """
 
@@ -43,11 +44,10 @@ class Known:
         found, tried = rows.newest(read_lines(out / ROWS)), read_lines(out / TRIALS)
         named = {row["dataset"] for row in (*found, *tried) if row.get("fingerprint")}
         seen = sorted(named & recipe.datasets.keys())
-        prints = {name: materials.data(name).fingerprint for name in seen}  # each is loaded once
-        # Not of the ratings as they are now, but of what a name or a file stood for before: done again.
+        # Not of ratings and titles as they are now but of what a name or a file stood for before: done again.
+        self.data = {name: rows.of_data(materials.data(name)) for name in seen}  # each is loaded once
         old, self.trials = (
-            [r for r in lines if (p := r.get("fingerprint")) in (None, prints.get(r["dataset"], p))]
-            for lines in (found, tried)
+            [r for r in lines if rows.is_of(r, self.data.get(r["dataset"], {}))] for lines in (found, tried)
         )
         if retry:
             self.trials = [trial for trial in self.trials if not trial["failure"]]
@@ -137,5 +137,10 @@ class Known:
             return True
         recipe = self.recipe.setting(yard.dataset, yard.model, ask=yard.ask, seed=yard.seed)
         return artefacts.backing(
-            self.out, row["yardstick"], row["fingerprint"], recipe, self.recipe.references
+            self.out,
+            row["yardstick"],
+            row["fingerprint"],
+            recipe,
+            self.recipe.references,
+            row.get("titles") or self.data.get(yard.dataset, {}).get("titles"),
         )

@@ -65,8 +65,10 @@ class Materials:
     def _base(self, job: Job, *, make: bool = False) -> Path | None:
         shape = self.recipe.models[job.model].shape
         if shape is not None:
-            titles = self.data(job.dataset).titles["title"].to_pylist()
-            return made_shape(shape, titles, self.out / kept.BASES / f"{shape}-{job.dataset}")
+            data, folder = self.data(job.dataset), self.out / kept.BASES / f"{shape}-{job.dataset}"
+            if not folder.exists():  # one of before does not say which titles its vocabulary is of
+                folder = folder.with_name(f"{folder.name}-{data.titles_digest[:12]}")
+            return made_shape(shape, data.titles["title"].to_pylist(), folder)
         if make:
             recipe = self.recipe.setting(job.dataset, job.model, seed=job.seed)
             base_folder(self.data(job.dataset), recipe, cache=self.cache, clock=Clock(self.reporter))
@@ -142,6 +144,8 @@ class Materials:
             about |= {"request": request.digest, kept.EXAMPLES: self._examples(job)}
             name = f"{kept.digest(about)[:16]}.safetensors"
             path = self.out / kept.YARDSTICKS / name
+            # Beside the name, which would else be another one than that of the same models' yardstick before.
+            about[kept.TITLES] = opened.data.titles_digest
             arrays = kept.read_arrays(path, about)
             models = {
                 n: Candidate(

@@ -9,6 +9,7 @@ from typing import Any
 
 from curerec.bench.plan import Job, config_hash
 from curerec.bench.recipe import BenchRecipe
+from curerec.interactions import Interactions
 from curerec.machine import machine, versions
 from curerec.reports.schema import is_retrain, plain
 
@@ -42,6 +43,8 @@ ABOUT = (
     "versions",
     "device",
 )
+#: What a row and a trial name of their data: digests of the ratings and of the titles.
+OF_DATA = ("fingerprint", "titles")
 #: Names of section 5 whose values :data:`curerec.evaluation.METRICS` has under others.
 MEASURED = {
     "acc": "test_acc",
@@ -179,6 +182,21 @@ def explained(row: Row) -> Row:
 def row_key(row: Mapping[str, Any]) -> tuple[Any, ...]:
     """What a row is of; a later row of the same key replaces an earlier one."""
     return tuple(row[k] for k in ("dataset", "model", "request", "seed", "method", "config_hash"))
+
+
+def of_data(data: Interactions) -> Row:
+    """What a row or a trial names of the data that it is made with (:data:`OF_DATA`)."""
+    return {"fingerprint": data.fingerprint, "titles": data.titles_digest}
+
+
+def is_of(row: Mapping[str, Any], data: Mapping[str, str | None]) -> bool:
+    """Whether a row or a trial is of these data; what it does not name, or what is not known, may be these.
+
+    Args:
+        row: of any model or method.
+        data: digests by name of :data:`OF_DATA`.
+    """
+    return all(data.get(name) in (None, row[name]) for name in OF_DATA if row.get(name) is not None)
 
 
 def is_beside(

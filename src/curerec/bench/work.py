@@ -222,7 +222,7 @@ class Workshop(Materials):
             **made,
             **(dict.fromkeys(scale) if only else scale),
             **{f"n_{part}": len(getattr(split, part)) for part in ("forget", "retain", *PARTS[1:])},
-            "fingerprint": self._opened(job).data.fingerprint,
+            **rows.of_data(self._opened(job).data),
             "base": self._opened(job).recommender.base["name"],
             "yardstick": yardstick,
             "wall_s": seconds,
@@ -233,7 +233,7 @@ class Workshop(Materials):
         """The row of a cell that came to nothing: like any other, of these data and settings alone."""
         return {
             **rows.about(self.recipe, job, job.method, shared=self.shared),
-            "fingerprint": self._fingerprint(job),
+            **self._of_data(job),
             "settings": dict(settings),
             "failure": failure,
             "missing": dict.fromkeys((*rows.COLUMNS, *rows.FURTHER), "the cell failed"),
@@ -244,15 +244,14 @@ class Workshop(Materials):
         """File and row of a cell or a trial whose process died."""
         if job.kind == "cell":
             return ROWS, self.failed(job, failure, settings)
-        of = {"fingerprint": self._fingerprint(job)}
-        return TRIALS, {**self._trial_about(job), **of, "failure": failure}
+        return TRIALS, {**self._trial_about(job), **self._of_data(job), "failure": failure}
 
-    def _fingerprint(self, job: Job) -> str | None:
-        """Of a job's data; None where these are what cannot be read."""
+    def _of_data(self, job: Job) -> rows.Row:
+        """Digests of a job's data; None where these are what cannot be read."""
         try:
-            return self.data(job.dataset).fingerprint
+            return rows.of_data(self.data(job.dataset))
         except CurerecError:
-            return None
+            return dict.fromkeys(rows.OF_DATA)
 
     # A setting of a method on the development seed.
 
@@ -277,7 +276,7 @@ class Workshop(Materials):
         settings = row["settings"]
         try:
             opened = self._opened(job)
-            row["fingerprint"] = opened.data.fingerprint
+            row |= rows.of_data(opened.data)
             task = blind_task(opened, drawn_request(opened.data, opened.recipe, opened.split), seed=job.seed)
             task.clock = Clock(self.reporter)
             target = self.recipe.search.target if self.recipe.search else None

@@ -47,7 +47,7 @@ def opened_with(
     """
     from dataclasses import replace
 
-    from curerec.opened import open_recommender
+    from curerec.opened import open_recommender, titles_note
     from curerec.recipe import recipe_of_card
     from curerec.recipes import load_recipe
     from curerec.recommender.storage import read_card
@@ -56,7 +56,7 @@ def opened_with(
     others = None if settings is None else recipe.with_settings_of(load_recipe(settings))
     opened = open_recommender(recommender, ratings(data, recipe)[0], base=base, cut=cut)
     if others is not None:
-        return replace(opened, recipe=others, note=None)
+        opened = replace(opened, recipe=others, note=titles_note(opened.recommender.card, opened.data))
     if opened.note:
         typer.echo(f"note: {opened.note}")
     return opened

@@ -236,6 +236,7 @@ class _Base(BaseModel):
 
 class _Data(BaseModel):
     fingerprint: str
+    titles: str | None = None  # cards of before do not name them
 
 
 class _Card(BaseModel):

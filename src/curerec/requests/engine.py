@@ -18,6 +18,7 @@ from curerec.data.cache import retain_side_at
 from curerec.data.forget import without_rows
 from curerec.data.splits import examples
 from curerec.errors import RequestError
+from curerec.interactions import digest_of_titles
 from curerec.methods import METHODS
 from curerec.methods.cure.method import circuit_of, groups_of, update_by_groups
 from curerec.models import check_finite
@@ -137,7 +138,11 @@ class CureEngine:
         steps = [] if self.job.method == RETRAIN else card.get("unlearned", [])
         card["unlearned"] = [*steps, {"method": outcome.method}]
         left = ~self.job.deleted if self.job.deleted.any() else None
-        card["data"] = {**card["data"], "fingerprint": self.job.table.data.fingerprint_of(left)}
+        # Of the table that it will stand beside: rows may have come in since, with titles of their own.
+        table = self.job.table
+        titles = table.titles_without(self.job.items) if left is not None else table.data.titles
+        of_data = {"fingerprint": table.data.fingerprint_of(left), "titles": digest_of_titles(titles)}
+        card["data"] = {**card["data"], **of_data}
         new = replace(self.opened.recommender, model=outcome.model, card={**card, "committed": True})
         storage.write_model(new.model, new.tokenizer, out)
         answers = handed_on(self.job, self.opened, self.split.retain)

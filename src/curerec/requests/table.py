@@ -134,11 +134,12 @@ class Table:
             raise RequestError(
                 "the request deletes all data", where="request", mend="Remove the store instead"
             )
-        titles = self.data.titles
-        gone = pa.array(list(items), pa.string())
-        if len(gone):
-            titles = titles.filter(pc.invert(pc.is_in(titles["item"], value_set=gone)))
-        return keeping(self.data, ~deleted, titles)
+        return keeping(self.data, ~deleted, self.titles_without(items))
+
+    def titles_without(self, items: Iterable[str]) -> pa.Table:
+        """The catalogue less the titles of some items."""
+        titles, gone = self.data.titles, pa.array(list(items), pa.string())
+        return titles.filter(pc.invert(pc.is_in(titles["item"], value_set=gone))) if len(gone) else titles
 
     def of(self, edited: Edited) -> Table:
         """The table edited, in memory."""
