@@ -8,6 +8,7 @@ import pyarrow as pa
 import pytest
 import torch
 
+from curerec.machine import timed_on
 from curerec.methods import METHODS
 from curerec.opened import open_recommender, titles_note
 from curerec.pipeline import task_for
@@ -38,6 +39,11 @@ def test_titles_of_the_training_are_known_and_others_are_noted(tmp_path):
     assert "titles" in open_recommender(folder, others, base=opened_again(folder).base).note
     del card["data"]["titles"]  # a card of before
     assert titles_note(card, others) is None
+
+
+def test_the_card_says_what_its_seconds_depend_on(tmp_path):
+    assert storage.read_card(trained(tmp_path, "lora"))["timed_on"] == timed_on(None)
+    assert set(timed_on(True).items()) >= {("threads", torch.get_num_threads()), ("shared_machine", True)}
 
 
 def test_what_is_trained_is_float32_where_frozen_weights_are_not(tmp_path, monkeypatch):

@@ -41,6 +41,16 @@ def machine() -> dict[str, Any]:
     }
 
 
+def timed_on(shared: bool | None) -> dict[str, Any]:
+    """What seconds that are taken now depend on beside the work: processor, threads, what runs beside it.
+
+    Args:
+        shared: whether other work is done on the same machine meanwhile; None: not known.
+    """
+    where = machine()
+    return {"processor": where["processor"], "threads": where["threads"], "shared_machine": shared}
+
+
 def processor_name() -> str:
     """The processor's model where Linux tells it, else what the platform says."""
     with contextlib.suppress(OSError, StopIteration):

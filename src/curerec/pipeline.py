@@ -15,7 +15,7 @@ import torch
 from curerec.data.output import check_out
 from curerec.errors import RequestError
 from curerec.interactions import Interactions
-from curerec.machine import versions
+from curerec.machine import timed_on, versions
 from curerec.methods import METHODS, Task
 from curerec.methods.cure.method import prepare as prepare_cure
 from curerec.methods.expected import POOL, SPARE, pool
@@ -42,6 +42,7 @@ def train(
     base: Path | None = None,
     cache: Path | None = None,
     clock: Clock | None = None,
+    shared: bool | None = None,
 ) -> Recommender:
     """Fine-tune a recommender and save it.
 
@@ -58,6 +59,7 @@ def train(
         base: folder of the base model, if it is not to be found by name.
         cache: of the user.
         clock: stages and their seconds.
+        shared: whether other work is done on the same machine meanwhile, for the card; None: not known.
 
     Returns:
         The recommender as saved.
@@ -120,6 +122,7 @@ def train(
             "recipe": recipe.model_dump(mode="json"),
             "n_train": len(examples),
             "train_time_s": clock.seconds["fine-tune"],
+            "timed_on": timed_on(shared),
             "without": without.digest if without else None,
             "versions": versions(),
         },

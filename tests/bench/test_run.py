@@ -207,6 +207,28 @@ def test_progress_says_how_much_is_left(made):
     assert "nothing left" in made.told[-1]
 
 
+@pytest.mark.parametrize(
+    ("threads", "shared", "told"),
+    [(0, False, "threads (0, here 1)"), (1, True, "other work"), (1, False, "")],
+)
+def test_a_cell_of_another_sitting_than_its_retrains_has_no_ratio(
+    threads, shared, told, made, tmp_path, monkeypatch
+):
+    """Their seconds are those of the sitting that trained them."""
+    monkeypatch.setenv("CUREREC_CACHE", str(made.folder / "cache"))
+    out = tmp_path / "out"
+    shutil.copytree(made.out, out)
+    for path in out.glob("models/retrain-*/curerec.json"):
+        card = json.loads(path.read_text())
+        assert card["timed_on"]["shared_machine"] is False
+        path.write_text(json.dumps({**card, "timed_on": {**card["timed_on"], "threads": threads}}))
+    shop = Workshop(made.recipe, out, made.places, shared)
+    job = next(j for j in plan(made.recipe) if j.kind == "cell" and j.method == "grad_diff")
+    ((_, row),) = shop.do(job, {})
+    assert row["failure"] is None and row["t_total"] > 0 and row["forward_ratio"] > 0
+    assert (row["retrain_ratio"] is None) == bool(told) and told in row["missing"].get("retrain_ratio", "")
+
+
 def test_a_worker_that_moves_on_lets_the_recommender_go(made, monkeypatch):
     """Beside the next one there is no room for it where one just fits."""
     monkeypatch.setenv("CUREREC_CACHE", str(made.folder / "cache"))

@@ -58,6 +58,40 @@ def test_costs_are_read_and_related():
     assert "meter" in evaluate(METRICS["peak_mem_bytes"], scene).missing
 
 
+SITTING = {"processor": "A", "threads": 1, "shared_machine": False}
+
+
+@pytest.mark.parametrize(
+    ("change", "told"),
+    [
+        ({"threads": 2}, "threads (1, here 2)"),
+        ({"processor": "B"}, "processor (A, here B)"),
+        ({"shared_machine": True}, "other work beside it (no, here yes)"),
+        ({"threads": 2, "shared_machine": True}, "threads (1, here 2), other work beside it (no, here yes)"),
+        ({"threads": None}, None),  # not known
+        ({}, None),
+    ],
+)
+def test_seconds_of_other_conditions_make_no_ratio(change, told):
+    scene = made_scene()
+    scene.subject.t_total_s, scene.subject.forward_equivalents = 5.0, 30.0
+    scene.subject.timed_on = {**SITTING, **change}
+    for r in scene.references:
+        r.t_total_s, r.forward_equivalents, r.timed_on = 100.0, 300.0, SITTING
+    found = evaluate(METRICS["retrain_ratio"], scene)
+    assert found.value == (None if told else pytest.approx(0.05)) and (told or "") in found.missing
+    assert evaluate(METRICS["forward_ratio"], scene).value == pytest.approx(0.1)
+    assert evaluate(METRICS["t_total_s"], scene).value == 5
+    scene.references[0].timed_on, scene.references[0].t_total_s = (
+        {**SITTING, **change},
+        50.0,
+    )  # one of several
+    assert evaluate(METRICS["retrain_ratio"], scene).value == pytest.approx(0.1 if told else 5 / 75)
+    for r in scene.references:
+        r.timed_on = {}  # of before, when nothing was said
+    assert evaluate(METRICS["retrain_ratio"], scene).value == pytest.approx(5 / 75)
+
+
 def test_a_candidate_takes_what_the_meter_read():
     prompts, encoder = made_prompts(4)
     model = made_scene().subject.model

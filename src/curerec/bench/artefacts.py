@@ -93,6 +93,7 @@ def trained(
     base: Path | None = None,
     cache: Path | None = None,
     reporter: Reporter | None = None,
+    shared: bool | None = None,
 ) -> Path:
     """The folder of an original or of a retrain, trained if it is not there whole.
 
@@ -105,6 +106,7 @@ def trained(
         base: folder of the base model, where its name does not find it.
         cache: of the user.
         reporter: told of stages.
+        shared: whether others work on the same machine, which a training's seconds depend on.
     """
     if without is not None:
         recipe = of_retrain(recipe, number)
@@ -113,7 +115,7 @@ def trained(
     if not is_trained(folder, about):
         folder = _named(out, about)
         clock = Clock(reporter or Silent())
-        train(data, recipe, folder, without=without, base=base, cache=cache, clock=clock)
+        train(data, recipe, folder, without=without, base=base, cache=cache, clock=clock, shared=shared)
     return folder
 
 

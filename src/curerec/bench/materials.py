@@ -26,6 +26,7 @@ from curerec.models import base_folder, device
 from curerec.opened import Opened
 from curerec.progress import Clock, Reporter, Silent
 from curerec.prompts.encoding import Encoder, queries
+from curerec.recipe import Recipe
 from curerec.recommender import storage
 from curerec.recommender.stored_answers import SAMPLED
 from curerec.records import ForgetRequest, ForgetSplit
@@ -74,6 +75,19 @@ class Materials:
             base_folder(self.data(job.dataset), recipe, cache=self.cache, clock=Clock(self.reporter))
         return None
 
+    def _trained(self, job: Job, data: Interactions, recipe: Recipe, **retrain: Any) -> Path:
+        """The folder of an original, or of a retrain, trained if it is not there."""
+        return kept.trained(
+            data,
+            recipe,
+            self.out,
+            **retrain,
+            base=self._base(job),
+            cache=self.cache,
+            reporter=self.reporter,
+            shared=self.shared,
+        )
+
     def _once(self, what: str, key: Any, make: Any) -> Any:
         """The last thing made of a kind, if it is of the same key."""
         if what not in self._last or self._last[what][0] != key:
@@ -87,7 +101,7 @@ class Materials:
                 self._last.pop(made_of_it, None)  # they hold the recommender that was open before
             recipe = self.recipe.setting(job.dataset, job.model, ask=job.ask, seed=job.seed)
             data, base = self.data(job.dataset), self._base(job)
-            folder = kept.trained(data, recipe, self.out, base=base, cache=self.cache, reporter=self.reporter)
+            folder = self._trained(job, data, recipe)
             return kept.opened_with(folder, data, recipe, base, cache=self.cache)
 
         opened = self._once("opened", (job.dataset, job.model, job.seed, job.request), make)
@@ -107,16 +121,7 @@ class Materials:
 
     def _reference(self, job: Job, number: int) -> Path:
         opened = self._opened(job)
-        return kept.trained(
-            opened.data,
-            opened.recipe,
-            self.out,
-            without=self._asked(job)[0],
-            number=number,
-            base=self._base(job),
-            cache=self.cache,
-            reporter=self.reporter,
-        )
+        return self._trained(job, opened.data, opened.recipe, without=self._asked(job)[0], number=number)
 
     def _ground(self, job: Job) -> Ground:
         """What metrics have in common for a request: each part is encoded once for all its cells."""
@@ -154,6 +159,7 @@ class Materials:
                     card["train_time_s"],
                     _trainable(opened),
                     forward_equivalents=self._passes(job, original=n == "original"),
+                    timed_on=card.get("timed_on") or {},
                 )
                 for n, card in cards.items()
             }

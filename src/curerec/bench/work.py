@@ -26,7 +26,7 @@ from curerec.evaluation.inputs import p_yes
 from curerec.evaluation.metric import Metric, Value, evaluate
 from curerec.evaluation.scene import PARTS, scenes
 from curerec.judge import judge
-from curerec.machine import versions
+from curerec.machine import timed_on, versions
 from curerec.measure import candidate, cells, chosen_metrics
 from curerec.pipeline import carry_out, task_for, unlearn
 from curerec.progress import Clock
@@ -64,9 +64,7 @@ class Workshop(Materials):
         if job.kind == "base":
             self._base(job, make=True)
         elif job.kind == "original":
-            kept.trained(
-                data, recipe, self.out, base=self._base(job), cache=self.cache, reporter=self.reporter
-            )
+            self._trained(job, data, recipe)
         else:
             self._reference(job, job.number)
         return []
@@ -132,6 +130,7 @@ class Workshop(Materials):
         # Answers to D_t and of retrains are opened when nothing can look at them any more.
         ground, (original, references, yardstick) = self._ground(job), self._yardstick(job)
         new = candidate(outcome, meter)
+        new.timed_on = timed_on(self.shared)
         if nothing_happened(original.logits["forget"], ground.logits(new, "forget")):
             raise RefusedError(f"{rows.NOTHING}: the answers on 32 probe prompts are the original's")
         scene = scenes(ground, {"original": original, job.method: new}, references)[job.method]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -25,6 +25,9 @@ class Candidate:
         memory: by part, with histories as they are.
         known: of ``memory`` what need not be asked, by part, [n, 2]; rows of NaN are asked all the same.
         forward_equivalents, peak_mem_bytes, mem_rise_bytes: of :class:`curerec.evaluation.cost.Meter`.
+        timed_on: what its seconds depend on beside the work: ``processor``, ``threads`` and
+            ``shared_machine`` (whether other work was done there meanwhile); what is not there, or None, is
+            not known.
         memo: what metrics computed of this model and another scene may use again.
     """
 
@@ -39,6 +42,7 @@ class Candidate:
     forward_equivalents: float | None = None
     peak_mem_bytes: int | None = None
     mem_rise_bytes: int | None = None
+    timed_on: Mapping[str, Any] = field(default_factory=dict)
     memo: dict[Any, Any] = field(default_factory=dict, repr=False)
 
     def let_go(self) -> None:

@@ -22,6 +22,8 @@ from curerec.evaluation.scene import Ground, Scene
 from curerec.records import Examples
 
 NO_METER = "it was not run under a meter (curerec.evaluation.cost.Meter)"
+#: What seconds depend on beside the work (:attr:`Candidate.timed_on`), in words.
+_TIMED = {"processor": "processor", "threads": "threads", "shared_machine": "other work beside it"}
 LONG_S = 30.0  # seconds: noise of a machine is little beside it
 _PROC = Path("/proc/self")
 
@@ -159,17 +161,43 @@ def _noted(name: str, reason: str) -> Callable[[Scene], Value]:
     return compute
 
 
-def _ratio(name: str, reason: str) -> Callable[[Scene], Value]:
-    """Over the mean of all retrained models whose cost is known; the subject counts where it is one."""
+def _ratio(name: str, reason: str, *, timed: bool = False) -> Callable[[Scene], Value]:
+    """Over the mean of all retrained models whose cost is known; the subject counts where it is one.
+
+    Args:
+        name: of the cost.
+        reason: why it may not be known of the subject.
+        timed: it is in seconds: only retrained models count that were timed under the same conditions.
+    """
 
     def compute(scene: Scene) -> Value:
-        mine = getattr(scene.subject, name)
-        known = [v for v in (getattr(r, name) for r in scene.references) if v]
+        subject = scene.subject
+        mine = getattr(subject, name)
+        known = [r for r in scene.references if getattr(r, name)]
         if mine is None or not known:
             raise CannotError(reason if mine is None else "the cost of no retrained model is known")
-        return Value(mine / float(np.mean(known)), n=len(known))
+        other = [_differing(subject, r) if timed else "" for r in known]
+        alike = [getattr(r, name) for r, why in zip(known, other, strict=True) if not why]
+        if not alike:
+            told = "; ".join(dict.fromkeys(other))
+            raise CannotError(f"the retrained models were timed under other conditions: {told}")
+        return Value(mine / float(np.mean(alike)), n=len(alike))
 
     return compute
+
+
+def _differing(one: Candidate, retrain: Candidate) -> str:
+    """Which conditions two models are known to have been timed under that differ, in words; empty: none."""
+    pairs = ((said, one.timed_on.get(key), retrain.timed_on.get(key)) for key, said in _TIMED.items())
+    return ", ".join(
+        f"{said} ({_shown(theirs)}, here {_shown(ours)})"
+        for said, ours, theirs in pairs
+        if ours is not None and theirs is not None and ours != theirs
+    )
+
+
+def _shown(value: Any) -> str:
+    return ("no", "yes")[value] if isinstance(value, bool) else str(value)
 
 
 _SECONDS = "the seconds of its making are not known (only its weights were given)"
@@ -201,9 +229,9 @@ RETRAIN_RATIO = Metric(
     "1",
     "lower",
     ("retrain",),
-    "t_total_s over the mean t_total_s of the retrained models",
+    "t_total_s over the mean t_total_s of the retrained models timed under the same conditions",
     "this project",
-    _ratio("t_total_s", _SECONDS),
+    _ratio("t_total_s", _SECONDS, timed=True),
 )
 N_TRAINABLE = Metric(
     "n_trainable",

@@ -132,7 +132,8 @@ class CureEngine:
         check_finite(outcome.model)
         card = copy.deepcopy(self.opened.recommender.card)
         of_the_old = (
-            "format", "weights_sha256", "train_time_s", waypoints.DIGEST, *stored_answers.DIGESTS.values(),
+            "format", "weights_sha256", "train_time_s", "timed_on", waypoints.DIGEST,
+            *stored_answers.DIGESTS.values(),
         )  # fmt: skip
         card = {k: v for k, v in card.items() if k not in of_the_old}
         steps = [] if self.job.method == RETRAIN else card.get("unlearned", [])
