@@ -4,7 +4,8 @@
 which the reader has to bear in mind. Prints the mean difference of the residuals with its t interval over
 seeds, on how many seeds `cure` is nearer, and the p of Wilcoxon's signed-rank test. `METHOD@MODEL` is a
 method with another model of the recipe: `cure@base` for `cure` with the settings that the recipe calls so.
-`METHOD/REQUEST` is a method on another request of the same seeds: `cure/users-0.1-random-x10`. The last
+`METHOD/REQUEST` is a method on another request of the same seeds: `cure/users-0.1-random-x10`. Where a folder
+has the second of `--instead NAME=OTHER`, that stands there for the first (`cure=cure@one_arm`). The last
 column is the difference of the ratios of means, as `curerec bench --table` has them, with the jackknife's
 interval over seeds: a seed with little to forget weighs less in it. Below the table stands the mean of
 `cure`'s own residuals, and what a reader has to know of the seeds: on which a method handed the original
@@ -36,7 +37,14 @@ Found = dict[str, dict[int, float]]  # by method and seed
 Rows = dict[str, dict[int, dict[str, Any]]]  # the same
 
 
-def rows_of(folders: list[Path], dataset: str, request: str, model: str, without: list[int]) -> Rows:
+def rows_of(
+    folders: list[Path],
+    dataset: str,
+    request: str,
+    model: str,
+    without: list[int],
+    instead: dict[str, str],
+) -> Rows:
     """Rows by method and seed; of other models than this by ``method@model``, of others by request.
 
     Where a method handed the original back, the original's figures are its own, and ``handed_back`` is true.
@@ -61,6 +69,9 @@ def rows_of(folders: list[Path], dataset: str, request: str, model: str, without
                 if row.get("settings") is not None and chosen.setdefault(name, choice) != choice:
                     raise SystemExit(f"{folder}: {name} has rows of several choices of the search")
                 mine.setdefault(name, {})[row["seed"]] = row
+        for name, other in instead.items():
+            if other in mine:
+                mine[name] = mine.pop(other)
         for method, values in mine.items():
             twice = set(values) & set(found.get(method, {}))
             if twice:
@@ -152,6 +163,9 @@ def main() -> None:
     parser.add_argument("--request", default="users-0.1-random")
     parser.add_argument("--model", default="nano", help="its name in the recipe")
     parser.add_argument("--without", type=int, nargs="+", default=[], help="seeds that are left out")
+    parser.add_argument(
+        "--instead", nargs="+", default=[], metavar="NAME=OTHER", help="in folders that have the other"
+    )
     parser.add_argument("--means", action="store_true", help="each method's own values")
     parser.add_argument("--others", nargs="+", default=["pcgrad", "npo", "random_modules"])
     options = parser.parse_args()
@@ -159,7 +173,8 @@ def main() -> None:
         parser.error("--means is of one data set: a mean over several is of no model")
     by_data = {}
     for dataset in options.dataset:
-        where = options.folders, dataset, options.request, options.model, options.without
+        instead = dict(pair.split("=", 1) for pair in options.instead)
+        where = options.folders, dataset, options.request, options.model, options.without, instead
         rows = by_data[dataset] = rows_of(*where)
         if absent := sorted({"cure", *options.others} - set(rows)):
             parser.error(

@@ -74,3 +74,16 @@ def test_the_difference_of_ratios_of_means_is_that_of_the_benchmarks_table(over_
 def test_equal_seeds_leave_nothing_to_the_interval(over_seeds):
     pair = ({"jsd": 0.012, "floor": 0.01, "ceiling": 0.03}, {"jsd": 0.022})
     assert over_seeds.of_means([pair] * 3) == pytest.approx((0.5, 0.5, 0.5))
+
+
+def test_a_folder_may_call_a_method_otherwise(over_seeds, folder, tmp_path, monkeypatch, capsys):
+    other = tmp_path / "other"
+    other.mkdir()
+    rows = [{**a_row("cure", s, 0.016), "model": "shipped"} for s in (5, 6)]  # what counts there
+    rows += [a_row("cure", s, 0.05) for s in (5, 6)] + [a_row("npo", s, 0.02) for s in (5, 6)]
+    (other / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    instead = ("--instead", "cure=cure@shipped", "--others", "npo")
+    text = printed(over_seeds, monkeypatch, capsys, folder, other, *instead)
+    apart = [(0.02 - 0.012) / 0.021, (0.032 - 0.012) / 0.022, (0.022 - 0.012) / 0.024]
+    apart += [0.004 / (0.02 + s / 1000) for s in (5, 6)]
+    assert f"| npo | 5 | {np.mean(apart):+.3f} |" in text and "| 5 of 5 |" in text
