@@ -172,7 +172,8 @@ def test_a_unit_that_is_all_there_is_follows_pcgrad():
     dot = sum(float((forget[n].double() * retain[n].double()).sum()) for n in names)
     retain = {n: g * (-1 if dot > 0 else 1) for n, g in retain.items()}  # they are to conflict
     ff, rr = (sum(float(g[n].double().square().sum()) for n in names) for g in (forget, retain))
-    a, b = projected(ff, -abs(dot) * 3.0, 9.0 * rr)
+    products = torch.tensor([ff, -abs(dot) * 3.0, 9.0 * rr], dtype=torch.float64)
+    a, b = projected(*products)
     got, _ = Rules(one, torch.full_like(role, SHARED), weight=3.0, both=True).combine(forget, retain)
     for name in names:
         torch.testing.assert_close(got[name], a * forget[name] + b * 3.0 * retain[name], atol=1e-5, rtol=1e-4)

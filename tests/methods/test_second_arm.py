@@ -151,7 +151,7 @@ def test_where_every_unit_is_shared_it_is_pcgrad():
     rules = Rules(units, torch.full_like(role, SHARED), weight=3.0, both=True, whole=True)
     got, _ = rules.combine(forget, retain)
     f, r = (np.concatenate([g.numpy().ravel() for g in side.values()]) for side in (forget, retain))
-    a, b = projected(float(f @ f), float(f @ (3 * r)), float(9 * r @ r))
+    a, b = map(float, projected(*torch.tensor([f @ f, f @ (3 * r), 9 * r @ r], dtype=torch.float64)))
     for name in got:
         torch.testing.assert_close(got[name], a * forget[name] + b * 3 * retain[name], atol=1e-4, rtol=1e-3)
 
