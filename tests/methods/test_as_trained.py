@@ -11,7 +11,7 @@ import torch
 from curerec import pipeline
 from curerec.bench.sequence import one_after_the_other, parts_of
 from curerec.measuring import sizes_of
-from curerec.methods.unlearn import _Retain
+from curerec.methods.batches import RetainBatches
 from curerec.models import logits_of
 from curerec.recommender.stored_answers import StoredAnswers
 from curerec.splitting import granted
@@ -45,9 +45,9 @@ def test_the_retain_side_is_held_to_them_and_the_forget_side_is_not(recommender)
     np.testing.assert_allclose(
         task.forget_original, logits_of(new.recommender, DATA, split.forget), atol=1e-5
     )
-    batch, logits = _Retain(task, 16).next()
+    batch, logits = RetainBatches(task, 16).next()
     target = pipeline.task_for(new, split, seed=0)
-    same, others = _Retain(target, 16).next()
+    same, others = RetainBatches(target, 16).next()
     assert batch.ids.tolist() == same.ids.tolist() and (logits - others).abs().max() > 1e-3
 
 

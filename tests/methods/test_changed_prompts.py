@@ -12,8 +12,8 @@ from curerec import pipeline
 from curerec.data.forget import draw_request
 from curerec.data.splits import examples
 from curerec.measuring import sizes_of
+from curerec.methods.batches import RetainBatches
 from curerec.methods.cure import cure
-from curerec.methods.unlearn import _Retain
 from curerec.models import logits_of
 from curerec.splitting import granted
 from made_recommender import DATA, opened, trained
@@ -47,7 +47,7 @@ def test_they_are_held_to_what_was_answered_then(at, stored):
     then, now = (logits_of(at.recommender, DATA, part) for part in (split.retain_before, split.retain))
     assert np.abs(then - now).max() > 0.01
     for as_trained, wanted in ((True, then), (False, now)):
-        source = _Retain(task, 16, as_trained=as_trained)
+        source = RetainBatches(task, 16, as_trained=as_trained)
         index = source.order[: 16 * source.ahead]
         prompts, held = source.encoded(split.retain.take(index), source.asked.take(index))
         np.testing.assert_array_equal(prompts.ids, task.encode(split.retain.take(index)).ids)

@@ -15,8 +15,8 @@ from transformers import AutoModelForCausalLM
 from curerec import pipeline
 from curerec.measuring import sizes_of
 from curerec.methods import task as tasks
+from curerec.methods.batches import RetainBatches
 from curerec.methods.stopping import Stopping, Watch
-from curerec.methods.unlearn import _Retain
 from curerec.models import logits_of
 from curerec.opened import base_model
 from curerec.recommender import stored_answers
@@ -74,7 +74,7 @@ def test_a_request_does_the_same_with_them_and_scores_less(recommender, scored):
     scored.clear()
     without, _ = pipeline.unlearn(replace(at, answered=None), USERS, "cure")
     n_without = sum(map(len, scored))
-    drawn = 4 * 16  # what _Retain scores a batch at a time, up to all of D_r
+    drawn = 4 * 16  # what RetainBatches scores a batch at a time, up to all of D_r
     assert n_without - n_with >= len(split.forget) + min(drawn, len(split.retain))
     assert with_them.groups.role.tolist() == without.groups.role.tolist()
     logits = [logits_of(at.recommender, DATA, split.valid, o.model) for o in (with_them, without)]
@@ -112,7 +112,7 @@ def test_batches_of_the_retain_set_do_not_depend_on_them(recommender):
     at = opened(recommender)
     split = granted(DATA, at.recipe, at.split, USERS)
     streams = [
-        _Retain(pipeline.task_for(one, split, seed=0), 16, ahead=2)
+        RetainBatches(pipeline.task_for(one, split, seed=0), 16, ahead=2)
         for one in (at, replace(at, answered=None))
     ]
     for _ in range(12):

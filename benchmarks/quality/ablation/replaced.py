@@ -164,7 +164,7 @@ def held_where_nobody_was_trained(share: float) -> Iterator[None]:
         label[changed] = self.rng.random(len(changed)) < yes
         return replace(prompts, label=label), logits
 
-    with mock.patch.object(loop._Retain, "encoded", encode_and_answer):
+    with mock.patch.object(loop.RetainBatches, "encoded", encode_and_answer):
         yield
 
 

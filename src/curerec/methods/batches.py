@@ -11,6 +11,7 @@ import torch
 from curerec.methods.task import Task
 from curerec.prompts.encoding import Prompts
 from curerec.recommender.score import device_of, on, to_batch
+from curerec.recommender.tune import batches
 from curerec.records import Examples
 
 
@@ -75,3 +76,46 @@ class Batches:
         ids, last = to_batch(prompts, np.arange(len(prompts)), device)
         label = on(device, prompts.label.astype(np.int64))
         return Batch(ids, last, label, index, examples, prompts)
+
+
+class RetainBatches:
+    """Batches of D_r with the logits to hold it to: a request must not pay for all the training data.
+
+    Some batches are drawn at a time, encoded and, where their answers are not stored, scored together, and
+    cut into batches of like length: little is padded, as in training.
+
+    Args:
+        task: encodes, and knows answers.
+        size: prompts a batch.
+        as_trained: hold them to what was answered to them as they were in training, where the request has
+            changed their histories.
+        ahead: batches that are drawn at a time.
+    """
+
+    def __init__(self, task: Task, size: int, *, as_trained: bool = False, ahead: int = 20) -> None:
+        self.task, self.size, self.ahead = task, size, ahead
+        self.asked = task.retain_before if as_trained else task.retain
+        self.rng = np.random.default_rng([task.seed, 62])
+        self.order, self.at = self.rng.permutation(len(task.retain)), 0
+        self.ready: list[tuple[Prompts, torch.Tensor]] = []
+
+    def next(self) -> tuple[Prompts, torch.Tensor]:
+        """Prompts of a batch, and answer logits to hold them to (:meth:`Task.retain_logits`), [batch, 2]."""
+        if not self.ready:
+            if self.at + min(self.size, len(self.order)) > len(self.order):
+                self.order, self.at = self.rng.permutation(len(self.task.retain)), 0
+            index = self.order[self.at : self.at + self.ahead * self.size]
+            self.at += len(index)
+            prompts, before = self.encoded(self.task.retain.take(index), self.asked.take(index))
+            logits = on(device_of(self.task.original.model), before)
+            self.ready = [
+                (prompts.take(b), logits.index_select(0, on(logits.device, b)))
+                for b in batches(prompts.lengths, self.size, self.rng)
+            ]
+        return self.ready.pop()
+
+    def encoded(self, part: Examples, asked: Examples) -> tuple[Prompts, np.ndarray]:
+        """Prompts of examples of D_r, and the answers to hold them to, those to ``asked``, float32 [n, 2]."""
+        prompts = self.task.encode(part)
+        same = np.array_equal(part.history, asked.history)
+        return prompts, self.task.retain_logits(asked, prompts if same else None)

@@ -11,6 +11,7 @@ import torch
 from pydantic import Field
 
 from curerec.config import Strict
+from curerec.methods.batches import RetainBatches
 from curerec.methods.conflicts import Watcher
 from curerec.methods.forget_objective import ForgetObjective
 from curerec.methods.loop import Log, LoopConfig, Update, free, walk
@@ -22,13 +23,11 @@ from curerec.methods.rules import Masks, Rules
 from curerec.methods.stopping import Watch
 from curerec.methods.task import Task
 from curerec.methods.unseen import Unseen
-from curerec.prompts.encoding import Prompts
 from curerec.recommender import parallel
 from curerec.recommender.copies import free_tuned
 from curerec.recommender.fitting import prompts_that_fit
 from curerec.recommender.score import answer_logits, device_of, on, to_batch
-from curerec.recommender.tune import batches, endless
-from curerec.records import Examples
+from curerec.recommender.tune import endless
 
 #: What a request takes at the least where small ones take fewer (``all_steps_from``).
 LEAST_STEPS = 15
@@ -233,7 +232,7 @@ def run(
         watch = watch or Watch(task, config)
         device = device_of(task.original.model)
         objective = ForgetObjective.of(task, config)
-        retain = _Retain(
+        retain = RetainBatches(
             task, config.retain_batch_size or config.batch_size, as_trained=config.changed_prompts is not None
         )
         unseen = Unseen.of(task) if config.unseen_tokens else None
@@ -363,42 +362,6 @@ class Combining:
     def moved(self) -> None:
         """After the optimiser's step."""
         self.conflicts.moved(self.parameters)
-
-
-class _Retain:
-    """Batches of D_r with the logits to hold it to: a request must not pay for all the training data.
-
-    Some batches are drawn at a time, encoded and, where their answers are not stored, scored together, and
-    cut into batches of like length: little is padded, as in training.
-    """
-
-    def __init__(self, task: Task, size: int, *, as_trained: bool = False, ahead: int = 20) -> None:
-        self.task, self.size, self.ahead = task, size, ahead
-        self.asked = task.retain_before if as_trained else task.retain
-        self.rng = np.random.default_rng([task.seed, 62])
-        self.order, self.at = self.rng.permutation(len(task.retain)), 0
-        self.ready: list[tuple[Prompts, torch.Tensor]] = []
-
-    def next(self) -> tuple[Prompts, torch.Tensor]:
-        """Prompts of a batch, and answer logits to hold them to (:meth:`Task.retain_logits`), [batch, 2]."""
-        if not self.ready:
-            if self.at + min(self.size, len(self.order)) > len(self.order):
-                self.order, self.at = self.rng.permutation(len(self.task.retain)), 0
-            index = self.order[self.at : self.at + self.ahead * self.size]
-            self.at += len(index)
-            prompts, before = self.encoded(self.task.retain.take(index), self.asked.take(index))
-            logits = on(device_of(self.task.original.model), before)
-            self.ready = [
-                (prompts.take(b), logits.index_select(0, on(logits.device, b)))
-                for b in batches(prompts.lengths, self.size, self.rng)
-            ]
-        return self.ready.pop()
-
-    def encoded(self, part: Examples, asked: Examples) -> tuple[Prompts, np.ndarray]:
-        """Prompts of examples of D_r, and the answers to hold them to, those to ``asked``, float32 [n, 2]."""
-        prompts = self.task.encode(part)
-        same = np.array_equal(part.history, asked.history)
-        return prompts, self.task.retain_logits(asked, prompts if same else None)
 
 
 def _summary(loss_f: float | torch.Tensor, loss_r: torch.Tensor, seen: dict[str, torch.Tensor]) -> Log:
