@@ -311,7 +311,7 @@ def test_a_circuit_among_upper_layers_is_planned_as_less():
 def test_a_plan_where_states_are_kept_measures_both_passes(monkeypatch):
     monkeypatch.setattr(lower, "STATES", lower.States())
     task = made_task("lora", layers=(1,))
-    assert lower.lowest_adapted(task.original.model) == 1
+    assert lower.lowest_updated(task.original.model) == 1
     found = calibrate(task, CureConfig())
     assert set(found.above) == {"score", "path", "gradient", "patched", "atp"}
     assert (found.layers, found.first) == (2, 1)

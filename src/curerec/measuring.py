@@ -30,7 +30,7 @@ from curerec.progress import Clock
 from curerec.prompts.counterfactual import counterfactual_pairs
 from curerec.prompts.encoding import Prompts, queries
 from curerec.recommender.alive import LivePeak
-from curerec.recommender.lower import lowest_adapted, nothing_kept
+from curerec.recommender.lower import lowest_updated, nothing_kept
 from curerec.recommender.score import at_a_time, device_of, score
 from curerec.recommender.stored_answers import StoredAnswers
 from curerec.recommender.tune import Averager, optimise
@@ -156,7 +156,7 @@ def calibrate(task: Task, config: CureConfig) -> Calibration:
     with nothing_kept():
         lines |= {kind: _line(run, prompts, batch) for kind, (batch, run) in runs.items()}
     above: dict[Kind, Line] = {}
-    if first := lowest_adapted(model):
+    if first := lowest_updated(model):
         above = {kind: _line(run, prompts, batch, states_kept=True) for kind, (batch, run) in runs.items()}
     for measured in (lines, above):  # two runs
         if "patched" in measured:

@@ -20,7 +20,7 @@ from curerec.methods.task import Task
 from curerec.opened import Opened
 from curerec.pipeline import check_method, deterministic, task_for
 from curerec.progress import Clock
-from curerec.recommender.lower import STATES, lowest_adapted, nothing_kept
+from curerec.recommender.lower import STATES, lowest_updated, nothing_kept
 from curerec.recommender.score import device_of, score
 from curerec.recommender.tune import tune
 from curerec.records import ForgetRequest
@@ -219,7 +219,7 @@ def _retrain(task: Task, found: Calibration) -> dict[str, float]:
         first = some(TRIED[0])
         tried = TRIED[1] if first * TRIED[1] < SECONDS else TRIED[0]
         first = again = some(tried) if tried > TRIED[0] else first
-    if lowest_adapted(task.original.model):  # from the second epoch on, steps begin above kept states
+    if lowest_updated(task.original.model):  # from the second epoch on, steps begin above kept states
         some(tried)
         again = some(tried)
     once = min(steps, -(-len(task.retain) // config.batch_size))

@@ -62,7 +62,7 @@ def test_answers_and_gradients_are_those_of_whole_passes(model_type, monkeypatch
     options = more if model_type == "gemma3_text" else {}
     model = made_family_model(model_type, WORDS, num_hidden_layers=3, **options)
     model = lora_on(model, layers=(1, 2))
-    assert lower.lowest_adapted(model) == 1
+    assert lower.lowest_updated(model) == 1
     with in_double(model):
         check(model, monkeypatch)
 
@@ -86,14 +86,24 @@ def check(model, monkeypatch):
     assert lower.STATES.computed == distinct()
 
 
-def test_training_ends_where_it_ends_without_and_computes_every_prompt_once(monkeypatch):
+def upper(model, first):
+    """Of a model without adapters only the layers from ``first`` on are trained."""
+    model.requires_grad_(False)
+    for layer in family_of(model).layer_list(model)[first:]:
+        layer.requires_grad_(True)
+    return model
+
+
+@pytest.mark.parametrize("adapter", [True, False])
+def test_training_ends_where_it_ends_without_and_computes_every_prompt_once(adapter, monkeypatch):
     base = made_model(WORDS, layers=3).double()
     config = TuneConfig(epochs=3, batch_size=4, lr=0.01)
 
     def trained():
-        model = lora_on(copy.deepcopy(base), layers=(2,))
+        model = copy.deepcopy(base)
+        model = lora_on(model, layers=(2,)) if adapter else upper(model, 2)
         tune(model, PROMPTS, ENCODER.answers, config, seed=0)
-        return [p.detach().clone() for n, p in model.named_parameters() if "lora" in n]
+        return [p.detach().clone() for n, p in model.named_parameters() if "lora" in n or not adapter]
 
     want = without(monkeypatch, trained)
     assert lower.STATES.computed == 0
@@ -152,17 +162,17 @@ def test_only_where_nothing_below_can_change_or_is_listened_to():
     def made():
         return lora_on(made_model(WORDS, layers=3), layers=(2,))
 
-    assert lower.lowest_adapted(made()) == 2
-    assert lower.lowest_adapted(lora_on(made_model(WORDS, layers=3), layers=(0, 2))) == 0
-    assert lower.lowest_adapted(made_model(WORDS, layers=3)) == 0
+    assert lower.lowest_updated(made()) == 2
+    assert lower.lowest_updated(lora_on(made_model(WORDS, layers=3), layers=(0, 2))) == 0
+    assert lower.lowest_updated(made_model(WORDS, layers=3)) == 0
     trained = made()
     next(family_of(trained).layer_list(trained)[1].parameters()).requires_grad_(True)
-    assert lower.lowest_adapted(trained) == 0
+    assert lower.lowest_updated(trained) == 0
     listened = made()
     handle = family_of(listened).layer_list(listened)[0].register_forward_hook(lambda *args: None)
-    assert lower.lowest_adapted(listened) == 0
+    assert lower.lowest_updated(listened) == 0
     handle.remove()
-    assert lower.lowest_adapted(listened) == 2
+    assert lower.lowest_updated(listened) == 2
     routed = made()
     mlp = family_of(routed).layer_list(routed)[0].mlp
 
@@ -175,14 +185,32 @@ def test_only_where_nothing_below_can_change_or_is_listened_to():
             return self.inner(x)
 
     family_of(routed).layer_list(routed)[0].mlp = Router(mlp)
-    assert lower.lowest_adapted(routed) == 0
+    assert lower.lowest_updated(routed) == 0
+
+
+@pytest.mark.parametrize("model_type", TYPES)
+def test_without_adapters_passes_begin_at_the_lowest_layer_that_is_trained(model_type, monkeypatch):
+    more = {"layer_types": ["sliding_attention", "full_attention", "full_attention"]}
+    options = more if model_type == "gemma3_text" else {}
+    model = upper(made_family_model(model_type, WORDS, num_hidden_layers=3, **options), 2)
+    assert lower.lowest_updated(model) == 2
+    with in_double(model):
+        check(model, monkeypatch)
+
+
+def test_without_adapters_nothing_is_kept_of_what_can_change():
+    model = upper(made_model(WORDS, layers=3), 1)
+    family_of(model).decoder(model).get_input_embeddings().requires_grad_(True)
+    assert lower.lowest_updated(model) == 0
+    assert lower.lowest_updated(model.requires_grad_(False)) == 0
+    assert lower.lowest_updated(model.requires_grad_(True)) == 0
 
 
 def test_dropout_below_is_drawn_anew():
     model = lora_on(made_family_model("gpt2", WORDS, num_hidden_layers=3, embd_pdrop=0.5), layers=(2,))
-    assert lower.lowest_adapted(model) == 2
+    assert lower.lowest_updated(model) == 2
     model.train()
-    assert lower.lowest_adapted(model) == 0
+    assert lower.lowest_updated(model) == 0
 
 
 def test_no_more_bytes_than_allowed_and_the_last_used_stay():
@@ -229,7 +257,7 @@ def test_circuits_above_an_adapter_run_what_lies_below_once_a_prompt():
     n, spent = len(PROMPTS), Cost()
     upper = modules_with_units(model)
     given = model, PROMPTS, corrupt, ENCODER.answers
-    assert lower.lowest_adapted(model) == 2
+    assert lower.lowest_updated(model) == 2
     patched_margins(*given, [set(), set(upper), {"layers.3.mlp"}], cost=spent)
     once = lower.STATES.computed
     assert once == distinct() + len({tuple(r) for r in corrupt.padded(np.arange(n))[0].tolist()})

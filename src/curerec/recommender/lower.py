@@ -1,9 +1,11 @@
-"""States below an adapter that only the upper layers have: computed once a prompt, then kept.
+"""States below the lowest layer that is updated: computed once a prompt, then kept.
 
 Nothing below the lowest layer with an adapter changes, whatever is trained, taken back or asked above it,
-and the base gives there what its fine-tuned copies give. Epochs, steps, looks and attacks pass over the same
-prompts many times, so what enters that layer is kept and passes begin there. It is a cache: without it, or
-where it does not apply, the same numbers are computed anew (up to the rounding of products of another shape).
+and the base gives there what its fine-tuned copies give. Nor does anything below the lowest weight of a model
+without adapters that asks for a gradient, while steps are taken. Epochs, steps, looks and attacks pass over
+the same prompts many times, so what enters that layer is kept and passes begin there. It is a cache: without
+it, or where it does not apply, the same numbers are computed anew (up to the rounding of products of another
+shape).
 """
 
 from __future__ import annotations
@@ -87,7 +89,7 @@ def begins_at(model: Any, listened_from: int | None = None) -> int:
         model: plain or PEFT-wrapped.
         listened_from: the lowest layer that somebody is about to listen to; None: nobody is.
     """
-    first = lowest_adapted(model) if STATES.most else 0
+    first = lowest_updated(model) if STATES.most else 0
     return first if listened_from is None or first <= listened_from else 0
 
 
@@ -102,21 +104,24 @@ def states_computed() -> int:
     return STATES.computed
 
 
-def lowest_adapted(model: Any) -> int:
-    """Index of the lowest layer with an adapter; 0 where nothing below one is known to stay as it is.
+def lowest_updated(model: Any) -> int:
+    """Index of the lowest layer that is updated; 0 where nothing below one is known to stay as it is.
 
-    Not without an adapter, nor where a weight below it can change, somebody listens there, random numbers
-    enter, the layers are compiled or shared out among processes. On a GPU ids would have to be read back for
-    every batch, so there it is not done.
+    That is the lowest with an adapter, whether it is trained or asked; of a model without adapters the lowest
+    with a weight that asks for a gradient. Not where a weight below it can change, somebody listens there,
+    random numbers enter, the layers are compiled or shared out among processes. On a GPU ids would have to be
+    read back for every batch, so there it is not done.
     """
-    if not hasattr(model, "peft_config") or hasattr(model, "answer_logits"):
+    if hasattr(model, "answer_logits"):
         return 0
     try:
         layers = family_of(model).layer_list(model)
     except (ModelError, AttributeError):
         return 0
-    adapted = [any(LORA in name for name, _ in layer.named_parameters()) for layer in layers]
-    first = adapted.index(True) if any(adapted) else 0
+    lora = hasattr(model, "peft_config")
+    weights_of = (layer.named_parameters() for layer in layers)
+    updated = [any(LORA in n if lora else p.requires_grad for n, p in of_layer) for of_layer in weights_of]
+    first = updated.index(True) if any(updated) else 0
     if first == 0:
         return 0
     parts = _below(model, first)
@@ -155,7 +160,7 @@ def _drops_out_below(model: Any, first: int) -> bool:
 def kept_below(
     model: Any, ids: torch.Tensor, last: torch.Tensor, *, leaf: bool = False
 ) -> Iterator[torch.Tensor | None]:
-    """A pass over these prompts inside begins at the lowest layer with an adapter, unless that is the first.
+    """A pass over these prompts inside begins at the lowest layer that is updated, unless that is the first.
 
     Args:
         model: plain or PEFT-wrapped.
@@ -201,7 +206,8 @@ class _Read:
     """Weights that were read: the very tensors, as they were then.
 
     Torch counts what is written into a tensor, but not what goes through ``.data``; of that only another
-    type or another place in memory is seen. Who writes so below an adapter has to call :func:`forget_states`.
+    type or another place in memory is seen. Who writes so below what is updated has to call
+    :func:`forget_states`.
     """
 
     def __init__(self, weights: list[torch.Tensor], shape: str, digest: str) -> None:
@@ -231,7 +237,8 @@ def _digest(model: Any, first: int) -> str:
 
     Reading all weights takes up to a second; those that were read and are unchanged are not read again.
     """
-    shape = f"{first} {model.get_base_model().config.to_json_string(use_diff=False)}"
+    plain = model.get_base_model() if hasattr(model, "get_base_model") else model
+    shape = f"{first} {plain.config.to_json_string(use_diff=False)}"
     weights = [t for part in _below(model, first) for t in (*part.parameters(), *part.buffers())]
     for known in _read:
         if known.still(weights, shape):

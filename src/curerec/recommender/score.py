@@ -20,7 +20,7 @@ from curerec.recommender.folding import folded
 from curerec.recommender.fused import fused_activations
 from curerec.recommender.lean import answer_only, can_be_lean
 from curerec.recommender.lookup import looked_up
-from curerec.recommender.lower import kept_below, lowest_adapted
+from curerec.recommender.lower import kept_below, lowest_updated
 from curerec.recommender.memory import keep_freed
 from curerec.recommender.runtime import RuntimeConfig, kept_few
 from curerec.recommender.shared import can_share, last_states, packed, runs
@@ -241,7 +241,7 @@ def score(
         keep_freed()
     order, found = [np.zeros(0, np.int64)], [torch.zeros(0, 2)]
     # Where the lower layers' states are kept, their first layer is hardly run.
-    table = nullcontext() if lowest_adapted(model) else looked_up(model, prompts)
+    table = nullcontext() if lowest_updated(model) else looked_up(model, prompts)
     try:
         with folded(model), fused_activations(model), table:
             alone = np.ones(len(prompts), bool)
