@@ -18,6 +18,7 @@ from curerec.methods.wise.memory import attach
 from curerec.methods.wise.method import WiseConfig, margin_loss, wise
 from curerec.recommender.score import answer_logits, score, to_batch
 from curerec.recommender.units import units_of
+from made_families import in_double
 from made_models import made_model, made_prompts, with_lora
 from made_tasks import made_task
 
@@ -132,6 +133,26 @@ def test_an_edit_outside_of_the_adapter_s_branches_becomes_a_branch():
     assert np.abs(got - score(model, prompts, encoder.answers)).max() > 1e-3
     names = {b.module for b in units_of(new, "projection").branches}
     assert any("layers.0.mlp.down_proj" in n for n in names) and len(names) == 5
+
+
+@pytest.mark.parametrize("layer", [0, 1])
+def test_values_are_those_of_whole_passes(layer, monkeypatch):
+    """With the map in the last layer, of which less would be computed, as well as below it."""
+    task = made_task()
+    model = task.copy_of_model().requires_grad_(False)
+    site = Site(mlp_output(model, layer))
+    prompts = task.encode(task.forget.take(edits_of(task, "user")[0][:6]))
+    retain = task.encode(task.retain.take(np.arange(6)))
+    target = uninformed(task, prompts)
+    with in_double(model):
+
+        def found():
+            return value_change(task, model, site, prompts, target, retain, RomeConfig(steps=5))
+
+        got = found()
+        monkeypatch.setattr("curerec.recommender.score.can_be_lean", lambda model: False)
+        for a, b in zip(got, found(), strict=True):
+            torch.testing.assert_close(a, b, atol=1e-5, rtol=1e-5)
 
 
 @pytest.mark.parametrize(("layers", "asked", "want"), [(6, None, 2), (2, None, 0), (1, None, 0), (3, 2, 1)])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -147,21 +148,24 @@ def value_change(
     device = site.device
     here, there = (to_batch(p, np.arange(len(p)), device) for p in (prompts, retain))
     ends, other_ends = (torch.from_numpy(title_ends(p)).to(device) for p in (prompts, retain))
+    # Of the last layer only what the answer needs, unless that is where the map is (somebody listens there);
+    # never in parts, since the positions are those of the batch.
+    answer = partial(answer_logits, model, answers=task.answers, lean=True, cut=False)
     with torch.no_grad():
         with site.reading(ends) as seen:
-            answer_logits(model, *here, task.answers)
+            answer(*here)
         key, value = (x.mean(0) for x in seen[0])
-        before = answer_logits(model, *there, task.answers)
+        before = answer(*there)
     change = torch.nn.Parameter(torch.zeros_like(value))
     longest = config.clamp * float(value.norm())
     last = [float("nan")]
 
     def gradients(step: int) -> None:
         with site.adding(change, ends):
-            loss = kl_to(answer_logits(model, *here, task.answers), target)
+            loss = kl_to(answer(*here), target)
         if config.kl_weight:
             with site.adding(change, other_ends):
-                kept = kl_to(answer_logits(model, *there, task.answers), before)
+                kept = kl_to(answer(*there), before)
             loss = loss + config.kl_weight * kept
         loss = loss + config.weight_decay * change.norm() / value.norm() ** 2
         (change.grad,) = torch.autograd.grad(loss, [change])
