@@ -82,3 +82,29 @@ def test_growth_takes_rows_of_before_for_others(growth, tmp_path):
     (tmp_path / "rows").write_text(json.dumps(row) + "\n")
     assert growth("--tiny", "--of", "width") == ["width"]
     assert growth("--tiny", "--of", "width") == []
+
+
+def test_the_committed_table_is_that_of_the_committed_rows():
+    done = subprocess.run(
+        [sys.executable, str(SPEED / "table.py")], capture_output=True, text=True, check=True
+    )
+    assert done.stdout == (SPEED / "table.md").read_text()
+
+
+def test_repeats_of_a_sitting_are_one_line_and_ratios_stay_within_it(monkeypatch):
+    monkeypatch.syspath_prepend(str(SPEED))
+    monkeypatch.delitem(sys.modules, "table", raising=False)
+    script = importlib.import_module("table")
+    monkeypatch.delitem(sys.modules, "table")
+
+    def row(method, seconds, repeat=0, date="2026-01-01"):
+        key = {"question": "request", "method": method, "share": 0.1, "n_train": 10, "repeat": repeat}
+        machine = {"processor": "one", "device": "cpu", "threads": 1, "versions": {"torch": "2.6"}}
+        values = {"t_total_s": seconds, "n_forget": 1, "stages": {"update": seconds / 2}}
+        return {"key": key, "values": values, "date": date, "machine": machine, "note": ""}
+
+    rows = [row("cure", 1.0), row("cure", 3.0, 1), row("cure", 2.0, 2), row("retrain", 20.0)]
+    lines = [x for x in script.requests([*rows, row("cure", 5.0, date="2026-01-02")]) if " cure " in x]
+    assert len(lines) == 2
+    assert "| 3 | 2 s (1 to 3) | 1/10 |" in lines[0] and "update 1 |" in lines[0]
+    assert "| 1 | 5 s |  |" in lines[1]
