@@ -12,7 +12,8 @@ import hypothesis
 import numpy as np
 import pytest
 import torch
-from jaxtyping import install_import_hook
+
+import made_checks
 
 # Shapes and types are checked here alone; before the first of these modules is imported.
 CHECKED = [
@@ -23,7 +24,7 @@ CHECKED = [
     "curerec.methods.losses",
     "curerec.recommender.score",
 ]
-install_import_hook(CHECKED, "beartype.beartype")
+made_checks.install(CHECKED, "beartype.beartype")
 
 from curerec.data import cache, fetch, sources  # noqa: E402
 from curerec.data.fetch import Public  # noqa: E402

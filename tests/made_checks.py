@@ -1,0 +1,60 @@
+"""jaxtyping's checks, made once for every function that is written down, however often it is defined."""
+
+from __future__ import annotations
+
+import functools
+import inspect
+import types
+from collections.abc import Callable
+from typing import Any
+
+import jaxtyping
+
+_jaxtyped = jaxtyping.jaxtyped
+_MADE: dict[Any, Callable[..., Any]] = {}
+
+
+def install(modules: list[str], typechecker: str) -> None:
+    """Check arguments and results of all functions of modules that are not imported yet.
+
+    jaxtyping's hook writes ``@jaxtyping.jaxtyped(...)`` above every function, which then makes its checks
+    anew whenever a ``def`` is run. That takes longer than a pass of a tiny model, and the hooks of a pass are
+    defined in it.
+    """
+    jaxtyping.jaxtyped = once
+    jaxtyping.install_import_hook(modules, typechecker)
+
+
+def once(*, typechecker: Any) -> Callable[[Any], Any]:
+    """``jaxtyped`` that makes the checks of a function inside a function the first time alone."""
+    make = _jaxtyped(typechecker=typechecker)
+
+    def decorate(checked: Any) -> Any:
+        if not isinstance(checked, types.FunctionType) or "<locals>" not in checked.__qualname__:
+            return make(checked)
+        key = (checked.__module__, checked.__code__, *checked.__annotations__.items())
+        if key not in _MADE:
+            _MADE[key] = make(_stand_in(checked))
+        check = _MADE[key]
+
+        @functools.wraps(checked)
+        def wrapped(*args: Any, **named: Any) -> Any:
+            return check(checked, *args, **named)
+
+        return wrapped
+
+    return decorate
+
+
+def _call(function: Any, /, *args: Any, **named: Any) -> Any:
+    return function(*args, **named)
+
+
+def _stand_in(like: types.FunctionType) -> types.FunctionType:
+    """A function with the signature of another that calls what it is given first."""
+    made = types.FunctionType(_call.__code__, like.__globals__)  # names in annotations are looked up in them
+    first = inspect.Parameter("_function", inspect.Parameter.POSITIONAL_ONLY)
+    signature = inspect.signature(like)
+    made.__signature__ = signature.replace(parameters=[first, *signature.parameters.values()])
+    made.__name__, made.__qualname__, made.__module__ = like.__name__, like.__qualname__, like.__module__
+    return made
