@@ -32,10 +32,12 @@ def main() -> None:
     rows = [row for row in rows if not row["failure"] and row.get("excess_jsd") is not None]
     print("| " + " | ".join(COLUMNS) + " |\n" + "|---" * len(COLUMNS) + "|")
     for data, request in dict.fromkeys((r["dataset"], r["request"]) for r in rows if r["request"]):
-        ends = [r for r in rows if r["dataset"] == data and r["request"] == request]
+        here = [r for r in rows if r["dataset"] == data]
+        ends = [r for r in here if r["request"] == request]
+        whole = request.rsplit("-x", 1)[0]  # requests in a row are held against retrains without all of them
         retrains: dict[int, list[float]] = {}
-        for r in ends:
-            if r["method"].startswith("retrain"):
+        for r in here:
+            if r["method"].startswith("retrain") and r["request"] in (request, whole):
                 retrains.setdefault(r["seed"], []).append(r["excess_jsd"])
         for method in dict.fromkeys(r["method"] for r in ends):
             if method.startswith("retrain") or (options.methods and method not in options.methods):
@@ -49,7 +51,7 @@ def main() -> None:
             if not parts:
                 continue
             total, memory, rest = np.mean(parts, axis=0)
-            single = ", ".join(f"{whole:.2f} = {m:.2f} + {g:.2f}" for whole, m, g in parts)
+            single = ", ".join(f"{all_:.2f} = {m:.2f} + {g:.2f}" for all_, m, g in parts)
             print(
                 f"| {data} | {request} | {method} | {len(parts)} | {total:.3f} | {memory:.3f} | {rest:.3f} "
                 f"| {single} |"
