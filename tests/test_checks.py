@@ -68,6 +68,14 @@ def test_each_definition_is_called_by_its_own_values(defined):
     assert first == second == ["a"]
 
 
+def test_checks_are_made_once_for_all_definitions(defined, monkeypatch):
+    made = {}
+    monkeypatch.setattr(made_checks, "_MADE", made)
+    for shift in range(3):
+        defined.shifting(float(shift))(np.zeros(2))
+    assert len(made) == 1
+
+
 def test_shapes_and_types_are_checked_every_time(defined):
     for shift in (0.0, 1.0):
         add, x = defined.adding(shift), np.zeros(3)

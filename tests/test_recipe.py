@@ -188,6 +188,12 @@ def test_other_rules_on_the_same_losses_run_in_the_same_loop(name, bench_name, m
         assert points[method] == {k.removeprefix("update."): v for k, v in points["cure"].items()}
 
 
+def test_other_rules_have_one_set_of_settings_for_small_requests():
+    demo = load_recipe("demo")
+    first, *others = [demo.config_of(name).small for name in ("weighted_sum", "pcgrad", "cagrad", "gru")]
+    assert first.max_steps and first.push and all(other == first for other in others)
+
+
 def test_a_recipe_has_what_it_extends_but_for_its_own(tmp_path):
     (tmp_path / "ours.yaml").write_text("extends: lora\nsplit: {train: 500}\nmodel: {lora: {r: 4}}\n")
     lora, ours = load_recipe("lora"), load_recipe(str(tmp_path / "ours.yaml"))

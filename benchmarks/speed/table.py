@@ -28,11 +28,11 @@ QUESTIONS = {
 LARGEST = 4  # stages that a line names
 
 
-def spread(values: Iterable[float], unit: str = "s") -> str:
+def spread(values: Iterable[float], unit: str = " s") -> str:
     """Median and range."""
     v = sorted(values)
     range_ = f" ({v[0]:.3g} to {v[-1]:.3g})" if len(v) > 1 else ""
-    return f"{median(v):.3g} {unit}{range_}".replace(" ×", "×")
+    return f"{median(v):.3g}{unit}{range_}"
 
 
 def table(head: list[str], lines: Iterable[list[str]]) -> Iterator[str]:
