@@ -14,8 +14,9 @@ from typing import Any
 
 import numpy as np
 
-from curerec.bench.rows import newest
+from curerec.bench.rows import NOTHING, newest
 
+KEPT = ("residual", "excess_jsd", "floor", "ceiling")
 COLUMNS = ("data", "request", "method", "seeds", "residual", "of it memory", "of it not", "by seed")
 
 
@@ -29,7 +30,7 @@ def main() -> None:
     texts = [(folder / "rows.jsonl").read_text(encoding="utf-8") for folder in options.folders]
     lines = [line for text in texts for line in text.splitlines()]
     rows = [row for row in newest([json.loads(line) for line in lines]) if row["model"] == options.model]
-    rows = [row for row in rows if not row["failure"] and row.get("excess_jsd") is not None]
+    rows = [row for row in as_they_ended(rows) if row.get("excess_jsd") is not None]
     print("| " + " | ".join(COLUMNS) + " |\n" + "|---" * len(COLUMNS) + "|")
     for data, request in dict.fromkeys((r["dataset"], r["request"]) for r in rows if r["request"]):
         here = [r for r in rows if r["dataset"] == data]
@@ -56,6 +57,20 @@ def main() -> None:
                 f"| {data} | {request} | {method} | {len(parts)} | {total:.3f} | {memory:.3f} | {rest:.3f} "
                 f"| {single} |"
             )
+
+
+def as_they_ended(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Rows that did not fail; where a method handed the original back, it ended as the original."""
+    place = ("dataset", "request", "seed")
+    original = {tuple(r[c] for c in place): r for r in rows if r["method"] == "original"}
+    out = []
+    for row in rows:
+        of = original.get(tuple(row[c] for c in place))
+        if (row["failure"] or "").startswith(NOTHING) and of:
+            row = {**row, **{c: of.get(c) for c in KEPT}, "failure": None}
+        if not row["failure"]:
+            out.append(row)
+    return out
 
 
 def parted(row: dict[str, Any], of_retrains: float) -> tuple[float, float, float]:

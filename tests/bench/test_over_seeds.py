@@ -19,6 +19,12 @@ def over_seeds(monkeypatch):
     return importlib.import_module("over_seeds")
 
 
+@pytest.fixture
+def parts(monkeypatch):
+    monkeypatch.syspath_prepend(str(SCRIPTS))
+    return importlib.import_module("parts")
+
+
 def a_row(method, seed, jsd, *, failure=None, rankable=True):
     floor, ceiling = 0.01, 0.03 + seed / 1000
     residual = None if jsd is None else (jsd - floor) / (ceiling - floor)
@@ -87,3 +93,50 @@ def test_a_folder_may_call_a_method_otherwise(over_seeds, folder, tmp_path, monk
     apart = [(0.02 - 0.012) / 0.021, (0.032 - 0.012) / 0.022, (0.022 - 0.012) / 0.024]
     apart += [0.004 / (0.02 + s / 1000) for s in (5, 6)]
     assert f"| npo | 5 | {np.mean(apart):+.3f} |" in text and "| 5 of 5 |" in text
+
+
+def test_what_is_told_is_corrected_for_how_many_were_looked_at(over_seeds, folder, monkeypatch, capsys):
+    rows = [a_row("gru", s, 0.0125 + (s % 2) / 1000) for s in range(1, 5)]
+    with (folder / "rows.jsonl").open("a") as f:
+        f.writelines(json.dumps(row) + "\n" for row in rows)
+
+    def p_of(text, method):
+        line = next(line for line in text.splitlines() if line.startswith(f"| {method} |"))
+        return float(line.split("|")[7])
+
+    alone = {
+        m: p_of(printed(over_seeds, monkeypatch, capsys, folder, "--others", m), m) for m in ("npo", "gru")
+    }
+    both = printed(over_seeds, monkeypatch, capsys, folder, "--others", "npo", "gru")
+    least, most = sorted(alone, key=alone.__getitem__)
+    assert p_of(both, least) == pytest.approx(2 * alone[least], abs=2e-4)
+    assert p_of(both, most) == pytest.approx(max(alone[most], 2 * alone[least]), abs=2e-4)
+
+
+def test_a_seed_that_was_handed_back_has_the_originals_answers_but_not_its_cost(
+    over_seeds, folder, monkeypatch, capsys
+):
+    lines = [json.loads(line) for line in (folder / "rows.jsonl").read_text().splitlines()]
+    cost = {"original": 1.0, "cure": 0.2, "npo": 0.4}
+    rows = [{**row, "retrain_ratio": None if row["failure"] else cost[row["method"]]} for row in lines]
+    rows += [a_row("retrain", s, 0.01) for s in range(1, 5)]
+    (folder / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    text = printed(over_seeds, monkeypatch, capsys, folder, "--means", "--others", "npo")
+    npo = next(line for line in text.splitlines() if line.startswith("| npo |"))
+    assert "0.400 ± 0.000" in npo and "2: 1.00" in npo
+
+
+def test_parts_count_a_seed_that_was_handed_back(parts, monkeypatch, capsys, tmp_path):
+    def with_excess(row, excess):
+        return {**row, "excess_jsd": excess}
+
+    rows = [with_excess(a_row("original", s, 0.03 + s / 1000), 0.015) for s in (1, 2)]
+    rows += [with_excess(a_row("retrain", s, 0.01), 0.0) for s in (1, 2)]
+    rows += [with_excess(a_row("npo", 1, 0.02), 0.005)]
+    rows += [with_excess(a_row("npo", 2, None, failure="nothing happened: as it was"), None)]
+    (tmp_path / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    monkeypatch.setattr(sys, "argv", ["parts.py", str(tmp_path)])
+    parts.main()
+    line = next(line for line in capsys.readouterr().out.splitlines() if "| npo |" in line)
+    first, second = 0.01 / 0.021, 1.0
+    assert f"| 2 | {(first + second) / 2:.3f} |" in line

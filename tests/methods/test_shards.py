@@ -195,13 +195,29 @@ def test_attention_is_a_convex_mix_of_the_shards_answers():
 
 
 def test_weights_follow_the_neighbours_errors():
-    keys = torch.eye(4)[[0, 0, 1, 1]]
+    keys = torch.nn.functional.normalize(torch.eye(4)[[0, 0, 1, 1]] + 0.1, dim=-1)
     error = torch.tensor([[0.1, 0.3, 0.9, 0.9], [0.5, 0.5, 0.2, 0.4]])
     got = attention(torch.eye(4)[[0, 1]], keys, error, tau=2.0, neighbours=2)
     want = torch.softmax(-2 * torch.tensor([[0.2, 0.5], [0.9, 0.3]]), -1)
     torch.testing.assert_close(got, want)
     torch.testing.assert_close(attention(torch.eye(4)[[0]], keys, error, 0.0, 9), torch.full((1, 2), 0.5))
     assert attention(torch.eye(4)[[0]], keys, error, 1000.0, 2)[0, 0] > 0.999
+
+
+def test_a_validation_prompt_is_no_neighbour_of_its_own():
+    """Else answers on D_v, by which settings are chosen, would come from the labels they are held to."""
+    task, _ = trained("full")
+    base = task.base_model()
+    valid = task.encode(task.valid)
+    keys = torch.from_numpy(states_of(base, valid))
+    error = torch.rand(2, len(valid), generator=torch.Generator().manual_seed(0))
+    alone = torch.from_numpy(states_of(base, valid, batch_size=1))  # unpadded: other rounding
+    for n in (0, 5, 11):
+        others = error.clone()
+        twins = (keys @ keys[n]) > 1 - 1e-5
+        others[:, twins] = 1 - others[:, twins]
+        got, changed = (attention(alone[[n]], keys, e, 5.0, 3) for e in (error, others))
+        torch.testing.assert_close(got, changed)
 
 
 def test_a_batch_is_merged_prompt_by_prompt():

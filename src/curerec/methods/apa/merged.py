@@ -15,6 +15,10 @@ from curerec.prompts.encoding import Prompts
 from curerec.recommender.lora import factors_of, with_factors
 from curerec.recommender.score import answer_logits, by_length, device_of, to_batch
 
+#: Cosine from which a validation prompt is the prompt that is asked about itself; rounding differs with the
+#: batch's padding.
+SAME = 1 - 1e-5
+
 
 @torch.no_grad()
 def states_of(base: Any, prompts: Prompts, *, batch_size: int = 128) -> np.ndarray:
@@ -31,6 +35,10 @@ def attention(
 ) -> torch.Tensor:
     """Weights of the shards for each prompt, ``softmax_k(-tau mean error of k on its neighbours)``.
 
+    A validation prompt that is asked about itself is no neighbour of its own: its weights would be taken from
+    its own label, and the answers on D_v, by which settings are chosen and utility is judged, would be better
+    than on any other data.
+
     Args:
         states: directions of the prompts, [batch, d].
         keys: of the validation prompts, [n, d].
@@ -43,17 +51,17 @@ def attention(
 
     Source: Hu et al. 2024 (APA), arXiv 2404.10327, section 4.3 (sample-adaptive attention).
     """
-    near = (states @ keys.T).topk(min(neighbours, len(keys)), dim=-1).indices
+    alike = states @ keys.T
+    near = alike.masked_fill(alike > SAME, -1.0).topk(min(neighbours, len(keys)), dim=-1).indices
     return torch.softmax(-tau * error[:, near].mean(-1).T, dim=-1)
 
 
 class Adaptive(Together):
     """Answers of merged adapters: ``W x + sum_k w_k B_k A_k x``, w of each prompt its own.
 
-    With LoRA the shards' adapters stand side by side in one of joint rank, and what leaves A is scaled
-    block by
-    block: one pass for the whole batch, whatever its weights. With full fine-tuning no such form exists, and
-    the shards' probabilities are mixed by the same weights.
+    With LoRA the shards' adapters stand side by side in one of joint rank, and what leaves A is scaled block
+    by block: one pass for the whole batch, whatever its weights. With full fine-tuning no such form exists,
+    and the shards' probabilities are mixed by the same weights.
 
     Args:
         shards: trained.
