@@ -101,6 +101,23 @@ def test_trials_are_counted_once_and_of_the_configuration_in_force(tmp_path):
     assert summarise(tmp_path)["search"]["run"] == 2
 
 
+def test_what_was_chosen_at_an_end_of_its_grid_is_said(tmp_path):
+    grid = {"lr": [1.0e-4, 3.0e-4, 1.0e-3], "beta": [0.1, 0.5, 1.0]}
+    sought = table_recipe(search={"seed": 0, "trials": 2, "grids": {"npo": grid}})
+    made_rows(tmp_path, sought, worth=WORTH)
+    assert summarise(tmp_path)["search"]["ends"] == []
+
+    def chosen(row):
+        if row["method"] == "npo":
+            row["settings"] = {"lr": 1.0e-3, "beta": 0.5}
+
+    change_rows(tmp_path, chosen)
+    found = summarise(tmp_path)
+    assert found["search"]["ends"] == [{"method": "npo", "key": "lr", "value": 1.0e-3}]
+    page = " ".join(render_bench(found).split())
+    assert "a wider grid might do better: NPO, all parts alike lr 0.001." in page
+
+
 def test_an_interval_is_there_where_one_seed_holds_all_the_room():
     parts = [np.array(x) for x in ([0.02, 0.011, 0.01], [0.03, 0.01, 0.05])]
     found = _ratio_of_means(parts)

@@ -62,6 +62,28 @@ def grid_of(recipe: BenchRecipe, method: str) -> dict[str, list[Any]]:
     return search_of(method) if given is None else given
 
 
+def ends(settings: Mapping[str, Any], grid: Mapping[str, Sequence[Any]]) -> dict[str, float]:
+    """The chosen numbers that are the largest or smallest on offer: beyond them might be better ones.
+
+    A smallest value of 0 is no such end, since nothing lies beyond it.
+
+    Args:
+        settings: that the search chose; keys that it left as the recipe has them are not among them.
+        grid: values by (dotted) key.
+
+    Example:
+        >>> grid = {"lr": [1e-4, 3e-4, 1e-3], "damping": [0.0, 0.1], "schedule": ["constant", "linear"]}
+        >>> ends({"lr": 1e-3, "damping": 0.0, "schedule": "linear"}, grid)
+        {'lr': 0.001}
+    """
+    found = {}
+    for key, value in settings.items():
+        numbers = {v for v in grid.get(key, ()) if isinstance(v, int | float) and not isinstance(v, bool)}
+        if value in numbers and len(numbers) > 1 and value in (min(numbers), max(numbers)) and value != 0:
+            found[key] = float(value)
+    return found
+
+
 def candidates(config: Strict, grid: Mapping[str, Sequence[Any]], trials: int) -> list[Settings]:
     """The settings that are tried: none changed first, then distinct points of the grid, drawn at random.
 

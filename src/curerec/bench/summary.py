@@ -18,6 +18,7 @@ from curerec.bench.lines import read_lines
 from curerec.bench.marks import Earlier, by_seed, mark
 from curerec.bench.plan import config_hash, plan, title_of
 from curerec.bench.recipe import Ask, BenchRecipe
+from curerec.bench.search import ends, grid_of
 from curerec.config import parse
 from curerec.data import durable
 from curerec.errors import ConfigError, DataError
@@ -67,7 +68,7 @@ def summarise(out: Path) -> dict[str, Any]:
             "devices": sorted({f"{r['processor']}, {r['threads']} threads" for r in mine}),
             "shared_machine": any(r["shared_machine"] for r in mine),
             "newest": max((r["created"] for r in mine), default=None),
-            "search": _search(recipe, out),
+            "search": _search(recipe, out, mine),
         }
     )
 
@@ -343,10 +344,12 @@ def _ratio_of_means(parts: Sequence[np.ndarray]) -> dict[str, Any] | None:
     return {"mean": whole, "half": half, "n": n}
 
 
-def _search(recipe: BenchRecipe, out: Path) -> dict[str, Any] | None:
+def _search(recipe: BenchRecipe, out: Path, counted: list[dict[str, Any]]) -> dict[str, Any] | None:
     if recipe.search is None:
         return None
     trials = _counted_trials(recipe, read_lines(out / "trials.jsonl"))
+    chosen = {r["method"]: r["settings"] for r in counted if r.get("settings")}
+    at_an_end = {method: ends(settings, grid_of(recipe, method)) for method, settings in chosen.items()}
     return {
         "seed": recipe.search.seed,
         "trials": recipe.search.trials,
@@ -355,6 +358,11 @@ def _search(recipe: BenchRecipe, out: Path) -> dict[str, Any] | None:
         "run": len(trials),
         "failed": sum(bool(t["failure"]) for t in trials),
         "calibration": any("ece_rise" in t for t in trials),
+        "ends": [
+            {"method": method, "key": key, "value": value}
+            for method, found in at_an_end.items()
+            for key, value in found.items()
+        ],
     }
 
 

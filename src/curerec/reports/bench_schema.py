@@ -111,11 +111,20 @@ class Block(Part):
     n_forget: Interval | None = None
 
 
+class SearchEnd(Part):
+    """A chosen number that is the largest or smallest on offer."""
+
+    method: str
+    key: str
+    value: float
+
+
 class Search(Part):
     """How settings were chosen.
 
     Attributes:
         calibration: of the answers on validation data, too; not by searches of before 2026-11-29.
+        ends: what was chosen at an end of its grid.
     """
 
     seed: int
@@ -125,6 +134,7 @@ class Search(Part):
     run: int
     failed: int
     calibration: bool = False
+    ends: list[SearchEnd] = Field(default_factory=list)
 
 
 class Bench(Part):
