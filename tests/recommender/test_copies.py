@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import copy
+
 import numpy as np
 import pytest
 import torch
@@ -9,6 +11,9 @@ import torch
 from curerec.methods import METHODS
 from curerec.recommender.copies import base_of, copied
 from curerec.recommender.score import score
+from made_families import made_family_model
+from made_few_bits import PACKAGES, in_eight_bits, put_in_place
+from made_models import made_prompts, with_lora
 from made_tasks import made_task
 
 
@@ -48,6 +53,37 @@ def test_the_base_of_an_adapter_answers_as_the_base(family):
     assert places(base, adapter=False) == places(task.original.model, adapter=False)
     loaded = object()
     assert base_of(made_task("full").original.model, lambda: loaded) is loaded
+
+
+@pytest.mark.parametrize("package", PACKAGES)
+def test_a_base_in_eight_bits_answers_for_every_copy_and_is_held_once(package, monkeypatch):
+    prompts, encoder = made_prompts(6)
+    sizes = {"hidden_size": 128, "intermediate_size": 256}
+    plain = made_family_model("llama", len(encoder.tokenizer), scale=0.02, **sizes)
+
+    def made():
+        return with_lora(in_eight_bits(copy.deepcopy(plain), package))
+
+    want = score(made(), prompts, encoder.answers)
+    original = made()
+    put_in_place(monkeypatch, package)
+    first, base = copied(original), base_of(original, lambda: None)
+    # Whoever is asked first is the one that packs the codes away.
+    np.testing.assert_array_equal(score(first, prompts, encoder.answers), want)
+    assert np.abs(score(base, prompts, encoder.answers) - want).max() > 1e-3
+    np.testing.assert_array_equal(score(original, prompts, encoder.answers), want)
+    later = copied(original)
+    assert codes(later) == codes(first) == codes(base) == codes(original)
+    assert len(codes(original)) == 2 * 7
+    assert not places(later, adapter=True) & places(original, adapter=True)
+    np.testing.assert_array_equal(score(later, prompts, encoder.answers), want)
+    assert not codes(copied(original, whole=True)) & codes(original)
+
+
+def codes(model):
+    """Where the codes lie that modules in 8 bits hold, as parameters or in their state."""
+    parts = [m for m in model.modules() if hasattr(getattr(m, "state", None), "CB")]
+    return {m.state.CB.data_ptr() for m in parts} | {m.weight.data_ptr() for m in parts}
 
 
 @pytest.mark.parametrize("method", ["npo", "cure"])

@@ -22,10 +22,10 @@ WORDS = len(ENCODER.tokenizer)
 CPU = torch.device("cpu")
 
 
-def gradients(model, index):
+def gradients(model, index, use=None):
     ids, last = to_batch(PROMPTS, index, CPU)
     params = [p for p in model.parameters() if p.requires_grad]
-    out = answer_logits(model, ids, last, ENCODER.answers, lean=True)
+    out = answer_logits(model, ids, last, ENCODER.answers, lean=True, runtime=use)
     label = torch.from_numpy(PROMPTS.label[index].astype(np.int64))
     return out.detach(), torch.autograd.grad(torch.nn.functional.cross_entropy(out, label), params)
 
@@ -85,6 +85,36 @@ def test_less_is_kept_at_a_time_and_what_is_reckoned_holds_what_is_kept(model_ty
     assert each <= fitting.bytes_a_prompt(model, int(PROMPTS.lengths.max()))
     small(model, 3)
     assert peak(12) < 0.5 * whole
+
+
+@pytest.mark.parametrize("checkpoint", [False, True])
+def test_nothing_of_a_part_is_kept_whatever_would_be_offloaded(checkpoint, small):
+    model = made_family_model("llama", WORDS, hidden_size=64, intermediate_size=176)
+    use = RuntimeConfig(checkpoint=checkpoint, offload_bytes=1 << 30)
+    ids, last = to_batch(PROMPTS, np.arange(12), CPU)
+
+    def kept(use):
+        with LivePeak() as memory:
+            out = answer_logits(model, ids, last, ENCODER.answers, lean=True, runtime=use)
+            return memory.live - out.nbytes
+
+    want, whole = gradients(model, np.arange(12)), kept(None)
+    small(model, 3)
+    assert kept(use) < whole / 50
+    found = gradients(model, np.arange(12), use)
+    torch.testing.assert_close(found, want, rtol=1e-4, atol=1e-5)
+
+
+def test_parts_are_no_larger_for_what_only_a_whole_batch_may_offload(monkeypatch):
+    sizes = []
+    monkeypatch.setattr(score, "prompts_that_fit", lambda m, pos, use: 7 if use and use.offload_bytes else 3)
+    inner = score._twice
+    monkeypatch.setattr(score, "_twice", lambda m, ids, *rest: sizes.append(len(ids)) or inner(m, ids, *rest))
+    model, use = made_family_model("llama", WORDS), RuntimeConfig(offload_bytes=1)
+    gradients(model, np.arange(7), use)
+    assert sizes == []
+    gradients(model, np.arange(8), use)
+    assert sizes == [3, 3, 2]
 
 
 def test_no_part_of_a_small_model_is_cut_off_on_a_machine_of_some_size():

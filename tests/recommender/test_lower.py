@@ -22,6 +22,7 @@ from curerec.recommender.score import answer_logits, score, to_batch
 from curerec.recommender.tune import TuneConfig, tune
 from curerec.recommender.units import units_of
 from made_families import TYPES, in_double, lora_on, made_family_model
+from made_few_bits import PACKAGES, in_eight_bits
 from made_models import made_model, made_prompts, other_titles
 
 PROMPTS, ENCODER = made_prompts(12)
@@ -186,6 +187,20 @@ def test_only_where_nothing_below_can_change_or_is_listened_to():
 
     family_of(routed).layer_list(routed)[0].mlp = Router(mlp)
     assert lower.lowest_updated(routed) == 0
+
+
+@pytest.mark.parametrize("package", PACKAGES)
+def test_bases_of_equal_codes_and_other_scales_do_not_answer_for_each_other(package):
+    sizes = {"hidden_size": 128, "intermediate_size": 256, "num_hidden_layers": 3}
+    one, other = (made_family_model("llama", WORDS, scale=0.02, **sizes) for _ in range(2))
+    with torch.no_grad():
+        family_of(other).layer_list(other)[0].mlp.down_proj.weight.mul_(2)
+    one, other = (lora_on(in_eight_bits(model, package), layers=(2,)) for model in (one, other))
+    first = score(one, PROMPTS, ENCODER.answers)
+    found = score(other, PROMPTS, ENCODER.answers)
+    lower.forget_states()
+    np.testing.assert_allclose(found, score(other, PROMPTS, ENCODER.answers), atol=1e-6)
+    assert np.abs(found - first).max() > 1e-3
 
 
 @pytest.mark.parametrize("model_type", TYPES)

@@ -18,8 +18,10 @@ from curerec.recommender.folding import folded
 from curerec.recommender.quantise import held_bytes, quantise
 from curerec.recommender.runtime import STEP, Offload, RuntimeConfig, compiled_layers, compiles
 from curerec.recommender.score import answer_logits, score, to_batch
+from curerec.recommender.storage import load_frozen
 from curerec.recommender.tune import TuneConfig, tune
 from made_families import lora_on, made_family_model
+from made_few_bits import Linear8bitLt, put_in_place
 from made_models import ALL, made_model, made_prompts, with_lora
 
 PROMPTS, ENCODER = made_prompts(24)
@@ -168,6 +170,36 @@ def test_a_base_in_few_bits_is_small_answers_alike_and_trains(bits):
     assert np.abs(score(after, PROMPTS, ENCODER.answers) - got).max() > 0.05
     assert all(torch.equal(p, dict(after.named_parameters())[n]) for n, p in frozen.items())
     assert {p.dtype for p in after.parameters() if p.requires_grad} == {torch.float32}
+
+
+def test_eight_bits_are_packed_where_they_are_to_be(tmp_path):
+    """A module that is moved keeps its parameter, and with it the codes and scales of where it came from.
+
+    Where there is one device, another name of it is what can be told apart.
+    """
+    made_model(WORDS).save_pretrained(tmp_path)
+    ENCODER.tokenizer.save_pretrained(tmp_path)
+    with pytest.MonkeyPatch.context() as patch:
+        put_in_place(patch, "stand-in")
+        model = load_frozen(tmp_path, 8, device="cpu:0")
+    packed = [m.weight for m in model.modules() if isinstance(m, Linear8bitLt)]
+    assert len(packed) == 2 * 7
+    assert {p.packed_on for p in packed} == {torch.device("cpu:0")}
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+@pytest.mark.parametrize("bits", [8, 4])
+def test_a_base_in_few_bits_answers_on_a_gpu(bits, tmp_path):
+    pytest.importorskip("bitsandbytes")
+    sizes = {"hidden_size": 128, "intermediate_size": 256}
+    made_family_model("llama", WORDS, scale=0.02, **sizes).save_pretrained(tmp_path)
+    ENCODER.tokenizer.save_pretrained(tmp_path)
+    want = score(load_frozen(tmp_path, 16, device="cuda"), PROMPTS, ENCODER.answers)
+    model = load_frozen(tmp_path, bits, device="cuda")
+    held = [t for p in model.parameters() for t in (p, getattr(p, "CB", None), getattr(p, "SCB", None))]
+    assert {t.device.type for t in held if t is not None} == {"cuda"}
+    got = score(model, PROMPTS, ENCODER.answers)
+    assert 0 < np.abs(got - want).max() < 0.5 * np.abs(want).max()
 
 
 def test_few_bits_are_refused_where_they_cannot_be(monkeypatch):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import sys
 from collections.abc import Callable
 from typing import Any
 
@@ -26,14 +27,28 @@ def copied(model: Any, *, whole: bool = False) -> Any:
 
 
 def _held_once(model: Any) -> dict[int, Any]:
-    """What a deep copy is to take as it is: the frozen parameters under an adapter, by identity."""
+    """What a deep copy is to take as it is: the frozen parameters under an adapter, by identity.
+
+    Some modules are taken whole, since their parameters alone do not answer: those whose weights are cut into
+    parts, and those that hold theirs in 8 bits.
+    """
     if not hasattr(model, "peft_config") or any(getattr(m, "merged", False) for m in model.modules()):
         return {}
     return {
         id(p): p
         for name, p in model.named_parameters(remove_duplicate=False)
         if LORA not in name and not p.requires_grad
-    } | {id(m): m for m in model.modules() if is_spread(m)}
+    } | {id(m): m for m in model.modules() if is_spread(m) or _in_eight_bits(m)}
+
+
+def _in_eight_bits(module: Any) -> bool:
+    """Whether bitsandbytes made it: on its first pass it takes codes and scales away from its parameter.
+
+    A copy with the same parameter and a state of its own would find none. PEFT's wrapper of the same name is
+    not meant.
+    """
+    package = sys.modules.get("bitsandbytes.nn")  # not imported: where nobody has, there is no such module
+    return package is not None and isinstance(module, package.Linear8bitLt)
 
 
 def base_of(model: Any, otherwise: Callable[[], Any]) -> Any:

@@ -109,8 +109,8 @@ def lowest_updated(model: Any) -> int:
 
     That is the lowest with an adapter, whether it is trained or asked; of a model without adapters the lowest
     with a weight that asks for a gradient. Not where a weight below it can change, somebody listens there,
-    random numbers enter, the layers are compiled or shared out among processes. On a GPU ids would have to be
-    read back for every batch, so there it is not done.
+    random numbers enter, the layers are compiled, in few bits or shared out among processes. On a GPU ids
+    would have to be read back for every batch, so there it is not done.
     """
     if hasattr(model, "answer_logits"):
         return 0
@@ -133,8 +133,11 @@ def lowest_updated(model: Any) -> int:
 
 
 def _plain(module: Any) -> bool:
-    """Whether a module computes what its class and weights say: no router put in its place, not compiled."""
-    known = type(module).__module__.partition(".")[0] in ("torch", "transformers", "bitsandbytes")
+    """Whether a module computes what its class and weights say: no router put in its place, not compiled.
+
+    Weights in few bits do not say it: their scales are no parameters, and two bases may have equal codes.
+    """
+    known = type(module).__module__.partition(".")[0] in ("torch", "transformers")
     changed = "forward" in vars(module) or getattr(module, "_compiled_call_impl", None) is not None
     return known and not changed and not is_spread(module)
 

@@ -7,6 +7,7 @@ import functools
 import sys
 
 KEPT_BYTES = 1 << 30  # of freed memory that stays with the process
+OLD_MOST = 32 << 20  # bytes; glibc refuses a higher threshold for mmap where its heaps have 64 MiB
 _TRIM_THRESHOLD, _MMAP_THRESHOLD = -1, -3  # malloc.h
 
 
@@ -22,7 +23,8 @@ def keep_freed(limit: int = KEPT_BYTES) -> bool:
         limit: bytes; below 2^31.
 
     Returns:
-        Whether it is done: only where the C library is glibc.
+        Whether it is done: only where the C library is glibc. Of an older one that refuses the limit, for
+        blocks of up to 32 MiB.
     """
     if not sys.platform.startswith("linux"):
         return False
@@ -32,4 +34,5 @@ def keep_freed(limit: int = KEPT_BYTES) -> bool:
         set_option = library.mallopt
     except (OSError, AttributeError):
         return False
-    return all(set_option(option, limit) == 1 for option in (_TRIM_THRESHOLD, _MMAP_THRESHOLD))
+    kept = set_option(_TRIM_THRESHOLD, limit) == 1
+    return any(set_option(_MMAP_THRESHOLD, most) == 1 for most in (limit, min(limit, OLD_MOST))) and kept

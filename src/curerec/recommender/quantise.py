@@ -11,18 +11,20 @@ from curerec.errors import ModelError
 from curerec.recommender.families import family_of
 
 
-def quantise(model: Any, bits: int) -> Any:
+def quantise(model: Any, bits: int, device: torch.device | str = "cpu") -> Any:
     """The decoder's projections in 8 or 4 bits, in place; embedding, norms and head stay as they are.
 
-    4 bits are nf4 with quantised scales, 8 bits LLM.int8. The weights are packed when the model is moved to
-    its device, so load to the CPU, quantise, then move: the whole model never is on a small card.
+    4 bits are nf4 with quantised scales, 8 bits LLM.int8. Each projection is packed as it arrives on the
+    device: the whole model never is on a small card. There it has to stay, since a model that is moved leaves
+    the scales of 8 bits behind.
 
     Args:
-        model: plain, of a known family, checked; not yet wrapped by PEFT.
-        bits: 4, 8, or 16 for nothing to be done.
+        model: plain, of a known family, checked, on the CPU; not yet wrapped by PEFT.
+        bits: 4, 8, or 16 for nothing but the move.
+        device: where to put the model.
 
     Returns:
-        The same model, all parameters frozen where it was quantised.
+        The same model on the device, all parameters frozen where it was quantised.
 
     Raises:
         ModelError: bitsandbytes is not installed, or the family keeps its weights transposed (GPT-2).
@@ -30,7 +32,7 @@ def quantise(model: Any, bits: int) -> Any:
     Source: Dettmers et al. 2023 (QLoRA), arXiv 2305.14314; Dettmers et al. 2022 (LLM.int8), arXiv 2208.07339.
     """
     if bits == 16:
-        return model
+        return model.to(device)
     family = family_of(model)
     if family.transposed:
         mend = "Set model.base_bits to 16"
@@ -56,9 +58,9 @@ def quantise(model: Any, bits: int) -> Any:
                 new.weight = bnb.nn.Int8Params(old.weight.data, requires_grad=False, has_fp16_weights=False)
             new.bias = old.bias
             parent, _, name = projection.path.rpartition(".")
-            setattr(layer.get_submodule(parent), name, new.to(old.weight.device))
+            setattr(layer.get_submodule(parent), name, new.to(device))
     setattr(model, f"is_loaded_in_{bits}bit", True)  # by this PEFT knows which branches to make
-    return model
+    return model.to(device)
 
 
 def held_bytes(model: Any) -> int:

@@ -60,6 +60,7 @@ def answer_logits(
             (:mod:`curerec.recommender.fitting`) is passed in parts, and each part once more on the way back.
             Who can add up gradients part by part does so, which costs nothing, and says False.
         runtime: what a pass with gradients keeps of a model in eval mode, and where; None: everything, here.
+            Of a batch that is cut nothing is offloaded.
 
     Returns:
         float32 [batch, 2]; float64 of a model in float64.
@@ -84,10 +85,18 @@ def answer_logits(
 
 def _fewer(model: Any, ids: torch.Tensor, runtime: RuntimeConfig | None) -> int:
     """Prompts of a batch at a time where not all of them fit; 0 where they do."""
-    if len(ids) == 1:
+    if len(ids) == 1 or prompts_that_fit(model, ids.shape[1], runtime) >= len(ids):
         return 0
-    most = prompts_that_fit(model, ids.shape[1], runtime)
-    return most if most < len(ids) else 0
+    return prompts_that_fit(model, ids.shape[1], _all_here(runtime))
+
+
+def _all_here(runtime: RuntimeConfig | None) -> RuntimeConfig | None:
+    """The same, offloading nothing.
+
+    Of what is passed twice there is nothing to offload, and hooks inside a checkpoint see to it that all of
+    it is kept: torch asks the innermost what to do with a tensor.
+    """
+    return runtime.model_copy(update={"offload_bytes": 0}) if runtime else None
 
 
 def _twice(
@@ -98,6 +107,7 @@ def _twice(
     runtime: RuntimeConfig | None,
 ) -> Float[torch.Tensor, "batch 2"]:
     """Answer logits of which nothing is kept: the way back computes the pass anew."""
+    runtime = _all_here(runtime)
 
     def run(ids: torch.Tensor, last: torch.Tensor) -> torch.Tensor:
         return answer_logits(model, ids, last, answers, lean=True, cut=False, runtime=runtime)

@@ -120,7 +120,7 @@ def load_frozen(
     if bits == 16:
         return load_base(folder, device=device, dtype=dtype)[0]
     dtype = dtype or type_on(device)
-    return quantise(load_base(folder, dtype=dtype)[0], bits).to(device)
+    return quantise(load_base(folder, dtype=dtype)[0], bits, device)
 
 
 def load_tokenizer(folder: Path, *, where: str) -> Any:
