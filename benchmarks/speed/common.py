@@ -51,13 +51,14 @@ def alternating(runs: dict[str, Callable[[], Any]], repeats: int) -> dict[str, d
         for name, run in runs.items():
             start = time.perf_counter()
             run()
-            _settle()
+            settle()
             if turn:
                 seen[name].append(time.perf_counter() - start)
     return {n: {"median": statistics.median(s), "low": min(s), "high": max(s)} for n, s in seen.items()}
 
 
-def _settle() -> None:
+def settle() -> None:
+    """Wait for what a GPU was given to do."""
     import torch
 
     if torch.cuda.is_available():

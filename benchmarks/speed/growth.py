@@ -18,12 +18,13 @@ from typing import Any
 
 import numpy as np
 import torch
-from common import HERE, found, options, write
+from common import HERE, found, options, settle, write
 
 from curerec.data.fetch import load
 from curerec.data.splits import per_user_split
 from curerec.interactions import Interactions
 from curerec.methods import METHODS, CureConfig, Task
+from curerec.models import device
 from curerec.prompts.encoding import answer_tokens
 from curerec.recommender.alive import LivePeak
 from curerec.recommender.nano import nano_model, nano_tokenizer
@@ -88,6 +89,7 @@ def request(data: Interactions, split: Split, tokenizer: Any, size: Size) -> Tas
     with torch.no_grad():
         for p in tuned.parameters():
             p.add_(0.02 * torch.randn_like(p))
+    tuned.to(device())  # its base's weights stay in main memory, as a request's do
     retain = some(split.train, size.training)
     return Task(
         original=Recommender(tuned, tokenizer, "likes", answer_tokens(tokenizer), {"name": "random"}),
@@ -101,7 +103,7 @@ def request(data: Interactions, split: Split, tokenizer: Any, size: Size) -> Tas
         train_rows=np.unique(split.train.target),
         deleted=np.zeros(len(data.rating), bool),
         tuning=TuneConfig(),
-        fresh=lambda: copy.deepcopy(base),
+        fresh=lambda: copy.deepcopy(base).to(device()),
     )
 
 
@@ -143,6 +145,7 @@ def measured(of: str, values: Sequence[int], repeats: int) -> dict[str, Any]:
         for _ in range(repeats):
             start = clock()
             outcome = run()
+            settle()
             seen.append(clock() - start)
         seconds.append(min(seen))
         stages[f"{sizes[-1]:.0f}"] = outcome.details["stages"]

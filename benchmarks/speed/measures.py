@@ -20,6 +20,7 @@ from transformers.activations import NewGELUActivation
 from curerec.data.fetch import load
 from curerec.data.forget import draw_request
 from curerec.data.graph import RESTART, liked_graph, personalised_pagerank
+from curerec.models import device
 from curerec.opened import open_recommender
 from curerec.pipeline import unlearn
 from curerec.prompts.encoding import Encoder, queries
@@ -77,9 +78,12 @@ def power_iteration(walk: sparse.csr_array, starts: np.ndarray, tol: float = 1e-
 def gelu(args: argparse.Namespace) -> dict[str, Any]:
     """GPT-2's formula in one kernel and written out, beside the products around it (GPT-2 Large, bf16)."""
     width, tokens = (64, 256) if args.tiny else (1280, 8192)
-    up = torch.randn(width, 4 * width, dtype=torch.bfloat16)
-    down = torch.randn(4 * width, width, dtype=torch.bfloat16)
-    x, inner = torch.randn(tokens, width).bfloat16(), torch.randn(tokens, 4 * width).bfloat16()
+
+    def made(*size: int) -> torch.Tensor:
+        return torch.randn(*size, dtype=torch.bfloat16, device=device())
+
+    up, down = made(width, 4 * width), made(4 * width, width)
+    x, inner = made(tokens, width), made(tokens, 4 * width)
     fused, written_out = torch.nn.GELU(approximate="tanh"), NewGELUActivation()
     with torch.no_grad():
         seconds = alternating(

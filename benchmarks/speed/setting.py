@@ -46,7 +46,8 @@ def setting(
         kind: ``lora`` or ``full``.
         train, test, lists: how many prompts of each.
         layers: the last so many have branches; None: all.
-        dtype: of a base that is loaded; None: as the device has it.
+        dtype: of a base that is loaded; None: what the package holds it in, float32 where all of it is
+            trained and else as the device has it.
     """
     data, recipe = load("ml-100k"), load_recipe("demo")
     split, titles = split_of(data, recipe.split), data.titles["title"].to_pylist()
@@ -54,9 +55,8 @@ def setting(
         tokenizer = nano_tokenizer(titles)
         model = nano_model(tokenizer)
     else:
-        model, tokenizer = storage.load_base(
-            bases.resolve(name), device=device(), dtype=storage.type_named(dtype)
-        )
+        wanted = storage.type_named(dtype) or (storage.TUNED if kind == "full" else None)
+        model, tokenizer = storage.load_base(bases.resolve(name), device=device(), dtype=wanted)
     model.requires_grad_(kind == "full")
     if kind == "lora":
         family = family_of(model)

@@ -2,7 +2,8 @@
 
 Both see the same batches in the same order; tokens are those of the prompts, not of their padding. The plain
 loop is what a user would write: a right-padded batch with its mask, the two answers' loss from the model's
-logits. It has the same malloc settings, being in the same process (curerec.recommender.memory).
+logits. It computes in the same types, those of the weights, and has the same malloc settings, being in the
+same process (curerec.recommender.memory).
 """
 
 from __future__ import annotations
@@ -56,7 +57,7 @@ def plain(model: Any, prompts: Any, answers: tuple[int, int], config: TuneConfig
             disable_tqdm=True,
             use_cpu=not torch.cuda.is_available(),
             remove_unused_columns=False,
-            bf16=torch.cuda.is_available(),
+            bf16=False,  # both compute in the types that the weights have
             dataloader_num_workers=0,
         )
         # The Trainer's own schedule has a first step of rate 0: with it the losses could not be compared.
