@@ -11,12 +11,15 @@ from safetensors.torch import load, load_file
 
 from curerec.data.fetch import load as load_data
 from curerec.errors import ConfigError
+from curerec.methods.stopping import Watch
+from curerec.methods.unlearn import UnlearnConfig
 from curerec.opened import open_recommender
 from curerec.recipes import load_recipe
 from curerec.recommender import parallel, storage, stored_answers
 from made_commands import LORA, RECIPE, curerec, refused, write_data
 from made_held import is_half
 from made_processes import FSDP, launch
+from made_tasks import made_task
 
 SCRIPT = """
 import sys, torch
@@ -154,6 +157,22 @@ def test_the_first_ones_values_in_place(monkeypatch):
     first = First(monkeypatch)
     parallel.same(tensors)
     assert all((t == 3).all() for t in tensors) and first.sizes == [24, 32, 4]
+
+
+def test_what_is_decided_by_is_the_first_ones(monkeypatch):
+    """Else one process could find the gap closed, and leave the others waiting in the next step."""
+    watch = Watch(made_task("full"), UnlearnConfig())
+    seen = watch.look(watch.task.original.model)
+    assert parallel.agreed(seen) == seen  # one process has its own
+
+    def other(tensor, source):
+        tensor.copy_(torch.full((len(tensor) // 8,), 0.25, dtype=torch.float64).view(torch.uint8))
+
+    monkeypatch.setattr(torch.distributed, "broadcast", other)
+    monkeypatch.setattr(parallel, "sharing", lambda: False)  # as on a base in parts, each scores all
+    monkeypatch.setattr(parallel, "_together", True)
+    assert set(watch.look(watch.task.original.model).values()) == {0.25}
+    assert watch.closed({"membership_auc": watch.membership(watch.task.original.model)})
 
 
 @pytest.mark.soak

@@ -15,6 +15,7 @@ from curerec.errors import ModelError
 from curerec.methods.expected import expected_auc
 from curerec.methods.task import Task
 from curerec.prompts.encoding import Prompts
+from curerec.recommender import parallel
 from curerec.recommender.score import label_nll, p_yes, score
 
 CONFIDENCE = 0.95  # one-sided, of the utility guard
@@ -77,7 +78,8 @@ class Watch:
             label = self.control.label
             losses = label_nll(of_base[1], label), label_nll(of_original[1], label)
             aucs = self.target, self.first["membership_auc"]
-            self.target = expected_auc(self.task, reference, losses, aucs)
+            aim = expected_auc(self.task, reference, losses, aucs)
+            self.target = parallel.agreed({"target": aim})["target"]
 
     def _asked(self, model: Any) -> np.ndarray:
         """Answer logits of a model on the sample of D_c, [n, 2]."""
@@ -99,7 +101,8 @@ class Watch:
             on_control = self._asked(model)
         losses = [label_nll(on_forget, self.forget.label), label_nll(on_control, self.control.label)]
         member = np.r_[np.ones(len(losses[0])), np.zeros(len(losses[1]))]
-        return float(roc_auc_score(member, -np.concatenate(losses)))
+        found = float(roc_auc_score(member, -np.concatenate(losses)))
+        return parallel.agreed({"membership_auc": found})["membership_auc"]
 
     def look(
         self, model: Any, on_forget: np.ndarray | None = None, on_control: np.ndarray | None = None
@@ -112,12 +115,15 @@ class Watch:
         if self.margin is None:  # the first look is at the original itself
             self.margin = margin
         drop, error = auc_drop(self.valid.label, self.margin, margin)
-        return {
-            "membership_auc": self.membership(model, on_forget, on_control),
+        found = {
             "valid_auc": float(roc_auc_score(self.valid.label, margin)),
             "valid_p_yes": float(p_yes(logits).mean()),
             "auc_drop": drop,
             "auc_drop_se": error,
+        }
+        return {
+            "membership_auc": self.membership(model, on_forget, on_control),
+            **parallel.agreed(found),
         }
 
     def closed(self, seen: dict[str, float]) -> bool:

@@ -10,7 +10,7 @@ import contextlib
 import copy
 import datetime
 import os
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -149,6 +149,22 @@ def same(tensors: Sequence[torch.Tensor]) -> None:
             found = t.detach().clone().contiguous()
             torch.distributed.broadcast(found.view(-1).view(torch.uint8), 0)  # of any type, on any backend
             t.copy_(found)
+
+
+def agreed(numbers: Mapping[str, float]) -> dict[str, float]:
+    """Numbers that processes decide by, as the first one has them, so that all decide alike.
+
+    Answers that each process computes by itself may round otherwise in each: by a number that lies at its
+    limit one would end its steps while the others wait for it in the next.
+
+    Args:
+        numbers: by name, the same names in the same order in all processes.
+    """
+    if not _together:
+        return dict(numbers)
+    told = torch.tensor([*numbers.values()], dtype=torch.float64, device=place())
+    same([told])
+    return dict(zip(numbers, told.tolist(), strict=True))
 
 
 def by_rows(n: int, compute: Callable[[np.ndarray], np.ndarray]) -> np.ndarray:
