@@ -6,7 +6,9 @@ import numpy as np
 import pytest
 import torch
 
+from curerec.methods import METHODS
 from curerec.methods.cure import cure
+from curerec.methods.loop import LoopConfig, descend
 from curerec.methods.retrain import retrain
 from curerec.methods.rules import FROZEN, Rules
 from curerec.methods.surgery import WholeVector
@@ -81,6 +83,61 @@ def test_an_update_puts_them_there_and_leaves_them(method):
         assert n == (len(rows) if unseen else None)
         found[unseen] = bool(torch.equal(embedding(model)[rows], embedding(task.base_model())[rows]))
     assert found == {"base": True, None: False}
+
+
+BY_STEPS = sorted(name for name, (_, kind) in METHODS.items() if kind and issubclass(kind, LoopConfig))
+FEW = {"lr": 1e-2, "max_steps": 2, "check_every": 2, "check_size": 40, "max_auc_drop": 1.0, "batch_size": 32}
+OWN = {
+    "e2urec": {"trains": "all", "max_steps": 4, "teacher": {"epochs": 1.0, "batch_size": 32, "lr": 1e-3}},
+    "scrub": {"max_steps": 100, "epochs": 1},  # looks after whole epochs alone
+}
+
+
+@pytest.mark.parametrize("method", sorted(set(BY_STEPS) - {"wise"}))
+def test_every_method_that_moves_the_embedding_by_steps_can_do_so(method):
+    found = {}
+    for unseen in ("base", None):
+        task = made_task(of="items")
+        run_it, kind = METHODS[method]
+        outcome = run_it(task, kind.model_validate({**FEW, **OWN.get(method, {}), "unseen_tokens": unseen}))
+        rows = torch.from_numpy(unseen_tokens(task))
+        assert outcome.details["unseen_tokens"] == (len(rows) if unseen else None)
+        new, old, base = (embedding(m) for m in (outcome.model, task.original.model, task.base_model()))
+        assert not torch.equal(new, old)
+        found[unseen] = bool(torch.equal(new[rows], base[rows]))
+    assert found == {"base": True, None: False}
+
+
+@pytest.mark.parametrize("method", ["wise", "e2urec"])
+def test_where_all_that_moves_is_beside_the_weights_nothing_goes_back(method):
+    """A side memory, a new adapter on two projections: the embedding is theta_o's."""
+    task = made_task(of="items")
+    few = {**FEW, "max_steps": 6, "unseen_tokens": "base"}
+    outcome = METHODS[method][0](task, METHODS[method][1].model_validate(few))
+    assert outcome.details["unseen_tokens"] == 0
+    assert torch.equal(embedding(outcome.model), embedding(task.original.model))
+
+
+def test_rules_see_gradients_without_them():
+    """Whoever normalises a side, or weighs sides by their lengths, is to read those of what moves."""
+    task, seen = made_task(of="items"), []
+
+    def direction(descent, step):
+        seen.append(dict(zip(descent.names, descent.grad(descent.loss(descent.forget.next())), strict=True)))
+        return [torch.ones_like(p) for p in descent.params], {}
+
+    done = descend(task, LoopConfig.model_validate({**FEW, "unseen_tokens": "base"}), direction)
+    unseen = Unseen.of(task)
+    assert all((g[unseen.name][unseen.rows] == 0).all() and g[unseen.name].any() for g in seen)
+    # A direction that was made otherwise leaves them, too.
+    assert torch.equal(embedding(done.model)[unseen.rows], unseen.base)
+
+
+@pytest.mark.parametrize("method", BY_STEPS)
+def test_a_configuration_that_does_not_ask_for_it_is_written_as_before(method):
+    kind = METHODS[method][1]
+    assert "unseen_tokens" not in kind().model_dump(mode="json")
+    assert kind(unseen_tokens="base").digest != kind().digest
 
 
 def test_where_an_adapter_leaves_the_embedding_alone_there_is_nothing_to_do():

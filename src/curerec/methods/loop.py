@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 import numpy as np
 import torch
@@ -16,6 +16,7 @@ from curerec.methods.batches import Batch, Batches
 from curerec.methods.rules import Rules, uniform
 from curerec.methods.stopping import Stopping, Watch
 from curerec.methods.task import Task
+from curerec.methods.unseen import Unseen
 from curerec.recommender import parallel
 from curerec.recommender.fused import fused_activations
 from curerec.recommender.memory import keep_freed
@@ -29,6 +30,8 @@ CLOSED = "the membership gap closed: deleted data is no longer told from unseen 
 
 class LoopConfig(Stopping):
     """Steps and stopping. What a request finds by itself, it finds on D_v, D_c and D_f."""
+
+    added: ClassVar[tuple[str, ...]] = ("unseen_tokens",)
 
     lr: float = Field(1e-3, gt=0)
     optimizer: Literal["adamw", "sgd"] = "adamw"
@@ -52,6 +55,12 @@ class LoopConfig(Stopping):
         lt=1,
         description="decay of the average of the weights, at the most: after n steps it is "
         "(1 + n) / (10 + n), which reaches .9 after 80",
+    )
+    unseen_tokens: Literal["base"] | None = Field(
+        None,
+        description="embeddings of tokens that no prompt of D_r shows go back to the base's and stay there, "
+        "as they do in a retrain (``unseen.py``); none: they are weights like others. An update that leaves "
+        "the embedding alone (an adapter's, a memory's beside the weights) puts none back",
     )
 
 
@@ -114,6 +123,7 @@ class Descent:
         model: the copy that changes.
         names, params: of what may change.
         forget, retain: streams of batches.
+        unseen: rows that stay where they are; None: none.
         resting: whether the last look found the membership gap closed, with a rate that falls to 0: all steps
             are taken then, and those until a look finds it open again are to leave the forget loss out.
     """
@@ -124,6 +134,7 @@ class Descent:
     params: list[torch.nn.Parameter]
     forget: Batches
     retain: Batches
+    unseen: Unseen | None = None
     resting: bool = False
 
     def logits(self, batch: Batch) -> torch.Tensor:
@@ -145,9 +156,21 @@ class Descent:
         retain = self.loss(self.retain.next())
         return retain, {"retain_loss": retain.detach()}
 
-    def grad(self, loss: torch.Tensor) -> list[torch.Tensor]:
-        """Gradient of a loss for ``params``."""
-        return list(torch.autograd.grad(loss, self.params))
+    def grad(self, loss: torch.Tensor, *, again: bool = False) -> list[torch.Tensor]:
+        """Gradient of a loss for ``params``, 0 in rows that stay where they are.
+
+        Args:
+            loss: [].
+            again: whether a gradient of a loss of the same pass is to follow.
+        """
+        found = list(torch.autograd.grad(loss, self.params, retain_graph=again))
+        return self.held(found)
+
+    def held(self, gradient: list[torch.Tensor]) -> list[torch.Tensor]:
+        """A gradient for ``params`` without the rows that stay where they are; changed in place."""
+        if self.unseen:
+            self.unseen.hold(dict(zip(self.names, gradient, strict=True)))
+        return gradient
 
 
 def frozen_logits(model: Any, batch: Batch, answers: tuple[int, int]) -> torch.Tensor:
@@ -209,13 +232,17 @@ def descend(
         model = task.copy_of_model() if model is None else model
         names = tuned_names(model) if names is None else list(names)
         params = free(model, names)
+        unseen = Unseen.of(task) if config.unseen_tokens else None
+        if unseen and unseen.name not in names:
+            unseen = None
         forget = Batches(task, task.forget, config.batch_size, 61, order=order)
         retain = Batches(task, task.retain, config.batch_size, 62)
-        descent = Descent(task, model, names, params, forget, retain)
+        descent = Descent(task, model, names, params, forget, retain, unseen)
 
     def gradients(step: int) -> Log:
         found, noted = direction(descent, step)
-        for p, g in zip(params, found, strict=True):
+        # Also of what was not made by ``Descent.grad``, which holds them since rules read lengths of sides.
+        for p, g in zip(params, descent.held(found), strict=True):
             p.grad = g.to(p.dtype)
         return noted
 
@@ -224,7 +251,7 @@ def descend(
 
     return walk(
         watch, config, model, params, gradients, total,
-        due=due, steer=steer, momentum=momentum, before_look=before_look,
+        due=due, steer=steer, momentum=momentum, before_look=before_look, unseen=unseen,
     )  # fmt: skip
 
 
@@ -242,6 +269,7 @@ def walk(
     anchor: float = 0.0,
     before_look: Callable[[], None] | None = None,
     moved: Callable[[], None] | None = None,
+    unseen: Unseen | None = None,
 ) -> Update:
     """Take steps, look, and keep the running average of the weights.
 
@@ -263,6 +291,7 @@ def walk(
         anchor: how far each step draws the weights back to where the loop began (:func:`optimise`).
         before_look: called when the average is in place, before a look and at the end.
         moved: called after each step, with its weights in place.
+        unseen: rows that begin where the base has them; ``gradients`` leaves them there. None: none.
 
     Raises:
         ModelError: no parameter may change.
@@ -277,6 +306,8 @@ def walk(
         )
     if params[0].device.type == "cpu":
         keep_freed()
+    if unseen:
+        unseen.put_back(model)
     average = Averager(params, config.average)
     trace: list[Log] = [{"step": 0, **watch.first}]
     log: Log = {}
@@ -335,8 +366,17 @@ def walk(
         parallel.same(params)
         if before_look:
             before_look()
-    n = sum(p.numel() for p in params)
-    return Update(model.eval(), tuple(trace), stop, done, n, config, target=watch.target, watch=watch)
+    return Update(
+        model.eval(),
+        tuple(trace),
+        stop,
+        done,
+        n_trainable=sum(p.numel() for p in params),
+        config=config,
+        target=watch.target,
+        n_unseen=None if config.unseen_tokens is None else 0 if unseen is None else len(unseen.rows),
+        watch=watch,
+    )
 
 
 def tuning_of(config: LoopConfig) -> TuneConfig:

@@ -67,8 +67,8 @@ class UnlearnConfig(LoopConfig):
     """The loop and its two losses. What a request finds by itself, it finds on D_v, D_c and D_f."""
 
     added = (
-        *("open_gap", "all_steps_from", "alpha", "projection", "small", "changed_prompts", "unseen_tokens"),
-        "anchor",
+        *LoopConfig.added,
+        *("open_gap", "all_steps_from", "alpha", "projection", "small", "changed_prompts", "anchor"),
     )
 
     forget_loss: ForgetLoss = Field(
@@ -100,11 +100,6 @@ class UnlearnConfig(LoopConfig):
         description="prompts of D_r whose history the request changed are held to what theta_o answered to "
         "them as it was trained on them: a retrain remembers them as they are now as well as theta_o does as "
         "they were. None: to what it answers to them as they are now",
-    )
-    unseen_tokens: Literal["base"] | None = Field(
-        None,
-        description="embeddings of tokens that no prompt of D_r shows go back to the base's and stay there, "
-        "as they do in a retrain (``unseen.py``); none: they are weights like others",
     )
     forget_every: int | None = Field(
         None,
@@ -238,8 +233,6 @@ def run(
         unseen = Unseen.of(task) if config.unseen_tokens else None
         if kept is None:
             model, depth = task.copy_of_model(), None
-            if unseen:
-                unseen.put_back(model)
         else:
             model, depth = rolled_back(task, rules, kept, rolled, watch, config.open_gap, unseen, taken_back)
     parameters = dict(model.named_parameters(remove_duplicate=False))
@@ -301,6 +294,7 @@ def run(
         steer=steer,
         anchor=config.anchor or 0.0,
         moved=combining.moved,
+        unseen=unseen,
     )
     back = None if unseen is None else (unseen.name, unseen.rows, unseen.base.shape[1])
     gone = None if kept is None else rolled
@@ -308,9 +302,8 @@ def run(
         gone = {name: mask | taken_back.masks.get(name, False) for name, mask in gone.items()}
     movable = rules.n_movable(dict(zip(names, params, strict=True)), gone, back)
     free_tuned(model)
-    n_unseen = None if config.unseen_tokens is None else 0 if unseen is None else len(unseen.rows)
     conflicts = combining.conflicts.found()
-    return replace(done, n_trainable=movable, depth=depth, n_unseen=n_unseen, conflicts=conflicts)
+    return replace(done, n_trainable=movable, depth=depth, conflicts=conflicts)
 
 
 class Combining:

@@ -124,10 +124,8 @@ def cau(task: Task, config: CauConfig | None = None) -> Outcome:
         batch = descent.retain.next()
         logits = descent.logits(batch)
         losses += [F.cross_entropy(logits, batch.label), kl_to(logits, descent.original(batch))]
-        grads = [
-            torch.autograd.grad(loss, descent.params, retain_graph=k == len(losses) - 2)
-            for k, loss in enumerate(losses)
-        ]
+        # The last two are of one pass.
+        grads = [descent.grad(loss, again=k == len(losses) - 2) for k, loss in enumerate(losses)]
         weight = min_norm(gram_of(grads), config.floor).unbind()
         found = [sum(w * g for w, g in zip(weight, parts, strict=True)) for parts in zip(*grads, strict=True)]
         names = ("forget", "retain", "kl")[-len(losses) :]

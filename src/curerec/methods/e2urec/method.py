@@ -34,7 +34,7 @@ SEARCH: dict[str, list[Any]] = {"lr": [3e-4, 1e-3], "alpha": [1.0, 2.0], "teache
 class E2urecConfig(LoopConfig):
     """The loop, the teacher and the adapter."""
 
-    added = ("trains",)
+    added = (*LoopConfig.added, "trains")
 
     lr: float = Field(1e-3, gt=0)
     batch_size: int = Field(16, gt=0)
