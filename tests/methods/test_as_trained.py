@@ -11,7 +11,9 @@ import torch
 from curerec import pipeline
 from curerec.bench.sequence import one_after_the_other, parts_of
 from curerec.measuring import sizes_of
+from curerec.methods import METHODS
 from curerec.methods.batches import RetainBatches
+from curerec.methods.task import Task
 from curerec.models import logits_of
 from curerec.recommender.stored_answers import StoredAnswers
 from curerec.splitting import granted
@@ -49,6 +51,43 @@ def test_the_retain_side_is_held_to_them_and_the_forget_side_is_not(recommender)
     target = pipeline.task_for(new, split, seed=0)
     same, others = RetainBatches(target, 16).next()
     assert batch.ids.tolist() == same.ids.tolist() and (logits - others).abs().max() > 1e-3
+
+
+FEW = {"check_size": 30, "batch_size": 32, "max_auc_drop": 1.0, "tolerance": 0.0, "target": "half"}
+FOLLOWING = {
+    "bad_teacher": {"max_steps": 3, "check_every": 3},
+    "scrub": {"max_epochs": 1, "epochs": 1},
+    "cau": {"max_steps": 3, "check_every": 3, "reference_size": 30},
+    "e2urec": {"lr": 1e-2, "epochs": 1, "teacher": {"epochs": 1.0, "batch_size": 32, "lr": 1e-3}},
+}
+
+
+@pytest.mark.parametrize("method", FOLLOWING)
+def test_methods_that_follow_theta_o_on_the_retain_side_follow_them(method, recommender, monkeypatch):
+    """And on D_f leave, or aim by, the version at hand."""
+    at = opened(recommender)
+    new, split = moved(at), granted(DATA, at.recipe, at.split, USERS)
+    unlearn, kind = METHODS[method]
+    config = kind.model_validate(FEW | FOLLOWING[method])
+    # Answers as trained that no update could take for those of the version at hand.
+    other = replace(at.answered, logits=at.answered.logits[:, ::-1] + np.float32([3, 0]))
+    held, real = [], Task.retain_logits
+
+    def spy(self, examples, prompts=None):
+        held.append(examples.target)
+        return real(self, examples, prompts)
+
+    monkeypatch.setattr(Task, "retain_logits", spy)
+    p_yes = []
+    for kept in (None, other):
+        held.clear()
+        task = pipeline.task_for(replace(new, as_trained=kept), split, seed=0)
+        model = unlearn(task, config).model
+        assert len(held) and np.isin(np.concatenate(held), split.retain.target).all()
+        of_model = replace(at.recommender, model=model)
+        logits = torch.from_numpy(logits_of(of_model, DATA, split.retain))
+        p_yes.append(float(logits.softmax(-1)[:, 1].mean()))
+    assert p_yes[1] < p_yes[0] - 1e-3
 
 
 def test_where_nothing_is_known_the_version_at_hand_is_asked(recommender):

@@ -38,7 +38,8 @@ class Ask(Strict):
     as_trained: bool = Field(
         False,
         description="of a sequence: what the recommender as trained answered is kept through it, and updates "
-        "with two losses hold their retain side to that (cure, its twin, npo and the rules in its loop)",
+        "hold their retain side to that (cure, its twin, npo and the rules in its loop, bad_teacher, scrub, "
+        "cau, e2urec)",
     )
     methods: list[str] = Field(["all"], description="names, `all`, or `-name` to leave one out")
     seeds: int | None = Field(None, gt=0, description="only the first so many seeds")

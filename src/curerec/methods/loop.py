@@ -147,6 +147,15 @@ class Descent:
         logits = self.task.original_logits(batch.examples, batch.prompts)
         return on(batch.ids.device, logits)
 
+    def held_to(self, batch: Batch) -> torch.Tensor:
+        """Answer logits that a batch of D_r is held to (:meth:`Task.retain_logits`), [batch, 2].
+
+        Those of theta_o, or in a sequence of requests of the recommender as trained, where they were kept.
+        What is to leave theta_o on D_f goes by :meth:`original`.
+        """
+        logits = self.task.retain_logits(batch.examples, batch.prompts)
+        return on(batch.ids.device, logits)
+
     def loss(self, batch: Batch) -> torch.Tensor:
         """Cross-entropy of the changing model, mean, nats."""
         return F.cross_entropy(self.logits(batch), batch.label)

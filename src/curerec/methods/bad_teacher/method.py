@@ -37,7 +37,7 @@ def bad_teacher(task: Task, config: BadTeacherConfig | None = None) -> Outcome:
 
     def loss(descent: Descent, step: int) -> tuple[torch.Tensor, Log]:
         other = descent.retain.next()
-        retain = kl_to(descent.logits(other), descent.original(other))
+        retain = kl_to(descent.logits(other), descent.held_to(other))
         if descent.resting:
             return (1 - config.weight) * retain, {"retain_loss": retain.detach()}
         batch = descent.forget.next()

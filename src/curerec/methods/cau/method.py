@@ -123,7 +123,7 @@ def cau(task: Task, config: CauConfig | None = None) -> Outcome:
         losses = [] if descent.resting else [-descent.loss(descent.forget.next())]
         batch = descent.retain.next()
         logits = descent.logits(batch)
-        losses += [F.cross_entropy(logits, batch.label), kl_to(logits, descent.original(batch))]
+        losses += [F.cross_entropy(logits, batch.label), kl_to(logits, descent.held_to(batch))]
         # The last two are of one pass.
         grads = [descent.grad(loss, again=k == len(losses) - 2) for k, loss in enumerate(losses)]
         weight = min_norm(gram_of(grads), config.floor).unbind()

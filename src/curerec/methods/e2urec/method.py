@@ -86,7 +86,7 @@ def e2urec(task: Task, config: E2urecConfig | None = None) -> Outcome:
             return forget, {"forget_loss": forget.detach()}
         other = descent.retain.next()
         logits = descent.logits(other)
-        retain = F.cross_entropy(logits, other.label) + kl_to(logits, descent.original(other))
+        retain = F.cross_entropy(logits, other.label) + kl_to(logits, descent.held_to(other))
         if forget is None:
             return config.retain_weight * retain, {"retain_loss": retain.detach()}
         noted = {"forget_loss": forget.detach(), "retain_loss": retain.detach()}

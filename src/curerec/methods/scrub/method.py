@@ -75,7 +75,7 @@ def scrub(task: Task, config: ScrubConfig | None = None) -> Outcome:
             return -away, {"forget_kl": away.detach()}
         batch = descent.retain.next()
         logits = descent.logits(batch)
-        near = distill(logits, descent.original(batch), config.temperature)
+        near = distill(logits, descent.held_to(batch), config.temperature)
         task_loss = torch.nn.functional.cross_entropy(logits, batch.label)
         noted = {"retain_kl": near.detach(), "retain_loss": task_loss.detach()}
         return task_loss + config.weight * near, noted
