@@ -11,6 +11,7 @@ from scipy.optimize import minimize
 
 from curerec.methods import METHODS
 from curerec.methods.edits import edits_of, mlp_output, title_ends, uninformed
+from curerec.methods.rome import method as rome_method
 from curerec.methods.rome.edit import Site, covariance, rank_one
 from curerec.methods.rome.method import RomeConfig, edited, site_of, value_change
 from curerec.methods.stopping import Watch
@@ -21,6 +22,8 @@ from curerec.recommender.units import units_of
 from made_families import in_double
 from made_models import made_model, made_prompts, with_lora
 from made_tasks import made_task
+
+RNG = np.random.default_rng
 
 
 def spread_of(width, seed=0):
@@ -95,7 +98,7 @@ def test_an_edited_model_writes_the_value_at_the_key(kind):
     target = uninformed(task, prompts)
     spread = covariance(model, site, retain, 8)
     config = RomeConfig(steps=15, weight_decay=0.0, kl_weight=0.0)
-    key, change, loss = value_change(task, model, site, prompts, target, retain, config)
+    key, change, loss = value_change(task, model, site, prompts, target, retain, config, RNG(0))
     before = torch.from_numpy(score(model, prompts, task.answers))
     start = torch.nn.functional.kl_div(
         before.log_softmax(-1), target.log_softmax(-1), log_target=True, reduction="batchmean"
@@ -144,15 +147,69 @@ def test_values_are_those_of_whole_passes(layer, monkeypatch):
     prompts = task.encode(task.forget.take(edits_of(task, "user")[0][:6]))
     retain = task.encode(task.retain.take(np.arange(6)))
     target = uninformed(task, prompts)
+    config = RomeConfig(steps=5, batch_size=4)
     with in_double(model):
 
         def found():
-            return value_change(task, model, site, prompts, target, retain, RomeConfig(steps=5))
+            return value_change(task, model, site, prompts, target, retain, config, RNG(0))
 
         got = found()
         monkeypatch.setattr("curerec.recommender.score.can_be_lean", lambda model: False)
         for a, b in zip(got, found(), strict=True):
             torch.testing.assert_close(a, b, atol=1e-5, rtol=1e-5)
+
+
+def test_an_edit_is_of_all_prompts_of_its_user(monkeypatch):
+    """However many there are, and however few fit in a pass."""
+    task, edits = made_task(), []
+
+    def spy(task, model, site, prompts, *more):
+        edits.append((len(prompts), value_change(task, model, site, prompts, *more)))
+        return edits[-1][1]
+
+    monkeypatch.setattr(rome_method, "value_change", spy)
+    few = RomeConfig(batch_size=4, steps=1, check_every=100, check_size=40, max_auc_drop=1.0)
+    METHODS["rome"][0](task, few)
+    wanted = edits_of(task, "user")
+    assert [n for n, _ in edits] == [len(rows) for rows in wanted]
+    assert max(map(len, wanted)) > few.batch_size
+    # The first is of theta_o itself: the mean key of the user's prompts, one by one.
+    prompts = task.encode(task.forget.take(wanted[0]))
+    site, ends = Site(mlp_output(task.original.model, 0)), torch.from_numpy(title_ends(prompts))
+    keys = []
+    for k in range(len(prompts)):
+        with torch.no_grad(), site.reading(ends[k : k + 1]) as seen:
+            one = to_batch(prompts, np.array([k]), torch.device("cpu"))
+            answer_logits(task.original.model, *one, task.answers)
+        keys.append(seen[0][0][0])
+    torch.testing.assert_close(edits[0][1][0], torch.stack(keys).mean(0), atol=1e-5, rtol=1e-4)
+
+
+@pytest.mark.parametrize("size", [4, 16, 19, 64])
+def test_steps_go_through_all_prompts_in_batches(size, monkeypatch):
+    """Of 19 prompts; none is alone in a step, where it would weigh as much as a whole batch elsewhere."""
+    task, drawn = made_task(), []
+    model = task.copy_of_model().requires_grad_(False)
+    prompts = task.encode(task.forget.take(np.arange(19)))
+    plain = rome_method.to_batch
+
+    def spy(of, index, device):
+        if of is prompts:
+            drawn.append(index)
+        return plain(of, index, device)
+
+    monkeypatch.setattr(rome_method, "to_batch", spy)
+    per_epoch = -(-19 // size)
+    config = RomeConfig(batch_size=size, steps=2 * per_epoch)
+    site, target = Site(mlp_output(model, 0)), uninformed(task, prompts)
+    retain = task.encode(task.retain.take(np.arange(4)))
+    value_change(task, model, site, prompts, target, retain, config, RNG(0))
+    epochs = [drawn[k : k + per_epoch] for k in range(0, len(drawn), per_epoch)]
+    assert len(epochs) == 3  # the keys, and two of the steps
+    assert all(sorted(np.concatenate(epoch)) == list(range(19)) for epoch in epochs)
+    assert max(map(len, drawn)) <= size and min(map(len, [*epochs[1], *epochs[2]])) > 1
+    if size < 19:
+        assert [sorted(b) for b in epochs[1]] != [sorted(b) for b in epochs[2]]  # drawn anew
 
 
 @pytest.mark.parametrize(("layers", "asked", "want"), [(6, None, 2), (2, None, 0), (1, None, 0), (3, 2, 1)])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from collections.abc import Iterator
 from functools import partial
 from typing import Any
 
@@ -30,7 +31,7 @@ from curerec.recommender import parallel
 from curerec.recommender.copies import copied
 from curerec.recommender.families import family_of
 from curerec.recommender.lora import PREFIX, factors_of, stacked, with_factors
-from curerec.recommender.score import answer_logits, to_batch
+from curerec.recommender.score import answer_logits, by_length, on, to_batch
 from curerec.recommender.tune import TuneConfig, optimise
 from curerec.records import Outcome
 
@@ -51,7 +52,7 @@ class RomeConfig(Stopping):
     kl_weight: float = Field(
         0.0625, ge=0, description="of keeping retained prompts' answers under the change"
     )
-    batch_size: int = Field(16, gt=0, description="prompts of an edit, and of D_r beside them")
+    batch_size: int = Field(16, gt=0, description="prompts of an edit a pass, and of D_r beside them")
     covariance_size: int = Field(400, gt=0, description="retain prompts whose keys make the covariance")
     check_every: int = Field(4, gt=0, description="edits between looks at the membership gap")
 
@@ -85,10 +86,9 @@ def rome(task: Task, config: RomeConfig | None = None) -> Outcome:
     kept, stop = 0, "every edit was made before the membership gap closed"
     with task.clock.stage("update") as advance:
         for k, rows in enumerate(edits, start=1):
-            rows = rng.permutation(rows)[: config.batch_size]
             prompts = task.encode(task.forget.take(rows))
             target = uninformed(task, prompts, base)
-            key, change, loss = value_change(task, model, site, prompts, target, retain, config)
+            key, change, loss = value_change(task, model, site, prompts, target, retain, config, rng)
             left, right = rank_one(change, key, spread)
             product = torch.outer(left, right)
             with torch.no_grad():
@@ -130,39 +130,52 @@ def value_change(
     target: torch.Tensor,
     retain: Prompts,
     config: RomeConfig,
+    rng: np.random.Generator,
 ) -> tuple[torch.Tensor, torch.Tensor, float]:
     """k*, v* - W k* and the last loss of one edit.
 
-    v* is what the map would have to write at the last title token for the answers to be the target's, found
-    by Adam: KL to the target, plus ``kl_weight`` of the KL that the same change causes on retained prompts,
-    plus weight decay, the change never longer than ``clamp`` values.
+    k* is the mean key of all prompts at the last title token. v* is what the map would have to write there
+    for the answers to be the target's, found by Adam: KL to the target, plus ``kl_weight`` of the KL that the
+    same change causes on retained prompts, plus weight decay, the change never longer than ``clamp`` values.
 
     Args:
         task, model: the request and the model as edited so far.
         site: the map.
-        prompts: of the edit, [n].
+        prompts: of the edit, [n]; a pass, and a step, is of ``config.batch_size`` of them at the most.
         target: logits, [n, 2].
         retain: prompts whose answers are to stay.
         config: of the search.
+        rng: of :func:`dealt`.
+
+    Returns:
+        float32 [in], float32 [out], nats.
+
+    Source: Meng et al. 2022, arXiv 2202.05262, eq. 3 and 4.
     """
     device = site.device
-    here, there = (to_batch(p, np.arange(len(p)), device) for p in (prompts, retain))
-    ends, other_ends = (torch.from_numpy(title_ends(p)).to(device) for p in (prompts, retain))
+    there = to_batch(retain, np.arange(len(retain)), device)
+    ends, other_ends = title_ends(prompts), on(device, title_ends(retain))
+    stream = dealt(len(prompts), config.batch_size, rng)
     # Of the last layer only what the answer needs, unless that is where the map is (somebody listens there);
     # never in parts, since the positions are those of the batch.
     answer = partial(answer_logits, model, answers=task.answers, lean=True, cut=False)
     with torch.no_grad():
-        with site.reading(ends) as seen:
-            answer(*here)
-        key, value = (x.mean(0) for x in seen[0])
+        sums: Any = (0, 0)
+        for index in by_length(prompts, config.batch_size):
+            with site.reading(on(device, ends[index])) as seen:
+                answer(*to_batch(prompts, index, device))
+            sums = [total + x.sum(0) for total, x in zip(sums, seen[0], strict=True)]
+        key, value = (total / len(prompts) for total in sums)
         before = answer(*there)
     change = torch.nn.Parameter(torch.zeros_like(value))
     longest = config.clamp * float(value.norm())
     last = [float("nan")]
 
     def gradients(step: int) -> None:
-        with site.adding(change, ends):
-            loss = kl_to(answer(*here), target)
+        drawn = next(stream)
+        here = to_batch(prompts, drawn, device)
+        with site.adding(change, on(device, ends[drawn])):
+            loss = kl_to(answer(*here), target.index_select(0, on(device, drawn)))
         if config.kl_weight:
             with site.adding(change, other_ends):
                 kept = kl_to(answer(*there), before)
@@ -181,6 +194,21 @@ def value_change(
     optimise([change], config.steps, gradients, constant, after_step=after)
     parallel.same([key, change])
     return key, change.detach(), last[0]
+
+
+def dealt(n: int, size: int, rng: np.random.Generator) -> Iterator[np.ndarray]:
+    """Batches of n prompts without end, int [size at the most], epoch after epoch in a new order.
+
+    They are as even as they can be: a prompt that is left over would weigh in its step as a batch does in
+    another.
+
+    Example:
+        >>> stream = dealt(19, 16, np.random.default_rng(0))
+        >>> [len(next(stream)) for _ in range(4)]
+        [10, 9, 10, 9]
+    """
+    while True:
+        yield from np.array_split(rng.permutation(n), -(-n // size))
 
 
 def edited(original: Any, path: str, factors: list[tuple[torch.Tensor, torch.Tensor]]) -> Any:
