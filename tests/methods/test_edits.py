@@ -212,6 +212,39 @@ def test_steps_go_through_all_prompts_in_batches(size, monkeypatch):
         assert [sorted(b) for b in epochs[1]] != [sorted(b) for b in epochs[2]]  # drawn anew
 
 
+def test_what_the_value_descends_worked_out():
+    """KL(target || edited) on the user's prompts and KL(edited || before) on retained ones."""
+    task = made_task()
+    model = task.copy_of_model().requires_grad_(False)
+    site = Site(mlp_output(model, 0))
+    prompts = task.encode(task.forget.take(np.arange(6)))
+    retain = task.encode(task.retain.take(np.arange(5)))
+    target = uninformed(task, prompts).double()
+    with in_double(model):
+
+        def after(steps):
+            # Long steps: where the answers hardly move, both directions are the same.
+            config = RomeConfig(steps=steps, lr=5.0, clamp=1e4, kl_weight=3.0, weight_decay=0.0)
+            return value_change(task, model, site, prompts, target, retain, config, RNG(0))
+
+        def logp(of, change):
+            ends = torch.from_numpy(title_ends(of))
+            with torch.no_grad(), site.adding(change, ends):
+                found = answer_logits(model, *to_batch(of, np.arange(len(of)), ends.device), task.answers)
+            return found.log_softmax(-1)
+
+        change, loss = after(3)[1], after(4)[2]  # the fourth step's loss is taken after the third
+        edited_here, edited_there = logp(prompts, change), logp(retain, change)
+        before = logp(retain, torch.zeros_like(change))
+
+    def kl(p, q):
+        return float((p.exp() * (p - q)).sum(1).mean())
+
+    first = kl(target.log_softmax(-1), edited_here)
+    assert loss == pytest.approx(first + 3 * kl(edited_there, before), rel=1e-6)
+    assert loss != pytest.approx(first + 3 * kl(before, edited_there), rel=1e-4)
+
+
 @pytest.mark.parametrize(("layers", "asked", "want"), [(6, None, 2), (2, None, 0), (1, None, 0), (3, 2, 1)])
 def test_the_site_is_below_the_last_layer(layers, asked, want):
     assert site_of(made_model(30, layers=layers), asked) == want

@@ -135,8 +135,9 @@ def value_change(
     """k*, v* - W k* and the last loss of one edit.
 
     k* is the mean key of all prompts at the last title token. v* is what the map would have to write there
-    for the answers to be the target's, found by Adam: KL to the target, plus ``kl_weight`` of the KL that the
-    same change causes on retained prompts, plus weight decay, the change never longer than ``clamp`` values.
+    for the answers to be the target's, found by Adam: KL to the target, plus ``kl_weight`` of
+    KL(edited || before) on retained prompts under the same change, plus weight decay, the change never longer
+    than ``clamp`` values.
 
     Args:
         task, model: the request and the model as edited so far.
@@ -178,7 +179,7 @@ def value_change(
             loss = kl_to(answer(*here), target.index_select(0, on(device, drawn)))
         if config.kl_weight:
             with site.adding(change, other_ends):
-                kept = kl_to(answer(*there), before)
+                kept = kl_to(before, answer(*there))  # KL(edited || before), which moves with both sides
             loss = loss + config.kl_weight * kept
         loss = loss + config.weight_decay * change.norm() / value.norm() ** 2
         (change.grad,) = torch.autograd.grad(loss, [change])
