@@ -115,7 +115,8 @@ def test_what_was_chosen_at_an_end_of_its_grid_is_said(tmp_path):
     found = summarise(tmp_path)
     assert found["search"]["ends"] == [{"method": "npo", "key": "lr", "value": 1.0e-3}]
     page = " ".join(render_bench(found).split())
-    assert "a wider grid might do better: NPO, all parts alike lr 0.001." in page
+    assert "1 method took a setting at an end of what was on offer" in page
+    assert "NPO, all parts alike: lr 0.001." in page
 
 
 def test_an_interval_is_there_where_one_seed_holds_all_the_room():
