@@ -93,6 +93,19 @@ def test_a_picture_of_its_own_has_its_style_and_loads_nothing(summary):
         standalone(residuals(as_bench(summary).blocks[0].model_copy(update={"rankable": False})))
 
 
+@pytest.mark.parametrize(("wanted", "said"), [(1, "(1 seed)"), (3, "(1 of 3 seeds)")])
+def test_a_line_of_fewer_seeds_says_how_many_and_of_how_many_planned(summary, wanted, said):
+    block = as_bench(summary).blocks[0]
+    found = [
+        line.model_copy(update={"fewer": True, "seeds": line.seeds[:1], "wanted": wanted})
+        if line.name == "grad_ascent"
+        else line
+        for line in block.lines
+    ]
+    text = residuals(block.model_copy(update={"lines": found})).replace("\xa0", " ")
+    assert f"Gradient ascent {said}" in text and text.count(" seed") == text.count(said)
+
+
 def test_every_column_of_the_protocol_has_its_place():
     from curerec.bench import rows
 

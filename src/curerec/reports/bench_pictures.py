@@ -63,7 +63,9 @@ def residuals(block: Block, *, width: float = 820.0) -> str:
 def _row(line: Line) -> Row:
     found = line.values.get("residual")
     kind = "ours" if line.name == OURS else "core" if line.name in CONTROLS else "other"
-    name = f.method(line.name) + (f" ({len(line.seeds)} of {line.wanted} seeds)" if line.fewer else "")
+    n = len(line.seeds)
+    seeds = f"{n} of {f.plural(line.wanted, 'seed')}" if n < line.wanted else f.plural(n, "seed")
+    name = f.method(line.name) + (f" ({seeds})" if line.fewer else "")
     if found is None:
         return Row(name, None)
     half, text = found.half, f"{name}: {two(found.mean)}"
