@@ -103,20 +103,26 @@ def test_trials_are_counted_once_and_of_the_configuration_in_force(tmp_path):
 
 def test_what_was_chosen_at_an_end_of_its_grid_is_said(tmp_path):
     grid = {"lr": [1.0e-4, 3.0e-4, 1.0e-3], "beta": [0.1, 0.5, 1.0]}
-    sought = table_recipe(search={"seed": 0, "trials": 2, "grids": {"npo": grid}})
+    models = {name: {"recipe": "demo"} for name in ("nano", "other")}
+    sought = table_recipe(models=models, search={"seed": 0, "trials": 2, "grids": {"npo": grid}})
     made_rows(tmp_path, sought, worth=WORTH)
     assert summarise(tmp_path)["search"]["ends"] == []
 
     def chosen(row):
         if row["method"] == "npo":
             row["settings"] = {"lr": 1.0e-3, "beta": 0.5}
+            if row["model"] == "other":  # the search chooses for each by itself
+                row["settings"] = {"lr": 3.0e-4, "beta": 0.1}
 
     change_rows(tmp_path, chosen)
     found = summarise(tmp_path)
-    assert found["search"]["ends"] == [{"method": "npo", "key": "lr", "value": 1.0e-3}]
-    page = " ".join(render_bench(found).split())
+    assert found["search"]["ends"] == [
+        {"method": "npo", "key": "lr", "value": 1.0e-3},
+        {"method": "npo", "key": "beta", "value": 0.1},
+    ]
+    page = " ".join(render_bench(found).split()).replace("\xa0", " ")
     assert "1 method took a setting at an end of what was on offer" in page
-    assert "NPO, all parts alike: lr 0.001." in page
+    assert "NPO, all parts alike: lr 0.001, beta 0.1." in page
 
 
 def test_an_interval_is_there_where_one_seed_holds_all_the_room():

@@ -68,7 +68,7 @@ save_file(state, f"{out}-{parallel.count()}-{rank}", about)
 
 
 NOISE = """
-from curerec.methods.loop import Descent
+from curerec.methods.descent import Descent
 plain = Descent.grad
 def grad(self, loss):
     found = plain(self, loss)

@@ -348,8 +348,12 @@ def _search(recipe: BenchRecipe, out: Path, counted: list[dict[str, Any]]) -> di
     if recipe.search is None:
         return None
     trials = _counted_trials(recipe, read_lines(out / "trials.jsonl"))
-    chosen = {r["method"]: r["settings"] for r in counted if r.get("settings")}
-    at_an_end = {method: ends(settings, grid_of(recipe, method)) for method, settings in chosen.items()}
+    at_an_end = dict.fromkeys(  # a choice may differ from one data set or model to another
+        (row["method"], key, value)
+        for row in counted
+        if row.get("settings")
+        for key, value in ends(row["settings"], grid_of(recipe, row["method"])).items()
+    )
     return {
         "seed": recipe.search.seed,
         "trials": recipe.search.trials,
@@ -358,11 +362,7 @@ def _search(recipe: BenchRecipe, out: Path, counted: list[dict[str, Any]]) -> di
         "run": len(trials),
         "failed": sum(bool(t["failure"]) for t in trials),
         "calibration": any("ece_rise" in t for t in trials),
-        "ends": [
-            {"method": method, "key": key, "value": value}
-            for method, found in at_an_end.items()
-            for key, value in found.items()
-        ],
+        "ends": [{"method": method, "key": key, "value": value} for method, key, value in at_an_end],
     }
 
 

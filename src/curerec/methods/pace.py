@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from curerec.methods.loop import Log
+from curerec.methods.descent import Log
 from curerec.methods.stopping import Watch
 
 MOST = 3.0  # times the first push

@@ -13,8 +13,9 @@ from pydantic import Field
 from curerec.config import Strict
 from curerec.methods.batches import RetainBatches
 from curerec.methods.conflicts import Watcher
+from curerec.methods.descent import Log
 from curerec.methods.forget_objective import ForgetObjective
-from curerec.methods.loop import Log, LoopConfig, Update, free, walk
+from curerec.methods.loop import LoopConfig, Update, free, walk
 from curerec.methods.losses import ForgetLoss, kl_to
 from curerec.methods.pace import Pace
 from curerec.methods.preconditioner import Preconditioner

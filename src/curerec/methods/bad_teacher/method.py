@@ -7,7 +7,8 @@ from typing import Any
 import torch
 from pydantic import Field
 
-from curerec.methods.loop import Descent, Log, LoopConfig, descend, frozen_logits, of_loss, outcome
+from curerec.methods.descent import Descent, Log, frozen_logits, of_loss
+from curerec.methods.loop import LoopConfig, descend, outcome
 from curerec.methods.losses import kl_to
 from curerec.methods.task import Task
 from curerec.records import Outcome

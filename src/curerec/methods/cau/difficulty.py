@@ -7,7 +7,8 @@ import torch
 import torch.nn.functional as F
 
 from curerec.methods.batches import Batches
-from curerec.methods.loop import free, frozen_logits, tuned_names
+from curerec.methods.descent import frozen_logits
+from curerec.methods.loop import free, tuned_names
 from curerec.methods.task import Task
 from curerec.recommender.families import family_of
 from curerec.recommender.score import answer_logits

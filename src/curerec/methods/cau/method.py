@@ -12,7 +12,8 @@ import torch.nn.functional as F
 from pydantic import Field
 
 from curerec.methods.cau.difficulty import gradient_conflict, nearness
-from curerec.methods.loop import Descent, Log, LoopConfig, descend, outcome
+from curerec.methods.descent import Descent, Log
+from curerec.methods.loop import LoopConfig, descend, outcome
 from curerec.methods.losses import kl_to
 from curerec.methods.task import Task
 from curerec.records import Outcome

@@ -10,16 +10,8 @@ import torch.nn.functional as F
 from peft import LoraConfig, get_peft_model
 from pydantic import Field
 
-from curerec.methods.loop import (
-    Batches,
-    Descent,
-    Log,
-    LoopConfig,
-    descend,
-    frozen_logits,
-    of_loss,
-    outcome,
-)
+from curerec.methods.descent import Descent, Log, frozen_logits, of_loss
+from curerec.methods.loop import Batches, LoopConfig, descend, outcome
 from curerec.methods.losses import kl_to
 from curerec.methods.task import Task
 from curerec.methods.teachers import TUNING, augmented, forgetting_teacher

@@ -9,7 +9,8 @@ import torch
 from pydantic import Field
 
 from curerec.methods.batches import Batch
-from curerec.methods.loop import Descent, Log, LoopConfig, descend, outcome
+from curerec.methods.descent import Descent, Log
+from curerec.methods.loop import LoopConfig, descend, outcome
 from curerec.methods.task import Task
 from curerec.recommender.score import device_of
 from curerec.records import Outcome

@@ -9,7 +9,8 @@ import torch
 from pydantic import Field
 
 from curerec.methods.batches import Batches
-from curerec.methods.loop import Descent, Log, LoopConfig, descend, of_loss, outcome
+from curerec.methods.descent import Descent, Log, of_loss
+from curerec.methods.loop import LoopConfig, descend, outcome
 from curerec.methods.losses import kl_to
 from curerec.methods.task import Task
 from curerec.records import Outcome

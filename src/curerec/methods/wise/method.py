@@ -11,8 +11,9 @@ import torch.nn.functional as F
 from pydantic import Field
 
 from curerec.methods.batches import Batch
+from curerec.methods.descent import Descent, Log
 from curerec.methods.edits import Uninformed, edits_of, mlp_output, uninformed
-from curerec.methods.loop import Descent, Log, LoopConfig, descend, outcome
+from curerec.methods.loop import LoopConfig, descend, outcome
 from curerec.methods.losses import kl_to
 from curerec.methods.task import Task
 from curerec.methods.wise.memory import SideMemory, attach
