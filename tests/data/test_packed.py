@@ -103,6 +103,25 @@ def test_ids_and_times_of_any_kind(tmp_path, ids, timed):
     same(out, read(folder))
 
 
+@pytest.mark.parametrize("zone", [None, "Europe/Berlin"])
+@pytest.mark.parametrize("fraction", [0, 5])
+def test_time_stamps_are_of_one_unit_in_all_pieces(tmp_path, zone, fraction):
+    """Pieces of whole seconds beside one that is not: told in seconds they would lie before all others."""
+    second, stamps = 10**6, pa.timestamp("us", zone)
+    folder = tmp_path / "in"
+    (folder / "interactions.parquet").mkdir(parents=True)
+    for k, times in enumerate(([2000 * second, 3000 * second], [10 * second + fraction, 2500 * second])):
+        part = {"user": ["u", "u"], "item": [f"{k}a", f"{k}b"], "rating": [5.0, 3.0]}
+        rows = pa.table(part | {"time": pa.array(times, stamps)})
+        pq.write_table(rows, folder / "interactions.parquet" / f"{k}.parquet")
+    ids = ["0a", "0b", "1a", "1b"]
+    pq.write_table(pa.table({"item": ids, "title": ids}), folder / "titles.parquet")
+    told = []
+    made = pack(folder, tmp_path / "out", progress=lambda *done: told.append(done))
+    same(made, read(folder))
+    assert made.items[made.item_code].tolist() == ["1a", "0a", "1b", "0b"] and told[-1] == (24, 24)
+
+
 def test_it_tells_how_far_it_is(folder, tmp_path):
     told = []
     pack(folder, tmp_path / "out", progress=lambda done, total: told.append((done, total)))

@@ -91,13 +91,20 @@ def ratings(values: Any, origin: Origin, scale: tuple[float, float]) -> np.ndarr
     return number.to_numpy(zero_copy_only=False) + 0.0  # -0.0 and 0.0 are one rating, so one fingerprint
 
 
-def times(values: Any, origin: Origin) -> np.ndarray:
-    """Times as int64 [n]."""
+def times(values: Any, origin: Origin, *, keep_unit: bool = False) -> np.ndarray:
+    """Times as int64 [n].
+
+    Args:
+        values: the column, or a piece of it.
+        origin: for messages.
+        keep_unit: time stamps keep their own unit though these are whole seconds, since others of the column
+            are not.
+    """
     mend = "Times are whole numbers, e.g. seconds since 1970."
     array = as_array(values)
     refuse(pc.is_null(array), "time is missing", origin, mend)
     if pa.types.is_temporal(array.type):
-        array = _whole_seconds(array)
+        array = _stamps(array, keep_unit)
     if is_text(array):
         array = pc.ascii_trim_whitespace(array)
         try:  # exact, and what nearly every file holds
@@ -125,16 +132,29 @@ def _whole(array: pa.Array) -> pa.Array:
     return pc.and_(exact, pc.equal(array, pc.floor(array)))
 
 
-def _whole_seconds(array: pa.Array) -> pa.Array:
+def finer_than_seconds(kind: pa.DataType) -> bool:
+    """Whether a column of this type holds time stamps of less than a second."""
+    return pa.types.is_timestamp(kind) and kind.unit != "s"
+
+
+def whole_seconds(stamps: pa.Array) -> bool:
+    """Whether time stamps lose nothing by being told in seconds."""
+    try:
+        stamps.cast(pa.timestamp("s", stamps.type.tz))
+    except pa.ArrowInvalid:
+        return False
+    return True
+
+
+def _stamps(array: pa.Array, keep_unit: bool) -> pa.Array:
     """Time stamps as integers: seconds, or their own finer unit if that would lose the order."""
     if pa.types.is_date(array.type):
         array = array.cast(pa.timestamp("s"))
     if not pa.types.is_timestamp(array.type):
         return array
-    try:
-        return array.cast(pa.timestamp("s")).cast(pa.int64())
-    except pa.ArrowInvalid:
+    if keep_unit or not whole_seconds(array):
         return array.cast(pa.int64())
+    return array.cast(pa.timestamp("s", array.type.tz)).cast(pa.int64())
 
 
 def _numbers(array: pa.Array, what: str, origin: Origin, mend: str) -> pa.Array:

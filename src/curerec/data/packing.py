@@ -39,8 +39,9 @@ def pack(
     """Put ratings of any size into columns on disk, a piece at a time.
 
     Three passes over the file: the ids, how many rows each user has, and the rows, which are dealt out to
-    ranges of users and sorted range by range. Memory is that of the ids and of one range, whatever the number
-    of rows. The table is the one that :func:`curerec.data.table.interactions` makes of the same rows.
+    ranges of users and sorted range by range; one more where times are stamps finer than seconds. Memory is
+    that of the ids and of one range, whatever the number of rows. The table is the one that
+    :func:`curerec.data.table.interactions` makes of the same rows.
 
     Args:
         source: parquet file, or folder of such, with columns user, item, rating and, if there, time.
@@ -103,7 +104,11 @@ class _Rows:
                 mend = f"It needs the columns {', '.join(NEEDED)}"
                 raise DataError(f"lacks the column {name}", where=source.name, mend=mend)
         self.timed = "time" in there
-        self.total = self.PASSES * self.data.count_rows()
+        stamps = self.timed and columns.finer_than_seconds(self.data.schema.field("time").type)
+        self.total = (self.PASSES + stamps) * self.data.count_rows()
+        # One unit for all pieces: where some are of whole seconds others need not be.
+        pieces = self.batches(["time"]) if stamps else ()
+        self.finer = not all([columns.whole_seconds(batch["time"]) for batch, _ in pieces])
 
     def batches(self, names: list[str]) -> Iterator[tuple[pa.RecordBatch, Origin]]:
         """Batches in the order of the file, each with where its rows are."""
@@ -174,7 +179,7 @@ def _deal_out(
         values["rating"] = columns.ratings(batch["rating"], origin, scale)
         # Without times the order of a user's rows counts: their number in the file will do.
         number = np.arange(len(batch)) + origin.first_row
-        values["time"] = columns.times(batch["time"], origin) if rows.timed else number
+        values["time"] = columns.times(batch["time"], origin, keep_unit=rows.finer) if rows.timed else number
         group = np.searchsorted(bounds, values["user"], side="right") - 1
         order = np.argsort(group, kind="stable")
         sizes = np.bincount(group, minlength=len(filled))
