@@ -8,7 +8,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from curerec.data.forget import apply_request, deleted_rows, draw_request
+from curerec.data.request_file import read_request, write_request
 from curerec.data.splits import examples, per_user_split
+from curerec.data.table import interactions
 from curerec.errors import RequestError
 from curerec.records import ForgetRequest
 from made_catalogue import made_catalogue
@@ -185,3 +187,22 @@ def test_core_and_edge_take_the_two_ends_of_activity(kind):
 def test_a_share_of_nothing_or_all_is_refused(share):
     with pytest.raises(RequestError, match="share of"):
         draw_request(DATA, SPLIT, share=share)
+
+
+@pytest.mark.parametrize("blank", ["\u00a0", "\u3000", "\u2028"])
+def test_a_request_file_names_whom_it_names(tmp_path, blank):
+    """Blanks that the ids of the data keep are kept in a request: less them it would name somebody else."""
+    titles = {"a": "Alien", "b": "Brazil"}
+    table = interactions(
+        [" u1", "u1 ", f"u1{blank}", f"u1{blank}"],
+        list("abab"),
+        [5, 3, 4, 1],
+        None,
+        titles,
+        name="x",
+        source="y",
+    )
+    asked = ForgetRequest("users", (f"u1{blank}",))
+    assert read_request(write_request(asked, tmp_path / "request.csv")).ids == asked.ids
+    (tmp_path / "request.csv").write_text(f"user\n u1{blank} \n", encoding="utf-8")
+    assert deleted_rows(table, read_request(tmp_path / "request.csv")).tolist() == [False, False, True, True]

@@ -6,6 +6,7 @@ import csv
 import io
 import itertools
 import json
+import string
 from pathlib import Path
 from typing import Any
 
@@ -63,7 +64,8 @@ def _from_csv(text: str, name: str) -> tuple[Any, list[tuple[str, Any]]]:
     placed: list[tuple[str, Any]] = []
     try:
         for row in reader:
-            cells = tuple(cell.strip() for cell in row)
+            # As the ids of the data are: a no-break space is part of an id there, and names another user.
+            cells = tuple(cell.strip(string.whitespace) for cell in row)
             if not row:
                 continue
             if header is None:
