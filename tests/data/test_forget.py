@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from curerec.data.forget import apply_request, deleted_rows, draw_request
-from curerec.data.request_file import read_request, write_request
+from curerec.data.request_file import from_json, read_request, write_request
 from curerec.data.splits import examples, per_user_split
 from curerec.data.table import interactions
 from curerec.errors import RequestError
@@ -206,3 +206,15 @@ def test_a_request_file_names_whom_it_names(tmp_path, blank):
     assert read_request(write_request(asked, tmp_path / "request.csv")).ids == asked.ids
     (tmp_path / "request.csv").write_text(f"user\n u1{blank} \n", encoding="utf-8")
     assert deleted_rows(table, read_request(tmp_path / "request.csv")).tolist() == [False, False, True, True]
+
+
+@pytest.mark.parametrize("kind", ["users", "interactions"])
+def test_half_a_letter_in_json_is_refused_by_its_place(kind):
+    """JSON may escape one half of a pair of surrogates, which is no text."""
+    half = '"\\ud800somebody"'
+    entries = f'"1", {half}' if kind == "users" else f'["1", "a"], ["1", {half}]'
+    with pytest.raises(RequestError, match="entry 2 of its ids is not") as refused:
+        from_json(f'{{"kind": "{kind}", "ids": [{entries}]}}', "request")
+    assert "somebody" not in str(refused.value)
+    whole = '{"kind": "users", "ids": ["\\ud83d\\ude00"]}'
+    assert from_json(whole, "request")[1] == [("entry 1", "\U0001f600")]

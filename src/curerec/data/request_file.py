@@ -108,4 +108,8 @@ def from_json(text: str, name: str) -> tuple[Any, list[tuple[str, Any]]]:
 def _fits(entry: Any, pair: bool) -> bool:
     if pair:
         return isinstance(entry, list) and len(entry) == 2 and all(_fits(e, False) for e in entry)
-    return isinstance(entry, str | int) and not isinstance(entry, bool)
+    if isinstance(
+        entry, str
+    ):  # half of a pair of surrogates, as JSON may escape it, is no text and in no data
+        return not any("\ud800" <= letter <= "\udfff" for letter in entry)
+    return isinstance(entry, int) and not isinstance(entry, bool)
