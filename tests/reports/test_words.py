@@ -104,6 +104,26 @@ def test_membership_is_held_against_what_a_model_without_memory_shows() -> None:
     assert "That lies under 62, which retrained models give: the deleted data stand out" in page(0.62, None)
 
 
+def test_a_trace_that_pairs_show_is_not_called_none() -> None:
+    """The figure's own interval may hold the retrains' while the gap, drawn in pairs, is above 0."""
+
+    def page(low: float | None, high: float | None) -> str:
+        record = full_record()
+        record["metrics"]["cure"] |= {"membership_auc": 0.52, "membership_low": 0.45, "membership_high": 0.59}
+        record["metrics"]["cure"] |= {"membership_gap_low": low, "membership_gap_high": high}
+        for name in ("retrain", "retrain_2"):
+            record["metrics"][name]["membership_auc"] = 0.5
+        return " ".join(render(record).split())
+
+    assert "no trace of" not in page(0.012, 0.031) + page(-0.031, -0.012)
+    assert "That is 1.2 to 3.1 more than retrained models give on the same ratings: a trace" in page(
+        0.012, 0.031
+    )
+    assert "That is 1.2 to 3.1 less than retrained models give on the same ratings" in page(-0.031, -0.012)
+    assert "may be none (−0.4 to +1.2): no trace of the deleted data can be told" in page(-0.004, 0.012)
+    assert "That includes 50, which retrained models give: no trace" in page(None, None)
+
+
 def test_checks_that_passed_do_not_hide_that_nothing_was_gained() -> None:
     record = full_record()
     assert record["verdict"]["verified"] is True

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from curerec.reports import figures as f
-from curerec.reports.parts import CircuitPart, HeadReads
+from curerec.reports.parts import CircuitPart, HeadReads, Metrics
 from curerec.reports.schema import Record, is_retrain
 from curerec.reports.svg import finite
 from curerec.reports.verdicts import CHOICES, asked_for, why
@@ -110,16 +110,8 @@ def membership(record: Record) -> list[str]:
     found += f" ({', '.join(others)})." if others else "."
     low, high = ours.membership_low, ours.membership_high
     if low is not None and high is not None:
-        aim, whose = _yardstick(record)
-        if low <= aim <= high:
-            meaning = f"That includes {whose}: no trace of the deleted data can be told."
-        elif low > aim:
-            meaning = f"That lies above {whose}: a trace of the deleted data can still be measured."
-        else:
-            meaning = (
-                f"That lies under {whose}: the deleted data stand out as too unfamiliar, a trace as well."
-            )
         between = f"between {_in_100(low)} and {_in_100(high)}"
+        meaning = _in_pairs(ours) or _by_itself(low, high, *_yardstick(record))
         found += f" The sample is large enough to place the true figure {between}. {meaning}"
     text.append(found)
     if ours.membership_tpr_at_fpr_01 is not None:
@@ -129,6 +121,41 @@ def membership(record: Record) -> list[str]:
             f"examples; guessing would give 1{f.NBSP}%."
         )
     return text
+
+
+def _in_pairs(ours: Metrics) -> str | None:
+    """What the gap to the retrained models says; None where its interval is not known.
+
+    What makes a user easy or hard for both falls out of the gap, so it shows traces that are small beside the
+    error of the figure itself.
+    """
+    low, high = (ours.extra.get(f"membership_gap_{end}") for end in ("low", "high"))
+    if low is None or high is None:
+        return None
+    if low > 0:
+        by = f"{_in_100(low, 1)} to {_in_100(high, 1)}"
+        said = (
+            f"That is {by} more than retrained models give on the same ratings: a trace of the deleted data"
+        )
+        return f"{said} can still be measured, as far as other retrainings would not differ by as much."
+    if high < 0:
+        by = f"{_in_100(-high, 1)} to {_in_100(-low, 1)}"
+        said = f"That is {by} less than retrained models give on the same ratings: the deleted data stand out"
+        return f"{said} as too unfamiliar, a trace as well, as far as other retrainings would not."
+    by = f"{_in_100(low, 1)} to {f.signed(100 * high, 1)}"
+    return (
+        f"On the same ratings the difference to retrained models may be none ({by}): no trace of the deleted "
+        "data can be told."
+    )
+
+
+def _by_itself(low: float, high: float, aim: float, whose: str) -> str:
+    """What the interval of the figure says of where a model that never saw the deleted data would lie."""
+    if low <= aim <= high:
+        return f"That includes {whose}: no trace of the deleted data can be told."
+    if low > aim:
+        return f"That lies above {whose}: a trace of the deleted data can still be measured."
+    return f"That lies under {whose}: the deleted data stand out as too unfamiliar, a trace as well."
 
 
 def _yardstick(record: Record) -> tuple[float, str]:
