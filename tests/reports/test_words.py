@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 from made_records import full_record
 
+from curerec.evaluation.utility import utility
 from curerec.recommender.units import Place
 from curerec.records import Groups
 from curerec.reports.build import groups_part
@@ -102,6 +103,22 @@ def test_membership_is_held_against_what_a_model_without_memory_shows() -> None:
     assert "That includes 55, which is expected of a model that never saw them" in page(None, 0.55)
     assert "That lies above 50: a trace" in page(None, None)
     assert "That lies under 62, which retrained models give: the deleted data stand out" in page(0.62, None)
+
+
+def test_the_quality_is_not_said_to_be_of_one_users_items() -> None:
+    """The AUC is of all pairs of ratings, most of them of two users."""
+    z, y = (
+        np.array([2.0, 2.0, 2.0, 0.0, 0.0, 0.0]),
+        np.array([1, 1, 0, 1, 0, 0]),
+    )  # two users, told apart alone
+    found = utility(z, y)["auc"]
+    assert found > 0.6 and utility(z[:3], y[:3])["auc"] == utility(z[3:], y[3:])["auc"] == 0.5
+    record = full_record()
+    record["metrics"]["cure"]["test_auc"] = found
+    page = " ".join(render(record).split())
+    assert (
+        "one that somebody (the same user or another) did not" in page and f"{100 * found:.1f} times" in page
+    )
 
 
 def test_a_trace_that_pairs_show_is_not_called_none() -> None:

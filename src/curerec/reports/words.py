@@ -185,9 +185,10 @@ def utility(record: Record) -> list[str]:
     if retrain and retrain.test_auc is not None:
         compared += f"; the retrained one {_in_100(retrain.test_auc, 1)}"
     return [
-        "Shown one item that a user went on to like and one they did not, the unlearned model puts the liked "
-        f"one first {_in_100(ours.test_auc, 1)} times in 100{compared}. All figures are measured on ratings "
-        "kept apart for the test."
+        "Shown one item that somebody went on to like and one that somebody (the same user or another) did "
+        f"not, the unlearned model puts the liked one first {_in_100(ours.test_auc, 1)} times in "
+        f"100{compared}. Most such pairs are of two users; on one user's items alone it was not measured. "
+        "All figures are measured on ratings kept apart for the test."
     ]
 
 
