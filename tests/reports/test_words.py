@@ -121,6 +121,20 @@ def test_the_quality_is_not_said_to_be_of_one_users_items() -> None:
     )
 
 
+@pytest.mark.parametrize("reached", [True, False, None, "no such check"])
+def test_who_may_be_remembered_unseen_is_said_by_the_checks_that_were_made(
+    reached: bool | str | None,
+) -> None:
+    """Where each of the deleted was held by themselves, a fifth left as they were does not pass."""
+    record = full_record()
+    record["verdict"]["checks"] = [{"name": "membership", "passed": True}]
+    if not isinstance(reached, str):
+        record["verdict"]["checks"] += [{"name": "all_reached", "passed": reached}]
+    page = " ".join(render(record).split())
+    assert ("a twentieth of the people, left as they were" in page) is isinstance(reached, bool)
+    assert ("a fifth of the people) and the mean" in page) is not isinstance(reached, bool)
+
+
 def test_a_trace_that_pairs_show_is_not_called_none() -> None:
     """The figure's own interval may hold the retrains' while the gap, drawn in pairs, is above 0."""
 
