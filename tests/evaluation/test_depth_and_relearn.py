@@ -45,6 +45,14 @@ def test_layers_without_a_drop_do_not_count():
     assert shares[0] == pytest.approx([0.5, 1.0])
 
 
+def test_of_a_single_example_no_depth_is_said():
+    """There is no error to hold a layer's drop against; that no layer has one would be another thing."""
+    scene = made_scene()
+    alone = replace(scene.split, forget=scene.split.forget.take(np.arange(1)))
+    found = evaluate(METRICS["depth"], replace(scene, ground=replace(scene.ground, split=alone, memo={})))
+    assert found.value is None and "single deleted example" in found.missing
+
+
 def test_steps_by_hand():
     assert steps_to(2.0, np.array([1.0])) == (0.0, False)
     assert steps_to(0.25, np.array([1.0, 0.5, 0.0])) == (1.5, False)

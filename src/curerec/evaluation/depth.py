@@ -20,6 +20,7 @@ LEAST = 0.01  # nats: a layer whose patch costs the retrained states less carrie
 Z = 2.0  # standard errors by which it must lie above 0
 
 UNLIKE = "several models answer together, or the layers are not the original's: no state can be patched"
+SINGLE = "of a single deleted example no layer can be said to carry more than chance"
 SHALLOW = "in no layer does the retrained model's state cost the answer anything: nothing to compare"
 
 
@@ -98,6 +99,8 @@ def erased(
 
 
 def _compute(scene: Scene) -> Value:
+    if len(scene.split.forget) < 2:
+        raise CannotError(SINGLE)
     mine = drops(scene, scene.subject)
     theirs = np.mean([drops(scene, r) for r in scene.retrains], axis=0)
     shares, kept = erased(mine, theirs)
