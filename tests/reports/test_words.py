@@ -166,6 +166,12 @@ def test_checks_that_passed_do_not_hide_that_nothing_was_gained() -> None:
     assert "no nearer to a retrain" not in page and "not judged" in page
     assert "two retrainings differ by more than half of what was to be forgotten" in page
     assert "1.84" not in page and "How forgetting stands" not in page  # in no table, in no picture
+    others = {"residual_int8": 1.87, "residual_nf4": 1.88, "excess_residual": 1.89}
+    record["metrics"]["cure"] |= others | {"membership_auc_int8": 0.517}
+    page = render(record)
+    assert not any(str(value) in page for value in others.values()) and "0.517" in page
+    record["ceiling_jsd"] = 3 * record["floor_jsd"]
+    assert all(str(value) in render(record) for value in others.values())
 
 
 def test_a_residual_by_one_pair_of_retrains_is_called_provisional() -> None:

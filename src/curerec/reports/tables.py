@@ -75,6 +75,8 @@ def metrics(record: Record) -> Table:
             cells = [_with_bounds(show, _value(record, n, m, key), m, key) for n, m in models]
         rows.append([name.replace("  ", "\u2003"), *cells])
     keys = {k for _, m in models for k in m.extra}
+    if unrankable(record):  # those after rounding, too
+        keys -= {key for key in keys if key.startswith("residual_")}
     for key in sorted(keys - _bounds(keys | set(Metrics.model_fields)), key=_place):
         rows.append([_label(key), *(_cell(m, key) for _, m in models)])
     names = [n for n, _ in models]
@@ -317,6 +319,8 @@ def residual_of(record: Record, name: str) -> float | None:
 
 
 def _value(record: Record, name: str, model: Metrics, key: str) -> float | None:
+    if key == "excess_residual" and unrankable(record):
+        return None
     return residual_of(record, name) if key == "residual" else getattr(model, key)
 
 
