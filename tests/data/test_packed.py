@@ -245,6 +245,27 @@ def test_bad_rows_are_refused_as_in_memory_and_nothing_is_left(tmp_path, case):
     assert not (tmp_path / "out").exists()
 
 
+@pytest.mark.parametrize("what", ["types", "damaged"])
+def test_parts_that_do_not_fit_are_refused_and_not_quoted(tmp_path, what):
+    """pyarrow says which value it could not read: here somebody's id."""
+    folder = tmp_path / "in"
+    (folder / "interactions.parquet").mkdir(parents=True)
+    users = ([1], ["somebody"]) if what == "types" else (["u"] * 50, ["v"])
+    for k, user in enumerate(users):
+        rows = pa.table({"user": user, "item": ["b"] * len(user), "rating": [5.0] * len(user)})
+        pq.write_table(rows, folder / "interactions.parquet" / f"{k}.parquet")
+    if what == "damaged":
+        part = folder / "interactions.parquet" / "0.parquet"
+        raw = bytearray(part.read_bytes())
+        raw[10:60] = bytes(50)
+        part.write_bytes(raw)
+    pq.write_table(pa.table({"item": ["b"], "title": ["B"]}), folder / "titles.parquet")
+    with pytest.raises(DataError, match="damaged, or its parts") as refused:
+        pack(folder, tmp_path / "out")
+    assert "somebody" not in str(refused.value) and refused.value.__cause__ is None
+    assert not (tmp_path / "out").exists()
+
+
 def test_what_is_no_packed_folder_or_a_damaged_one_is_refused(made, tmp_path):
     with pytest.raises(CurerecError):
         open_packed(tmp_path)

@@ -113,13 +113,27 @@ class _Rows:
     def batches(self, names: list[str]) -> Iterator[tuple[pa.RecordBatch, Origin]]:
         """Batches in the order of the file, each with where its rows are."""
         row = 1
-        for batch in self.data.to_batches(
-            columns=names, batch_size=self.chunk, batch_readahead=1, fragment_readahead=1, use_threads=False
-        ):
+        for batch in self._read(names):
             if len(batch):
                 yield batch, Origin(self.source.name, row)
             row += len(batch)
             self.passed(len(batch))
+
+    def _read(self, names: list[str]) -> Iterator[pa.RecordBatch]:
+        try:
+            yield from self.data.to_batches(
+                columns=names,
+                batch_size=self.chunk,
+                batch_readahead=1,
+                fragment_readahead=1,
+                use_threads=False,
+            )
+        except (pa.ArrowInvalid, pa.ArrowTypeError, pa.ArrowNotImplementedError, OSError):
+            # The message of pyarrow may quote a value.
+            mend = "Write it anew, columns of one type in all parts"
+            raise DataError(
+                "is damaged, or its parts hold a column in different types", where=self.source.name, mend=mend
+            ) from None
 
     def passed(self, n: int) -> None:
         """Tell that so many rows more were passed over."""
