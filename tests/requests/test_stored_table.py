@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from types import SimpleNamespace
+
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -9,9 +11,11 @@ import pytest
 from made_store import bytes_under, made_data, made_table
 
 from curerec.data.edited import adding
+from curerec.data.forget import deleted_rows, draw_request, without_rows
 from curerec.errors import DataError, RequestError
 from curerec.recommender import manifest
 from curerec.requests import table as tables
+from curerec.requests.engine import _for_retrain
 from curerec.requests.table import PARTS, Table
 from made_catalogue import PLAIN
 
@@ -23,6 +27,20 @@ def same(a: Table, b: Table) -> None:
     np.testing.assert_array_equal(a.part, b.part)
     for name in ("train", "control", "valid", "test"):
         one, two = getattr(a.split, name), getattr(b.split, name)
+        np.testing.assert_array_equal(one.target, two.target)
+        np.testing.assert_array_equal(one.history, two.history)
+
+
+@pytest.mark.parametrize("kind", ["users", "items", "interactions"])
+def test_a_retrain_is_judged_on_the_prompts_that_an_update_is(kind):
+    """In D_c, too, nothing deleted is in the history of an example about what stays."""
+    table = made_table()
+    request = draw_request(table.data, table.split, kind=kind, share=0.2)
+    deleted = deleted_rows(table.data, request)
+    wanted = without_rows(table.data, table.split, deleted, source="request")
+    found = _for_retrain(SimpleNamespace(data=table.data, split=table.split), deleted)
+    for name in ("forget", "retain", "control", "valid", "test"):
+        one, two = getattr(found, name), getattr(wanted, name)
         np.testing.assert_array_equal(one.target, two.target)
         np.testing.assert_array_equal(one.history, two.history)
 

@@ -137,13 +137,7 @@ def without_rows(data: Interactions, split: Split, deleted: np.ndarray, *, sourc
     def rebuilt(part: Examples) -> Examples:
         return examples(data, part.target[~deleted[part.target]], deleted=deleted, history=part.places)
 
-    control_gone = split.control.take(deleted[split.control.target])
-    control_kept = rebuilt(split.control)
-    control = Examples(
-        np.r_[control_gone.target, control_kept.target],
-        np.r_[control_gone.history, control_kept.history],
-        np.r_[control_gone.label, control_kept.label],
-    )
+    control = control_without(data, split.control, deleted)
     valid, test = rebuilt(split.valid), rebuilt(split.test)
     if any(len(np.unique(part.label)) < 2 for part in (valid, test)):
         raise RequestError(
@@ -159,6 +153,22 @@ def without_rows(data: Interactions, split: Split, deleted: np.ndarray, *, sourc
         test=test,
         deleted=deleted,
         retain_before=split.train.take(~hit & np.isin(split.train.target, retain.target)),
+    )
+
+
+def control_without(data: Interactions, control: Examples, deleted: np.ndarray) -> Examples:
+    """D_c once interactions are deleted: examples about them as they were, then the others without them.
+
+    Args:
+        data: the interactions, deleted ones included.
+        control: of the split.
+        deleted: bool [n_rows].
+    """
+    about = deleted[control.target]
+    gone = control.take(about)
+    kept = examples(data, control.target[~about], deleted=deleted, history=control.places)
+    return Examples(
+        np.r_[gone.target, kept.target], np.r_[gone.history, kept.history], np.r_[gone.label, kept.label]
     )
 
 

@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 
 from curerec.data.cache import retain_side_at
-from curerec.data.forget import without_rows
+from curerec.data.forget import control_without, without_rows
 from curerec.data.splits import examples
 from curerec.errors import RequestError
 from curerec.interactions import digest_of_titles
@@ -177,7 +177,7 @@ def _for_retrain(opened: Opened, deleted: np.ndarray) -> ForgetSplit:
             "the request deletes all training data", where="request", mend="Remove the store instead"
         )
     gone = deleted[split.train.target]
-    control = split.control if gone.any() else rebuilt(split.control)
+    control = control_without(data, split.control, deleted) if gone.any() else rebuilt(split.control)
     return ForgetSplit(
         split.train.take(gone), retain, control, rebuilt(split.valid), rebuilt(split.test), deleted
     )
