@@ -6,6 +6,7 @@ import json
 import shutil
 import subprocess
 import sys
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -13,7 +14,7 @@ import torch
 import typer
 from safetensors.torch import load_file
 
-from curerec.cli.say import say_verdict
+from curerec.cli.say import say_verdict, table_of
 from curerec.data.cache import retain_side_at
 from curerec.data.readers import read
 from curerec.recipe import SplitConfig
@@ -367,6 +368,18 @@ def test_a_recommender_that_cannot_be_prepared_is_trained_all_the_same(made_path
     result = curerec("train", "--data", made_path.data, "--recipe", made_path.recipe, "--out", out)
     assert result.code == 0
     assert (out / "model.safetensors").read_bytes() == (made_path.full / "model.safetensors").read_bytes()
+
+
+def test_no_residual_is_printed_where_nothing_was_there_to_forget(capsys):
+    """As in the report and in the benchmark's table; the ends of its scale always are."""
+    for rankable, ceiling in ((True, 0.0345), (False, 0.0112), (None, None)):
+        metrics = {"new": {"test_auc": 0.7, "residual": None if rankable is None else 0.42}}
+        floor = None if rankable is None else 0.0101
+        table_of(SimpleNamespace(metrics=metrics, floor_jsd=floor, ceiling_jsd=ceiling, rankable=rankable))
+        said = capsys.readouterr().out
+        assert ("residual 0.42" in said) is (rankable is True)
+        assert (f"floor 0.0101  ceiling {ceiling}" in said) is (rankable is not None)
+        assert ("nothing measurable was there to forget" in said) is (rankable is False)
 
 
 @pytest.mark.parametrize(

@@ -251,22 +251,27 @@ def demo(
     """The whole path on real ratings: train, forget, retrain, compare, report."""
     quiet()
     from curerec.cli.bars import bars
+    from curerec.cli.say import say_scale
     from curerec.data.output import check_out, replacing
     from curerec.experiment import run_experiment
+    from curerec.reports.schema import as_record
+    from curerec.reports.verdicts import unrankable
 
     check_out(out, only=DEMO)
     table, chosen = ratings(data, recipe_for(recipe, model, seed))
     with bars() as reporter, replacing(out, only=DEMO) as stage:
         record = run_experiment(table, chosen, stage, reporter=reporter)
+    rankable = not unrankable(as_record(record))
     for name, row in record["metrics"].items():
+        known = rankable and row.get("residual") is not None
         typer.echo(
             f"{name:<15} test AUC {row['test_auc']:.4f}  membership {row['membership_auc']:.3f}"
-            + (f"  residual {row['residual']:.2f}" if row.get("residual") is not None else "")
+            + (f"  residual {row['residual']:.2f}" if known else "")
             + (f"  {row['t_total_s']:.1f} s" if row.get("t_total_s") else "")
         )
     if record["request"]["note"]:
         typer.echo(f"note: {record['request']['note']}")
-    typer.echo(f"floor {record['floor_jsd']:.4f}  ceiling {record['ceiling_jsd']:.4f} nats")
+    say_scale(record["floor_jsd"], record["ceiling_jsd"], rankable=rankable)
     typer.echo(f"report: {out / 'report.html'}")
 
 

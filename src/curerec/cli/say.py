@@ -8,7 +8,7 @@ import typer
 
 
 def table_of(measured: Any) -> None:
-    """Print the metrics, a line a model."""
+    """Print the metrics, a line a model, and what a residual is measured between."""
     for name, row in measured.metrics.items():
         parts = [f"{name:<12}"]
         for key, form in (
@@ -17,9 +17,20 @@ def table_of(measured: Any) -> None:
             ("jsd", ".4f"),
             ("residual", ".2f"),
         ):
-            if row.get(key) is not None:
+            if row.get(key) is not None and (key != "residual" or measured.rankable):
                 parts.append(f"{key} {row[key]:{form}}")
         typer.echo("  ".join(parts))
+    if measured.floor_jsd is not None:
+        say_scale(measured.floor_jsd, measured.ceiling_jsd, rankable=measured.rankable)
+
+
+def say_scale(floor: float, ceiling: float, *, rankable: bool) -> None:
+    """Print the two ends of the residual's scale, and where they are too near for it why it is not given."""
+    typer.echo(f"floor {floor:.4f}  ceiling {ceiling:.4f} nats")
+    if not rankable:
+        typer.echo(
+            "no residuals: the ceiling is under twice the floor, nothing measurable was there to forget"
+        )
 
 
 def say_plan(made: Any) -> None:
