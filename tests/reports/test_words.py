@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 from made_records import full_record
 
+from curerec.evaluation.membership import tpr_at_fpr
 from curerec.evaluation.utility import utility
 from curerec.recommender.units import Place
 from curerec.records import Groups
@@ -103,6 +104,18 @@ def test_membership_is_held_against_what_a_model_without_memory_shows() -> None:
     assert "That includes 55, which is expected of a model that never saw them" in page(None, 0.55)
     assert "That lies above 50: a trace" in page(None, None)
     assert "That lies under 62, which retrained models give: the deleted data stand out" in page(0.62, None)
+
+
+@pytest.mark.parametrize(("n", "said"), [(None, "1 %"), (40, "2.4 %"), (100, "2 %"), (800, "1.1 %")])
+def test_what_guessing_gives_is_what_it_gives_of_so_many(n: int | None, said: str) -> None:
+    record = full_record()
+    record["split"]["control"] = n
+    page = " ".join(render(record).split())
+    assert f"guessing would give {said}." in page
+    if n is not None:
+        rng = np.random.default_rng(0)
+        hits = np.mean([tpr_at_fpr(rng.random(200), rng.random(n)) for _ in range(2000)])
+        assert float(said.split()[0]) / 100 == pytest.approx(hits, abs=0.002)
 
 
 def test_the_quality_is_not_said_to_be_of_one_users_items() -> None:

@@ -118,9 +118,18 @@ def membership(record: Record) -> list[str]:
         caught = f.percent(ours.membership_tpr_at_fpr_01)
         text.append(
             f"An attacker who accepts 1{f.NBSP}% of false alarms recognises {caught} of the deleted "
-            f"examples; guessing would give 1{f.NBSP}%."
+            f"examples; guessing would give {f.percent(_guessed(record.split.control))}."
         )
     return text
+
+
+def _guessed(n: int | None) -> float:
+    """Share of hits at 1 % of false alarms that guessing is expected to have.
+
+    The threshold is the lowest that no more than 1 % of the n examples of D_c lie above, and another example
+    lies above it a little more often: of 100 in 2 %.
+    """
+    return 0.01 if not n else (n // 100 + 1) / (n + 1)
 
 
 def _in_pairs(ours: Metrics) -> str | None:
