@@ -96,10 +96,10 @@ def membership(metrics: Mapping[str, Metrics | None], *, ours: str = "cure", wid
     return dot_plot(
         rows,
         name="Can the deleted data be told from data never seen?",
-        about="Membership AUC of every model with its 95 % interval; 0.5 means it cannot be told.",
+        about="Membership AUC of every model with its 95 % interval; 0.5 is pure guessing.",
         domain=padded([*values, 0.5], least=0.1),
         show=fixed,
-        marks=[Mark(0.5, "0.5 = cannot be told")],
+        marks=[Mark(0.5, "0.5 = pure guessing")],
         width=width,
     )
 
@@ -196,7 +196,7 @@ def update_trace(
         SVG text; empty where no check point holds either figure.
     """
     aim = 0.5 if target is None else target
-    title = "Membership AUC (0.5 = cannot be told)" if target is None else "Membership AUC (line: aimed for)"
+    title = "Membership AUC (0.5 = pure guessing)" if target is None else "Membership AUC (line: aimed for)"
     drawn = [
         Panel(title, [(t.step, t.membership_auc) for t in trace], aim),
         Panel("Validation AUC (higher is better)", [(t.step, t.valid_auc) for t in trace]),
