@@ -90,7 +90,8 @@ def evaluate(
     for reference, path in zip(free, retrain or [], strict=False):
         other = open_recommender(path, table, base=opened.base).recommender
         seconds = other.card.get("train_time_s")
-        references[reference] = Candidate(other.model, seconds, seconds)
+        conditions = other.card.get("timed_on") or {}
+        references[reference] = Candidate(other.model, seconds, seconds, timed_on=conditions)
     repeats = [
         Candidate(open_recommender(path, table, base=opened.base).recommender.model) for path in also or []
     ]
