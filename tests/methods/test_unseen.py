@@ -6,16 +6,25 @@ import numpy as np
 import pytest
 import torch
 
+from curerec.data.forget import apply_request
+from curerec.data.splits import per_user_split
+from curerec.data.table import interactions
 from curerec.methods import METHODS
 from curerec.methods.cure import cure
 from curerec.methods.loop import LoopConfig, descend
 from curerec.methods.retrain import retrain
 from curerec.methods.rules import FROZEN, Rules
 from curerec.methods.surgery import WholeVector
+from curerec.methods.task import Task
 from curerec.methods.unlearn import run
 from curerec.methods.unseen import Unseen, _items, unseen_tokens
+from curerec.prompts.encoding import Encoder
 from curerec.prompts.templates import TEMPLATES
+from curerec.recommender.nano import nano_tokenizer
+from curerec.recommender.tune import TuneConfig
 from curerec.recommender.units import units_of
+from curerec.records import ForgetRequest, Recommender
+from made_catalogue import WORDS
 from made_models import made_encoder
 from made_tasks import made_task, short_cure
 
@@ -48,11 +57,32 @@ def test_items_are_marked_and_no_rows_are_sorted(of, monkeypatch):
 def test_the_frame_is_all_that_is_no_title(template):
     encoder = made_encoder(template)
     rng = np.random.default_rng(0)
-    frame = encoder.frame(6)
+    there = [1.0, 2.5, 3.0, 3.7, 4.0, 5.0]
+    frame = encoder.frame(6, there)
     for _ in range(20):
-        ratings = rng.choice([np.nan, 1.0, 2.5, 3.0, 4.0, 5.0], 6)
+        ratings = rng.choice([np.nan, *there], 6)
         fixed = [piece for piece in TEMPLATES[template](ratings.tolist()) if isinstance(piece, str)]
         assert {token for piece in fixed for token in encoder._fixed(piece)} <= frame
+
+
+def test_a_rating_that_prompts_write_out_is_shown_whatever_the_scale():
+    """Ratings are any number up to five: 3.7 stars of those who stay show the 7 of a title that is gone."""
+    rng = np.random.default_rng(0)
+    rated = [(user, item) for user in range(40) for item in rng.choice(30, 15, replace=False)]
+    users, items = zip(*rated, strict=True)
+    titles = {f"i{k}": f"{WORDS[k % 10]} {WORDS[k // 10]}" for k in range(30)} | {"i3": "Samurai 7"}
+    ratings, times = rng.choice([2.0, 3.7, 4.5], len(rated)), rng.integers(0, 20, len(rated))
+    ids = [f"u{user}" for user in users], [f"i{item}" for item in items]
+    data = interactions(*ids, ratings, times, titles, name="made", source="test")
+    names = data.titles["title"].to_pylist()
+    tokenizer = nano_tokenizer(names)
+    answers = Encoder(tokenizer, "stars", names).answers
+    split = apply_request(data, per_user_split(data, seed=0, history=5), ForgetRequest("items", ("i3",)))
+    original = Recommender(None, tokenizer, "stars", answers, {"name": "made"})
+    task = Task.of(split, original=original, base_state=None, data=data, tuning=TuneConfig(), fresh=None)
+    found = set(unseen_tokens(task).tolist())
+    assert found == set(tokenizer.convert_tokens_to_ids(["samurai"]))
+    assert not found & shown(task, task.retain)
 
 
 def embedding(model):

@@ -7,6 +7,8 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
 import torch
 
 from curerec.methods.rules import Gradients
@@ -34,7 +36,7 @@ def unseen_tokens(task: Task) -> np.ndarray:
     def tokens(items: Iterable[int]) -> set[int]:
         return {token for item in items for token in encoder.title(item)}
 
-    left = tokens(now.tolist()) | encoder.frame(task.retain.places) | set(task.answers)
+    left = tokens(now.tolist()) | encoder.frame(task.retain.places, _ratings(task)) | set(task.answers)
     return np.asarray(sorted(tokens(gone.tolist()) - left), np.int64)
 
 
@@ -48,6 +50,14 @@ def _items(task: Task, *parts: Examples) -> np.ndarray:
         marked[task.data.item_code[part.target]] = True
         marked[task.data.item_code[part.history[part.history >= 0]]] = True
     return marked
+
+
+def _ratings(task: Task) -> list[float]:
+    """The distinct ratings that histories of D_r hold; any number is one, and a template may write it out."""
+    history = task.retain.history
+    shown = task.data.rating[history[history >= 0]].astype(np.float32)  # as prompts have them
+    found: list[float] = pc.unique(pa.array(shown)).to_pylist()  # by hash, not by sorting all of them
+    return found
 
 
 @dataclass(frozen=True)

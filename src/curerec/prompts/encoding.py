@@ -225,14 +225,15 @@ class Encoder:
                 self._frame.append(np.asarray(ids, dtype=np.int64))
         return np.fromiter(map(self._code.__getitem__, pieces), np.int64, len(pieces))
 
-    def frame(self, places: int) -> set[int]:
-        """Token ids that prompts show beside titles, whatever was rated.
+    def frame(self, places: int, ratings: Iterable[float]) -> set[int]:
+        """Token ids that prompts show beside titles, whatever was rated how.
 
         Args:
             places: interactions that a history shows at most.
+            ratings: all that there are; a template may write them out.
         """
         template = TEMPLATES[self.template]
-        histories = [[rating] * places for rating in (np.nan, *np.arange(0, 5.5, 0.5).tolist())]
+        histories = [[rating] * places for rating in (np.nan, *ratings)]
         pieces = {piece for ratings in histories for piece in template(ratings) if isinstance(piece, str)}
         return {token for piece in pieces for token in self._fixed(piece)} | set(self._start)
 
