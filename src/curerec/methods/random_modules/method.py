@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from typing import Any
 
 import numpy as np
 
@@ -35,7 +36,35 @@ def permuted(task: Task, config: CureConfig) -> tuple[Units, Groups, Groups]:
             units, groups = by_row(units_of(task.original.model, "row"), groups)
         else:
             units = replace(units, types=comparable(units.types))
+        if config.granularity != "row":  # rows of a type are of one size but for a few norms
+            units = replace(units, types=by_size(units, task.original.model))
         return units, groups, random_groups(groups, units.types, seed=task.seed)
+
+
+def by_size(units: Units, model: Any) -> np.ndarray:
+    """Types that also say how many weights a unit has: roles change places among units of one size alone.
+
+    What is pooled because there are few of it may differ in size by a hundred times (an embedding and a bias,
+    MLPs and an embedding); a unit that has no like keeps its role.
+
+    Args:
+        units: with the types that are permuted otherwise.
+        model: that they are of.
+
+    Returns:
+        Labels, [units]. A LoRA factor counts where it is of one unit alone.
+    """
+    parameters = dict(model.named_parameters(remove_duplicate=False))
+    size, done = np.zeros(len(units.names), np.int64), set()
+    for branch in units.branches:
+        if branch.weight in done:  # tied embeddings appear twice
+            continue
+        done.add(branch.weight)
+        shape = parameters[branch.weight].shape
+        np.add.at(size, branch.unit, shape.numel() // shape[branch.dim])
+        if branch.factor is not None and (branch.unit == branch.unit[0]).all():
+            size[branch.unit[0]] += parameters[branch.factor].numel()
+    return np.asarray([f"{kind} of {n}" for kind, n in zip(units.types, size, strict=True)], dtype=object)
 
 
 def by_row(rows: Units, groups: Groups) -> tuple[Units, Groups]:
@@ -50,6 +79,7 @@ def by_row(rows: Units, groups: Groups) -> tuple[Units, Groups]:
 
     Returns:
         The row units, all of one type but for the norms, and each row with the role of its projection.
+        Rows differ in length from projection to projection: :func:`by_size` keeps them apart.
     """
     role_of = dict(zip(groups.modules, groups.role, strict=True))
     of = [name.split(".row.")[0] for name in rows.names]

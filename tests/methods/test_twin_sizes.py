@@ -1,0 +1,63 @@
+"""A twin's groups are as large as the groups that it is held against: in units, and in weights."""
+
+from __future__ import annotations
+
+from collections import Counter
+from dataclasses import replace
+
+import numpy as np
+import pytest
+
+from curerec.groups.assign import comparable, random_groups
+from curerec.methods.random_modules.method import by_row, by_size, permuted
+from curerec.recommender.units import units_of
+from curerec.records import ROLES, Groups
+from made_families import lora_on, made_family_model
+from made_tasks import made_task, short_cure
+
+CASES = [
+    *((kind, gran, False) for kind in ("llama", "gpt2") for gran in ("head_mlp", "projection")),
+    *(("llama", gran, True) for gran in ("head_mlp", "projection", "rank")),
+]
+
+
+def weights_by_role(units, role, model):
+    """How many weights each role has; what several units share belongs to none."""
+    parameters = dict(model.named_parameters(remove_duplicate=False))
+    found = Counter()
+    for branch in {b.weight: b for b in units.branches}.values():
+        shape = parameters[branch.weight].shape
+        for unit in branch.unit:
+            found[role[unit]] += shape.numel() // shape[branch.dim]
+        if branch.factor and len(set(branch.unit)) == 1:
+            found[role[branch.unit[0]]] += parameters[branch.factor].numel()
+    return found
+
+
+@pytest.mark.parametrize(("kind", "granularity", "lora"), CASES)
+def test_the_twin_has_as_many_weights_in_each_role(kind, granularity, lora):
+    model = made_family_model(kind, 400)
+    model = lora_on(model) if lora else model
+    units = units_of(model, granularity)
+    rng = np.random.default_rng(0)
+    n = len(units.names)
+    groups = Groups(units.names, rng.choice(np.asarray(ROLES, dtype=object), n), *np.zeros((3, n)))
+    if granularity == "projection" and not lora:
+        units, groups = by_row(units_of(model, "row"), groups)
+    else:
+        units = replace(units, types=comparable(units.types))
+    own = weights_by_role(units, groups.role, model)
+    twins = [random_groups(groups, by_size(units, model), seed=seed).role for seed in range(6)]
+    assert all(weights_by_role(units, role, model) == own for role in twins)
+    assert len({tuple(role) for role in twins}) > 1
+    by_type_alone = [random_groups(groups, units.types, seed=seed).role for seed in range(6)]
+    if granularity != "rank":
+        assert any(weights_by_role(units, role, model) != own for role in by_type_alone)
+
+
+@pytest.mark.parametrize("granularity", ["head_mlp", "projection", "row"])
+def test_so_has_the_twin_of_a_request(granularity):
+    task = made_task()
+    units, groups, twin = permuted(task, short_cure().model_copy(update={"granularity": granularity}))
+    own, random = (weights_by_role(units, g.role, task.original.model) for g in (groups, twin))
+    assert own == random
