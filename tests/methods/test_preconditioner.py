@@ -7,7 +7,7 @@ import types
 import pytest
 import torch
 
-from curerec.groups.assign import FORGET, SHARED
+from curerec.groups.assign import FORGET, FROZEN, SHARED
 from curerec.methods.preconditioner import Preconditioner
 from curerec.methods.rules import Rules, uniform
 from curerec.methods.unlearn import UnlearnConfig, run
@@ -65,7 +65,8 @@ def test_the_record_says_what_was_projected(optimizer):
     assert said(projection="preconditioned") == of_steps
 
 
-def test_its_epsilon_is_of_the_weights_that_may_move_as_adamws_is(monkeypatch):
+@pytest.mark.parametrize("what", ["single weights", "whole units"])
+def test_its_epsilon_is_of_the_weights_that_may_move_as_adamws_is(what, monkeypatch):
     """AdamW sees the direction, which is 0 elsewhere; of all weights the root mean square is another."""
     task = made_task("full")
     units = units_of(task.original.model, "row")
@@ -91,7 +92,11 @@ def test_its_epsilon_is_of_the_weights_that_may_move_as_adamws_is(monkeypatch):
     monkeypatch.setattr("curerec.methods.unlearn.Preconditioner", Watched)
     monkeypatch.setattr(torch.optim.AdamW, "step", step)
     # No unit is task-shared, so nothing is projected and the direction is the plain sum.
-    rules = Rules(units, torch.full_like(uniform(units), FORGET), weight=2.0, masks=masks)
+    role = torch.full_like(uniform(units), FORGET)
+    if what == "whole units":
+        masks = None
+        role[torch.rand(len(role), generator=generator) < 0.5] = FROZEN
+    rules = Rules(units, role, weight=2.0, masks=masks)
     config = UnlearnConfig(
         forget_loss="rewind", max_steps=2, check_every=2, check_size=30, max_auc_drop=1, schedule="linear",
         batch_size=16, damping=0.1, projection="preconditioned",

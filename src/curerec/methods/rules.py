@@ -63,9 +63,12 @@ class Rules:
         self.both, self.whole = both, whole
         self.owner: dict[str, tuple[int, torch.Tensor]] = {}
         self.factors: dict[str, int] = {}
+        self.partly: set[str] = set()  # parameters that frozen units have slices of, among others
         for branch in units.branches:
             owner = torch.from_numpy(branch.unit).to(role.device)
             self.owner[branch.weight] = (branch.dim, owner)
+            if bool((role[owner] == FROZEN).any()):
+                self.partly.add(branch.weight)
             if branch.factor is not None:
                 self.factors[branch.factor] = int(role_of_factor(role[owner]))  # read once, not in each step
         n = len(units.names)
@@ -139,6 +142,21 @@ class Rules:
         """
         masks = self.masks
         return gradients if masks is None else {n: g * masks[n] for n, g in gradients.items()}
+
+    def moving(self, gradients: Gradients) -> Gradients:
+        """The gradients with 0 in units that are frozen, as far as :meth:`inside` has left something there.
+
+        Args:
+            gradients: by parameter name, from there.
+        """
+        if self.masks is not None:
+            return gradients
+        out = dict(gradients)
+        for name in self.partly & out.keys():
+            dim, owner = self.owner[name]
+            shape = [-1 if d == dim else 1 for d in range(out[name].ndim)]
+            out[name] = out[name] * (self.role[owner] != FROZEN).view(shape)
+        return out
 
     def combine(
         self,

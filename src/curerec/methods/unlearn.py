@@ -346,7 +346,8 @@ class Combining:
         g_f, g_r = rules.inside(g_f), rules.inside(dict(zip(self.parameters, retain, strict=True)))
         scale = None
         if self.preconditioner:
-            scale = self.preconditioner.factors({n: g + rules.weight * g_r[n] for n, g in g_f.items()})
+            total = {n: g + rules.weight * g_r[n] for n, g in g_f.items()}
+            scale = self.preconditioner.factors(rules.moving(total))
         direction, seen = rules.combine(g_f, g_r, scale, masked=True)
         self.conflicts.combined(seen, self.parameters)
         for name, p in self.parameters.items():
