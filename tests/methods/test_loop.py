@@ -7,10 +7,13 @@ import types
 import pytest
 import torch
 
+from curerec.methods import METHODS
 from curerec.methods.loop import CLOSED, LoopConfig, free, walk
+from curerec.methods.stopping import Watch
 from curerec.progress import Clock
 from curerec.recommender import parallel
 from made_models import made_model
+from made_tasks import made_task
 
 
 class Seen:
@@ -33,7 +36,7 @@ class Seen:
         return seen["harmed"]
 
 
-def steps_of(watch, *, anchor=0.0, **options):
+def steps_of(watch, *, anchor=0.0, undo=None, **options):
     """A weight that starts at 0 and is pushed up by the rate at every step; what the loop says, and more."""
     model = torch.nn.Linear(1, 1, bias=False)
     torch.nn.init.zeros_(model.weight)
@@ -45,8 +48,9 @@ def steps_of(watch, *, anchor=0.0, **options):
 
     config = LoopConfig(**{"lr": 0.1, "optimizer": "sgd", "average": 0.0, "check_every": 2, **options})
     done = walk(
-        watch, config, model, [model.weight], gradients, 10, steer=told.append, momentum=0.0, anchor=anchor
-    )
+        watch, config, model, [model.weight], gradients, 10,
+        steer=told.append, momentum=0.0, anchor=anchor, undo=undo,
+    )  # fmt: skip
     return done, float(model.weight.detach()), told
 
 
@@ -64,6 +68,29 @@ def test_harm_brings_back_the_look_before():
     done, weight, _ = steps_of(Seen(OPEN, OPEN, BAD))
     assert done.steps == 6 and "utility guard" in done.stop_reason and "step before" in done.stop_reason
     assert weight == pytest.approx(0.4)
+
+
+@pytest.mark.parametrize(("found", "left"), [((BAD,), True), ((OPEN, BAD), False), ((SHUT,), False)])
+def test_what_the_steps_began_with_is_not_handed_back_if_nobody_looked_at_it(found, left):
+    undone = []
+    done, *_ = steps_of(Seen(*found), undo=lambda: undone.append(1))
+    assert bool(undone) == left == ("left as it was" in done.stop_reason)
+
+
+@pytest.mark.parametrize("kind", ["full", "lora"])
+@pytest.mark.parametrize("method", ["cure", "weighted_sum", "npo"])
+def test_harm_at_the_first_look_leaves_the_recommender_as_it_was(method, kind, monkeypatch):
+    """Also what had gone back before the first step: the look before is at theta_o."""
+    monkeypatch.setattr(Watch, "harmed", lambda self, seen: True)
+    task = made_task(kind, of="items")
+    loop = {"lr": 1e-2, "max_steps": 2, "check_every": 1, "check_size": 40, "unseen_tokens": "base"}
+    back = {"kept": {"forget": 0.2, "shared": 0.2}, "rolled_back": 0.5, "pairs": 8, "pair_pool": 16}
+    run, of = METHODS[method]
+    outcome = run(task, of.model_validate({**back, "update": loop} if method == "cure" else loop))
+    assert "utility guard" in outcome.stop_reason and outcome.details["depth"] is None
+    assert outcome.details["unseen_tokens"] == 0
+    pairs = zip(outcome.model.parameters(), task.original.model.parameters(), strict=True)
+    assert all(torch.equal(p, q) for p, q in pairs)
 
 
 def test_a_gap_that_stays_open_is_said():

@@ -169,6 +169,7 @@ def descend(
     return walk(
         watch, config, model, params, gradients, total,
         due=due, steer=steer, momentum=momentum, before_look=before_look, unseen=unseen,
+        undo=unseen.kept_of(model) if unseen else None,
     )  # fmt: skip
 
 
@@ -187,11 +188,13 @@ def walk(
     before_look: Callable[[], None] | None = None,
     moved: Callable[[], None] | None = None,
     unseen: Unseen | None = None,
+    undo: Callable[[], None] | None = None,
 ) -> Update:
     """Take steps, look, and keep the running average of the weights.
 
     With a constant rate the first look at which the gap is closed ends the loop, and one that finds utility
-    harmed ends it with the average of the look before. With a falling rate looks on the way only steer, since
+    harmed ends it with the average of the look before; the look before the first is at theta_o, whatever the
+    steps began with. With a falling rate looks on the way only steer, since
     the rate is high there and utility lower than at the end; harm that is left at the end is said, and kept.
     Several processes look at the first one's weights and go on from there.
 
@@ -209,6 +212,7 @@ def walk(
         before_look: called when the average is in place, before a look and at the end.
         moved: called after each step, with its weights in place.
         unseen: rows that begin where the base has them; ``gradients`` leaves them there. None: none.
+        undo: makes the model theta_o again, where the steps begin elsewhere; None: they begin there.
 
     Raises:
         ModelError: no parameter may change.
@@ -229,14 +233,14 @@ def walk(
     trace: list[Log] = [{"step": 0, **watch.first}]
     log: Log = {}
     kept = [p.detach().clone() for p in params]
-    annealed = config.schedule == "linear"
+    annealed, undone = config.schedule == "linear", False
     stop = f"the limit of {total} steps was reached before the membership gap closed"
 
     def step_of(step: int) -> None:
         log.update(gradients(step))
 
     def after(step: int) -> bool:
-        nonlocal stop, kept
+        nonlocal stop, kept, undone
         if moved:
             moved()
         average.update()
@@ -259,7 +263,9 @@ def walk(
         if watch.harmed(seen):
             stop = f"validation AUC fell by more than {config.max_auc_drop:g}"
             if not annealed:
-                stop = f"the utility guard: {stop}; the step before is kept"
+                undone = undo is not None and len(trace) == 2  # what the steps began with was never looked at
+                left = "the recommender is left as it was" if undone else "the step before is kept"
+                stop = f"the utility guard: {stop}; {left}"
                 return True
             stop += f"; all {total} steps were taken all the same"
         elif watch.closed(seen):
@@ -280,6 +286,8 @@ def walk(
             anchor=anchor,
         )
         store(params, kept)
+        if undone and undo:
+            undo()
         parallel.same(params)
         if before_look:
             before_look()
@@ -291,7 +299,7 @@ def walk(
         n_trainable=sum(p.numel() for p in params),
         config=config,
         target=watch.target,
-        n_unseen=None if config.unseen_tokens is None else 0 if unseen is None else len(unseen.rows),
+        n_unseen=None if config.unseen_tokens is None else len(unseen.rows) if unseen and not undone else 0,
         watch=watch,
     )
 

@@ -285,6 +285,14 @@ def run(
         seen = combining.combine(g_f, g_r, push)
         return {**_summary(loss_f, loss_r, seen), "push": push}
 
+    @torch.no_grad()
+    def undo() -> None:
+        nonlocal depth
+        depth = None
+        for p, q in zip(model.parameters(), task.original.model.parameters(), strict=True):
+            if p is not q:  # what lies under an adapter is shared
+                p.copy_(q)
+
     done = walk(
         watch,
         config,
@@ -296,6 +304,7 @@ def run(
         anchor=config.anchor or 0.0,
         moved=combining.moved,
         unseen=unseen,
+        undo=undo if unseen or kept is not None else None,
     )
     back = None if unseen is None else (unseen.name, unseen.rows, unseen.base.shape[1])
     gone = None if kept is None else rolled

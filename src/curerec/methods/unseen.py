@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Any
 
@@ -99,7 +99,22 @@ class Unseen:
     @torch.no_grad()
     def put_back(self, model: Any) -> None:
         """Set the rows of a model to the base's."""
-        dict(model.named_parameters(remove_duplicate=False))[self.name][self.rows] = self.base
+        self._of(model)[self.rows] = self.base
+
+    @torch.no_grad()
+    def kept_of(self, model: Any) -> Callable[[], None]:
+        """Note the rows of a model as they are; what is handed back sets them so again."""
+        before = self._of(model)[self.rows].clone()
+
+        @torch.no_grad()
+        def again() -> None:
+            self._of(model)[self.rows] = before
+
+        return again
+
+    def _of(self, model: Any) -> torch.Tensor:
+        found: torch.Tensor = dict(model.named_parameters(remove_duplicate=False))[self.name]
+        return found
 
     def hold(self, gradient: Gradients) -> None:
         """Take the rows out of a gradient, in place: they stay where they are."""
