@@ -18,7 +18,7 @@ from curerec.recommender.families import family_of
 from curerec.recommender.units import units_of
 from made_core import found_circuit
 from made_families import TYPES, lora_on, made_family_model
-from made_models import falling, made_model, made_prompts, other_titles
+from made_models import falling, made_model, made_prompts, other_titles, with_lora
 from made_tasks import made_task
 
 PROMPTS, ENCODER = made_prompts(12)
@@ -82,6 +82,15 @@ def test_keys_and_values_are_inside_where_a_head_that_uses_them_is(model_type):
         for part in ("k_proj", "v_proj"):
             rows = {int(n.split(".")[-1]) for n in inside if n.startswith(f"layers.0.{part}.row.")}
             assert rows == set(range(group * width, (group + 1) * width)), (head, part)
+
+
+def test_of_heads_as_units_those_without_one_are_not_sought_among():
+    """An adapter on keys and values alone: a core of heads that have no unit would freeze everything."""
+    model = with_lora(made_model(60), ["k_proj", "v_proj"])
+    units = units_of(model, "head_mlp")
+    found = modules_with_units(model, "head_mlp")
+    assert found == units.names == tuple(f"layers.{k}.head.{h}" for k in (0, 1) for h in (0, 2))
+    assert len(modules_with_units(model, "row")) == len(modules_with_units(model)) == 8
 
 
 def test_what_a_circuit_is_sought_among_is_all_that_is_patched():

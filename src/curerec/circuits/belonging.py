@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 
 from curerec.circuits.activations import sites_of
-from curerec.recommender.units import Place, Units, units_of
+from curerec.recommender.units import Granularity, Place, Units, units_of
 from curerec.records import Circuit
 
 
@@ -30,13 +30,19 @@ def in_core(circuit: Circuit, units: Units) -> np.ndarray:
     return np.asarray([known[place] for place in units.places])
 
 
-def modules_with_units(model: Any) -> tuple[str, ...]:
+def modules_with_units(model: Any, granularity: Granularity = "projection") -> tuple[str, ...]:
     """Heads and MLPs that some unit belongs to; all, where none has one (an adapter on the embedding).
 
-    Whole projections say it of units of every size: what they have units of has rows and ranks of every head.
+    Whole projections say it of rows and ranks, too: what they have units of has rows and ranks of every head.
+    Of heads as units keys and values that several share are the first one's alone.
+
+    Args:
+        model: fine-tuned.
+        granularity: of the units.
     """
     names = sites_of(model).names
-    places = set(units_of(model, "projection").places)
+    of: Granularity = "head_mlp" if granularity == "head_mlp" else "projection"
+    places = set(units_of(model, of).places)
     holding = tuple(name for name in names if any(serves(place, name) for place in places))
     return holding or names
 

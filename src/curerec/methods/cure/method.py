@@ -188,7 +188,7 @@ def circuit_of(task: Task, config: CureConfig) -> Circuit:
         wanted = queries(task.data, part)
         pairs = counterfactual_pairs(task.data, wanted, task.encoder, task.train_rows, seed=task.seed)
         clean, corrupt = task.encoder.encode(pairs.clean), task.encoder.encode(pairs.corrupt)
-        among = modules_with_units(model)
+        among = modules_with_units(model, config.granularity)
         moved = moving_pairs(model, clean, corrupt, answers, config.pairs, among=among)
         clean, corrupt = clean.take(moved), corrupt.take(moved)
     with task.clock.stage("circuit"):

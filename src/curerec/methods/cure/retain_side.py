@@ -100,7 +100,7 @@ class RetainSide:
 
     @property
     def _for_circuit(self) -> dict[str, Any]:
-        among = modules_with_units(self.task.original.model)
+        among = modules_with_units(self.task.original.model, self.config.granularity)
         said = self.config.model_dump(include={"pairs", "pair_pool", "faithfulness", "stable"})
         return {**said, "among": among}
 
