@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from curerec.groups.assign import comparable, random_groups
-from curerec.methods.random_modules.method import by_row, by_size, permuted
+from curerec.methods.random_modules.method import by_row, by_size, by_training, permuted
 from curerec.recommender.units import units_of
 from curerec.records import ROLES, Groups
 from made_families import lora_on, made_family_model
@@ -61,3 +61,25 @@ def test_so_has_the_twin_of_a_request(granularity):
     units, groups, twin = permuted(task, short_cure().model_copy(update={"granularity": granularity}))
     own, random = (weights_by_role(units, g.role, task.original.model) for g in (groups, twin))
     assert own == random
+
+
+def test_rows_that_training_never_moved_stay_as_free_as_they_were():
+    """Else the twin would draw weights for forgetting in which nothing is remembered and nothing moves."""
+    task = made_task()
+    config = short_cure().model_copy(update={"granularity": "row"})
+    units = units_of(task.original.model, "row")
+    deltas = task.deltas(units)
+    still = np.asarray([not changed_in(deltas, units, k) for k in range(len(units.names))])
+    assert 0 < still.sum() < len(still)
+    _, groups, twin = permuted(task, config)
+    for role in ROLES:
+        assert (groups.role[still] == role).sum() == (twin.role[still] == role).sum()
+    types = by_training(units, deltas)
+    assert all(kind.endswith(" unmoved") == one for kind, one in zip(types, still, strict=True))
+    plain = random_groups(groups, comparable(units.types), seed=task.seed)
+    assert any((groups.role[still] == role).sum() != (plain.role[still] == role).sum() for role in ROLES)
+
+
+def changed_in(deltas, units, unit):
+    """Whether training changed anything in a unit."""
+    return any((deltas[b.weight].movedim(b.dim, 0)[b.unit == unit] != 0).any() for b in units.branches)

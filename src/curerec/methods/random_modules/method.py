@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 
+from curerec.circuits.adapter import Deltas
 from curerec.groups.assign import comparable, random_groups
 from curerec.methods.cure.method import CureConfig, explain, update_by_groups
 from curerec.methods.task import Task
@@ -38,6 +39,7 @@ def permuted(task: Task, config: CureConfig) -> tuple[Units, Groups, Groups]:
             units = replace(units, types=comparable(units.types))
         if config.granularity != "row":  # rows of a type are of one size but for a few norms
             units = replace(units, types=by_size(units, task.original.model))
+        units = replace(units, types=by_training(units, task.deltas(units)))
         return units, groups, random_groups(groups, units.types, seed=task.seed)
 
 
@@ -65,6 +67,31 @@ def by_size(units: Units, model: Any) -> np.ndarray:
         if branch.factor is not None and (branch.unit == branch.unit[0]).all():
             size[branch.unit[0]] += parameters[branch.factor].numel()
     return np.asarray([f"{kind} of {n}" for kind, n in zip(units.types, size, strict=True)], dtype=object)
+
+
+def by_training(units: Units, deltas: Deltas) -> np.ndarray:
+    """Types that also say whether training moved a unit at all: those it did not change roles by themselves.
+
+    Rows of the embedding of words that no training prompt shows hold no memory and get no gradient. A twin
+    that drew them for forgetting would have fewer weights that can forget than ``cure``, which freezes them.
+
+    Args:
+        units: with the types that are permuted otherwise.
+        deltas: W - W_base by parameter name (:meth:`curerec.methods.task.Task.deltas`). Units of other
+            weights (an adapter is the change itself) keep their types.
+
+    Returns:
+        Labels, [units].
+    """
+    moved = np.zeros(len(units.names), bool)
+    for branch in units.branches:
+        changed: Any = True
+        if branch.weight in deltas:
+            delta = deltas[branch.weight].movedim(branch.dim, 0)
+            changed = (delta.reshape(len(delta), -1) != 0).any(dim=1).cpu().numpy()
+        np.logical_or.at(moved, branch.unit, changed)
+    labels = [kind if one else f"{kind} unmoved" for kind, one in zip(units.types, moved, strict=True)]
+    return np.asarray(labels, dtype=object)
 
 
 def by_row(rows: Units, groups: Groups) -> tuple[Units, Groups]:
