@@ -13,13 +13,14 @@ import numpy as np
 import pytest
 from made_bench import count_trainings, made_place, made_recipe
 
-from curerec.bench import artefacts, rows
+from curerec.bench import artefacts, rows, work
 from curerec.bench.lines import read_lines
 from curerec.bench.plan import plan
 from curerec.bench.run import run
 from curerec.bench.search import choice
 from curerec.bench.summary import summarise, write_summary
-from curerec.bench.work import Workshop
+from curerec.bench.work import ROWS, TRIALS, Workshop
+from curerec.errors import StorageError
 from curerec.methods import METHODS
 from curerec.records import Outcome
 from curerec.reports.bench_page import render_bench
@@ -316,6 +317,37 @@ def test_a_reference_that_cannot_be_trained_blocks_its_cells_alone(tmp_path, mon
     monkeypatch.setattr(artefacts, "train", real)
     assert run(recipe, tmp_path / "out", places=made_place(tmp_path)).blocked == {}
     assert not any(x["failures"] for x in summarise(tmp_path / "out")["blocks"][0]["lines"])
+
+
+@pytest.mark.parametrize("what", [TRIALS, artefacts.PREDICTIONS])
+def test_a_full_disk_is_no_failure_of_a_method(what, tmp_path, monkeypatch):
+    """Nothing is written down against it, and the same command does it once there is room."""
+    monkeypatch.setenv("CUREREC_CACHE", str(tmp_path / "cache"))
+    full = StorageError("the disk is full", where="made", mend="Make room")
+
+    def no_room(*anything, **more):
+        raise full
+
+    if what == TRIALS:
+        monkeypatch.setattr(work, "carry_out", no_room)
+    else:
+        real = artefacts.write_arrays
+        monkeypatch.setattr(
+            artefacts,
+            "write_arrays",
+            lambda path, *rest: no_room() if path.parent.name == what else real(path, *rest),
+        )
+    ask = {"share": 0.2, "methods": ["grad_diff"]}
+    search = {"seed": 0, "trials": 1} if what == TRIALS else None
+    recipe, places, out = made_recipe(requests=[ask], search=search), made_place(tmp_path), tmp_path / "out"
+    done = run(recipe, out, places=places)
+    assert (done.done, done.total, done.failed) == (1, 2, [])
+    assert sum(done.blocked.values()) == 1 and "the disk is full" in next(iter(done.blocked))
+    assert not any(row["failure"] for name in (ROWS, TRIALS) for row in read_lines(out / name))
+    monkeypatch.undo()
+    monkeypatch.setenv("CUREREC_CACHE", str(tmp_path / "cache"))
+    done = run(recipe, out, places=places)
+    assert (done.done, done.blocked, done.failed) == (2, {}, [])
 
 
 def test_outcomes_of_a_sequence_add_up(made):

@@ -62,7 +62,8 @@ def run(
     """Do what is not done yet of a recipe, and write rows as they come.
 
     ``rows.jsonl`` gets a line for every original, retrain and cell, ``trials.jsonl`` one for every setting
-    tried, ``obstacles.jsonl`` one for every base, original, retrain or yardstick that could not be made.
+    tried, ``obstacles.jsonl`` one for every base, original, retrain or yardstick that could not be made, and
+    for every trial or cell that could not be written.
     A run that is killed goes on from there; models and measurements of the yardstick are kept beside
     them and used again if they are of the same configuration and whole.
 
@@ -219,7 +220,9 @@ class _Foreman:
             self._write(file, row, job)
             self._settle(job)
         else:
-            self.broken[job.key] = f"{job.label}: {event.value}"
+            self.broken[job.key] = why = f"{job.label}: {event.value}"
+            if job.kind == "cell":  # it waits for the disk
+                self.sitting.blocked[why] = self.sitting.blocked.get(why, 0) + 1
             self.tell(f"failed: {self.broken[job.key]}")
             about = {"dataset": job.dataset, "model": job.model, "seed": job.seed, "request": job.request}
             append_line(self.out / artefacts.OBSTACLES, {**about, "text": self.broken[job.key]})

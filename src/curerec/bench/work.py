@@ -17,7 +17,7 @@ from curerec.bench.failures import told
 from curerec.bench.materials import Materials
 from curerec.bench.plan import Job, config_hash, tries_of
 from curerec.bench.sequence import one_after_the_other
-from curerec.errors import CurerecError, RefusedError
+from curerec.errors import CurerecError, RefusedError, StorageError
 from curerec.evaluation import METRICS
 from curerec.evaluation.candidate import Candidate
 from curerec.evaluation.cost import Meter, latency_ratio
@@ -51,6 +51,7 @@ class Workshop(Materials):
             settings: that the search chose for the method of a cell.
 
         Raises:
+            StorageError: the disk is full or cannot be written, whatever the job.
             Exception: of a job that others wait for. A trial or a cell that fails is a row.
         """
         if job.kind == "trial":
@@ -99,6 +100,8 @@ class Workshop(Materials):
         start = time.perf_counter()
         try:
             row = self._measured(job, settings, start)
+        except StorageError:  # of the disk, not of the method: no row, so the same command does it again
+            raise
         except Exception as error:
             row = self.failed(job, told(error), settings, time.perf_counter() - start)
         self._tidy()
@@ -288,6 +291,8 @@ class Workshop(Materials):
             if settings:
                 config = search.with_settings(config, settings)
             row |= search.judged(task, before, carry_out(task, job.method, config))
+        except StorageError:  # as in a cell; a setting that was not tried would count as one that failed
+            raise
         except Exception as error:
             row["failure"] = told(error)
         self._tidy()
