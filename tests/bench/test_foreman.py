@@ -17,7 +17,7 @@ from curerec.bench.plan import Job, config_hash, nearness
 from curerec.bench.run import run
 from curerec.bench.work import ROWS, TRIALS
 from curerec.data import leftovers
-from curerec.errors import RefusedError, StorageError
+from curerec.errors import ConfigError, RefusedError, StorageError
 
 
 def test_time_that_is_up_begins_nothing(tmp_path):
@@ -32,6 +32,25 @@ def test_a_folder_that_is_something_else(tmp_path):
     with pytest.raises(StorageError, match="is a file"):
         run(made_recipe(), tmp_path / "notes.txt")
     assert [p.name for p in tmp_path.iterdir()] == ["notes.txt"]
+
+
+@pytest.mark.parametrize(
+    "place", [".tmp-bench.json-0", ".bench.html.7.part", "predictions/.tmp-x-0", "yardsticks/.tmp-x-0"]
+)
+def test_what_a_kill_left_goes_with_the_next_run(place, tmp_path):
+    out = tmp_path / "out"
+    made_rows(out, made_recipe())
+    (out / place).write_bytes(b"half")
+    kept = sorted(path for path in out.rglob("*") if path != out / place)
+    run(made_recipe(), out, places=made_place(tmp_path), minutes=1e-6)
+    assert sorted(out.rglob("*")) == kept
+
+
+def test_a_refused_run_leaves_no_folder(tmp_path):
+    grid = {"seed": 0, "trials": 2, "grids": {"npo": {"updte.lr": [1e-3, 2e-3]}}}
+    with pytest.raises(ConfigError, match="holds no settings"):
+        run(made_recipe(search=grid), tmp_path / "deep" / "out")
+    assert not list(tmp_path.iterdir())
 
 
 def test_two_runs_in_one_folder(tmp_path):

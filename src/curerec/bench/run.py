@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import time
@@ -87,14 +88,18 @@ def run(
         RefusedError: another run is at work in ``out``.
     """
     start = time.monotonic()
-    _prepare(out)
-    lock = _lock(out)
+    new = [path for path in (out, *out.parents) if not path.exists()]  # deepest first
+    lock = None
     try:
+        _prepare(out)
+        lock = _lock(out)
         _check_name(out, recipe)
         if threads is None and jobs:
             threads = max(1, processors() // jobs)
         orders = Orders(recipe, out, dict(places or {}), jobs > 1, threads, cache)
         foreman = _Foreman(recipe, out, orders, jobs, retry, tell)
+        if lock is not None:  # nobody else is at work
+            _sweep(out)
         stands = recipe.as_it_stands().model_dump_json(indent=1) + "\n"
         durable.write(out / "bench.json", stands.encode(), mode=0o644)  # when nothing can be refused any more
         (out / artefacts.OBSTACLES).unlink(missing_ok=True)  # they are tried again
@@ -109,6 +114,9 @@ def run(
     finally:
         if lock is not None:
             os.close(lock)
+        with contextlib.suppress(OSError):  # not empty: something was begun
+            for path in new:
+                path.rmdir()
 
 
 class _Foreman:
@@ -288,6 +296,15 @@ def _prepare(out: Path) -> None:
         names = {path.name for path in out.iterdir() if not path.name.startswith(".")}
     if not names <= {*artefacts.NAMES, "README.md"}:
         raise StorageError("holds something that is not of a benchmark", where=str(out), mend=mend)
+
+
+def _sweep(out: Path) -> None:
+    """Remove what a kill left of files that were being written: it may hold answers to people's prompts."""
+    for name in ("", artefacts.YARDSTICKS, artefacts.PREDICTIONS):
+        durable.sweep(out / name)
+    with durable.storing(str(out)):
+        for path in out.glob(".bench.html.*.part"):
+            path.unlink(missing_ok=True)
 
 
 def _check_name(out: Path, recipe: BenchRecipe) -> None:
