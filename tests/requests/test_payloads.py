@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import html.parser
 import io
+import json
 import random
 import tracemalloc
 
@@ -98,6 +99,7 @@ def test_payloads_stay_text_in_the_report(capsys):
         print(f"\n  XSS: {len(XSS)} payloads, no script, handler or address in the parsed report")
 
 
+FORMATS = ("text", "json", "csv")
 FORMULAS = [
     "=cmd|' /C calc'!A0",
     "+1+1",
@@ -121,6 +123,15 @@ def test_csv_cells_are_inert(tmp_path):
     assert len(cells) > 9 * 5 and not any(cell.startswith(("=", "+", "-", "@", "\t", "\r")) for cell in cells)
     listed = curerec("request", "list", "--store", root, "--format", "csv").out
     assert sum(1 for _ in csv.reader(io.StringIO(listed))) == len(FORMULAS) + 1
+
+
+def test_no_request_is_left_out_of_a_list(tmp_path):
+    root = made_store(tmp_path / "store")
+    with Store(root) as store:  # which takes any id; those who ask it look first
+        store.ledger.add_all(Asked("users", ((str(k),),)) for k in range(1100))
+    listed = {form: curerec("request", "list", "--store", root, "--format", form).out for form in FORMATS}
+    counts = [len(json.loads(listed["json"])), *(len(listed[f].splitlines()) for f in ("text", "csv"))]
+    assert counts == [1100, 1100, 1101]
 
 
 PATHS = [

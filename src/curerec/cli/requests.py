@@ -124,7 +124,7 @@ def show_all(
     if form not in ("text", "json", "csv"):
         raise RequestError("unknown", where="list --format", mend="Use text, json or csv")
     with _store(store) as opened:
-        rows = opened.ledger.all(state or ())
+        rows = opened.ledger.all(state or (), limit=1 << 40)  # not a page of them
     if form == "json":
         typer.echo(json.dumps(rows, ensure_ascii=True))
     elif form == "csv":
