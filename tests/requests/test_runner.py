@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 
 import numpy as np
 import pytest
@@ -53,6 +54,29 @@ def test_a_request_from_in_tray_to_record(root):
     assert [a["done"] for a in predicate["artefacts"]] == ["destroyed"] * 3
     assert any("no proof of erasure" in line for line in predicate["not_claimed"])
     assert sound(root).records == 2
+
+
+@pytest.mark.parametrize("name", ["records", "reports", "work", "quarantine"])
+def test_a_folder_that_a_backup_left_out_is_made_anew(name, root):
+    """Some copies are without empty folders; what was in the chain's is in the ledger."""
+    shutil.rmtree(root / name)
+    with Store(root) as store:
+        store.ledger.add(users(1))
+        assert run(store, stand())[0].committed
+    sound(root)
+
+
+@pytest.mark.parametrize("name", ["versions", "data"])
+def test_a_store_without_its_version_or_table_says_so(name, root):
+    shutil.rmtree(root / name)
+    with Store(root) as store:
+        store.ledger.add(users(1))
+        try:
+            (done,) = run(store, stand())
+        except DataError as error:
+            assert name == "data" and "not there" in str(error)
+        else:
+            assert name == "versions" and not done.committed and "manifest" in done.reasons[0]
 
 
 def store_version(root):

@@ -305,6 +305,15 @@ def test_verify_changes_nothing_and_needs_no_key_of_the_ledger_rows(made):
         assert curerec("verify", root).code == 0
 
 
+@pytest.mark.parametrize("name", ["records", "versions", "data", "reports"])
+def test_a_folder_that_is_missing_is_a_fault(name, made, tmp_path):
+    _, root, _ = made
+    shutil.copytree(root, tmp_path / "store", symlinks=True)
+    shutil.rmtree(tmp_path / "store" / name)
+    result = curerec("verify", tmp_path / "store")
+    assert result.code == 1 and "FAULT" in result.out and not result.err
+
+
 def test_a_rollback_and_a_shredding_are_in_the_chain(tmp_path):
     root = made_store(tmp_path / "store")
     with Store(root) as store:

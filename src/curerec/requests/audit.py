@@ -112,7 +112,7 @@ def _files(store: Store, links: list[Link], found: list[str]) -> None:
                 found.append(f"records/{name[:13]}...: differs from the ledger")
         except OSError:
             found.append(f"records/{name[:13]}...: is missing")
-    for path in folder.iterdir():
+    for path in folder.iterdir() if folder.is_dir() else ():
         if path.name not in wanted and not path.name.startswith(durable.TEMPORARY):
             found.append("records: holds a file that the ledger does not know")
 
@@ -133,7 +133,8 @@ def _versions(store: Store, links: list[Link], found: list[str]) -> int:
             store.version_folder(name)
         except CurerecError as error:
             found.append(str(error))
-    for path in (store.root / "versions").iterdir():
+    folder = store.root / "versions"
+    for path in folder.iterdir() if folder.is_dir() else ():
         if path.name not in lawful and not path.name.startswith(durable.TEMPORARY):
             found.append("versions: holds a folder that is no lawful version")
     return len(lawful)

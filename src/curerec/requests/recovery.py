@@ -15,6 +15,9 @@ from curerec.requests.store import CURRENT, FOLDERS, Store
 
 def recover(store: Store) -> None:
     """Bring a store to rest after a kill, under the lock: finish what was decided, remove the rest."""
+    with durable.storing(store.root.name):
+        for name in FOLDERS:  # one that was empty is not in every backup
+            (store.root / name).mkdir(mode=0o700, exist_ok=True)
     for name in ("", *FOLDERS):
         durable.sweep(store.root / name)
     for row in store.db.execute("SELECT id FROM batch WHERE state = 'committing'").fetchall():
