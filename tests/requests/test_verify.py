@@ -314,6 +314,14 @@ def test_a_folder_that_is_missing_is_a_fault(name, made, tmp_path):
     assert result.code == 1 and "FAULT" in result.out and not result.err
 
 
+def test_an_export_does_not_go_over_the_ledger(tmp_path):
+    root = made_store(tmp_path / "store")
+    for out in (root / "ledger.sqlite", tmp_path / "x" / ".." / "store" / "policy.yaml", root / "new.json"):
+        result = curerec("request", "export", "--store", root, "--out", out)
+        assert result.code == 2 and "inside of the store" in result.err
+    assert not (root / "new.json").exists() and not audit(root).faults
+
+
 def test_a_rollback_and_a_shredding_are_in_the_chain(tmp_path):
     root = made_store(tmp_path / "store")
     with Store(root) as store:

@@ -322,9 +322,13 @@ def artefact(
 def export(store: StoreFolder, out: Annotated[Path, typer.Option("--out", help="File to write.")]) -> None:
     """Write the ledger as one canonical JSON file without ids; `curerec verify` reads it."""
     from curerec.data.durable import write
+    from curerec.errors import StorageError
     from curerec.requests.audit import export as as_bytes
 
     with _store(store) as opened:
+        if out.resolve().is_relative_to(store.resolve()):  # over the ledger itself, it may be
+            mend = "Name a file elsewhere; a copy beside the ledger goes with it"
+            raise StorageError("is inside of the store", where="export --out", mend=mend)
         write(out, as_bytes(opened), mode=0o644)
     typer.echo(str(out))
 
