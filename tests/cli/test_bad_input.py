@@ -281,6 +281,21 @@ def test_out_that_must_not_be_written(command, made_path, tmp_path):
         refused(with_out(command, made_path, tmp_path / ("n" * 300)), "name is too long", "--out")
 
 
+@pytest.mark.parametrize("command", ["unlearn", "evaluate", "circuit", "request init"])
+def test_out_inside_of_a_recommender(command, made_path):
+    """Which would not be opened any more with a folder in it."""
+    read = ["--recommender", made_path.full, "--data", made_path.data]
+    asked = ["--request", made_path.request]
+    rest = {
+        "unlearn": asked,
+        "evaluate": [*asked, "--unlearned", made_path.new / "recommender"],
+    }.get(command, [])
+    out = "--store" if command == "request init" else "--out"
+    with untouched(made_path.full):
+        result = curerec(*command.split(), *read, *rest, out, made_path.full / "deep" / "new")
+        refused(result, "is inside of what the command is to read")
+
+
 def test_out_that_holds_an_input(made_path):
     with untouched(made_path.new):
         result = curerec(

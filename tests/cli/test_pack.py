@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import shutil
+
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
@@ -71,3 +73,9 @@ def test_what_is_there_is_not_replaced(made_path, packed, tmp_path):
         refused(curerec("pack", "--data", out, "--out", out), "holds what the command is to read")
         refused(curerec("pack", "--data", tmp_path / "nowhere", "--out", tmp_path / "new"), "no such file")
     assert not (tmp_path / "new").exists()
+
+
+def test_columns_may_lie_beside_the_ratings(made_path, tmp_path):
+    shutil.copytree(made_path.data, tmp_path / "data")
+    assert curerec("pack", "--data", tmp_path / "data", "--out", tmp_path / "data" / "packed").code == 0
+    assert read(tmp_path / "data").fingerprint == read(tmp_path / "data" / "packed").fingerprint

@@ -59,7 +59,7 @@ def pack(
     from curerec.data.readers import pack as run
 
     named = data in DATASETS
-    check_out(out, marker=CARD, inputs=[None if named else Path(data), titles])
+    check_out(out, marker=CARD, inputs=[None if named else Path(data), titles], inside=True)
     with bars() as reporter:
         advance = reporter.stage("pack")
         made = pack_table(load(data), out) if named else run(data, out, titles=titles, progress=advance)

@@ -35,6 +35,7 @@ def check_out(
     marker: str | None = None,
     only: Collection[str] = (),
     inputs: Iterable[Path | None] = (),
+    inside: bool = False,
 ) -> None:
     """Refuse an output folder before any work is done, rather than after it.
 
@@ -43,9 +44,11 @@ def check_out(
         marker: file that shows it to be an earlier output, which may be replaced.
         only: names of an earlier output; a folder that holds nothing else may be replaced, too.
         inputs: folders that are read; they must not be inside ``folder``.
+        inside: ``folder`` may be inside of one of them. A folder of ratings is read as before then; a
+            recommender or a base that holds a folder is not opened any more.
 
     Raises:
-        StorageError: it is a file, holds something else, or holds an input.
+        StorageError: it is a file, holds something else, holds an input or lies in one.
     """
     mend = "Name another --out folder"
     try:
@@ -61,9 +64,11 @@ def check_out(
         raise _refusal(error, folder) from None
     if names and marker not in names and not names <= set(only):
         raise StorageError("holds something that is not an earlier output", where=str(folder), mend=mend)
-    out = folder.resolve()
+    out, inputs = folder.resolve(), list(inputs)
     if any(path is not None and path.resolve().is_relative_to(out) for path in inputs):
         raise StorageError("holds what the command is to read", where=str(folder), mend=mend)
+    if not inside and any(path is not None and out.is_relative_to(path.resolve()) for path in inputs):
+        raise StorageError("is inside of what the command is to read", where=str(folder), mend=mend)
 
 
 @contextmanager
