@@ -14,6 +14,8 @@ from pydantic import BaseModel, ConfigDict, SerializerFunctionWrapHandler, Valid
 from curerec.errors import ConfigError
 
 C = TypeVar("C", bound="Strict")
+#: Torch and SQLite take 64 bits at most, of seeds derived from one as well; JSON holds these exactly.
+MAX_SEED = 2**53 - 1
 
 
 class Strict(BaseModel):

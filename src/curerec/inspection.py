@@ -34,7 +34,7 @@ from curerec.circuits.selection import JUDGED, halves, selecting
 from curerec.circuits.stability import overlaps
 from curerec.circuits.stored import stored_in_units
 from curerec.circuits.wiring import wiring_of
-from curerec.config import Strict
+from curerec.config import MAX_SEED, Strict
 from curerec.errors import PromptError
 from curerec.machine import machine, peak_memory_bytes, versions
 from curerec.models import device
@@ -79,7 +79,7 @@ class InspectConfig(Strict):
     variants: int = Field(48, ge=0, description="pairs of each other seed, template, scorer; 0: none")
     draws: int = Field(200, gt=1, description="bootstrap resamples")
     batch_size: int = Field(32, gt=0)
-    seed: int = Field(0, ge=0)
+    seed: int = Field(0, ge=0, le=MAX_SEED)
 
 
 def inspect(

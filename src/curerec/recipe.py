@@ -7,7 +7,7 @@ from typing import Any, Literal
 
 from pydantic import Field, field_validator, model_validator
 
-from curerec.config import Strict, parse
+from curerec.config import MAX_SEED, Strict, parse
 from curerec.errors import ConfigError
 from curerec.methods import CONTROLS, METHODS
 from curerec.methods.cure.method import CureConfig
@@ -29,7 +29,7 @@ class SplitConfig(Strict):
         "per-user",
         description="hold out each user's latest interactions, or cut all users' latest by time",
     )
-    seed: int = Field(0, ge=0)
+    seed: int = Field(0, ge=0, le=MAX_SEED)
     control_share: float = Field(
         0.1, gt=0, lt=1, description="of the training examples, drawn at random and never trained on (D_c)"
     )
@@ -156,7 +156,7 @@ class Recipe(Strict):
     npo: UnlearnConfig = UnlearnConfig()
     methods: dict[str, dict[str, Any]] = Field({}, description="settings of the other methods, by name")
     runtime: RuntimeConfig = RuntimeConfig()
-    seed: int = Field(0, ge=0)
+    seed: int = Field(0, ge=0, le=MAX_SEED)
 
     @field_validator("methods")
     @classmethod

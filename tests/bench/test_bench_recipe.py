@@ -102,6 +102,8 @@ def test_committed_benchmarks_have_rows_of_what_they_ran(folder):
     ("change", "says"),
     [
         ({"seeds": [20, 20]}, "named twice"),
+        ({"seeds": [-1]}, "seeds.0"),
+        ({"seeds": [2**64]}, "seeds.0"),
         ({"seeds": [0, 20], "search": {"seed": 0}}, "must not be reported"),
         ({"retrains": 1}, "no floor"),
         ({"requests": [{"methods": ["cure", "npo"]}]}, "twin of equal size"),

@@ -10,7 +10,8 @@ import numpy as np
 import pytest
 from made_wrong import train, unlearn
 
-from curerec.config import merged
+from curerec.cli import options
+from curerec.config import MAX_SEED, merged
 from curerec.data.readers import read
 from curerec.prompts.encoding import Encoder, queries
 from curerec.recipe import SplitConfig
@@ -205,6 +206,7 @@ BAD_RECIPES = {
     "unknown inner key": ("model: {bse: nano}\n", "model.bse"),
     "wrong type": ("split: {train: many}\n", "split.train"),
     "out of range": ("split: {public_share: 1.5}\n", "split.public_share"),
+    "a seed of more than 64 bits": (f"seed: {2**64}\n", "seed"),
     "infinite": ("model: {tuning: {lr: .inf}}\n", "model.tuning.lr"),
     "unknown choice": ("model: {kind: half}\n", "model.kind"),
     "unknown template": (RECIPE.replace("kind: full", "kind: full\n  template: poem"), "template"),
@@ -238,6 +240,19 @@ def test_recipe_that_is_not_there(place):
     with untouched(place):
         refused(train(place, recipe="nosuch"), "nosuch", "demo, e2urec, lora, quick")
         refused(train(place, recipe=place), "cannot be read")
+
+
+@pytest.mark.parametrize("command", ["train", "unlearn", "circuit", "request run"])
+def test_seeds_that_no_generator_takes(command, made_path, tmp_path):
+    assert options.MAX_SEED == MAX_SEED
+    given = {
+        "train": ["--data", made_path.data, "--recipe", made_path.recipe, "--out", tmp_path / "new"],
+        "request run": ["--store", tmp_path / "store"],
+    }.get(command, ["--recommender", made_path.full, "--data", made_path.data, "--out", tmp_path / "new"])
+    rest = ["--request", made_path.request] if command == "unlearn" else []
+    for seed in (-1, 2**53, 2**64):
+        refused(curerec(*command.split(), *given, *rest, "--seed", seed), "--seed")
+    assert not list(tmp_path.iterdir())
 
 
 def test_unknown_method(place, made_path):

@@ -7,12 +7,12 @@ from functools import cached_property
 from importlib.resources import files
 from itertools import islice
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import Field, PrivateAttr, model_validator
 
 from curerec.bench.shapes import SHAPES
-from curerec.config import Strict, merged, parse, read_yaml
+from curerec.config import MAX_SEED, Strict, merged, parse, read_yaml
 from curerec.errors import ConfigError
 from curerec.evaluation import METRICS
 from curerec.methods import CONTROLS, METHODS
@@ -89,7 +89,7 @@ class SearchConfig(Strict):
 
     added = ("target",)
 
-    seed: int = Field(0, ge=0, description="of development; none that is reported")
+    seed: int = Field(0, ge=0, le=MAX_SEED, description="of development; none that is reported")
     trials: int = Field(3, gt=0, description="settings tried for each method, the recipe's own first")
     tolerance: float = Field(
         0.01, ge=0, description="membership AUC from the target within which the gap counts as closed"
@@ -146,7 +146,7 @@ class BenchRecipe(Strict):
     )
     models: dict[str, ModelEntry] = Field(..., min_length=1)
     requests: list[Ask] = Field(..., min_length=1, description="most important first: that order is run")
-    seeds: list[int] = Field(..., min_length=1)
+    seeds: list[Annotated[int, Field(ge=0, le=MAX_SEED)]] = Field(..., min_length=1)
     retrains: int = Field(
         3, gt=0, description="reference models a request; two give a floor, of one pair: provisional"
     )

@@ -7,7 +7,7 @@ from typing import Annotated, Any
 
 import typer
 
-from curerec.cli.options import BaseFolder
+from curerec.cli.options import MAX_SEED, BaseFolder
 
 #: What an output folder of the command holds; one that holds more is not replaced.
 FILES = frozenset({"circuit.json", "circuit.eap-ig.json", "circuit.html"})
@@ -93,7 +93,7 @@ def circuit(
         typer.Option("--import", help="A circuit.json, or one in the JSON form of EAP-IG and MIB."),
     ] = None,
     base: BaseFolder = None,
-    seed: Annotated[int, typer.Option("--seed", min=0, help="Seed of everything random.")] = 0,
+    seed: Annotated[int, typer.Option("--seed", min=0, max=MAX_SEED, help="Seed of everything random.")] = 0,
 ) -> None:
     """Find the circuit of a recommender: which parts carry its answers, and how far that can be trusted.
 

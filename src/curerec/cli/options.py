@@ -7,6 +7,7 @@ from typing import Annotated
 
 import typer
 
+MAX_SEED = 2**53 - 1  # as curerec.config has it, which takes its time to import
 Data = Annotated[
     str | None,
     typer.Option(
@@ -38,9 +39,12 @@ Model = Annotated[
     ),
 ]
 Seed = Annotated[
-    int | None, typer.Option("--seed", min=0, help="Seed of everything random. Default: the recipe's.")
+    int | None,
+    typer.Option("--seed", min=0, max=MAX_SEED, help="Seed of everything random. Default: the recipe's."),
 ]
-MethodSeed = Annotated[int, typer.Option("--seed", min=0, help="Seed of everything random in the method.")]
+MethodSeed = Annotated[
+    int, typer.Option("--seed", min=0, max=MAX_SEED, help="Seed of everything random in the method.")
+]
 RequestFile = Annotated[
     Path,
     typer.Option("--request", help="csv with the header user, item or user,item; or JSON with kind and ids."),

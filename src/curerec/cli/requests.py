@@ -10,7 +10,7 @@ from typing import Annotated, Any
 
 import typer
 
-from curerec.cli.options import StoreFolder
+from curerec.cli.options import MAX_SEED, StoreFolder
 
 requests = typer.Typer(
     name="request",
@@ -163,7 +163,9 @@ def run(
     store: StoreFolder,
     each: Annotated[bool, typer.Option("--each", help="A batch a request, instead of one for all.")] = False,
     method: Annotated[str | None, typer.Option("--method", help="Instead of the policy's.")] = None,
-    seed: Annotated[int | None, typer.Option("--seed", min=0, help="Instead of the policy's.")] = None,
+    seed: Annotated[
+        int | None, typer.Option("--seed", min=0, max=MAX_SEED, help="Instead of the policy's.")
+    ] = None,
     retrain: Annotated[
         bool, typer.Option("--retrain", help="Train anew without what is to be deleted.")
     ] = False,

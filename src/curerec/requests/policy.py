@@ -8,7 +8,7 @@ from typing import Literal
 from pydantic import Field
 
 from curerec import __version__
-from curerec.config import Strict
+from curerec.config import MAX_SEED, Strict
 
 
 class Policy(Strict):
@@ -22,7 +22,7 @@ class Policy(Strict):
         description="one that ships (quick, ...), whose settings of methods requests take; None: the "
         "recommender's own",
     )
-    seed: int = Field(0, ge=0)
+    seed: int = Field(0, ge=0, le=MAX_SEED)
     drift_budget: float = Field(
         0.5,
         gt=0,
