@@ -114,6 +114,7 @@ def test_committed_benchmarks_have_rows_of_what_they_ran(folder):
         ({"models": {"x": {"shape": "tiny"}}}, "costs_only"),
         ({"models": {"x": {"shape": "nosuch"}}}, "no shape"),
         ({"search": {"grids": {"nosuch": {}}}}, "nosuch"),
+        ({"search": {"grids": {"npo": {"lr": []}}}}, "npo.lr"),
         ({"unknown": 1}, "unknown"),
     ],
 )
@@ -126,6 +127,13 @@ def test_a_key_that_the_recipe_does_not_have_is_refused():
     recipe = made_recipe(datasets={"made": {"split": {"trian": 3}}})
     with pytest.raises(ConfigError, match="trian"):
         recipe.setting("made", "nano")
+
+
+def test_a_setting_for_every_method_that_none_has_is_refused(tmp_path):
+    nano = {"recipe": "demo", "every_method": {"check_size": 60, "check_evry": 2}}
+    (tmp_path / "mine.yaml").write_text(made_recipe(models={"nano": nano}).model_dump_json())
+    with pytest.raises(ConfigError, match="no method has check_evry"):
+        load_bench(str(tmp_path / "mine.yaml"))
 
 
 def test_settings_of_every_method_reach_all_that_have_them():

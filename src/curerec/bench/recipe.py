@@ -100,7 +100,7 @@ class SearchConfig(Strict):
     datasets: list[str] | None = Field(
         None, description="searched on these; the others take the choice of the first. None: all"
     )
-    grids: dict[str, dict[str, list[Any]]] = Field(
+    grids: dict[str, dict[str, Annotated[list[Any], Field(min_length=1)]]] = Field(
         {}, description="values by (dotted) key, by method; none: the method's own grid"
     )
 
@@ -301,6 +301,17 @@ def load_bench(name_or_path: str) -> BenchRecipe:
         mend = f"Choose from {', '.join(bench_names())}"
         raise ConfigError("is neither a file nor a bench recipe that ships", where=name_or_path, mend=mend)
     found = read_yaml(BenchRecipe, path)
+    settings = {
+        key
+        for name, (_, kind) in METHODS.items()
+        if kind and name not in ("cure", *CONTROLS)
+        for key in kind.model_fields
+    }
+    for name, entry in found.models.items():
+        if strange := sorted(set(entry.every_method) - settings):  # it would be passed over without a word
+            mend = "Give settings of methods by their own names, such as check_size or max_steps"
+            where = f"{path}, models.{name}.every_method"
+            raise ConfigError(f"no method has {', '.join(strange)}", where=where, mend=mend)
     for ask in found.requests:
         for dataset, model in found.places_of(ask):
             setting = found.setting(dataset, model, ask=ask)
