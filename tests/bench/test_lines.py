@@ -5,8 +5,11 @@ from __future__ import annotations
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from made_bench import made_place, made_rows, table_recipe
 
 from curerec.bench.lines import append_line, read_lines
+from curerec.bench.run import run
+from curerec.bench.summary import summarise
 from curerec.errors import DataError
 
 ROWS = [{"a": 1, "text": "x" * 70_000}, {"a": 2, "text": "ü\n"}, {"a": 3}]
@@ -41,6 +44,22 @@ def test_a_strange_file_is_refused_and_not_quoted(tmp_path):
     with pytest.raises(DataError, match=r"rows\.jsonl, line 2") as caught:
         read_lines(path)
     assert "42" not in str(caught.value)
+
+
+@pytest.mark.parametrize("name", ["rows.jsonl", "trials.jsonl", "obstacles.jsonl"])
+def test_an_object_that_is_no_line_of_a_benchmark_is_refused(name, tmp_path):
+    out = tmp_path / "out"
+    made_rows(out, table_recipe())
+    append_line(out / name, {"user": 42})
+    readers = {
+        "table": lambda: summarise(out),
+        "run": lambda: run(table_recipe(), out, places=made_place(tmp_path), minutes=1e-6),
+    }
+    # The table of a recipe without a search reads no trials, and a run begins its obstacles anew.
+    for reader in {"trials.jsonl": ["run"], "obstacles.jsonl": ["table"]}.get(name, readers):
+        with pytest.raises(DataError, match=rf"{name}, line \d+: has no ") as caught:
+            readers[reader]()
+        assert "42" not in str(caught.value)
 
 
 def test_values_that_json_has_no_form_for_become_null(tmp_path):

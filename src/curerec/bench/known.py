@@ -15,6 +15,8 @@ from curerec.bench.recipe import BenchRecipe
 from curerec.bench.search import choice
 from curerec.bench.work import ROWS, TRIALS
 
+TRIED = ("dataset", "failure")  # that a trial cannot be without; those of before have no config_hash
+
 
 class Known:
     """Rows and trials of a folder, and which jobs they settle.
@@ -41,7 +43,7 @@ class Known:
         self.hash = {k: config_hash(recipe, j) for k, j in jobs.items() if j.kind in ("cell", "trial")}
         yards = [j for j in jobs.values() if j.kind == "yardstick"]
         self.hash |= {j.key: config_hash(recipe, j, "original") for j in yards}
-        found, tried = rows.newest(read_lines(out / ROWS)), read_lines(out / TRIALS)
+        found, tried = rows.newest(read_lines(out / ROWS, rows.NEEDED)), read_lines(out / TRIALS, TRIED)
         named = {row["dataset"] for row in (*found, *tried) if row.get("fingerprint")}
         seen = sorted(named & recipe.datasets.keys())
         # Not of ratings and titles as they are now but of what a name or a file stood for before: done again.
@@ -97,7 +99,7 @@ class Known:
         """The last line on a trial."""
         about = (job.dataset, job.model, job.method, job.seed, job.number, self.hash[job.key])
         names = ("dataset", "model", "method", "seed", "number", "config_hash")
-        return next((t for t in reversed(self.trials) if tuple(t[n] for n in names) == about), None)
+        return next((t for t in reversed(self.trials) if tuple(t.get(n) for n in names) == about), None)
 
     def _is_measured(self, job: Job) -> bool:
         """Whether the rows of a cell or a yardstick are there, as chosen and all of one set of models."""

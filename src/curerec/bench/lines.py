@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -13,11 +13,15 @@ from curerec.errors import DataError
 from curerec.reports.schema import plain
 
 
-def read_lines(path: Path) -> list[dict[str, Any]]:
+def read_lines(path: Path, keys: Collection[str] = ()) -> list[dict[str, Any]]:
     """The objects of a file; none if it is not there. A last line without its end is left out.
 
+    Args:
+        path: of the file.
+        keys: that each must have.
+
     Raises:
-        DataError: a line before the last is no JSON object: the file was not written by this.
+        DataError: a line before the last is no such JSON object: the file was not written by this.
     """
     if not path.exists():
         return []
@@ -28,9 +32,11 @@ def read_lines(path: Path) -> list[dict[str, Any]]:
             value = json.loads(line)
         except ValueError:
             value = None
+        mend, where = "Take the line out, or start in another --out folder", f"{path.name}, line {number}"
         if not isinstance(value, dict):
-            mend = "Take the line out, or start in another --out folder"
-            raise DataError("is no JSON object", where=f"{path.name}, line {number}", mend=mend)
+            raise DataError("is no JSON object", where=where, mend=mend)
+        if lacking := [key for key in keys if key not in value]:
+            raise DataError(f"has no {', '.join(lacking)}", where=where, mend=mend)
         out.append(value)
     return out
 

@@ -43,6 +43,10 @@ ABOUT = (
     "versions",
     "device",
 )
+#: What a later row has in common with the one that it replaces.
+KEY = ("dataset", "model", "request", "seed", "method", "config_hash")
+#: Without these no row is one.
+NEEDED = (*KEY, "failure")
 #: What a row and a trial name of their data: digests of the ratings and of the titles.
 OF_DATA = ("fingerprint", "titles")
 #: Names of section 5 whose values :data:`curerec.evaluation.METRICS` has under others.
@@ -181,7 +185,7 @@ def explained(row: Row) -> Row:
 
 def row_key(row: Mapping[str, Any]) -> tuple[Any, ...]:
     """What a row is of; a later row of the same key replaces an earlier one."""
-    return tuple(row[k] for k in ("dataset", "model", "request", "seed", "method", "config_hash"))
+    return tuple(row[k] for k in KEY)
 
 
 def of_data(data: Interactions) -> Row:

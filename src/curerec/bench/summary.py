@@ -46,7 +46,7 @@ def summarise(out: Path) -> dict[str, Any]:
         DataError: the folder holds no benchmark.
     """
     recipe = _recipe(out)
-    lines = read_lines(out / "rows.jsonl")
+    lines = read_lines(out / "rows.jsonl", rows.NEEDED)
     mine, data = counted(recipe, lines, out), data_of(lines)
     blocks, earlier = [], _earlier(out)
     for ask in _asks(recipe):
@@ -240,7 +240,7 @@ def _obstacles(out: Path, place: tuple[str, str], ask: Ask, lacking: Set[int]) -
     """What the last sitting could not make, for seeds without references."""
     return [
         {"seed": one["seed"], "text": one["text"]}
-        for one in read_lines(out / OBSTACLES)
+        for one in read_lines(out / OBSTACLES, ("dataset", "model", "request", "seed", "text"))
         if (one["dataset"], one["model"]) == place
         and one["request"] in ("", ask.whole.key)
         and one["seed"] in lacking
@@ -347,7 +347,7 @@ def _ratio_of_means(parts: Sequence[np.ndarray]) -> dict[str, Any] | None:
 def _search(recipe: BenchRecipe, out: Path, counted: list[dict[str, Any]]) -> dict[str, Any] | None:
     if recipe.search is None:
         return None
-    trials = _counted_trials(recipe, read_lines(out / "trials.jsonl"))
+    trials = _counted_trials(recipe, read_lines(out / "trials.jsonl", ("failure",)))
     at_an_end = dict.fromkeys(  # a choice may differ from one data set or model to another
         (row["method"], key, value)
         for row in counted
