@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 from curerec.bench.artefacts import EXAMPLES, TITLES, YARDSTICKS, read_arrays, same_yardstick, write_arrays
+from curerec.errors import StorageError
 
 MODELS = {"original": "a", "retrain": "b", "request": "r"}
 LOGITS = {"original/forget": np.zeros((3, 2), np.float32), "retrain/forget": np.ones((3, 2), np.float32)}
@@ -21,6 +22,12 @@ def written(tmp_path):
         return name
 
     return write
+
+
+def test_a_folder_that_cannot_be_made_is_of_the_disk(tmp_path):
+    (tmp_path / "predictions").write_text("a file")
+    with pytest.raises(StorageError, match="predictions"):
+        write_arrays(tmp_path / "predictions" / "x.safetensors", {}, {})
 
 
 def test_models_and_answers_make_a_yardstick_not_its_name(tmp_path, written):

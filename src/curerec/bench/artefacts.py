@@ -199,7 +199,8 @@ def opened_with(
 
 def write_arrays(path: Path, arrays: Arrays, about: Mapping[str, str]) -> Path:
     """Arrays and what they are of, whole or not at all."""
-    path.parent.mkdir(parents=True, exist_ok=True)
+    with durable.storing(path.parent.name):
+        path.parent.mkdir(parents=True, exist_ok=True)
     return durable.write(
         path, save({k: np.ascontiguousarray(v) for k, v in arrays.items()}, dict(about)), mode=0o644
     )
