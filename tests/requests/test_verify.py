@@ -19,7 +19,7 @@ from curerec.requests.audit import audit, audit_export, export
 from curerec.requests.ledger import Asked
 from curerec.requests.runner import run
 from curerec.requests.store import Store
-from made_commands import curerec
+from made_commands import curerec, untouched
 
 
 @pytest.fixture(scope="module")
@@ -298,8 +298,6 @@ def disturb_chain(root: Path, rng: random.Random):
 
 
 def test_verify_changes_nothing_and_needs_no_key_of_the_ledger_rows(made):
-    from made_commands import untouched
-
     _, root, _ = made
     with untouched(root):
         assert curerec("verify", root).code == 0
@@ -312,6 +310,22 @@ def test_a_folder_that_is_missing_is_a_fault(name, made, tmp_path):
     shutil.rmtree(tmp_path / "store" / name)
     result = curerec("verify", tmp_path / "store")
     assert result.code == 1 and "FAULT" in result.out and not result.err
+
+
+def test_a_copy_that_cannot_be_written_is_verified(made, monkeypatch):
+    """As of a backup; what would write is refused."""
+    _, root, _ = made
+    folder, real = root.resolve(), os.access
+    monkeypatch.setattr(
+        os, "access", lambda path, mode: real(path, mode) and not (mode == os.W_OK and path == folder)
+    )
+    with untouched(folder):
+        result = curerec("verify", folder)
+        assert result.code == 0, result
+        assert curerec("request", "list", "--store", folder).code == 0
+        result = curerec("request", "run", "--store", folder)
+        assert result.code == 2 and "read-only" in result.err
+        assert not folder.with_name("ledger.sqlite-shm").exists()
 
 
 def test_an_export_does_not_go_over_the_ledger(tmp_path):

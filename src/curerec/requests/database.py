@@ -112,6 +112,13 @@ MIGRATIONS = (
     """,
 )
 VERSION = len(MIGRATIONS)
+PRAGMAS = (
+    "busy_timeout = 30000",
+    "journal_mode = WAL",
+    "synchronous = FULL",  # a commit is on disk when it returns
+    "secure_delete = ON",  # ids that are deleted are overwritten with zeros
+    "foreign_keys = ON",
+)
 MEND = "Nothing was changed. Make room or mend the disk, then run the same command again"
 
 
@@ -172,18 +179,18 @@ def connect(path: Path, *, create: bool = False, thread_check: bool = True) -> s
     with refusing():
         if create and not path.exists():
             os.close(os.open(path, os.O_WRONLY | os.O_CREAT, 0o600))
+        still = not create and _is_still(path)
         connection = sqlite3.connect(
-            path, timeout=30, isolation_level=None, check_same_thread=thread_check, factory=Connection
+            f"{path.absolute().as_uri()}?immutable=1" if still else path,
+            uri=still,
+            timeout=30,
+            isolation_level=None,
+            check_same_thread=thread_check,
+            factory=Connection,
         )
         try:
             connection.row_factory = sqlite3.Row
-            for pragma in (
-                "busy_timeout = 30000",
-                "journal_mode = WAL",
-                "synchronous = FULL",  # a commit is on disk when it returns
-                "foreign_keys = ON",
-                "secure_delete = ON",  # ids that are deleted are overwritten with zeros
-            ):
+            for pragma in PRAGMAS[-1:] if still else PRAGMAS:
                 connection.execute(f"PRAGMA {pragma}")
             if not create and connection.execute("PRAGMA user_version").fetchone()[0] == 0:
                 raise StorageError("holds no schema: it was emptied", where="ledger", mend="Restore a backup")
@@ -192,6 +199,15 @@ def connect(path: Path, *, create: bool = False, thread_check: bool = True) -> s
             connection.close()
             raise
     return connection
+
+
+def _is_still(path: Path) -> bool:
+    """Whether nobody can be writing: a copy that cannot be written, without a log of what is to be written.
+
+    To read any other SQLite makes files beside it, which a read-only copy does not take.
+    """
+    log = path.with_name(path.name + "-wal")
+    return not os.access(path.parent, os.W_OK) and not log.exists()
 
 
 def migrate(connection: sqlite3.Connection, *, to: int = VERSION) -> None:
