@@ -62,6 +62,13 @@ def test_a_refused_run_leaves_the_folder_as_it_was(change, part, code, tmp_path)
     assert tree(out) == before
 
 
+def test_no_page_is_named_before_there_is_one(tmp_path):
+    (tmp_path / "mine.yaml").write_text(made_recipe().model_dump_json())
+    given = ("--recipe", tmp_path / "mine.yaml", "--data", f"made={tmp_path / 'nowhere'}")
+    result = curerec("bench", *given, "--out", tmp_path / "out", "--minutes", "0.1")
+    assert result.code == 0 and result.out.startswith(f"{tmp_path / 'out'}: 0 of 3 cells")
+
+
 def test_help_names_every_recipe_and_has_an_example():
     shown = " ".join(curerec("bench", "--help").out.split())
     assert "Example: curerec bench" in shown

@@ -110,7 +110,8 @@ def bench(
         if begun:
             typer.echo(f"{folder}: the rows so far are kept; the same command goes on from there", err=True)
         raise
-    typer.echo(f"{folder / 'bench.html'}: {sitting.done} of {sitting.total} cells")
+    page = folder / "bench.html"  # there is none before the first row
+    typer.echo(f"{page if page.exists() else folder}: {sitting.done} of {sitting.total} cells")
     if sitting.stopped:
         typer.echo(f"{sitting.stopped}: the same command goes on from here")
     for label, why in sitting.failed:
