@@ -22,7 +22,7 @@ QUALITY = Path(__file__).parents[2] / "benchmarks" / "quality"
 FOLDERS = sorted(path.parent for path in QUALITY.rglob("bench.json"))
 
 
-SOME = {"smollm2": {"cure", "random_modules", "npo", "pcgrad"}}  # what two cores can bear
+SOME = {"smollm2": {"cure", "random_modules", "npo", "pcgrad", "weighted_sum"}}  # what two cores can bear
 
 
 def test_the_three_that_are_asked_for_ship_and_one_for_a_cpu():
