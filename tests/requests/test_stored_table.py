@@ -12,6 +12,7 @@ from made_store import bytes_under, made_data, made_table
 
 from curerec.data.edited import adding
 from curerec.data.forget import deleted_rows, draw_request, without_rows
+from curerec.data.table import interactions
 from curerec.errors import DataError, RequestError
 from curerec.recommender import manifest
 from curerec.requests import table as tables
@@ -43,6 +44,32 @@ def test_a_retrain_is_judged_on_the_prompts_that_an_update_is(kind):
         one, two = getattr(found, name), getattr(wanted, name)
         np.testing.assert_array_equal(one.target, two.target)
         np.testing.assert_array_equal(one.history, two.history)
+
+
+def test_what_a_retrain_takes_up_shows_nothing_that_is_held_out():
+    """Ratings that come in are later than the held-out ones; no training prompt may show these."""
+    table = made_table()
+    users = [f"usr{k:03d}" for k in range(30) for _ in range(3)]
+    items = [f"late{k}" for _ in range(30) for k in range(3)]
+    titles = {f"late{k}": f"Late {k}" for k in range(3)}
+    late = interactions(users, items, [4.0] * 90, list(range(2000, 2090)), titles, name="late", source="test")
+    taken = table.of(adding(table.data, late)).taken_up(control_share=0.2, seed=0)
+    split = taken.split
+    held = np.r_[split.valid.target, split.test.target]
+    own = np.isin(taken.data.user_code[split.train.target], taken.data.user_code[held])
+    assert (split.train.target[own] > held.min()).any()  # there are prompts that could
+    deleted = taken.rows("users", [("usr007",), ("usr011",)])
+    update = without_rows(taken.data, split, deleted, source="request")
+    retrain = _for_retrain(SimpleNamespace(data=taken.data, split=split), deleted)
+    for part in (split, update, retrain):
+        names = ("train",) if part is split else ("forget", "retain")
+        for name in (*names, "control"):
+            assert not np.isin(getattr(part, name).history, held).any(), name
+    np.testing.assert_array_equal(update.retain.history, retrain.retain.history)
+    stays = np.isin(split.train.target, update.retain.target)
+    np.testing.assert_array_equal(update.retain.history, split.train.history[stays])
+    shown = split.test.history[split.test.history >= 0]
+    assert np.isin(shown, split.valid.target).any()  # a later question may show an earlier answer
 
 
 def test_what_is_stored_comes_back(tmp_path):

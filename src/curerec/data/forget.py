@@ -125,8 +125,8 @@ def without_rows(data: Interactions, split: Split, deleted: np.ndarray, *, sourc
     hit = deleted[split.train.target]
     if not hit.any():
         raise _nothing_trained_on(split.train, deleted, source)
-    kept = split.train.target[~hit]
-    retain = examples(data, kept, deleted=deleted, history=split.train.places)
+    kept, hidden = split.train.target[~hit], hidden_in_training(split, deleted)
+    retain = examples(data, kept, deleted=hidden, history=split.train.places)
     if len(retain) == 0:
         raise RequestError(
             "the request deletes all training data",
@@ -137,7 +137,7 @@ def without_rows(data: Interactions, split: Split, deleted: np.ndarray, *, sourc
     def rebuilt(part: Examples) -> Examples:
         return examples(data, part.target[~deleted[part.target]], deleted=deleted, history=part.places)
 
-    control = control_without(data, split.control, deleted)
+    control = control_without(data, split.control, deleted, hidden)
     valid, test = rebuilt(split.valid), rebuilt(split.test)
     if any(len(np.unique(part.label)) < 2 for part in (valid, test)):
         raise RequestError(
@@ -156,17 +156,38 @@ def without_rows(data: Interactions, split: Split, deleted: np.ndarray, *, sourc
     )
 
 
-def control_without(data: Interactions, control: Examples, deleted: np.ndarray) -> Examples:
+def hidden_in_training(split: Split, deleted: np.ndarray) -> np.ndarray:
+    """Rows that no history of a training or control example may show, bool [n_rows].
+
+    Those that are deleted, and those that are held out. A split holds out each user's latest, which no
+    training prompt shows anyway; ratings that a retrain takes up come after them (:mod:`curerec.requests`),
+    and would show the model what it is judged on.
+
+    Args:
+        split: roles of the examples. What its training examples show already is not hidden.
+        deleted: bool [n_rows].
+    """
+    hidden = np.zeros_like(deleted)
+    for part in (split.valid, split.test):
+        hidden[part.target] = True
+    hidden[split.train.history[split.train.history >= 0]] = False
+    return hidden | deleted
+
+
+def control_without(
+    data: Interactions, control: Examples, deleted: np.ndarray, hidden: np.ndarray
+) -> Examples:
     """D_c once interactions are deleted: examples about them as they were, then the others without them.
 
     Args:
         data: the interactions, deleted ones included.
         control: of the split.
         deleted: bool [n_rows].
+        hidden: of :func:`hidden_in_training`.
     """
     about = deleted[control.target]
     gone = control.take(about)
-    kept = examples(data, control.target[~about], deleted=deleted, history=control.places)
+    kept = examples(data, control.target[~about], deleted=hidden, history=control.places)
     return Examples(
         np.r_[gone.target, kept.target], np.r_[gone.history, kept.history], np.r_[gone.label, kept.label]
     )

@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 
 from curerec.data.cache import retain_side_at
-from curerec.data.forget import control_without, without_rows
+from curerec.data.forget import control_without, hidden_in_training, without_rows
 from curerec.data.splits import examples
 from curerec.errors import RequestError
 from curerec.interactions import digest_of_titles
@@ -168,16 +168,19 @@ def _for_retrain(opened: Opened, deleted: np.ndarray) -> ForgetSplit:
     """As :func:`without_rows`, also where no training target is deleted."""
     data, split = opened.data, opened.split
 
-    def rebuilt(part: Examples) -> Examples:
-        return examples(data, part.target[~deleted[part.target]], deleted=deleted, history=part.places)
+    def rebuilt(part: Examples, hidden: np.ndarray = deleted) -> Examples:
+        return examples(data, part.target[~deleted[part.target]], deleted=hidden, history=part.places)
 
-    retain = rebuilt(split.train)
+    held = hidden_in_training(split, deleted)
+    retain = rebuilt(split.train, held)
     if len(retain) == 0:
         raise RequestError(
             "the request deletes all training data", where="request", mend="Remove the store instead"
         )
     gone = deleted[split.train.target]
-    control = control_without(data, split.control, deleted) if gone.any() else rebuilt(split.control)
+    control = (
+        control_without(data, split.control, deleted, held) if gone.any() else rebuilt(split.control, held)
+    )
     return ForgetSplit(
         split.train.take(gone), retain, control, rebuilt(split.valid), rebuilt(split.test), deleted
     )

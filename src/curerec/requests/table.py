@@ -48,13 +48,15 @@ class Table:
     def split(self) -> Split:
         """The split by the stored parts; histories are built from what is in the table now.
 
-        Rows that came in since the last training are in no history: the model never saw them there.
+        Rows that came in since the last training are in no history: the model never saw them there. Those
+        held out are in none of a training or control example: what a retrain took up comes after them.
         """
+        held = np.isin(self.part, [PARTS.index("valid"), PARTS.index("test")])
         made = {
             name: examples(
                 self.data,
                 np.flatnonzero(self.part == PARTS.index(name)),
-                deleted=self.new,
+                deleted=self.new | held if name in ("train", "control") else self.new,
                 history=self.history,
             )
             for name in ("train", "control", "valid", "test")
