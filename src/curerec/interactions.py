@@ -179,7 +179,11 @@ def digest_of_titles(titles: pa.Table) -> str:
     Args:
         titles: columns ``item`` and ``title``.
     """
-    return hashlib.sha256("\n".join(titles["title"].to_pylist()).encode()).hexdigest()
+    lines = titles["title"].to_pylist()
+    text = "\n".join(lines)
+    if text.count("\n") >= len(lines) > 0:  # one holds a line end, so lines alone do not say where titles end
+        text += "\0" + ",".join(str(len(line)) for line in lines)
+    return hashlib.sha256(text.encode()).hexdigest()
 
 
 def release(*arrays: np.ndarray) -> None:

@@ -15,6 +15,7 @@ from hypothesis import strategies as st
 from curerec.data.columns import Origin
 from curerec.data.table import interactions
 from curerec.errors import DataError
+from curerec.interactions import digest_of_titles
 
 TITLES = {"1": "One", "2": "Two", "10": "Ten"}
 
@@ -174,3 +175,11 @@ def test_a_million_rows_take_seconds():
     data = build(pair // 3_700, pair % 3_700, rng.integers(1, 6, len(pair)), pair, titles=titles)
     assert len(data.fingerprint) == 64
     assert time.process_time() - start < 15  # 2 s on an idle core
+
+
+def test_the_digest_of_titles_says_where_each_ends():
+    """Of titles without a line end it is that of their lines, as committed rows have it."""
+    catalogues = [["a", "b", "c"], ["a\nb", "c"], ["a", "b\nc"], ["a\nb\nc"], ["a", "b", "c\n"]]
+    digests = [digest_of_titles(pa.table({"item": titles, "title": titles})) for titles in catalogues]
+    assert len(set(digests)) == len(digests)
+    assert digests[0] == hashlib.sha256(b"a\nb\nc").hexdigest()
