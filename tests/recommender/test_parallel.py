@@ -248,3 +248,24 @@ def test_shares_cover_a_batch_and_weigh_as_its_mean(processes):
 
 if __name__ == "__main__":
     main(*sys.argv[1:])
+
+
+LEAVES = """
+import atexit, os, sys, torch
+def told():
+    with open(f"{sys.argv[1]}-{os.environ['RANK']}", "w") as file:
+        file.write(str(torch.distributed.is_initialized()))
+atexit.register(told)  # handlers run in reverse order
+from curerec.recommender import parallel
+parallel.wait()
+assert torch.distributed.is_initialized()
+"""
+
+
+@pytest.mark.soak
+def test_processes_part_before_the_interpreter_ends(tmp_path):
+    """Requests had ended by a signal after all their work: threads of gloo outlived the interpreter."""
+    script = tmp_path / "leaves.py"
+    script.write_text(LEAVES)
+    launch(2, script, tmp_path / "joined")
+    assert [(tmp_path / f"joined-{rank}").read_text() for rank in (0, 1)] == ["False", "False"]

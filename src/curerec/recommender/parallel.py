@@ -6,6 +6,7 @@ all processes step by step alike, and only its passes over many prompts are shar
 
 from __future__ import annotations
 
+import atexit
 import contextlib
 import copy
 import datetime
@@ -47,12 +48,31 @@ def wait() -> None:
         joined().wait_for_everyone()
 
 
+_leaves = False
+
+
 def joined() -> Any:
     """The processes that were started together, as ``accelerate`` sees them; the first call joins them."""
     from accelerate import PartialState
 
+    global _leaves
     # It must be told: left to itself it joins GPUs alone, and each process on CPUs would take itself for all.
-    return PartialState(cpu=place().type == "cpu", timeout=PATIENCE)
+    state = PartialState(cpu=place().type == "cpu", timeout=PATIENCE)
+    if count() > 1 and not _leaves:
+        _leaves = True
+        atexit.register(_leave)
+    return state
+
+
+def _leave() -> None:
+    """Part from the others before the interpreter ends.
+
+    Threads of gloo that are still there then end the process by a signal now and then, after all work was
+    done, and the launcher calls that a failure (PyTorch's issues 28126 and 190489). NCCL only warns, and
+    parting may wait there for what a process that failed never sent.
+    """
+    if torch.distributed.is_initialized() and torch.distributed.get_backend() == "gloo":
+        torch.distributed.destroy_process_group()
 
 
 def place() -> torch.device:
