@@ -362,8 +362,8 @@ def test_report_that_cannot_be_written(made_path, tmp_path):
         refused(curerec("report", tmp_path), "cannot be read")
 
 
-def test_retrains_that_are_none(made_path, tmp_path):
-    one, two = made_path.retrains
+def test_retrains_that_are_none(made_path, tmp_path, tmp_path_factory):
+    (one, two), none = made_path.retrains, tmp_path_factory.mktemp("none")
     with untouched(tmp_path):
         for folders, part in (((one, one), "same weights"), ((one, made_path.full), "without this request")):
             words = [word for folder in folders for word in ("--retrain", folder)]
@@ -372,7 +372,7 @@ def test_retrains_that_are_none(made_path, tmp_path):
                 f"--retrain {folders[1].name}",
                 part,
             )
-        refused(curerec(*made_path.judge, "--retrain", tmp_path, "--out", tmp_path / "x"), "curerec.json")
+        refused(curerec(*made_path.judge, "--retrain", none, "--out", tmp_path / "x"), "curerec.json")
     assert two.exists() and not tree(tmp_path)
 
 
