@@ -6,15 +6,12 @@ import json
 import shutil
 import subprocess
 import sys
-from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import torch
-import typer
 from safetensors.torch import load_file
 
-from curerec.cli.say import say_verdict, table_of
 from curerec.data.cache import retain_side_at
 from curerec.data.readers import read
 from curerec.recipe import SplitConfig
@@ -368,34 +365,3 @@ def test_a_recommender_that_cannot_be_prepared_is_trained_all_the_same(made_path
     result = curerec("train", "--data", made_path.data, "--recipe", made_path.recipe, "--out", out)
     assert result.code == 0
     assert (out / "model.safetensors").read_bytes() == (made_path.full / "model.safetensors").read_bytes()
-
-
-def test_no_residual_is_printed_where_nothing_was_there_to_forget(capsys):
-    """As in the report and in the benchmark's table; the ends of its scale always are."""
-    for rankable, ceiling in ((True, 0.0345), (False, 0.0112), (None, None)):
-        metrics = {"new": {"test_auc": 0.7, "residual": None if rankable is None else 0.42}}
-        floor = None if rankable is None else 0.0101
-        table_of(SimpleNamespace(metrics=metrics, floor_jsd=floor, ceiling_jsd=ceiling, rankable=rankable))
-        said = capsys.readouterr().out
-        assert ("residual 0.42" in said) is (rankable is True)
-        assert (f"floor 0.0101  ceiling {ceiling}" in said) is (rankable is not None)
-        assert ("nothing measurable was there to forget" in said) is (rankable is False)
-
-
-@pytest.mark.parametrize(
-    ("verified", "residual", "strict", "code"),
-    [
-        (True, None, True, 0), (True, 0.4, True, 0), (True, 1.2, False, 0), (True, 1.2, True, 1),
-        (None, 0.4, False, 0), (None, 0.4, True, 1), (False, 0.4, False, 1),
-    ],
-)  # fmt: skip
-def test_a_residual_of_one_is_no_verdict_of_verified(verified, residual, strict, code, capsys):
-    """Checks see no retrain; where there is one, and nothing was gained towards it, they do not suffice."""
-    found = {"verified": verified, "checks": []}
-    left = 0
-    try:
-        say_verdict(found, strict=strict, residual=residual)
-    except typer.Exit as leaving:
-        left = leaving.exit_code
-    said = capsys.readouterr().out.splitlines()
-    assert left == code and (said[0] == "verified") is (verified is True and residual != 1.2)

@@ -246,10 +246,6 @@ def test_shares_cover_a_batch_and_weigh_as_its_mean(processes):
         assert total == pytest.approx(values[index].mean())
 
 
-if __name__ == "__main__":
-    main(*sys.argv[1:])
-
-
 LEAVES = """
 import atexit, os, sys, torch
 def told():
@@ -269,3 +265,7 @@ def test_processes_part_before_the_interpreter_ends(tmp_path):
     script.write_text(LEAVES)
     launch(2, script, tmp_path / "joined")
     assert [(tmp_path / f"joined-{rank}").read_text() for rank in (0, 1)] == ["False", "False"]
+
+
+if __name__ == "__main__":
+    main(*sys.argv[1:])

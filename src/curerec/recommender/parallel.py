@@ -48,23 +48,23 @@ def wait() -> None:
         joined().wait_for_everyone()
 
 
-_leaves = False
+_parts_at_exit = False
 
 
 def joined() -> Any:
     """The processes that were started together, as ``accelerate`` sees them; the first call joins them."""
     from accelerate import PartialState
 
-    global _leaves
+    global _parts_at_exit
     # It must be told: left to itself it joins GPUs alone, and each process on CPUs would take itself for all.
     state = PartialState(cpu=place().type == "cpu", timeout=PATIENCE)
-    if count() > 1 and not _leaves:
-        _leaves = True
-        atexit.register(_leave)
+    if count() > 1 and not _parts_at_exit:
+        _parts_at_exit = True
+        atexit.register(_part_from_others)
     return state
 
 
-def _leave() -> None:
+def _part_from_others() -> None:
     """Part from the others before the interpreter ends.
 
     Threads of gloo that are still there then end the process by a signal now and then, after all work was

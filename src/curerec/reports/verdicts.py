@@ -198,7 +198,7 @@ def not_claimed(record: Record) -> list[tuple[str, str]]:
         ),
         (
             "Not every single person",
-            _of_some(record),
+            _who_may_be_remembered(record),
         ),
         (
             "Not that it stays forgotten",
@@ -237,7 +237,7 @@ def not_claimed(record: Record) -> list[tuple[str, str]]:
     return claims
 
 
-def _of_some(record: Record) -> str:
+def _who_may_be_remembered(record: Record) -> str:
     """How many of the deleted could be remembered without a check that fails, by those that were made."""
     checks = record.verdict.checks or []
     if any(check.name == "all_reached" and check.passed is not None for check in checks):

@@ -112,12 +112,12 @@ MIGRATIONS = (
     """,
 )
 VERSION = len(MIGRATIONS)
-PRAGMAS = (
+TO_READ = ("foreign_keys = ON",)
+TO_WRITE = (
     "busy_timeout = 30000",
     "journal_mode = WAL",
     "synchronous = FULL",  # a commit is on disk when it returns
     "secure_delete = ON",  # ids that are deleted are overwritten with zeros
-    "foreign_keys = ON",
 )
 MEND = "Nothing was changed. Make room or mend the disk, then run the same command again"
 
@@ -190,7 +190,7 @@ def connect(path: Path, *, create: bool = False, thread_check: bool = True) -> s
         )
         try:
             connection.row_factory = sqlite3.Row
-            for pragma in PRAGMAS[-1:] if still else PRAGMAS:
+            for pragma in TO_READ if still else (*TO_WRITE, *TO_READ):
                 connection.execute(f"PRAGMA {pragma}")
             if not create and connection.execute("PRAGMA user_version").fetchone()[0] == 0:
                 raise StorageError("holds no schema: it was emptied", where="ledger", mend="Restore a backup")

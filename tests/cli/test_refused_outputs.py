@@ -1,0 +1,80 @@
+"""Outputs that must not or cannot be written: one line, before any work is done, and nothing left behind."""
+
+from __future__ import annotations
+
+import os
+
+import pytest
+
+from made_commands import curerec, refused, untouched
+
+OUTS = ("train", "unlearn", "evaluate", "demo")
+
+
+def with_out(command, made, out):
+    read = ("--data", made.data)
+    recipe = ("--recipe", made.recipe)
+    asked = ("--recommender", made.full, "--request", made.request)
+    return {
+        "train": lambda: curerec("train", *read, *recipe, "--out", out),
+        "demo": lambda: curerec("demo", *read, *recipe, "--out", out),
+        "unlearn": lambda: curerec("unlearn", *read, *asked, "--out", out),
+        "evaluate": lambda: curerec(*made.judge, "--out", out),
+    }[command]()
+
+
+@pytest.mark.parametrize("command", OUTS)
+def test_out_that_must_not_be_written(command, made_path, tmp_path):
+    (tmp_path / "file").write_text("mine")
+    (tmp_path / "full").mkdir()
+    (tmp_path / "full" / "notes.txt").write_text("mine")
+    with untouched(tmp_path):
+        refused(with_out(command, made_path, tmp_path / "file"), "is a file", "--out")
+        refused(with_out(command, made_path, tmp_path / "file" / "inside"), "--out")
+        refused(with_out(command, made_path, tmp_path / "full"), "not an earlier output", "--out")
+        refused(with_out(command, made_path, tmp_path / ("n" * 300)), "name is too long", "--out")
+
+
+@pytest.mark.parametrize("command", ["unlearn", "evaluate", "circuit", "request init"])
+def test_out_inside_of_a_recommender(command, made_path):
+    """Which would not be opened any more with a folder in it."""
+    read = ["--recommender", made_path.full, "--data", made_path.data]
+    asked = ["--request", made_path.request]
+    rest = {
+        "unlearn": asked,
+        "evaluate": [*asked, "--unlearned", made_path.new / "recommender"],
+    }.get(command, [])
+    out = "--store" if command == "request init" else "--out"
+    with untouched(made_path.full):
+        result = curerec(*command.split(), *read, *rest, out, made_path.full / "deep" / "new")
+        refused(result, "is inside of what the command is to read")
+
+
+def test_out_that_holds_an_input(made_path):
+    with untouched(made_path.new):
+        result = curerec(
+            "unlearn", "--recommender", made_path.new / "recommender", "--data", made_path.data,
+            "--request", made_path.request, "--out", made_path.new,
+        )  # fmt: skip
+        refused(result, "is to read", "--out")
+
+
+@pytest.mark.skipif(os.geteuid() == 0, reason="root may write anywhere")
+@pytest.mark.parametrize("command", OUTS)
+def test_out_without_permission(command, made_path, tmp_path):
+    tmp_path.chmod(0o500)
+    try:
+        refused(with_out(command, made_path, tmp_path / "new"), "no permission", stages=True)
+    finally:
+        tmp_path.chmod(0o700)
+
+
+def test_report_that_cannot_be_written(made_path, tmp_path):
+    record = made_path.demo / "record.json"
+    (tmp_path / "file").write_text("mine")
+    (tmp_path / "folder").mkdir()
+    with untouched(tmp_path):
+        for out in ("no/such/report.html", "file/report.html", "folder", "n" * 300):
+            refused(curerec("report", record, "--out", tmp_path / out), "cannot be written")
+        refused(curerec("report", tmp_path / "none.json"), "none.json")
+        refused(curerec("report", tmp_path), "cannot be read")
