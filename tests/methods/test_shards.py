@@ -220,6 +220,22 @@ def test_a_validation_prompt_is_no_neighbour_of_its_own():
         torch.testing.assert_close(got, changed)
 
 
+@pytest.mark.parametrize("neighbours", [3, 4, 9])
+def test_also_where_all_validation_prompts_are_neighbours(neighbours):
+    keys = torch.eye(4)
+    error = torch.tensor([[0.9, 0.1, 0.2, 0.3], [0.0, 0.5, 0.5, 0.5]])
+    got = attention(keys[[0]], keys, error, 2.0, neighbours)
+    torch.testing.assert_close(got, torch.softmax(-2 * torch.tensor([[0.2, 0.5]]), -1))
+    # One whose opposite is there has it as a neighbour all the same; nobody else: no shard is preferred.
+    both = torch.stack([keys[0], -keys[0]])
+    torch.testing.assert_close(
+        attention(both[[0]], both, error[:, :2], 2.0, 1), torch.softmax(-2 * torch.tensor([[0.1, 0.5]]), -1)
+    )
+    torch.testing.assert_close(
+        attention(keys[[0]], keys[[0]], error[:, :1], 2.0, neighbours), torch.full((1, 2), 0.5)
+    )
+
+
 def test_a_batch_is_merged_prompt_by_prompt():
     task, shards = trained("lora")
     base = task.base_model()

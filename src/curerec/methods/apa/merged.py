@@ -37,7 +37,8 @@ def attention(
 
     A validation prompt that is asked about itself is no neighbour of its own: its weights would be taken from
     its own label, and the answers on D_v, by which settings are chosen and utility is judged, would be better
-    than on any other data.
+    than on any other data. With no more than ``neighbours`` validation prompts all are near, so it is left
+    out of the mean, too; where nobody else is there, all shards weigh the same.
 
     Args:
         states: directions of the prompts, [batch, d].
@@ -52,8 +53,12 @@ def attention(
     Source: Hu et al. 2024 (APA), arXiv 2404.10327, section 4.3 (sample-adaptive attention).
     """
     alike = states @ keys.T
-    near = alike.masked_fill(alike > SAME, -1.0).topk(min(neighbours, len(keys)), dim=-1).indices
-    return torch.softmax(-tau * error[:, near].mean(-1).T, dim=-1)
+    itself = alike > SAME
+    # Below any cosine, so that even the least alike of the others comes before.
+    near = alike.masked_fill(itself, -2.0).topk(min(neighbours, len(keys)), dim=-1).indices
+    others = (~itself).gather(1, near).to(error.dtype)
+    mean = (error[:, near] * others).sum(-1) / others.sum(-1).clamp_min(1)
+    return torch.softmax(-tau * mean.T, dim=-1)
 
 
 class Adaptive(Together):
