@@ -18,7 +18,7 @@ from curerec.methods.shards.training import Shards, before_deletion
 from curerec.methods.sisa.method import SisaConfig, dealt, sisa
 from curerec.methods.task import Task
 from curerec.recommender.lora import factors_of, stacked, with_factors
-from curerec.recommender.score import score
+from curerec.recommender.score import p_yes, score
 from curerec.records import ForgetRequest
 from made_tasks import made_task
 
@@ -126,6 +126,24 @@ def test_the_answer_is_the_mean_of_the_shards():
         p.data_ptr() for m in Together(shards).models for n, p in m.named_parameters() if "lora" not in n
     }
     assert len(frozen) == sum("lora" not in n for n, _ in shards.work.named_parameters())  # held once
+
+
+@pytest.mark.parametrize("kind", ["full", "lora"])
+def test_a_shard_of_which_nothing_is_left_has_no_say(kind):
+    task = made_task(kind, share=0.05)
+    before = before_deletion(task)
+    gone = np.isin(before.user, task.data.user_code[task.forget.target])
+    shards = Shards(task, before, (~gone).astype(int), np.zeros(len(gone), int))
+    shards.train()
+    assert shards.left == [0, 1]
+    assert shards.forget() == 1 and shards.left == [1]
+    prompts = task.encode(task.control)
+    alone = p_yes(score(shards.model_of(1), prompts, task.answers))
+    keys = torch.from_numpy(states_of(task.base_model(), prompts))
+    error = torch.zeros(1, len(prompts))
+    mixed = Adaptive(shards, task.base_model(), keys, error, tau=1.0, neighbours=3)
+    for model in (Together(shards), Attending(shards, 4, 0), mixed):
+        np.testing.assert_allclose(p_yes(score(model, prompts, task.answers)), alone, atol=1e-5)
 
 
 def test_setup_is_outside_of_the_request():

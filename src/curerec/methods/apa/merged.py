@@ -90,7 +90,7 @@ class Adaptive(Together):
         self.register_buffer("error", error)
         self.merged: Any = None
         if hasattr(shards.work, "peft_config"):
-            parts = [factors_of(shards.model_of(k)) for k in range(shards.n_shards)]
+            parts = [factors_of(shards.model_of(k)) for k in shards.left]
             joint = {
                 path: (torch.cat([p[path][0] for p in parts]), torch.cat([p[path][1] for p in parts], dim=1))
                 for path in parts[0]

@@ -49,7 +49,7 @@ def apa(task: Task, config: ApaConfig | None = None) -> Outcome:
 
     def answer(shards: Shards) -> Together:
         prompts = task.encode(task.sample(task.valid, config.valid_size, 105))
-        said = np.stack([score(shards.model_of(k), prompts, task.answers) for k in range(shards.n_shards)])
+        said = np.stack([score(shards.model_of(k), prompts, task.answers) for k in shards.left])
         wrong = torch.from_numpy(said).softmax(-1)[:, np.arange(len(prompts)), 1 - prompts.label]
         keys = torch.from_numpy(states_of(base, prompts)).to(next(base.parameters()).device)
         return Adaptive(

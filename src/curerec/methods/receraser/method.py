@@ -45,7 +45,7 @@ class Attending(Together):
 
     def __init__(self, shards: Shards, width: int, seed: int) -> None:
         super().__init__(shards)
-        n, d = shards.n_shards, shards.work.config.hidden_size
+        n, d = len(shards.left), shards.work.config.hidden_size
         device = next(shards.work.parameters()).device
         generator = torch.Generator().manual_seed(seed)
 

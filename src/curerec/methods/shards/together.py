@@ -13,7 +13,7 @@ from curerec.recommender.storage import NOT_STORABLE
 
 
 class Together(torch.nn.Module):
-    """The mean of the shards' P(yes).
+    """The mean of the P(yes) of the shards that a request left data to.
 
     Args:
         shards: trained; their frozen weights are held once.
@@ -25,7 +25,7 @@ class Together(torch.nn.Module):
         super().__init__()
         frozen = {id(p): p for p in shards.work.parameters() if not p.requires_grad}
         self.models = torch.nn.ModuleList(
-            copy.deepcopy(shards.model_of(k), dict(frozen)) for k in range(shards.n_shards)
+            copy.deepcopy(shards.model_of(k), dict(frozen)) for k in shards.left
         )
         self.config = shards.work.config
         setattr(self, NOT_STORABLE, "several models answer together, and a folder holds one")

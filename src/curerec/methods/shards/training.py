@@ -92,6 +92,9 @@ class Shards:
         #: states[k][r]: of shard k before slice r; the last one after all.
         self.states: list[list[State]] = [[first] for _ in range(self.n_shards)]
         self.restarted: list[int | None] = [None] * self.n_shards
+        #: Shards of whose data a request left something. The others are the base again, which learnt nothing
+        #: of the task: with a say of their own they would pull every answer towards its.
+        self.left = list(range(self.n_shards))
 
     def train(self, advance: Advance | None = None) -> None:
         """Train every shard on the data as they were."""
@@ -108,6 +111,8 @@ class Shards:
             self.restarted[k] = first
             self.states[k] = self.states[k][: first + 1]
             self._continue(int(k), first, deleted=True)
+            if self.rows(int(k), self.n_pieces - 1, deleted=True) is None:
+                self.left.remove(int(k))
             if advance:
                 advance(done, len(hit))
         return len(hit)
