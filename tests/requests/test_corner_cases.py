@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import itertools
+import random
+import re
 import sqlite3
 
 import numpy as np
@@ -16,7 +19,7 @@ from curerec.requests import ledger as ledgers
 from curerec.requests import maintain, runner
 from curerec.requests import table as tables
 from curerec.requests.audit import audit
-from curerec.requests.database import forget_pages
+from curerec.requests.database import connect, forget_pages
 from curerec.requests.desk import Desk
 from curerec.requests.ledger import Asked
 from curerec.requests.lock import held
@@ -210,6 +213,28 @@ def test_a_cancelled_request_is_erased_at_once(root):
         store.ledger.cancel(again)
         run(store, stand())
         assert b"usr018" not in bytes_under(root / "ledger.sqlite-wal") and forget_pages(store.db)
+
+
+def test_copies_that_the_ledger_made_of_ids_go_with_them(tmp_path, monkeypatch):
+    """Rows that SQLite moves to another page leave a copy behind, which deleting the row does not reach."""
+    draw = random.Random(5)
+    monkeypatch.setattr(ledgers.secrets, "token_hex", lambda n: draw.randbytes(n).hex())
+    connect(tmp_path / "ledger", create=True).close()
+    ledger = ledgers.Ledger(tmp_path / "ledger", b"k" * 32)
+    left, gone, number = set(), set(), itertools.count(1000)
+    for k in range(120):
+        longer = [draw.choice((0, 30, 700)) for _ in range(draw.choice((1, 2, 5, 40)))]
+        ids = [f"usr{next(number)}{'x' * more}" for more in longer]
+        name = ledger.add(Asked("users", tuple((i,) for i in ids), reason=ids[0][:400]))[0]
+        (gone if k % 2 else left).add((name, *(i[:7].encode() for i in ids)))
+    monkeypatch.setattr(ledgers, "forget_pages", lambda db: None)  # once for all of them
+    for name, *_ in gone:
+        ledger.cancel(name)
+    file = (tmp_path / "ledger", tmp_path / "ledger-wal")
+    assert forget_pages(ledger.db) and forget_pages(ledger.db)
+    found = set(re.findall(rb"usr\d{4}", b"".join(path.read_bytes() for path in file)))
+    assert found == {i for _, *ids in left for i in ids}
+    ledger.close()
 
 
 def test_one_bad_addition_of_many_at_once_is_refused_alone(root, monkeypatch):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import secrets
 import sqlite3
 from collections.abc import Iterator
 from pathlib import Path
@@ -118,7 +119,9 @@ TO_WRITE = (
     "journal_mode = WAL",
     "synchronous = FULL",  # a commit is on disk when it returns
     "secure_delete = ON",  # ids that are deleted are overwritten with zeros
+    "temp_store = MEMORY",  # and what waits is in no temporary file elsewhere, of VACUUM for one
 )
+REWRITE = "rewrite"  # key in `meta`: ids were deleted since the file was last written anew
 MEND = "Nothing was changed. Make room or mend the disk, then run the same command again"
 
 
@@ -255,16 +258,43 @@ def transaction(connection: sqlite3.Connection) -> Iterator[sqlite3.Connection]:
             raise
 
 
+def erasing(connection: sqlite3.Connection) -> None:
+    """Note that ids were deleted, inside of the caller's transaction: :func:`forget_pages` is due."""
+    # A mark of its own each time: what is deleted while the file is being written anew is due still.
+    connection.execute("INSERT OR REPLACE INTO meta VALUES (?, ?)", (REWRITE, secrets.token_hex(8)))
+
+
 def forget_pages(connection: sqlite3.Connection, *, patience_ms: int = 2000) -> bool:
-    """Take the write-ahead log into the file and empty it: old pages in it may hold ids that were deleted.
+    """Empty the write-ahead log and, where ids were deleted, write the file anew: both may still hold them.
+
+    ``secure_delete`` overwrites the rows that are deleted. It leaves the copies that SQLite left in unused
+    parts of pages whenever it moved rows to other pages, as more came in or others went.
 
     Returns:
-        Whether it is empty. A reader that holds on to an old state for longer than ``patience_ms`` keeps
-        it; then the next commit, cancellation or recovery empties it.
+        Whether nothing is left. A reader that holds on to an old state, or a writer, for longer than
+        ``patience_ms`` keeps it; then the next commit, cancellation or recovery does it.
     """
     with refusing():
         connection.execute(f"PRAGMA busy_timeout = {patience_ms}")
         try:
-            return connection.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchone()[0] == 0
+            # First, so that behind a reader the log does not grow by the whole file each time.
+            if not _empty_log(connection):
+                return False
+            due = connection.execute("SELECT key, value FROM meta WHERE key = ?", (REWRITE,)).fetchone()
+            if due is None:
+                return True
+            try:
+                sqlite3.Connection.execute(connection, "VACUUM")
+                done = "DELETE FROM meta WHERE key = ? AND value = ?"
+                sqlite3.Connection.execute(connection, done, tuple(due))
+            except sqlite3.OperationalError as error:
+                if error.sqlite_errorcode & 0xFF != sqlite3.SQLITE_BUSY:
+                    raise
+                return False
+            return _empty_log(connection)
         finally:
             connection.execute("PRAGMA busy_timeout = 30000")
+
+
+def _empty_log(connection: sqlite3.Connection) -> bool:
+    return bool(connection.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchone()[0] == 0)

@@ -16,7 +16,7 @@ from curerec.errors import DataError, RefusedError, RequestError
 from curerec.interactions import Interactions
 from curerec.requests import chain, keys
 from curerec.requests import table as tables
-from curerec.requests.database import forget_pages, transaction
+from curerec.requests.database import erasing, forget_pages, transaction
 from curerec.requests.ledger import now
 from curerec.requests.lock import held, runner
 from curerec.requests.recovery import recover
@@ -193,6 +193,7 @@ def shred(store: Store, request: str | None = None, *, today: str | None = None)
                     "UPDATE request SET shredded = 1, content_key = NULL, reason = NULL WHERE id = ?",
                     (one.request,),
                 )
+            erasing(db)
         for name in chosen:
             keys.destroy(store.root / "keys", name)
         store.write_records()
