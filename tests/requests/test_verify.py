@@ -6,14 +6,16 @@ import json
 import os
 import random
 import shutil
+import sqlite3
 import subprocess
 import tempfile
 from pathlib import Path
 
 import pytest
+import rfc8785
 from made_store import made_data, made_store, stand, users
 
-from curerec.errors import ConfigError, CurerecError
+from curerec.errors import ConfigError, CurerecError, StorageError
 from curerec.requests import maintain, signing
 from curerec.requests.audit import audit, audit_export, export
 from curerec.requests.ledger import Asked
@@ -310,6 +312,60 @@ def test_a_folder_that_is_missing_is_a_fault(name, made, tmp_path):
     shutil.rmtree(tmp_path / "store" / name)
     result = curerec("verify", tmp_path / "store")
     assert result.code == 1 and "FAULT" in result.out and not result.err
+
+
+def said(body, change):
+    content = json.loads(body)
+    change(content["predicate"], content["subject"])
+    return rfc8785.dumps(content)
+
+
+@pytest.mark.parametrize(
+    ("column", "change"),
+    [
+        ("body", lambda body: said(body, lambda made, subjects: subjects[0].update(digest="x"))),
+        ("body", lambda body: said(body, lambda made, subjects: made.update(request="x"))),
+        ("body", lambda body: said(body, lambda made, subjects: made["request"].update(due=5))),
+        ("body", lambda body: "text"),
+        ("sha256", lambda body: "x/../\0"),
+        ("signature", lambda body: "text"),
+    ],
+)
+def test_a_ledger_that_holds_what_none_writes_is_a_fault(column, change, made, tmp_path):
+    """Also where nothing of it can be read as a record; a traceback would say nothing of the rest."""
+    _, root, _ = made
+    shutil.copytree(root, tmp_path / "store", symlinks=True)
+    db = sqlite3.connect(tmp_path / "store" / "ledger.sqlite")
+    body = db.execute("SELECT body FROM record WHERE sequence = 3").fetchone()[0]
+    db.execute(f"UPDATE record SET {column} = ? WHERE sequence = 3", (change(body),))
+    db.commit()
+    db.close()
+    result = curerec("verify", tmp_path / "store")
+    assert result.code == 1 and "FAULT" in result.out and not result.err, result
+
+
+def test_a_damaged_page_of_the_ledger_is_a_fault_and_quotes_nothing(tmp_path):
+    """SQLite meets it at any row of an answer, and tells what it cannot read."""
+    root = made_store(tmp_path / "store")
+    with Store(root) as store:
+        name = store.ledger.add(users(0))[0]
+        run(store, stand())
+        store.ledger.add_all(users(k, j) for k in range(1, 30) for j in range(k))
+    raw = (root / "ledger.sqlite").read_bytes()
+    pages = range(4096, len(raw), 5 * 4096)
+    for at in pages:
+        (root / "ledger.sqlite").write_bytes(raw[:at] + bytes(4096) + raw[at + 4096 :])
+        results = [curerec("verify", root), curerec("request", "list", "--store", root)]
+        assert results[0].code == 1 and results[1].code in (0, 2), (at, results)
+        assert not any("Traceback" in result.err for result in results)
+    # A byte that no UTF-8 text holds, in all ids of users.
+    (root / "ledger.sqlite").write_bytes(raw.replace(b"usr0", b"usr\xff"))
+    with Store(root) as store:
+        for row in store.ledger.all(("open",), limit=9):
+            with pytest.raises(StorageError, match="ledger: is damaged") as error:
+                store.ledger.entries(row["id"])
+            assert "usr" not in str(error.value)
+        assert store.ledger.get(name)["state"] == "committed"
 
 
 def test_a_copy_that_cannot_be_written_is_verified(made, monkeypatch):

@@ -7,19 +7,21 @@ import hashlib
 import json
 import os
 import sqlite3
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import rfc8785
 
 from curerec.data import durable
-from curerec.errors import CurerecError, DataError
+from curerec.errors import CurerecError, DataError, StorageError
 from curerec.recommender import manifest
 from curerec.requests import chain, keys, signing
 from curerec.requests.chain import FILE_NAME, Link
 from curerec.requests.store import CURRENT, Store
 
+T = TypeVar("T")
 EXPORT = "curerec-ledger/1"
 
 
@@ -59,33 +61,51 @@ def audit(root: Path, *, public: Path | None = None, head: str | None = None) ->
         found: list[str] = []
         notes: list[str] = []
         _database(store.db, found)
-        links = store.links()
+        none: list[Link] = []
+        links = _sound(found, "ledger, its records", none, store.links)
         key = public or store.public_key
-        found += chain.faults(links, public=key, head=head)
+        found += _sound(found, "chain", [], chain.faults, links, public=key, head=head)
         if key is None and any(one.signature for one in links):
             found.append("records are signed, and the public key of the store is not there")
         elif key is None:
             notes.append("records are not signed")
         _dates(links, notes)
-        _files(store, links, found)
-        versions = _versions(store, links, found)
+        _sound(found, "records", None, _files, store, links, found)
+        versions = _sound(found, "versions", 0, _versions, store, links, found)
         try:
             store.table()
         except CurerecError as error:
             found.append(str(error))
-        _data(store, links, found, notes)
-        _reports(store, links, found)
-        _requests(store, links, found)
-        if store.db.execute("SELECT 1 FROM batch WHERE state = 'committing'").fetchone():
-            found.append("a commit was interrupted: `curerec request run` finishes it")
+        _sound(found, "stored table", None, _data, store, links, found, notes)
+        _sound(found, "reports", None, _reports, store, links, found)
+        _sound(found, "requests", None, _requests, store, links, found)
+        _sound(found, "batches", None, _cut_off, store, found)
         return Findings(
             len(links),
             versions,
             len(links) if key else 0,
-            tuple(found),
+            tuple(dict.fromkeys(found)),
             tuple(notes),
             links[-1].sha256 if links else None,
         )
+
+
+def _sound(
+    found: list[str], what: str, otherwise: T, check: Callable[..., T], *given: Any, **named: Any
+) -> T:
+    """What a check returns; where it cannot be done that is a fault: a ledger may hold anything."""
+    try:
+        return check(*given, **named)
+    except StorageError as error:  # of a page that is damaged
+        found.append(str(error))
+    except (AttributeError, TypeError, ValueError, KeyError):
+        found.append(f"{what}: cannot be checked, the ledger or a record holds what curerec never writes")
+    return otherwise
+
+
+def _cut_off(store: Store, found: list[str]) -> None:
+    if store.db.execute("SELECT 1 FROM batch WHERE state = 'committing'").fetchone():
+        found.append("a commit was interrupted: `curerec request run` finishes it")
 
 
 def _database(db: sqlite3.Connection, found: list[str]) -> None:
@@ -94,7 +114,7 @@ def _database(db: sqlite3.Connection, found: list[str]) -> None:
             found.append("ledger: its file is damaged")
         if db.execute("PRAGMA foreign_key_check").fetchone():
             found.append("ledger: a row points to one that is not there")
-    except sqlite3.DatabaseError:
+    except (StorageError, sqlite3.DatabaseError):
         found.append("ledger: its file is damaged")
 
 
@@ -236,7 +256,11 @@ def _subjects(one: Link) -> list[dict[str, Any]]:
 
 
 def export(store: Store) -> bytes:
-    """The ledger as one canonical JSON file without ids: states, versions, and the whole chain."""
+    """The ledger as one canonical JSON file without ids: states, versions, and the whole chain.
+
+    Raises:
+        DataError: a record in the ledger is damaged.
+    """
     links = store.links()
     content: dict[str, Any] = {
         "format": EXPORT,
@@ -253,7 +277,7 @@ def export(store: Store) -> bytes:
             {
                 "sha256": one.sha256,
                 "action": one.action,
-                "body": json.loads(one.body),
+                "body": chain.statement(one.body, where=f"record {one.sequence}"),
                 "signature": base64.b64encode(one.signature).decode() if one.signature else None,
             }
             for one in links

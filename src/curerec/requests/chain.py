@@ -138,7 +138,7 @@ def statement(body: bytes, *, where: str) -> dict[str, Any]:
     try:
         content = json.loads(body)
         canonical = rfc8785.dumps(content) == body
-    except (ValueError, RecursionError, rfc8785.CanonicalizationError):
+    except (ValueError, TypeError, RecursionError, rfc8785.CanonicalizationError):
         content, canonical = None, False
     if not canonical or not isinstance(content, dict):
         raise DataError("is not canonical JSON", where=where)

@@ -123,6 +123,7 @@ TO_WRITE = (
 )
 REWRITE = "rewrite"  # key in `meta`: ids were deleted since the file was last written anew
 MEND = "Nothing was changed. Make room or mend the disk, then run the same command again"
+DAMAGED = "Restore it from a backup"
 
 
 @contextlib.contextmanager
@@ -138,6 +139,8 @@ def refusing() -> Iterator[None]:
         raise
     except sqlite3.OperationalError as error:
         text = str(error)
+        if text.startswith("Could not decode"):  # and goes on with what is in the cell
+            raise StorageError("is damaged", where="ledger", mend=DAMAGED) from None
         reasons = {
             "full": "the disk is full",
             "disk I/O": "cannot be written (input/output error)",
@@ -148,7 +151,33 @@ def refusing() -> Iterator[None]:
         what = next((reason for sign, reason in reasons.items() if sign in text), "cannot be used")
         raise StorageError(what, where="ledger", mend=MEND) from None
     except sqlite3.DatabaseError:
-        raise StorageError("is damaged", where="ledger", mend="Restore it from a backup") from None
+        raise StorageError("is damaged", where="ledger", mend=DAMAGED) from None
+
+
+class Cursor(sqlite3.Cursor):
+    """Its rows as SQLite's; a page that is damaged may be met at any of them, not at the first alone."""
+
+    def fetchone(self) -> Any:
+        """The next row, or None.
+
+        Raises:
+            StorageError: as :func:`refusing`.
+        """
+        with refusing():
+            return super().fetchone()
+
+    def fetchall(self) -> list[Any]:
+        """The rows that are left.
+
+        Raises:
+            StorageError: as :func:`refusing`.
+        """
+        with refusing():
+            return super().fetchall()
+
+    def __next__(self) -> Any:
+        with refusing():
+            return super().__next__()
 
 
 class Connection(sqlite3.Connection):
@@ -161,7 +190,7 @@ class Connection(sqlite3.Connection):
             StorageError: as :func:`refusing`.
         """
         with refusing():
-            return super().execute(*arguments)
+            return self.cursor(Cursor).execute(*arguments)
 
 
 def connect(path: Path, *, create: bool = False, thread_check: bool = True) -> sqlite3.Connection:
