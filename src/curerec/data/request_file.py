@@ -86,12 +86,12 @@ def from_json(text: str, name: str) -> tuple[Any, list[tuple[str, Any]]]:
     """Kind and entries of a request in JSON, each with its place in it.
 
     Raises:
-        RequestError: it is none.
+        RequestError: it is none, or holds a key twice.
     """
     try:
-        content = json.loads(text)
+        content = json.loads(text, object_pairs_hook=_once)
     except (ValueError, RecursionError):
-        raise RequestError("is not JSON", where=name, mend=MEND) from None
+        raise RequestError("is not JSON, or holds a key twice", where=name, mend=MEND) from None
     if not isinstance(content, dict) or content.get("kind") not in ("users", "items", "interactions"):
         raise RequestError("does not say its kind", where=name, mend=MEND)
     ids, pairs = content.get("ids"), content["kind"] == "interactions"
@@ -103,6 +103,13 @@ def from_json(text: str, name: str) -> tuple[Any, list[tuple[str, Any]]]:
             raise RequestError(f"entry {number} of its ids is not {what}", where=name, mend=MEND)
     placed = [(f"entry {k}", tuple(map(str, i)) if pairs else str(i)) for k, i in enumerate(ids, start=1)]
     return content["kind"], placed
+
+
+def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """An object of JSON; of two lists of ids Python would take the last, and nobody be told of the first."""
+    if len({key for key, _ in pairs}) < len(pairs):
+        raise ValueError
+    return dict(pairs)
 
 
 def _fits(entry: Any, pair: bool) -> bool:
