@@ -162,6 +162,7 @@ def test_a_state_that_no_request_can_be_in_is_refused(service):
         (b'{"kind": "users", "ids": ["usr005"], "reason": 5}', 422),
         (b'{"kind": "users", "ids": ["usr005"], "reason": "SECRET\\ud800"}', 422),
         (b'{"kind": "users", "ids": ["usr005"], "SECRET": 5}', 422),
+        (b'{"kind": "users", "ids": ["usr005"], "ids": ["usr006"]}', 422),
         (b'{"kind": "users", "ids": ["' + b"x" * (1 << 20) + b'"]}', 413),
     ],
 )
@@ -202,6 +203,29 @@ def test_a_body_without_length_is_counted(service):
 def test_paths_to_nothing(service, path):
     _, port = service
     assert ask(port, "GET", path)[0] in (404, 422)
+
+
+@pytest.mark.parametrize(
+    ("method", "path", "body", "headers", "status"),
+    [
+        ("POST", "/run", b"[" * 100_000, {}, 422),
+        ("GET", f"/records/{2**63}", None, {}, 404),
+        ("GET", "/requests/r-0123456789abcdef/events", None, {"Last-Event-ID": "\xb2"}, 404),
+    ],
+)
+def test_numbers_and_depths_past_all_bounds(service, method, path, body, headers, status):
+    _, port = service
+    assert ask(port, method, path, body, headers=headers)[0] == status
+
+
+@pytest.mark.parametrize("last", ["\xb2", "9" * 30, "1", ""])
+def test_a_stream_starts_wherever_it_is_asked_to(service, last):
+    _, port = service
+    name = ask(port, "POST", "/requests", {"kind": "users", "ids": ["usr021"]})[1]["id"]
+    ask(port, "DELETE", f"/requests/{name}")
+    for path, headers in ((f"?after={2**63}", {}), ("", {"Last-Event-ID": last})):
+        status, told, _ = ask(port, "GET", f"/requests/{name}/events{path}", headers=headers)
+        assert status == 200 and told.endswith(b"event: end\ndata: {}\n\n")
 
 
 def test_cancel(service):

@@ -33,6 +33,7 @@ MAX_STREAMS = 100
 LOOK_S = 0.3  # between looks for new events
 CLERK_S = 5.0  # between looks for what is to be run
 QUIET_S = 15.0  # after which a stream says that it is alive
+LARGEST = 2**63 - 1  # number that SQLite takes
 ENDS = ("committed", "held", "cancelled")
 
 
@@ -162,7 +163,7 @@ def make_app(
     async def run(request: Request) -> Response:
         try:
             options = json.loads(await request.body() or b"{}")
-        except ValueError:
+        except (ValueError, RecursionError):
             options = None
         known = {"each", "retrain"}
         if not isinstance(options, dict) or not all(
@@ -188,7 +189,8 @@ def make_app(
 
     @app.get("/records/{sequence}")
     async def record(sequence: int) -> Response:
-        row = ledger.db.execute("SELECT body FROM record WHERE sequence = ?", (sequence,)).fetchone()
+        asked = (min(sequence, LARGEST),)
+        row = ledger.db.execute("SELECT body FROM record WHERE sequence = ?", asked).fetchone()
         if row is None:
             return _json({"error": "there is no such record"}, 404)
         return Response(row["body"], media_type="application/json")
@@ -248,7 +250,8 @@ def _constant(content: bytes, kind: str) -> Any:
 
 def _after(request: Request, after: int) -> int:
     last = request.headers.get("last-event-id", "")
-    return int(last) if last.isdigit() and len(last) < 19 else max(0, after)
+    # A raised two is a digit to Python, and no number.
+    return int(last) if last.isdecimal() and len(last) < 19 else min(max(0, after), LARGEST)
 
 
 def _json(content: Any, status_code: int = 200) -> Response:
