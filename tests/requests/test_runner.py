@@ -298,6 +298,13 @@ def test_a_shredded_key_makes_pseudonyms_untestable(root):
         maintain.ingest(store, made_data(2))
 
 
+def test_keys_that_are_kept_for_longer_than_there_are_years(tmp_path):
+    with Store(made_store(tmp_path / "store", retention_days=10**9)) as store:
+        store.ledger.add(users(1))
+        run(store, stand())
+        assert maintain.shred(store) == []
+
+
 def test_a_second_runner_is_refused(root):
     with Store(root) as store, runner(store.lock):
         assert maintain.status(store)["running"]

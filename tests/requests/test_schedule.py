@@ -22,6 +22,7 @@ from curerec.requests.lock import runner
 from curerec.requests.runner import run
 from curerec.requests.schedule import Clerk, Rule
 from curerec.requests.store import Store
+from made_commands import curerec
 
 
 class Desk:
@@ -86,6 +87,14 @@ def test_what_is_due_runs_at_once_and_what_is_not_waits(made):
     assert clerk.look() == {"each": False} and desk.store.ledger.counts()["committed"] == 2
     desk.store.ledger.add(Asked("users", (("usr003",),), due="2029-01-01"))  # late already: at once
     assert clerk.look() == {"each": False}
+
+
+def test_days_past_the_calendar_and_minutes_without_end(made, tmp_path):
+    clerk, desk, _, _ = made(Rule(before_days=10**9))
+    desk.store.ledger.add(Asked("users", (("usr001",),), due="9999-12-31"))
+    assert clerk.look() == {"each": False}
+    result = curerec("serve", "--store", tmp_path / "store", "--run-every", "inf")
+    assert result.code == 2 and "minutes" in result.err
 
 
 def test_what_is_held_is_retrained_in_time_and_not_tried_again_and_again(made):

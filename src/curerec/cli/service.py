@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 from typing import Annotated
 
@@ -61,9 +62,12 @@ def serve(
     each: Annotated[bool, typer.Option("--each", help="Such runs make a batch a request.")] = False,
 ) -> None:
     """Serve the store on this machine: requests, progress, reports, a page. Needs the extra `serve`."""
+    from curerec.errors import ConfigError
     from curerec.requests.schedule import Rule
     from curerec.requests.serve import serve as listen
 
+    if every is not None and not math.isfinite(every):  # inf: it would never run, and no JSON says so
+        raise ConfigError("is no number of minutes", where="serve --run-every", mend="Give one, such as 60")
     rule = Rule(None if every is None else 60 * every, before, retrain_before, each)
     say = lambda text: typer.echo(text, err=True)  # noqa: E731
     listen(store, host=host, port=port, names=name or (), token_file=token_file, say=say, rule=rule)

@@ -167,7 +167,8 @@ def shred(store: Store, request: str | None = None, *, today: str | None = None)
             chosen = [] if row["shredded"] else [request]
         else:
             day = datetime.date.fromisoformat(today) if today else datetime.datetime.now(datetime.UTC).date()
-            last = (day - datetime.timedelta(days=store.policy.retention_days)).isoformat()
+            kept = min(store.policy.retention_days, day.toordinal() - 1)  # there is no year 0
+            last = datetime.date.fromordinal(day.toordinal() - kept).isoformat()
             rows = store.db.execute(
                 "SELECT id FROM request WHERE state IN ('committed', 'cancelled') AND NOT shredded "
                 "AND substr(finished, 1, 10) <= ? ORDER BY id",

@@ -52,7 +52,7 @@ def due(store: Store, state: str, today: datetime.date, days: int | None) -> lis
     """Requests of a state whose date is at most so many days away."""
     if days is None:
         return []
-    last = (today + datetime.timedelta(days=days)).isoformat()
+    last = datetime.date.fromordinal(min(today.toordinal() + days, datetime.date.max.toordinal())).isoformat()
     rows = store.db.execute(
         "SELECT id FROM request WHERE state = ? AND due <= ? ORDER BY id", (state, last)
     ).fetchall()
