@@ -7,6 +7,7 @@ import itertools
 import random
 import re
 import sqlite3
+import threading
 
 import numpy as np
 import pytest
@@ -14,7 +15,8 @@ from made_store import bytes_under, made_data, made_store, predicates, stand, st
 
 from curerec.data import request_file
 from curerec.data.table import interactions
-from curerec.errors import DataError, RefusedError, RequestError
+from curerec.errors import DataError, RefusedError, RequestError, StorageError
+from curerec.requests import desk as desks
 from curerec.requests import ledger as ledgers
 from curerec.requests import maintain, runner
 from curerec.requests import table as tables
@@ -258,6 +260,31 @@ def test_one_bad_addition_of_many_at_once_is_refused_alone(root, monkeypatch):
     answers = asyncio.run(all_at_once())
     assert [k for k, one in enumerate(answers) if isinstance(one, Exception)] == [3]
     assert "somebody" not in str(answers[3]) and states(root)["open"] == 8
+
+
+def test_a_look_at_the_ledger_that_fails_does_not_end_the_service_s_writing(root, monkeypatch):
+    """Who writes would be gone, and every addition after it wait for ever."""
+    real, failed = ledgers.Ledger.meta, threading.Event()
+
+    def meta(self, key):
+        if threading.current_thread().name == "ledger" and not failed.is_set():
+            failed.set()
+            raise StorageError("cannot be written (input/output error)", where="ledger")
+        return real(self, key)
+
+    monkeypatch.setattr(ledgers.Ledger, "meta", meta)
+    monkeypatch.setattr(desks, "LOOK_S", 0.01)
+
+    async def later():
+        desk = Desk(root)
+        desk._table = ("of before", None)
+        while not failed.is_set():
+            await asyncio.sleep(0.01)
+        added = await asyncio.wait_for(desk.add(users(2), ()), 20)
+        desk.close()
+        return added
+
+    assert asyncio.run(later())[1] and states(root)["open"] == 1
 
 
 def test_a_request_file_that_is_too_large_is_not_read_into_memory(root, tmp_path, monkeypatch):

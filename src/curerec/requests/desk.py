@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import queue
 import subprocess
 import sys
@@ -113,7 +114,8 @@ class Desk:
                 try:
                     first = self._todo.get(timeout=LOOK_S)
                 except queue.Empty:
-                    self._let_go(store)
+                    with contextlib.suppress(CurerecError):  # a disk that fails: the next look sees
+                        self._let_go(store)
                     continue
                 if first is None:
                     return
