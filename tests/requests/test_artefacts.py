@@ -11,7 +11,7 @@ from made_store import bytes_under, fill, made_store, made_table, predicates, st
 from curerec.data import durable
 from curerec.data.cache import retain_side_at
 from curerec.errors import RefusedError, RequestError
-from curerec.recommender import stored_answers
+from curerec.recommender import bases, storage, stored_answers
 from curerec.requests import maintain, runner
 from curerec.requests import store as stores
 from curerec.requests.audit import audit
@@ -88,10 +88,24 @@ def test_a_base_model_is_no_artefact(root, tmp_path):
     (tmp_path / "models" / "base").mkdir(parents=True)
     with Store(root) as store:
         store.ledger.set_meta("base", str(tmp_path / "models" / "base"))
-        with pytest.raises(RequestError, match="base model"):
-            maintain.register(store, tmp_path / "models", kind="cache", policy="destroy")
+        (tmp_path / "models" / "base" / "weights").write_text("x")
+        for path in (tmp_path / "models", tmp_path / "models" / "base" / "weights"):
+            with pytest.raises(RequestError, match="base model"):
+                maintain.register(store, path, kind="cache", policy="destroy")
         with runner.runner(store.lock), pytest.raises(RefusedError, match="another run"):
             maintain.register(store, tmp_path / "models", kind="cache", policy="list")
+
+
+def test_a_base_model_that_is_found_by_its_name_is_no_artefact(root, tmp_path, monkeypatch):
+    """As with every store whose base `curerec train` made: it is in the cache, and no path of it is kept."""
+    made = tmp_path / "cache" / "nano-0123"
+    made.mkdir(parents=True)
+    monkeypatch.setattr(bases, "resolve", lambda name, *, offline: made if offline else None)
+    monkeypatch.setattr(storage, "read_card", lambda folder: {"base": {"name": made.name}})
+    with Store(root) as store:
+        with pytest.raises(RequestError, match="base model"):
+            maintain.register(store, tmp_path / "cache", kind="cache", policy="destroy")
+        maintain.register(store, tmp_path / "cache", kind="cache", policy="list")
 
 
 @pytest.mark.parametrize("old", ["destroy", "quarantine"])

@@ -19,6 +19,7 @@ from curerec.requests import schedule
 from curerec.requests.audit import audit
 from curerec.requests.ledger import Asked
 from curerec.requests.lock import runner
+from curerec.requests.maintain import status
 from curerec.requests.runner import run
 from curerec.requests.schedule import Clerk, Rule
 from curerec.requests.store import Store
@@ -95,6 +96,14 @@ def test_days_past_the_calendar_and_minutes_without_end(made, tmp_path):
     assert clerk.look() == {"each": False}
     result = curerec("serve", "--store", tmp_path / "store", "--run-every", "inf")
     assert result.code == 2 and "minutes" in result.err
+
+
+def test_the_status_tells_the_budgets_that_the_next_run_will_have(made):
+    _, desk, _, _ = made(Rule())
+    assert status(desk.store)["drift"]["distance_budget"] == 0.5
+    policy = desk.store.root / "policy.yaml"
+    policy.write_text(policy.read_text().replace("drift_budget: 0.5", "drift_budget: 0.7"))
+    assert status(desk.store)["drift"]["distance_budget"] == 0.7
 
 
 def test_what_is_held_is_retrained_in_time_and_not_tried_again_and_again(made):

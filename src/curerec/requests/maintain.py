@@ -10,17 +10,19 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
+from curerec.config import read_yaml
 from curerec.data import durable
 from curerec.data.edited import adding, keeping
-from curerec.errors import DataError, RefusedError, RequestError
+from curerec.errors import CurerecError, DataError, RefusedError, RequestError
 from curerec.interactions import Interactions
 from curerec.requests import chain, keys
 from curerec.requests import table as tables
 from curerec.requests.database import erasing, forget_pages, transaction
 from curerec.requests.ledger import now
 from curerec.requests.lock import held, runner
+from curerec.requests.policy import Policy
 from curerec.requests.recovery import recover
-from curerec.requests.store import CURRENT, Store
+from curerec.requests.store import CURRENT, POLICY, Store
 
 
 def versions(store: Store) -> list[dict[str, Any]]:
@@ -215,10 +217,10 @@ def register(store: Store, path: Path, *, kind: str, policy: str) -> None:
     if policy != "list" and not os.access(full.parent, os.W_OK | os.X_OK):
         mend = "A commit that cannot remove it could not end; give the rights, or use --policy list"
         raise RequestError("could not be removed (no permission)", where="artefact", mend=mend)
-    base = store.ledger.meta("base")
-    if policy != "list" and base is not None and Path(base).is_relative_to(full):
+    base = _base(store) if policy != "list" else None
+    if base is not None and (base.is_relative_to(full) or full.is_relative_to(base)):
         mend = "Without it no version can be loaded; it is not changed by a request"
-        raise RequestError("holds the base model of this store", where="artefact", mend=mend)
+        raise RequestError("holds the base model of this store, or is of it", where="artefact", mend=mend)
     # Under the lock, so that what a commit destroys is what its record lists.
     with runner(store.lock), transaction(store.db) as db:
         db.execute(
@@ -229,10 +231,25 @@ def register(store: Store, path: Path, *, kind: str, policy: str) -> None:
         )
 
 
+def _base(store: Store) -> Path | None:
+    """Folder of the base model, where it is on this machine: named at `init`, or found by its name."""
+    if (named := store.ledger.meta("base")) is not None:
+        return Path(named).resolve()
+    from curerec.recommender import bases, storage  # with all of the libraries for models
+
+    try:
+        card = storage.read_card(store.root / "versions" / store.version)
+        return bases.resolve(card["base"]["name"], offline=True).resolve()
+    except (CurerecError, LookupError, TypeError):
+        return None
+
+
 def status(store: Store) -> dict[str, Any]:
     """How a store stands; no id of a person is in it."""
     from curerec.requests.gate import used_up
 
+    # As the next run reads it: a service opened its store long ago.
+    policy = read_yaml(Policy, store.root / POLICY)
     drift, auc_drop = store.drift()
     running = store.db.execute(
         "SELECT id, stage, created FROM batch WHERE state IN ('running', 'committing') ORDER BY created"
@@ -247,11 +264,11 @@ def status(store: Store) -> dict[str, Any]:
         "batches": [dict(row) for row in running],
         "drift": {
             "distance": drift,
-            "distance_budget": store.policy.drift_budget,
+            "distance_budget": policy.drift_budget,
             "auc_drop": auc_drop,
-            "auc_budget": store.policy.auc_budget,
+            "auc_budget": policy.auc_budget,
         },
-        "retrain_due": used_up(store.policy, (drift, auc_drop)),
+        "retrain_due": used_up(policy, (drift, auc_drop)),
         "records": 0 if head is None else head.sequence,
         "head": None if head is None else head.sha256,
         "versions": [one for one in versions(store) if one["state"] != "destroyed"],
