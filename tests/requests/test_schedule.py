@@ -15,7 +15,8 @@ from made_store import made_store, stand, users
 
 from curerec.errors import RequestError
 from curerec.requests import desk as desks
-from curerec.requests import schedule
+from curerec.requests import recovery, schedule
+from curerec.requests import runner as runs
 from curerec.requests.audit import audit
 from curerec.requests.ledger import Asked
 from curerec.requests.lock import runner
@@ -134,6 +135,28 @@ def test_a_worker_that_dies_is_tried_again_ever_later(made):
     gaps = [b - a for a, b in itertools.pairwise(starts)]
     assert gaps[:4] == [10, 20, 40, 80] and max(gaps) == schedule.LONGEST_WAIT_S
     assert desk.store.ledger.counts()["committed"] == 1 and clerk.failures == 0
+
+
+def test_a_worker_that_breaks_off_after_the_decision_is_not_tried_at_every_look(made, monkeypatch):
+    """An error that nobody expected ends Python with 1, as what is held does."""
+    clerk, desk, clock, _ = made(Rule(every_s=0))
+    desk.store.ledger.add(users(1))
+
+    def start(options):
+        desk.starts, desk.last_exit = desk.starts + 1, 1
+        with pytest.raises(RuntimeError):
+            run(desk.store, desk.engine, **options)
+
+    def finish(store, batch):
+        raise RuntimeError
+
+    monkeypatch.setattr(desk, "start", start)
+    for place in (runs, recovery):
+        monkeypatch.setattr(place, "finish", finish)
+    for second in range(10):
+        clock[0] = float(second)
+        clerk.look()
+    assert (desk.starts, clerk.failures) == (1, 1)
 
 
 @pytest.mark.parametrize("retrain", [False, True])

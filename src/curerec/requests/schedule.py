@@ -95,7 +95,9 @@ class Clerk:
             return None
         if desk.starts > self._counted:
             self._counted = desk.starts
-            self.failures = self.failures + 1 if desk.last_exit not in (0, 1) else 0
+            # Python ends with 1, too, after an error that nobody expected; a run that ended leaves nothing.
+            died = desk.last_exit not in (0, 1) or interrupted(store) is not None
+            self.failures = self.failures + 1 if died else 0
         waited = float("inf") if self.last_start is None else self.clock() - self.last_start
         if self.failures and waited < min(LONGEST_WAIT_S, FIRST_WAIT_S * 2 ** (self.failures - 1)):
             return None
