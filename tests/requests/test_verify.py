@@ -314,6 +314,21 @@ def test_a_folder_that_is_missing_is_a_fault(name, made, tmp_path):
     assert result.code == 1 and "FAULT" in result.out and not result.err
 
 
+def test_a_table_of_before_does_not_pass_where_the_key_that_would_tell_is_gone(tmp_path):
+    root = made_store(tmp_path / "store")
+    with Store(root) as store:
+        before = store.ledger.meta("data")
+        shutil.copytree(root / "data" / before, tmp_path / "before")
+        name = store.ledger.add(users(1))[0]
+        run(store, stand())
+        shutil.rmtree(root / "data" / store.ledger.meta("data"))
+        shutil.copytree(tmp_path / "before", root / "data" / before)
+        store.ledger.set_meta("data", before)
+        assert "usr001" in store.table().data.users.tolist()
+    (root / "keys" / name).unlink()
+    assert any("cannot be compared" in fault for fault in audit(root).faults)
+
+
 def said(body, change):
     content = json.loads(body)
     change(content["predicate"], content["subject"])

@@ -170,7 +170,8 @@ def _data(store: Store, links: list[Link], found: list[str], notes: list[str]) -
         try:
             key = keys.read(store.root / "keys", owner)
         except CurerecError:
-            notes.append(f"the key of record {one.sequence} is not there: the table was not compared")
+            # One that was destroyed has a record of that after it, which names the table in its place.
+            found.append(f"keys: that of record {one.sequence} is not there: the table cannot be compared")
             return
         if keys.tag(key, "data", store.ledger.meta("data") or "") != said:
             found.append(f"stored table: is not the one that record {one.sequence} names")
