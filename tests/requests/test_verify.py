@@ -329,6 +329,21 @@ def test_a_table_of_before_does_not_pass_where_the_key_that_would_tell_is_gone(t
     assert any("cannot be compared" in fault for fault in audit(root).faults)
 
 
+def test_a_version_of_before_that_is_called_lawful_again_does_not_pass(tmp_path):
+    """`rollback` would serve it."""
+    root = made_store(tmp_path / "store")
+    with Store(root) as store:
+        before = store.version
+        shutil.copytree(store.version_folder(), tmp_path / "before")
+        run(store, stand(), retrain=True)  # of no request: the version before stays lawful
+        assert not audit(root).faults
+        store.ledger.add(users(1))
+        run(store, stand())
+        shutil.copytree(tmp_path / "before", root / "versions" / before)
+        store.db.execute("UPDATE version SET state = 'lawful' WHERE id = ?", (before,))
+    assert any("deleted" in fault for fault in audit(root).faults)
+
+
 def said(body, change):
     content = json.loads(body)
     change(content["predicate"], content["subject"])

@@ -148,6 +148,8 @@ def _versions(store: Store, links: list[Link], found: list[str]) -> int:
     lawful = {row["id"] for row in rows if row["state"] == "lawful"}
     if store.version not in lawful:
         found.append("version in force: is not lawful")
+    if lawful - _never_overtaken(links):
+        found.append("versions: one is said to be lawful that knew rows which a record says were deleted")
     for name in sorted(lawful):
         try:
             store.version_folder(name)
@@ -158,6 +160,17 @@ def _versions(store: Store, links: list[Link], found: list[str]) -> int:
         if path.name not in lawful and not path.name.startswith(durable.TEMPORARY):
             found.append("versions: holds a folder that is no lawful version")
     return len(lawful)
+
+
+def _never_overtaken(links: list[Link]) -> set[str]:
+    """Versions that the records put in force, less those that a deletion of training rows came after."""
+    kept: set[str] = set()
+    for one in links:
+        if one.action == "deletion" and _get(_predicate(one), "batch", "training_rows"):
+            kept.clear()
+        if version := chain.version_of(one):
+            kept.add(version)
+    return kept
 
 
 def _data(store: Store, links: list[Link], found: list[str], notes: list[str]) -> None:
