@@ -14,7 +14,7 @@ from curerec.recommender.fitting import memory_bytes, prompts_that_fit
 from curerec.recommender.runtime import Offload, RuntimeConfig
 from curerec.recommender.score import answer_logits, at_a_time, to_batch
 from curerec.recommender.tune import TuneConfig, tune
-from made_families import TYPES, in_double, lora_on, made_family_model
+from made_families import TYPES, in_double, left_padded, lora_on, made_family_model
 from made_models import made_prompts
 
 PROMPTS, ENCODER = made_prompts(12)
@@ -65,6 +65,25 @@ def test_the_same_answers_and_gradients_in_parts(model_type, lora, small, monkey
     with torch.no_grad():  # nothing is kept, so nothing is cut
         answer_logits(model, *to_batch(PROMPTS, index, CPU), ENCODER.answers, lean=True)
     assert sizes == [5, 5, 2]
+
+
+@pytest.mark.parametrize("model_type", ["llama", "gpt2"])
+def test_padding_on_the_left_and_other_embeddings_go_along_with_their_parts(model_type, small):
+    model = made_family_model(model_type, WORDS)
+    ids, last, mask = left_padded(PROMPTS, np.arange(12))
+    plain, end = to_batch(PROMPTS, np.arange(12), CPU)
+    embeds = torch.randn(*plain.shape, model.config.hidden_size, requires_grad=True)
+    params = [p for p in model.parameters() if p.requires_grad]
+
+    def asked():
+        masked = answer_logits(model, ids, last, ENCODER.answers, lean=True, mask=mask)
+        given = answer_logits(model, plain, end, ENCODER.answers, lean=True, inputs_embeds=embeds)
+        loss = masked.square().sum() + given.square().sum()
+        return masked.detach(), given.detach(), torch.autograd.grad(loss, [embeds, *params])
+
+    want = asked()
+    small(model, 5)
+    torch.testing.assert_close(asked(), want, rtol=1e-4, atol=2e-5)
 
 
 @pytest.mark.parametrize("model_type", ["llama", "gpt2"])

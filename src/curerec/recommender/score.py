@@ -68,8 +68,9 @@ def answer_logits(
     if hasattr(model, "answer_logits"):  # several models that answer together
         return model.answer_logits(ids, last, answers)
     if lean and cut and torch.is_grad_enabled() and (few := _fewer(model, ids, runtime)):
-        parts = zip(ids.split(few), last.split(few), strict=True)
-        return torch.cat([_twice(model, *part, answers, runtime) for part in parts])
+        parts = [slice(k, k + few) for k in range(0, len(ids), few)]
+        of = [(ids[k], last[k], _part(inputs_embeds, k), _part(mask, k)) for k in parts]
+        return torch.cat([_twice(model, *part, answers, runtime) for part in of])
     base = model.get_base_model() if hasattr(model, "get_base_model") else model
     inputs = {"input_ids": ids} if inputs_embeds is None else {"inputs_embeds": inputs_embeds}
     if mask is not None:
@@ -99,21 +100,27 @@ def _all_here(runtime: RuntimeConfig | None) -> RuntimeConfig | None:
     return runtime.model_copy(update={"offload_bytes": 0}) if runtime else None
 
 
+def _part(given: torch.Tensor | None, rows: slice) -> torch.Tensor | None:
+    return None if given is None else given[rows]
+
+
 def _twice(
     model: Any,
     ids: torch.Tensor,
     last: torch.Tensor,
+    inputs_embeds: torch.Tensor | None,
+    mask: torch.Tensor | None,
     answers: tuple[int, int],
     runtime: RuntimeConfig | None,
 ) -> Float[torch.Tensor, "batch 2"]:
     """Answer logits of which nothing is kept: the way back computes the pass anew."""
-    runtime = _all_here(runtime)
+    more: dict[str, Any] = {"lean": True, "cut": False, "runtime": _all_here(runtime)}
 
-    def run(ids: torch.Tensor, last: torch.Tensor) -> torch.Tensor:
-        return answer_logits(model, ids, last, answers, lean=True, cut=False, runtime=runtime)
+    def run(ids: Any, last: Any, embeds: Any, mask: Any) -> torch.Tensor:
+        return answer_logits(model, ids, last, answers, inputs_embeds=embeds, mask=mask, **more)
 
     # As arguments: dropout is drawn again on the way back, on the devices of the arguments.
-    found: torch.Tensor = checkpoint(run, ids, last, use_reentrant=False)
+    found: torch.Tensor = checkpoint(run, ids, last, inputs_embeds, mask, use_reentrant=False)
     return found
 
 
