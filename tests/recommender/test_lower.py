@@ -159,6 +159,22 @@ def test_weights_that_change_are_not_answered_for_by_what_they_were(monkeypatch)
     np.testing.assert_allclose(score(model, PROMPTS, ENCODER.answers), want, atol=1e-5)
 
 
+@pytest.mark.parametrize("model_type", ["llama", "gemma3_text", "phi", "phi3"])
+def test_other_rotations_are_another_base(model_type):
+    more = {"layer_types": ["sliding_attention", "full_attention", "full_attention"]}
+    options = {"gemma3_text": more, "phi": {"partial_rotary_factor": 1.0}}.get(model_type, {})
+    model = made_family_model(model_type, WORDS, num_hidden_layers=3, **options).bfloat16()
+    rounded = lora_on(copy.deepcopy(model), layers=(2,))
+    decoder = family_of(model).decoder(model)
+    decoder.rotary_emb = type(decoder.rotary_emb)(decoder.config)  # as a model is that was loaded in bfloat16
+    exact = lora_on(model, layers=(2,))
+    first = score(rounded, PROMPTS, ENCODER.answers)
+    found = score(exact, PROMPTS, ENCODER.answers)
+    lower.forget_states()
+    np.testing.assert_array_equal(found, score(exact, PROMPTS, ENCODER.answers))
+    assert np.abs(found - first).max() > 0
+
+
 def test_only_where_nothing_below_can_change_or_is_listened_to():
     def made():
         return lora_on(made_model(WORDS, layers=3), layers=(2,))

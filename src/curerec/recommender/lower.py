@@ -143,10 +143,15 @@ def _plain(module: Any) -> bool:
 
 
 def _below(model: Any, first: int) -> list[Any]:
-    """Everything that a state entering layer ``first`` is made by: embeddings, positions, layers."""
+    """Everything that a state entering layer ``first`` is made by: embeddings, positions, layers.
+
+    Rotations are no layer's own: the decoder has a module for them, whose frequencies lie in buffers. In half
+    precision they are rounded where a whole model was moved to it, and not where it was loaded in it.
+    """
     family = family_of(model)
     decoder = family.decoder(model)
     positions = [] if family.positions is None else [decoder.get_submodule(family.positions)]
+    positions += [m for name, m in decoder.named_children() if name.startswith("rotary_emb")]
     return [decoder.get_input_embeddings(), *positions, *family.layer_list(model)[:first]]
 
 
