@@ -8,12 +8,19 @@ import pyarrow as pa
 import pytest
 import torch
 
+from curerec import pipeline
+from curerec.config import parse
+from curerec.errors import ModelError
 from curerec.machine import timed_on
 from curerec.methods import METHODS
 from curerec.opened import open_recommender, titles_note
 from curerec.pipeline import task_for
+from curerec.recipe import Recipe
 from curerec.recommender import storage
+from curerec.recommender.nano import nano_tokenizer
+from curerec.recommender.storage import write_model
 from curerec.splitting import granted
+from made_families import made_family_model
 from made_recommender import DATA, USERS, trained
 from made_recommender import opened as opened_again
 
@@ -39,6 +46,38 @@ def test_titles_of_the_training_are_known_and_others_are_noted(tmp_path):
     assert "titles" in open_recommender(folder, others, base=opened_again(folder).base).note
     del card["data"]["titles"]  # a card of before
     assert titles_note(card, others) is None
+
+
+def fitted(folder, model_type="gpt2", **more):
+    """A recommender of a base whose positions are given, and of a split whose longest prompts are in D_v."""
+    base = folder / "base"
+    tokenizer = nano_tokenizer(DATA.titles["title"].to_pylist())
+    write_model(made_family_model(model_type, len(tokenizer), scale=0.1, **more), tokenizer, base)
+    recipe = {
+        "split": {"train": 150, "other": 60, "seed": 3},
+        "model": {"base": str(base), "kind": "lora", "lora": {"r": 2, "alpha": 4}, "tuning": {"epochs": 0.2}},
+    }
+    pipeline.train(DATA, parse(Recipe, recipe, where="test"), folder / "out", base=base)
+    return folder / "out"
+
+
+def test_prompts_longer_than_the_positions_are_refused_whoever_asks_them(tmp_path, monkeypatch):
+    monkeypatch.setattr(pipeline, "tune", lambda *args, **named: pytest.fail("trained before"))
+    with pytest.raises(ModelError, match="65 positions, the longest prompt 66"):
+        fitted(tmp_path / "few", max_position_embeddings=65)
+    turned = {"rope_type": "longrope", "short_factor": [1.0, 1.0], "long_factor": [2.0, 2.0]}
+    turned |= {"rope_theta": 10000.0, "factor": 4.0}
+    with pytest.raises(ModelError, match="65 positions, the longest prompt 66"):
+        fitted(tmp_path / "turned", "phi3", rope_parameters=turned, original_max_position_embeddings=65)
+
+
+def test_titles_that_became_too_long_for_the_positions_are_refused(tmp_path):
+    folder = fitted(tmp_path, max_position_embeddings=66)
+    at = DATA.titles.schema.get_field_index("title")
+    longer = pa.array([f"{title} {title}" for title in DATA.titles["title"].to_pylist()])
+    others = replace(DATA, titles=DATA.titles.set_column(at, "title", longer))
+    with pytest.raises(ModelError, match="has 66 positions"):
+        open_recommender(folder, others, base=tmp_path / "base")
 
 
 def test_the_card_says_what_its_seconds_depend_on(tmp_path):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +14,7 @@ from peft import get_peft_model
 from curerec.errors import ConfigError, ModelError
 from curerec.interactions import Interactions
 from curerec.progress import Clock
-from curerec.prompts.encoding import Encoder, Prompts, queries
+from curerec.prompts.encoding import Encoder, queries
 from curerec.prompts.templates import TEMPLATES
 from curerec.recipe import ModelConfig, Recipe
 from curerec.recommender import bases, lora, parallel, storage
@@ -23,6 +24,9 @@ from curerec.recommender.spread import spread_base
 from curerec.recommender.tune import tune
 from curerec.records import Examples, Recommender
 from curerec.splitting import public_split
+
+#: Of a model that turns positions by other frequencies beyond it.
+ORIGINAL_END = "original_max_position_embeddings"
 
 
 def device() -> torch.device:
@@ -193,19 +197,32 @@ def check_finite(model: Any) -> None:
         )
 
 
-def check_fits(model: Any, prompts: Prompts) -> None:
+def check_fits(model: Any, encoder: Encoder, data: Interactions, parts: Iterable[Examples]) -> None:
     """Refuse prompts longer than the model's positions.
+
+    Where a model turns positions by other frequencies from some length on (``longrope``), that is its end:
+    the frequencies are chosen for a batch, so a prompt's answer would depend on those beside it.
+
+    Args:
+        model: plain or PEFT-wrapped.
+        encoder: of its prompts.
+        data: interactions.
+        parts: all examples that it will be asked about or trained on.
 
     Raises:
         ModelError: naming both lengths.
     """
-    room = getattr(model.config, "max_position_embeddings", None)
-    longest = int(prompts.lengths.max())
-    if room and longest > room:
+    turns = getattr(model.config, "rope_parameters", None) or {}
+    ends = (getattr(model.config, "max_position_embeddings", None), turns.get(ORIGINAL_END))
+    room = min((end for end in ends[: 1 + (turns.get("rope_type") == "longrope")] if end), default=None)
+    if room is None:
+        return
+    longest = max(int(encoder.encode(queries(data, part)).lengths.max(initial=0)) for part in parts)
+    if longest > room:
         raise ModelError(
             f"has {room} positions, the longest prompt {longest} tokens",
             where="base model",
-            mend="Use a model with more positions or shorter titles",
+            mend="Use a model with more positions, a shorter split.history or shorter titles",
         )
 
 

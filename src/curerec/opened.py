@@ -9,7 +9,8 @@ from typing import Any
 
 from curerec.errors import ModelError
 from curerec.interactions import Interactions
-from curerec.models import device, fresh_model, spreads
+from curerec.models import check_fits, device, fresh_model, spreads
+from curerec.prompts.encoding import Encoder
 from curerec.recipe import Recipe, recipe_of_card
 from curerec.recommender import bases, storage, stored_answers, waypoints
 from curerec.recommender.copies import base_of
@@ -47,7 +48,8 @@ def open_recommender(
 ) -> Opened:
     """Load a recommender and rebuild the split that it was trained on.
 
-    Titles that are not those of its training are no obstacle, but are noted.
+    Titles that are not those of its training are no obstacle, but are noted; those that make prompts longer
+    than the model's positions are one.
 
     Args:
         folder: of the recommender.
@@ -59,7 +61,8 @@ def open_recommender(
 
     Raises:
         ConfigError: the base cannot be cut: no adapter is on it, or it is in few bits.
-        ModelError: the data are not those that it was trained on, or its files are not what its card says.
+        ModelError: the data are not those that it was trained on, its files are not what its card says, or
+            its prompts do not fit the model.
     """
     card = storage.read_card(folder)
     if card["data"]["fingerprint"] != data.fingerprint:
@@ -81,6 +84,9 @@ def open_recommender(
     else:
         recommender = storage.load(folder, base, device=device())
     split = split_of(data, recipe.split)
+    if titles_note(card, data):  # longer ones may be more than it has positions for
+        encoder = Encoder(recommender.tokenizer, recommender.template, data.titles["title"].to_pylist())
+        check_fits(recommender.model, encoder, data, (split.train, split.control, split.valid, split.test))
     own = stored_answers.read(recommender, data, stored_answers.asked_in_training(split))
     return Opened(recommender, recipe, data, split, base, note, own, waypoints=waypoints.stored(recommender))
 

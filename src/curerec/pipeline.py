@@ -80,7 +80,8 @@ def train(
     tokenizer = storage.load_tokenizer(folder, where=f"base model {folder.name}")
     encoder = Encoder(tokenizer, recipe.model.template, data.titles["title"].to_pylist())
     prompts = encoder.encode(queries(data, examples))
-    check_fits(model, prompts)
+    # Those that are asked after the training, too: they may be the longest.
+    check_fits(model, encoder, data, (examples, split.control, split.valid, split.test))
     recorder = Recorder(recipe.model.waypoints) if recipe.model.waypoints and without is None else None
     with clock.stage("fine-tune") as advance:
         tune(
