@@ -14,7 +14,7 @@ from peft import get_peft_model
 from curerec.errors import ConfigError, ModelError
 from curerec.interactions import Interactions
 from curerec.progress import Clock
-from curerec.prompts.encoding import Encoder, queries
+from curerec.prompts.encoding import Encoder, Prompts, queries
 from curerec.prompts.templates import TEMPLATES
 from curerec.recipe import ModelConfig, Recipe
 from curerec.recommender import bases, lora, parallel, storage
@@ -197,7 +197,7 @@ def check_finite(model: Any) -> None:
         )
 
 
-def check_fits(model: Any, encoder: Encoder, data: Interactions, parts: Iterable[Examples]) -> None:
+def check_fits(model: Any, asked: Iterable[Prompts]) -> None:
     """Refuse prompts longer than the model's positions.
 
     Where a model turns positions by other frequencies from some length on (``longrope``), that is its end:
@@ -205,9 +205,7 @@ def check_fits(model: Any, encoder: Encoder, data: Interactions, parts: Iterable
 
     Args:
         model: plain or PEFT-wrapped.
-        encoder: of its prompts.
-        data: interactions.
-        parts: all examples that it will be asked about or trained on.
+        asked: all prompts that it will be asked or trained on, each set [n].
 
     Raises:
         ModelError: naming both lengths.
@@ -217,7 +215,7 @@ def check_fits(model: Any, encoder: Encoder, data: Interactions, parts: Iterable
     room = min((end for end in ends[: 1 + (turns.get("rope_type") == "longrope")] if end), default=None)
     if room is None:
         return
-    longest = max(int(encoder.encode(queries(data, part)).lengths.max(initial=0)) for part in parts)
+    longest = max(int(prompts.lengths.max(initial=0)) for prompts in asked)
     if longest > room:
         raise ModelError(
             f"has {room} positions, the longest prompt {longest} tokens",

@@ -10,7 +10,7 @@ from typing import Any
 from curerec.errors import ModelError
 from curerec.interactions import Interactions
 from curerec.models import check_fits, device, fresh_model, spreads
-from curerec.prompts.encoding import Encoder
+from curerec.prompts.encoding import Encoder, queries
 from curerec.recipe import Recipe, recipe_of_card
 from curerec.recommender import bases, storage, stored_answers, waypoints
 from curerec.recommender.copies import base_of
@@ -86,7 +86,8 @@ def open_recommender(
     split = split_of(data, recipe.split)
     if titles_note(card, data):  # longer ones may be more than it has positions for
         encoder = Encoder(recommender.tokenizer, recommender.template, data.titles["title"].to_pylist())
-        check_fits(recommender.model, encoder, data, (split.train, split.control, split.valid, split.test))
+        parts = (split.train, split.control, split.valid, split.test)
+        check_fits(recommender.model, (encoder.encode(queries(data, part)) for part in parts))
     own = stored_answers.read(recommender, data, stored_answers.asked_in_training(split))
     return Opened(recommender, recipe, data, split, base, note, own, waypoints=waypoints.stored(recommender))
 

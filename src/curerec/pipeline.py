@@ -80,8 +80,9 @@ def train(
     tokenizer = storage.load_tokenizer(folder, where=f"base model {folder.name}")
     encoder = Encoder(tokenizer, recipe.model.template, data.titles["title"].to_pylist())
     prompts = encoder.encode(queries(data, examples))
-    # Those that are asked after the training, too: they may be the longest.
-    check_fits(model, encoder, data, (examples, split.control, split.valid, split.test))
+    # Those that are asked after the training, too: they may be the longest. A retrain's original saw to them.
+    others = (split.control, split.valid, split.test) if without is None else ()
+    check_fits(model, (prompts, *(encoder.encode(queries(data, part)) for part in others)))
     recorder = Recorder(recipe.model.waypoints) if recipe.model.waypoints and without is None else None
     with clock.stage("fine-tune") as advance:
         tune(
