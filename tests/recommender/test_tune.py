@@ -82,6 +82,11 @@ def test_batches_pad_little_and_epochs_differ():
     assert sorted(first) == sorted(second) == list(range(640)) and (first != second).any()
 
 
+def test_batches_of_nothing_end():
+    with pytest.raises(ValueError, match="no prompt"):
+        next(endless(np.zeros(0, int), 16, np.random.default_rng(0)))
+
+
 def test_the_average_against_a_plain_loop():
     p = torch.nn.Parameter(torch.zeros(3))
     average = Averager([p], 0.9)

@@ -69,7 +69,13 @@ def batches(
 
 
 def endless(lengths: np.ndarray, batch_size: int, rng: np.random.Generator) -> Iterator[np.ndarray]:
-    """Index batches without end, epoch after epoch."""
+    """Index batches without end, epoch after epoch.
+
+    Raises:
+        ValueError: there is nothing to draw from; an epoch of nothing would be followed by others for ever.
+    """
+    if not len(lengths):
+        raise ValueError("no prompt to draw a batch from")
     while True:
         yield from batches(lengths, batch_size, rng)
 
