@@ -77,7 +77,7 @@ def killed_once_there(recipe, out, places, pattern):
     os.waitpid(pid, 0)
 
 
-@pytest.mark.parametrize("changed", ["u.data", "u.item"])
+@pytest.mark.parametrize("changed", [pytest.param("u.data", marks=pytest.mark.soak), "u.item"])
 def test_rows_of_other_ratings_or_titles_are_run_again(changed, tmp_path, monkeypatch):
     """A name or a file that stands for other data now."""
     monkeypatch.setenv("CUREREC_CACHE", str(tmp_path / "cache"))

@@ -319,7 +319,7 @@ def test_a_reference_that_cannot_be_trained_blocks_its_cells_alone(tmp_path, mon
     assert not any(x["failures"] for x in summarise(tmp_path / "out")["blocks"][0]["lines"])
 
 
-@pytest.mark.parametrize("what", [TRIALS, artefacts.PREDICTIONS])
+@pytest.mark.parametrize("what", [pytest.param(TRIALS, marks=pytest.mark.soak), artefacts.PREDICTIONS])
 def test_a_full_disk_is_no_failure_of_a_method(what, tmp_path, monkeypatch):
     """Nothing is written down against it, and the same command does it once there is room."""
     monkeypatch.setenv("CUREREC_CACHE", str(tmp_path / "cache"))

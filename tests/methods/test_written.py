@@ -52,7 +52,7 @@ def whole(task):
     return replace(task, forget=everything, retain=everything.take(none), shared={})
 
 
-@pytest.mark.parametrize("ema", [0.0, 0.9])
+@pytest.mark.parametrize("ema", [pytest.param(0.0, marks=pytest.mark.soak), 0.9])
 def test_what_all_examples_wrote_is_what_training_changed(ema):
     """Planted: of a training whose every step is a waypoint, up to momentum, all of the change is found."""
     task = made_task()

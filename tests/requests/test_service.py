@@ -247,7 +247,7 @@ def test_the_token_is_made_once_and_for_its_owner_alone(tmp_path):
             token_of(root, file)
 
 
-@pytest.mark.parametrize("number", [400, pytest.param(2000, marks=pytest.mark.soak)])
+@pytest.mark.parametrize("number", [200, pytest.param(2000, marks=pytest.mark.soak)])
 def test_fifty_clients_while_a_run_is_under_way(number, tmp_path, capsys):
     root = made_store(tmp_path / "store", data=made_data(number + 50))
     with Store(root) as store:
