@@ -25,9 +25,6 @@ from curerec.recommender.tune import tune
 from curerec.records import Examples, Recommender
 from curerec.splitting import public_split
 
-#: Of a model that turns positions by other frequencies beyond it.
-ORIGINAL_END = "original_max_position_embeddings"
-
 
 def device() -> torch.device:
     """A CUDA device where there is one, else the CPU; of several processes each has its own."""
@@ -210,10 +207,11 @@ def check_fits(model: Any, asked: Iterable[Prompts]) -> None:
     Raises:
         ModelError: naming both lengths.
     """
-    turns = getattr(model.config, "rope_parameters", None) or {}
-    ends = (getattr(model.config, "max_position_embeddings", None), turns.get(ORIGINAL_END))
-    room = min((end for end in ends[: 1 + (turns.get("rope_type") == "longrope")] if end), default=None)
-    if room is None:
+    room = getattr(model.config, "max_position_embeddings", None)
+    rotation = getattr(model.config, "rope_parameters", None) or {}
+    if rotation.get("rope_type") == "longrope":
+        room = rotation.get("original_max_position_embeddings") or room
+    if not room:
         return
     longest = max(int(prompts.lengths.max(initial=0)) for prompts in asked)
     if longest > room:

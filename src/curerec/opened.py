@@ -73,7 +73,8 @@ def open_recommender(
         )
     where = f"recommender {Path(folder).name}, recipe in {storage.CARD}"
     recipe, of_settings = recipe_of_card(card, where=where)
-    note = "; ".join(filter(None, (of_settings, titles_note(card, data)))) or None
+    of_titles = titles_note(card, data)
+    note = "; ".join(filter(None, (of_settings, of_titles))) or None
     base = base or bases.resolve(card["base"]["name"], cache=cache)
     if cut:  # whole in main memory only
         spreads(recipe.model)  # refuses few bits before anything is loaded
@@ -84,7 +85,7 @@ def open_recommender(
     else:
         recommender = storage.load(folder, base, device=device())
     split = split_of(data, recipe.split)
-    if titles_note(card, data):  # longer ones may be more than it has positions for
+    if of_titles:  # longer ones may be more than it has positions for
         encoder = Encoder(recommender.tokenizer, recommender.template, data.titles["title"].to_pylist())
         parts = (split.train, split.control, split.valid, split.test)
         check_fits(recommender.model, (encoder.encode(queries(data, part)) for part in parts))

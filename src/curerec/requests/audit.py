@@ -62,24 +62,24 @@ def audit(root: Path, *, public: Path | None = None, head: str | None = None) ->
         notes: list[str] = []
         _database(store.db, found)
         none: list[Link] = []
-        links = _sound(found, "ledger, its records", none, store.links)
+        links = _or_fault(found, "ledger, its records", none, store.links)
         key = public or store.public_key
-        found += _sound(found, "chain", [], chain.faults, links, public=key, head=head)
+        found += _or_fault(found, "chain", [], chain.faults, links, public=key, head=head)
         if key is None and any(one.signature for one in links):
             found.append("records are signed, and the public key of the store is not there")
         elif key is None:
             notes.append("records are not signed")
         _dates(links, notes)
-        _sound(found, "records", None, _files, store, links, found)
-        versions = _sound(found, "versions", 0, _versions, store, links, found)
+        _or_fault(found, "records", None, _files, store, links, found)
+        versions = _or_fault(found, "versions", 0, _versions, store, links, found)
         try:
             store.table()
         except CurerecError as error:
             found.append(str(error))
-        _sound(found, "stored table", None, _data, store, links, found, notes)
-        _sound(found, "reports", None, _reports, store, links, found)
-        _sound(found, "requests", None, _requests, store, links, found)
-        _sound(found, "batches", None, _cut_off, store, found)
+        _or_fault(found, "stored table", None, _data, store, links, found, notes)
+        _or_fault(found, "reports", None, _reports, store, links, found)
+        _or_fault(found, "requests", None, _requests, store, links, found)
+        _or_fault(found, "batches", None, _cut_off, store, found)
         return Findings(
             len(links),
             versions,
@@ -90,7 +90,7 @@ def audit(root: Path, *, public: Path | None = None, head: str | None = None) ->
         )
 
 
-def _sound(
+def _or_fault(
     found: list[str], what: str, otherwise: T, check: Callable[..., T], *given: Any, **named: Any
 ) -> T:
     """What a check returns; where it cannot be done that is a fault: a ledger may hold anything."""

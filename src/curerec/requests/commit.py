@@ -21,7 +21,7 @@ from curerec.reports.html import write_report
 from curerec.reports.schema import write_record
 from curerec.requests import chain, keys
 from curerec.requests import table as tables
-from curerec.requests.database import erasing, forget_pages, transaction
+from curerec.requests.database import forget_pages, require_rewrite, transaction
 from curerec.requests.gate import Decision
 from curerec.requests.ledger import now
 from curerec.requests.stages import ADAPTER
@@ -165,7 +165,7 @@ def finish(store: Store, batch: str) -> None:
         # Unkeyed names of tables that held what is deleted now.
         db.execute("UPDATE batch SET data_before = NULL, data_after = NULL")
         db.execute("DELETE FROM event WHERE kind = 'progress'")
-        erasing(db)
+        require_rewrite(db)
         store.ledger.tell("batch", "committed", batch=batch, done=5, total=5)
     forget_pages(store.db)
 

@@ -287,7 +287,7 @@ def transaction(connection: sqlite3.Connection) -> Iterator[sqlite3.Connection]:
             raise
 
 
-def erasing(connection: sqlite3.Connection) -> None:
+def require_rewrite(connection: sqlite3.Connection) -> None:
     """Note that ids were deleted, inside of the caller's transaction: :func:`forget_pages` is due."""
     # A mark of its own each time: what is deleted while the file is being written anew is due still.
     connection.execute("INSERT OR REPLACE INTO meta VALUES (?, ?)", (REWRITE, secrets.token_hex(8)))

@@ -19,7 +19,7 @@ from typing import Any
 
 from curerec.errors import RefusedError, RequestError
 from curerec.requests import keys
-from curerec.requests.database import connect, erasing, forget_pages, transaction
+from curerec.requests.database import connect, forget_pages, require_rewrite, transaction
 from curerec.requests.table import Entry
 
 REQUEST_ID = re.compile(r"r-[0-9a-f]{16}")
@@ -252,7 +252,7 @@ class Ledger:
                 (now(), request),
             )
             self.db.execute("DELETE FROM subject WHERE request = ?", (request,))
-            erasing(self.db)
+            require_rewrite(self.db)
             self.tell("request", "cancelled", request=request)
         forget_pages(self.db)
 

@@ -10,19 +10,17 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
-from curerec.config import read_yaml
 from curerec.data import durable
 from curerec.data.edited import adding, keeping
 from curerec.errors import CurerecError, DataError, RefusedError, RequestError
 from curerec.interactions import Interactions
 from curerec.requests import chain, keys
 from curerec.requests import table as tables
-from curerec.requests.database import erasing, forget_pages, transaction
+from curerec.requests.database import forget_pages, require_rewrite, transaction
 from curerec.requests.ledger import now
 from curerec.requests.lock import held, runner
-from curerec.requests.policy import Policy
 from curerec.requests.recovery import recover
-from curerec.requests.store import CURRENT, POLICY, Store
+from curerec.requests.store import CURRENT, Store
 
 
 def versions(store: Store) -> list[dict[str, Any]]:
@@ -196,7 +194,7 @@ def shred(store: Store, request: str | None = None, *, today: str | None = None)
                     "UPDATE request SET shredded = 1, content_key = NULL, reason = NULL WHERE id = ?",
                     (one.request,),
                 )
-            erasing(db)
+            require_rewrite(db)
         for name in chosen:
             keys.destroy(store.root / "keys", name)
         store.write_records()
@@ -248,8 +246,7 @@ def status(store: Store) -> dict[str, Any]:
     """How a store stands; no id of a person is in it."""
     from curerec.requests.gate import used_up
 
-    # As the next run reads it: a service opened its store long ago.
-    policy = read_yaml(Policy, store.root / POLICY)
+    policy = store.read_policy()  # the next run's
     drift, auc_drop = store.drift()
     running = store.db.execute(
         "SELECT id, stage, created FROM batch WHERE state IN ('running', 'committing') ORDER BY created"

@@ -70,7 +70,11 @@ class Store:
 
     @cached_property
     def policy(self) -> Policy:
-        """What the operator decided.
+        """What the operator decided, the same from the first look on: a run is of one policy."""
+        return self.read_policy()
+
+    def read_policy(self) -> Policy:
+        """What the operator decided, as the file has it now: a service opened its store long ago.
 
         Raises:
             ConfigError: the file holds an unknown key or a value out of range.

@@ -1,0 +1,140 @@
+"""`curerec verify` on a store that lacks something, was tampered with, is damaged or cannot be written."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import sqlite3
+
+import pytest
+import rfc8785
+from made_store import made_store, stand, users
+
+from curerec.errors import StorageError
+from curerec.requests.audit import audit
+from curerec.requests.runner import run
+from curerec.requests.store import Store
+from made_commands import curerec, untouched
+
+
+@pytest.fixture(scope="module")
+def root(tmp_path_factory):
+    """A store of three commits."""
+    root = made_store(tmp_path_factory.mktemp("made") / "store")
+    with Store(root) as store:
+        for k in range(3):
+            store.ledger.add(users(k))
+            assert run(store, stand())[0].committed
+    return root
+
+
+def test_verify_changes_nothing_and_needs_no_key_of_the_ledger_rows(root):
+    with untouched(root):
+        assert curerec("verify", root).code == 0
+
+
+@pytest.mark.parametrize("name", ["records", "versions", "data", "reports"])
+def test_a_folder_that_is_missing_is_a_fault(name, root, tmp_path):
+    shutil.copytree(root, tmp_path / "store", symlinks=True)
+    shutil.rmtree(tmp_path / "store" / name)
+    result = curerec("verify", tmp_path / "store")
+    assert result.code == 1 and "FAULT" in result.out and not result.err
+
+
+def test_a_table_of_before_does_not_pass_where_the_key_that_would_tell_is_gone(tmp_path):
+    root = made_store(tmp_path / "store")
+    with Store(root) as store:
+        before = store.ledger.meta("data")
+        shutil.copytree(root / "data" / before, tmp_path / "before")
+        name = store.ledger.add(users(1))[0]
+        run(store, stand())
+        shutil.rmtree(root / "data" / store.ledger.meta("data"))
+        shutil.copytree(tmp_path / "before", root / "data" / before)
+        store.ledger.set_meta("data", before)
+        assert "usr001" in store.table().data.users.tolist()
+    (root / "keys" / name).unlink()
+    assert any("cannot be compared" in fault for fault in audit(root).faults)
+
+
+def test_a_version_of_before_that_is_called_lawful_again_does_not_pass(tmp_path):
+    """`rollback` would serve it."""
+    root = made_store(tmp_path / "store")
+    with Store(root) as store:
+        before = store.version
+        shutil.copytree(store.version_folder(), tmp_path / "before")
+        run(store, stand(), retrain=True)  # of no request: the version before stays lawful
+        assert not audit(root).faults
+        store.ledger.add(users(1))
+        run(store, stand())
+        shutil.copytree(tmp_path / "before", root / "versions" / before)
+        store.db.execute("UPDATE version SET state = 'lawful' WHERE id = ?", (before,))
+    assert any("deleted" in fault for fault in audit(root).faults)
+
+
+def said(body, change):
+    content = json.loads(body)
+    change(content["predicate"], content["subject"])
+    return rfc8785.dumps(content)
+
+
+@pytest.mark.parametrize(
+    ("column", "change"),
+    [
+        ("body", lambda body: said(body, lambda made, subjects: subjects[0].update(digest="x"))),
+        ("body", lambda body: said(body, lambda made, subjects: made.update(request="x"))),
+        ("body", lambda body: said(body, lambda made, subjects: made["request"].update(due=5))),
+        ("body", lambda body: "text"),
+        ("sha256", lambda body: "x/../\0"),
+        ("signature", lambda body: "text"),
+    ],
+)
+def test_a_ledger_that_holds_what_none_writes_is_a_fault(column, change, root, tmp_path):
+    """Also where nothing of it can be read as a record; a traceback would say nothing of the rest."""
+    shutil.copytree(root, tmp_path / "store", symlinks=True)
+    db = sqlite3.connect(tmp_path / "store" / "ledger.sqlite")
+    body = db.execute("SELECT body FROM record WHERE sequence = 3").fetchone()[0]
+    db.execute(f"UPDATE record SET {column} = ? WHERE sequence = 3", (change(body),))
+    db.commit()
+    db.close()
+    result = curerec("verify", tmp_path / "store")
+    assert result.code == 1 and "FAULT" in result.out and not result.err, result
+
+
+def test_a_damaged_page_of_the_ledger_is_a_fault_and_quotes_nothing(tmp_path):
+    """SQLite meets it at any row of an answer, and tells what it cannot read."""
+    root = made_store(tmp_path / "store")
+    with Store(root) as store:
+        name = store.ledger.add(users(0))[0]
+        run(store, stand())
+        store.ledger.add_all(users(k, j) for k in range(1, 30) for j in range(k))
+    raw = (root / "ledger.sqlite").read_bytes()
+    pages = range(4096, len(raw), 5 * 4096)
+    for at in pages:
+        (root / "ledger.sqlite").write_bytes(raw[:at] + bytes(4096) + raw[at + 4096 :])
+        results = [curerec("verify", root), curerec("request", "list", "--store", root)]
+        assert results[0].code == 1 and results[1].code in (0, 2), (at, results)
+        assert not any("Traceback" in result.err for result in results)
+    # A byte that no UTF-8 text holds, in all ids of users.
+    (root / "ledger.sqlite").write_bytes(raw.replace(b"usr0", b"usr\xff"))
+    with Store(root) as store:
+        for row in store.ledger.all(("open",), limit=9):
+            with pytest.raises(StorageError, match="ledger: is damaged") as error:
+                store.ledger.entries(row["id"])
+            assert "usr" not in str(error.value)
+        assert store.ledger.get(name)["state"] == "committed"
+
+
+def test_a_copy_that_cannot_be_written_is_verified(root, monkeypatch):
+    """As of a backup; what would write is refused."""
+    folder, real = root.resolve(), os.access
+    monkeypatch.setattr(
+        os, "access", lambda path, mode: real(path, mode) and not (mode == os.W_OK and path == folder)
+    )
+    with untouched(folder):
+        result = curerec("verify", folder)
+        assert result.code == 0, result
+        assert curerec("request", "list", "--store", folder).code == 0
+        result = curerec("request", "run", "--store", folder)
+        assert result.code == 2 and "read-only" in result.err
+        assert not folder.with_name("ledger.sqlite-shm").exists()
