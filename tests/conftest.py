@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import gc
 import http.server
 import threading
 import types
@@ -33,6 +34,9 @@ from made_ratings import LAYOUTS  # noqa: E402
 from made_sources import NAME, Quiet  # noqa: E402
 
 torch.set_num_threads(1)
+# What libraries made at their import stays: no collection need walk over it, nor come as often as it would.
+gc.freeze()
+gc.set_threshold(100_000, 50, 100)
 # How long an example takes depends on what runs beside it.
 hypothesis.settings.register_profile("curerec", deadline=None)
 hypothesis.settings.load_profile("curerec")

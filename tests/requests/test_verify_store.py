@@ -13,6 +13,7 @@ from made_store import made_store, stand, users
 
 from curerec.errors import StorageError
 from curerec.requests.audit import audit
+from curerec.requests.database import VERSION
 from curerec.requests.runner import run
 from curerec.requests.store import Store
 from made_commands import curerec, untouched
@@ -138,3 +139,32 @@ def test_a_copy_that_cannot_be_written_is_verified(root, monkeypatch):
         result = curerec("request", "run", "--store", folder)
         assert result.code == 2 and "read-only" in result.err
         assert not folder.with_name("ledger.sqlite-shm").exists()
+
+
+@pytest.mark.parametrize("writable", [True, False])
+def test_a_ledger_of_an_older_schema_is_verified_as_it_is(writable, root, tmp_path, monkeypatch):
+    folder = shutil.copytree(root, tmp_path / "store", symlinks=True).resolve()
+    db = sqlite3.connect(folder / "ledger.sqlite", isolation_level=None)
+    for back in ("ALTER TABLE batch DROP COLUMN settings", "DROP INDEX record_request"):
+        db.execute(back)
+    db.execute("PRAGMA user_version = 2")
+    db.execute("PRAGMA wal_checkpoint(TRUNCATE)")
+    db.close()
+    real = os.access
+    monkeypatch.setattr(
+        os,
+        "access",
+        lambda path, mode: real(path, mode) and (writable or not (mode == os.W_OK and path == folder)),
+    )
+    with untouched(folder):
+        result = curerec("verify", folder)
+        assert result.code == 0, result
+        if not writable:
+            assert curerec("request", "list", "--store", folder).code == 0
+            (tmp_path / "request.csv").write_text("user\nusr009\n")
+            added = curerec("request", "add", "--store", folder, "--file", tmp_path / "request.csv")
+            assert added.code == 2 and "read-only" in added.err
+    assert curerec("request", "list", "--store", folder).code == 0
+    db = sqlite3.connect(folder / "ledger.sqlite")
+    assert db.execute("PRAGMA user_version").fetchone()[0] == (VERSION if writable else 2)
+    db.close()

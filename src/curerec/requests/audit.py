@@ -57,7 +57,7 @@ def audit(root: Path, *, public: Path | None = None, head: str | None = None) ->
     Raises:
         StorageError: it is no store.
     """
-    with Store(root) as store:
+    with Store(root, looks=True) as store:
         found: list[str] = []
         notes: list[str] = []
         _database(store.db, found)

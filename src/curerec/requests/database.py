@@ -193,12 +193,15 @@ class Connection(sqlite3.Connection):
             return self.cursor(Cursor).execute(*arguments)
 
 
-def connect(path: Path, *, create: bool = False, thread_check: bool = True) -> sqlite3.Connection:
+def connect(
+    path: Path, *, create: bool = False, looks: bool = False, thread_check: bool = True
+) -> sqlite3.Connection:
     """The ledger's database, brought up to this version's schema.
 
     Args:
         path: of the file.
         create: make it if it is not there.
+        looks: nothing will be changed: of an older schema a copy in memory is brought up, the file stays.
         thread_check: refuse use from another thread than this.
 
     Raises:
@@ -226,11 +229,30 @@ def connect(path: Path, *, create: bool = False, thread_check: bool = True) -> s
                 connection.execute(f"PRAGMA {pragma}")
             if not create and connection.execute("PRAGMA user_version").fetchone()[0] == 0:
                 raise StorageError("holds no schema: it was emptied", where="ledger", mend="Restore a backup")
+            if looks or still:
+                connection = _copy_if_older(connection, thread_check=thread_check)
             migrate(connection)
+            if looks or still:  # what would be written to a copy is refused, not lost
+                connection.execute("PRAGMA query_only = ON")
         except BaseException:
             connection.close()
             raise
     return connection
+
+
+def _copy_if_older(file: sqlite3.Connection, *, thread_check: bool) -> sqlite3.Connection:
+    """The file, or where a migration would write to it a copy of it in memory."""
+    if file.execute("PRAGMA user_version").fetchone()[0] >= VERSION:
+        return file
+    copy = sqlite3.connect(
+        ":memory:", isolation_level=None, check_same_thread=thread_check, factory=Connection
+    )
+    file.backup(copy)
+    file.close()
+    copy.row_factory = sqlite3.Row
+    for pragma in TO_READ:
+        copy.execute(f"PRAGMA {pragma}")
+    return copy
 
 
 def _is_still(path: Path) -> bool:

@@ -101,12 +101,13 @@ class Ledger:
     Args:
         path: of the SQLite file.
         key: of the ledger, that recognises a request.
+        looks: nothing will be changed, nor is an older schema brought up.
         thread_check: refuse use from another thread than the one that opened it.
     """
 
-    def __init__(self, path: Path, key: bytes, *, thread_check: bool = True) -> None:
+    def __init__(self, path: Path, key: bytes, *, looks: bool = False, thread_check: bool = True) -> None:
         self.path, self.key = path, key
-        self.db: sqlite3.Connection = connect(path, thread_check=thread_check)
+        self.db: sqlite3.Connection = connect(path, looks=looks, thread_check=thread_check)
 
     def close(self) -> None:
         """Close the file."""

@@ -38,19 +38,20 @@ class Store:
 
     Args:
         root: its folder.
+        looks: nothing will be changed, nor is a ledger of an older schema brought up.
         thread_check: refuse use from another thread than the one that opened it.
 
     Raises:
         StorageError: it is none.
     """
 
-    def __init__(self, root: Path, *, thread_check: bool = True) -> None:
+    def __init__(self, root: Path, *, looks: bool = False, thread_check: bool = True) -> None:
         self.root = Path(root)
         if not (self.root / DATABASE).is_file():
             mend = "`curerec request init` makes one"
             raise StorageError("is no store of a recommender", where=self.root.name, mend=mend)
         key = keys.read(self.root / "keys", keys.LEDGER)
-        self.ledger = Ledger(self.root / DATABASE, key, thread_check=thread_check)
+        self.ledger = Ledger(self.root / DATABASE, key, looks=looks, thread_check=thread_check)
 
     def __enter__(self) -> Store:
         return self
