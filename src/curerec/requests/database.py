@@ -215,7 +215,7 @@ def connect(
         if create and not path.exists():
             os.close(os.open(path, os.O_WRONLY | os.O_CREAT, 0o600))
         still = not create and _is_still(path)
-        connection = sqlite3.connect(
+        connection: sqlite3.Connection = sqlite3.connect(
             f"{path.absolute().as_uri()}?immutable=1" if still else path,
             uri=still,
             timeout=30,
