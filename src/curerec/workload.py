@@ -144,7 +144,7 @@ def of_cure(config: CureConfig, sizes: Sizes, kept: Collection[str] = ()) -> dic
     if "contributions" in kept:
         contributions = []
     if gradient:
-        parts = 1 if sizes.forget <= config.forget_size else CHUNKS
+        parts = 1 if sizes.forget <= config.forget_size else min(CHUNKS, config.forget_size)
         contributions += [*objective, Work("copy"), Work("products", times=parts**2)]
         contributions += [Work("gradient", scored // parts, "forget", times=parts)]
     else:

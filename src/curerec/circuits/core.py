@@ -33,6 +33,7 @@ from curerec.circuits.stability import (
 )
 from curerec.errors import ConfigError
 from curerec.prompts.encoding import Prompts
+from curerec.recommender import parallel
 from curerec.records import Circuit
 
 TOP_EXACT = 20  # modules re-scored exactly, plus as many heads and as many MLPs at random (METHOD section 3)
@@ -110,6 +111,7 @@ def find_core(
         found = SCORERS[scorer](
             model, clean, corrupt, answers, among=among, batch_size=batch_size, **(options or {})
         )
+        found = replace(found, values=parallel.as_first(found.values))
     elif among is not None:
         found = found.among(among)
     names = found.names
