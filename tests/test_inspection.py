@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 
-from curerec import inspection
+from curerec import imported, inspection
 from curerec.circuits import SCORERS
 from curerec.circuits.adapter import adapter_scores, weight_deltas
 from curerec.circuits.adapter_exact import exact_adapter
@@ -59,7 +59,7 @@ def by_hand(made, sets, level):
     """f of each set kept, with every other part or connection patched, in the plain way."""
     model, answers = made.recommender.model, made.recommender.answers
     rng = np.random.default_rng([SMALL.seed, 97])
-    pool = made.split.valid.take(np.sort(rng.permutation(len(made.split.valid))[: SMALL.pool]))
+    pool = made.split.valid.take(np.sort(rng.permutation(len(made.split.valid))[-SMALL.pool :]))
     pairs = inspection.falling_pairs(made, pool, SMALL, SMALL.pairs, seed=SMALL.seed)
     wiring = wiring_of(model)
     if level == "parts":
@@ -153,6 +153,17 @@ def test_an_imported_circuit_holds_what_was_measured_here_alone(file, other, tmp
     assert all(e.low is None and e.dropped is None for e in judged.edges)
     assert judged.about["weights_sha256"] == other.recommender.card["weights_sha256"]
     assert judged.pairs["kept"] <= 12 and "imported" in judged.notes[0]
+
+
+def test_a_circuit_that_comes_back_is_judged_on_prompts_that_did_not_choose_it(file, made, monkeypatch):
+    pools, plain = [], inspection.falling_pairs
+    for module in (inspection, imported):
+        monkeypatch.setattr(module, "falling_pairs", lambda *a, **k: pools.append(a[1]) or plain(*a, **k))
+    few = BARE.model_copy(update={"pool": len(made.split.valid) // 2})
+    inspect(made, few)
+    judge_imported(made, file, few)
+    chose, judged = (set(pool.target.tolist()) for pool in pools)
+    assert len(chose) == len(judged) == few.pool and not chose & judged
 
 
 def test_a_circuit_of_parts_is_worth_as_much_in_the_other_form(file, made):
