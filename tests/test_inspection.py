@@ -240,6 +240,13 @@ def test_a_scorer_of_noise_does_not_agree_with_the_others(made, monkeypatch):
     assert matrix[0, 1] > matrix[2, :2].max() and table.mean < 0.9
 
 
+def test_what_heads_read_does_not_depend_on_what_else_is_measured(made):
+    """The prompts whose attention is read had been drawn after those of the test, if there were any."""
+    found = [inspect(made, BARE.model_copy(update={"reading": 8, "test": test})).nodes for test in (0, 10)]
+    reads = [[node.reads for node in nodes] for nodes in found]
+    assert any(reads[0]) and reads[0] == reads[1]
+
+
 def test_a_circuit_of_so_many_parts(made):
     found = inspect(made, BARE.model_copy(update={"select": "top:3"}))
     assert sorted(n.rank for n in found.nodes if n.in_graph) == [0, 1, 2]

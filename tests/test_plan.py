@@ -19,7 +19,7 @@ from curerec.data.request_file import read_request
 from curerec.errors import RequestError
 from curerec.evaluation.cost import Meter
 from curerec.measuring import _batch_bytes, _line, calibrate, sizes_of
-from curerec.methods import METHODS, CureConfig
+from curerec.methods import METHODS, CureConfig, UnlearnConfig
 from curerec.opened import base_model, open_recommender
 from curerec.pipeline import save_unlearned, unlearn
 from curerec.plan import plan
@@ -222,6 +222,17 @@ def test_passes_are_counted_as_they_are_taken(anew, forget_loss, forget_score, l
     circuit = of_cure(config.model_copy(update={"pairs": kept["kept"]}), sizes_of(task))["circuit"]
     assert sum(w.forwards for w in circuit) == seen["circuit"]
     assert 3 * kept["made"] == seen["counterfactuals"] <= counted["counterfactuals"]
+
+
+@pytest.mark.parametrize("of", ["users", "items"])
+def test_of_whole_items_no_passes_are_planned_to_learn_what_to_expect(of):
+    """The base's word is taken there, and nobody else is asked about."""
+    sizes = sizes_of(made_task(of=of))
+    by = {
+        target: of_cure(CureConfig(update=UnlearnConfig(target=target)), sizes)["prepare"]
+        for target in ("base", "expected")
+    }
+    assert (by["base"] == by["expected"]) == (of == "items")
 
 
 def test_a_line_through_two_measurements_gives_the_seconds_of_any_size():

@@ -20,7 +20,7 @@ from curerec.circuits.path import path_scores
 from curerec.circuits.scorers import atp
 from curerec.groups.assign import SHARED, assign, comparable
 from curerec.methods.cure.method import CureConfig
-from curerec.methods.expected import clusters, pool
+from curerec.methods.expected import clusters, items_gone, pool
 from curerec.methods.forget_objective import ForgetObjective
 from curerec.methods.loop import free, tuning_of
 from curerec.methods.rules import Rules, uniform
@@ -78,6 +78,7 @@ def sizes_of(task: Task, config: CureConfig | None = None) -> Sizes:
         base_control=_unknown(task.answered, task.control, base=True),
         waypoints=task.waypoints.count if task.waypoints else 0,
         adapter=task.base_state is None,
+        learns=not items_gone(task),
     )
 
 

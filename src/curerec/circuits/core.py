@@ -14,6 +14,7 @@ from curerec.circuits.counterfactuals import outcomes
 from curerec.circuits.faithfulness import (
     Faithfulness,
     areas,
+    completeness,
     faithfulness,
     judge_modules,
     knockouts,
@@ -173,7 +174,7 @@ def find_core(
         core=core,
         curve=curve,
         faithfulness=curve[at][1],
-        completeness=1 - float(f.of([f.complement(core)])[0]),
+        completeness=completeness(f, core),
         jaccard=bootstrap_jaccard(grouped, sizes[at], draws=draws, rng=rng),
         scorer=scorer,
         pairs=pairs,
