@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 
-from curerec import inspection
+from curerec import imported, inspection
 from curerec.circuits import SCORERS
 from curerec.circuits.adapter import adapter_scores, weight_deltas
 from curerec.circuits.adapter_exact import exact_adapter
@@ -59,7 +59,7 @@ def by_hand(made, sets, level):
     """f of each set kept, with every other part or connection patched, in the plain way."""
     model, answers = made.recommender.model, made.recommender.answers
     rng = np.random.default_rng([SMALL.seed, 97])
-    pool = made.split.valid.take(np.sort(rng.permutation(len(made.split.valid))[: SMALL.pool]))
+    pool = made.split.valid.take(np.sort(rng.permutation(len(made.split.valid))[-SMALL.pool :]))
     pairs = inspection.falling_pairs(made, pool, SMALL, SMALL.pairs, seed=SMALL.seed)
     wiring = wiring_of(model)
     if level == "parts":
@@ -155,6 +155,17 @@ def test_an_imported_circuit_holds_what_was_measured_here_alone(file, other, tmp
     assert judged.pairs["kept"] <= 12 and "imported" in judged.notes[0]
 
 
+def test_a_circuit_that_comes_back_is_judged_on_prompts_that_did_not_choose_it(file, made, monkeypatch):
+    pools, plain = [], inspection.falling_pairs
+    for module in (inspection, imported):
+        monkeypatch.setattr(module, "falling_pairs", lambda *a, **k: pools.append(a[1]) or plain(*a, **k))
+    few = BARE.model_copy(update={"pool": len(made.split.valid) // 2})
+    inspect(made, few)
+    judge_imported(made, file, few)
+    chose, judged = (set(pool.target.tolist()) for pool in pools)
+    assert len(chose) == len(judged) == few.pool and not chose & judged
+
+
 def test_a_circuit_of_parts_is_worth_as_much_in_the_other_form(file, made):
     """Exported without connections and read again, all that leave its parts are in it: the same run."""
     alone = file.model_copy(update={"edges": [], "edges_measured": None, "edges_scorer": None})
@@ -227,6 +238,13 @@ def test_a_scorer_of_noise_does_not_agree_with_the_others(made, monkeypatch):
     assert table.names == ["atp_ig", "exact", "noise"]
     matrix = np.asarray(table.matrix)
     assert matrix[0, 1] > matrix[2, :2].max() and table.mean < 0.9
+
+
+def test_what_heads_read_does_not_depend_on_what_else_is_measured(made):
+    """The prompts whose attention is read had been drawn after those of the test, if there were any."""
+    found = [inspect(made, BARE.model_copy(update={"reading": 8, "test": test})).nodes for test in (0, 10)]
+    reads = [[node.reads for node in nodes] for nodes in found]
+    assert any(reads[0]) and reads[0] == reads[1]
 
 
 def test_a_circuit_of_so_many_parts(made):

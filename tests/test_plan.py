@@ -19,9 +19,9 @@ from curerec.data.request_file import read_request
 from curerec.errors import RequestError
 from curerec.evaluation.cost import Meter
 from curerec.measuring import _batch_bytes, _line, calibrate, sizes_of
-from curerec.methods import METHODS, CureConfig
+from curerec.methods import METHODS, CureConfig, UnlearnConfig
 from curerec.opened import base_model, open_recommender
-from curerec.pipeline import unlearn
+from curerec.pipeline import save_unlearned, unlearn
 from curerec.plan import plan
 from curerec.progress import Clock, Silent
 from curerec.recommender import lower
@@ -70,7 +70,7 @@ def test_the_command_says_what_it_would_cost_and_writes_nothing(made_path):
     assert "\nupdate " in retrain.out
 
 
-def test_stages_are_those_of_the_run_and_the_model_stays(asked):
+def test_stages_are_those_of_the_run_and_the_model_stays(asked, tmp_path):
     model = asked.opened.recommender.model
     before = {n: p.clone() for n, p in model.named_parameters()}
     made = plan(asked.opened, asked.request, "cure")
@@ -79,7 +79,10 @@ def test_stages_are_those_of_the_run_and_the_model_stays(asked):
     assert [s.name for s in made.stages] == list(outcome.details["stages"])
     assert (made.n_forget, made.n_retain) == (len(split.forget), len(split.retain))
     assert all(s.time_s >= 0 and s.forward_equivalents >= 0 for s in made.stages)
-    assert made.mem_bytes > 0 and made.disk_bytes > 0
+    assert made.mem_bytes > 0
+    save_unlearned(asked.opened, outcome, asked.request, tmp_path / "new")
+    written = sum(file.stat().st_size for file in (tmp_path / "new").iterdir())
+    assert made.disk_bytes == pytest.approx(written, abs=1000)  # without answers of the training
     assert made.time_s == sum(s.time_s for s in made.stages)
 
 
@@ -219,6 +222,17 @@ def test_passes_are_counted_as_they_are_taken(anew, forget_loss, forget_score, l
     circuit = of_cure(config.model_copy(update={"pairs": kept["kept"]}), sizes_of(task))["circuit"]
     assert sum(w.forwards for w in circuit) == seen["circuit"]
     assert 3 * kept["made"] == seen["counterfactuals"] <= counted["counterfactuals"]
+
+
+@pytest.mark.parametrize("of", ["users", "items"])
+def test_of_whole_items_no_passes_are_planned_to_learn_what_to_expect(of):
+    """The base's word is taken there, and nobody else is asked about."""
+    sizes = sizes_of(made_task(of=of))
+    by = {
+        target: of_cure(CureConfig(update=UnlearnConfig(target=target)), sizes)["prepare"]
+        for target in ("base", "expected")
+    }
+    assert (by["base"] == by["expected"]) == (of == "items")
 
 
 def test_a_line_through_two_measurements_gives_the_seconds_of_any_size():

@@ -17,9 +17,10 @@ def judge_imported(opened: Opened, file: CircuitFile, config: InspectConfig | No
     """An imported circuit, with what its parts and its connections carry in this recommender.
 
     Measured are faithfulness and completeness of both, on pairs of validation prompts that had no say in the
-    choice; and, where ``config.units`` asks for it, what fine-tuning stored in each update unit. Of the file
-    only the circuit itself is kept, with the scores and the order that it was chosen by; what else was
-    measured there was measured of another model, and is left out.
+    choice, also where it was made in this recommender with the same seed and pool (of fewer than two
+    pools of prompts some had one); and, where ``config.units`` asks for it, what fine-tuning stored in each
+    update unit. Of the file only the circuit itself is kept, with the scores and the order that it was chosen
+    by; what else was measured there was measured of another model, and is left out.
 
     Args:
         opened: the recommender.
@@ -41,7 +42,8 @@ def judge_imported(opened: Opened, file: CircuitFile, config: InspectConfig | No
             mend="Give the recommender that it was found in, and its number of key/value heads",
         )
     rng = np.random.default_rng([config.seed, 97])
-    pool = opened.split.valid.take(np.sort(rng.permutation(len(opened.split.valid))[: config.pool]))
+    # From the other end of the order in which `inspect` draws those that choose.
+    pool = opened.split.valid.take(np.sort(rng.permutation(len(opened.split.valid))[-config.pool :]))
     pairs = falling_pairs(opened, pool, config, config.pairs, seed=config.seed)
 
     def measured(judge: Judge, total: int, core: set[int]) -> Measures:

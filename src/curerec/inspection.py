@@ -118,6 +118,7 @@ def inspect(
 
     with clock.stage("counterfactuals"):
         pool = drawn(opened.split.valid, config.pool)
+        examples = drawn(opened.split.test, config.test)  # also of none: what is drawn later stays the same
         # Pairs by PageRank are the ones that fall most, so that more of them are others.
         more = config.edges_most if config.edges and config.corruption == "prompt" else 0
         of_edges = falling_pairs(opened, pool, config, max(config.pairs, more), seed=config.seed)
@@ -180,7 +181,6 @@ def inspect(
         with clock.stage("knock-out"):
             used = pairs.take(np.arange(len(circuit.scores)))
             few = of_edges.take(np.arange(len(circuit.edges.scores) if circuit.edges else 0))
-            examples = drawn(opened.split.test, config.test)
             found |= _knocked_out(opened, config, circuit, found["compact"], used, few, examples, judging)
     if config.variants:
         with clock.stage("other seeds, templates, scorers"):

@@ -20,7 +20,7 @@ from curerec.circuits.path import path_scores
 from curerec.circuits.scorers import atp
 from curerec.groups.assign import SHARED, assign, comparable
 from curerec.methods.cure.method import CureConfig
-from curerec.methods.expected import pool
+from curerec.methods.expected import clusters, items_gone, pool
 from curerec.methods.forget_objective import ForgetObjective
 from curerec.methods.loop import free, tuning_of
 from curerec.methods.rules import Rules, uniform
@@ -60,7 +60,7 @@ def sizes_of(task: Task, config: CureConfig | None = None) -> Sizes:
         held = task.retain_before
     among = modules_with_units(task.original.model)
     heads = [".head." in name for name in among]
-    asked = task.retain.take(pool(task.data.user_code[task.retain.target]))
+    asked = task.retain.take(pool(clusters(task)[task.retain.target]))
     return Sizes(
         len(task.forget),
         len(task.retain),
@@ -78,6 +78,7 @@ def sizes_of(task: Task, config: CureConfig | None = None) -> Sizes:
         base_control=_unknown(task.answered, task.control, base=True),
         waypoints=task.waypoints.count if task.waypoints else 0,
         adapter=task.base_state is None,
+        learns=not items_gone(task),
     )
 
 

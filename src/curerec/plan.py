@@ -20,6 +20,7 @@ from curerec.methods.task import Task
 from curerec.opened import Opened
 from curerec.pipeline import check_method, deterministic, task_for
 from curerec.progress import Clock
+from curerec.recommender import stored_answers, waypoints
 from curerec.recommender.lower import STATES, lowest_updated, nothing_kept
 from curerec.recommender.score import device_of, score
 from curerec.recommender.tune import tune
@@ -147,18 +148,24 @@ def plan(
     measuring_s += after.numbers_s
     request_bytes = max(request_peak, before + batch) + states[0]
     held = before + 2 * _own_bytes(task)  # the new model and, loaded anew, the base
-    folder = opened.recommender.path
     return Plan(
         stages=tuple(Stage(name, s, s / unit) for name, s in seconds.items()),
         result=Stage(STAGE, measuring_s, measuring_s / unit),
         mem_bytes=max(request_bytes, max(_peak_bytes(device), held) + states[1]),
         request_bytes=request_bytes,
-        disk_bytes=sum(f.stat().st_size for f in folder.rglob("*") if f.is_file()) if folder else 0,
+        disk_bytes=_disk_bytes(opened.recommender.path),
         calibration_s=time.perf_counter() - began,
         n_forget=len(split.forget),
         n_retain=len(split.retain),
         kept=kept,
     )
+
+
+def _disk_bytes(folder: Path | None) -> int:
+    """Of a recommender's folder without what only training leaves there."""
+    of_training = (stored_answers.FILE, waypoints.FILE)
+    files = [] if folder is None else [f for f in folder.rglob("*") if f.is_file()]
+    return sum(f.stat().st_size for f in files if f.name not in of_training)
 
 
 def _own_bytes(task: Task) -> int:

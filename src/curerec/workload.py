@@ -45,6 +45,7 @@ class Sizes:
         base_forget, base_retain, base_control: of the base; of D_r the share of those that it is asked about.
         waypoints: of the training, that were kept.
         adapter: whether that is what an update changes.
+        learns: whether what to expect of a retrain is learned of others; of whole items the base says it.
     """
 
     forget: int
@@ -63,6 +64,7 @@ class Sizes:
     base_control: float = 1.0
     waypoints: int = 0
     adapter: bool = False
+    learns: bool = True
 
 
 @dataclass(frozen=True)
@@ -144,7 +146,7 @@ def of_cure(config: CureConfig, sizes: Sizes, kept: Collection[str] = ()) -> dic
     if "contributions" in kept:
         contributions = []
     if gradient:
-        parts = 1 if sizes.forget <= config.forget_size else CHUNKS
+        parts = 1 if sizes.forget <= config.forget_size else min(CHUNKS, config.forget_size)
         contributions += [*objective, Work("copy"), Work("products", times=parts**2)]
         contributions += [Work("gradient", scored // parts, "forget", times=parts)]
     else:
@@ -158,7 +160,7 @@ def of_cure(config: CureConfig, sizes: Sizes, kept: Collection[str] = ()) -> dic
         on_forget = Work("score", sizes.forget, "forget")
         watch += [*_base(sizes.base_control), _part(look[1], sizes.base_control)]
         watch += [] if rewind else [*_base(sizes.base_forget), _part(on_forget, sizes.base_forget)]
-    if update.target == "expected":
+    if update.target == "expected" and sizes.learns:
         on_control = Work("score", min(POOL, sizes.control - look[1].n), "control")
         on_retain = Work("score", min(POOL, sizes.retain))
         asked = [

@@ -33,5 +33,12 @@ def test_keys_and_values_are_of_the_heads_that_use_them(model_type, heads, group
     forget = [counts[f"layers.0.head.{h}"]["forget"] for h in range(heads)]
     assert forget == [width] * (heads // groups) + [0] * (heads - heads // groups)
     assert all(sum(counts[f"layers.0.head.{h}"].values()) == 3 * width for h in range(heads))
+    # An adapter on keys and values alone has no queries that say how many heads use them.
+    values = [place.module in ("k_proj", "v_proj") for place in units.places]
+    names = np.compress(values, units.names)
+    some = SimpleNamespace(modules=names, role=role[values], agreement=np.ones(1))
+    cells = groups_part(some, [p for p, one in zip(units.places, values, strict=True) if one], "row")["cells"]
+    counts = groups_of_record(cells, n_heads=heads)
+    assert [counts[f"layers.0.head.{h}"]["forget"] for h in range(heads)] == forget
     of_keys = {module_of(p) for p in units.places if p.layer == 0 and p.module == "k_proj"}
     assert of_keys == {f"layers.0.{'head' if groups == heads else 'kv'}.{g}" for g in range(groups)}

@@ -97,6 +97,17 @@ def test_a_file_as_the_reference_writes_it():
     ]
 
 
+@pytest.mark.parametrize("of", ["first", "second"])
+def test_a_sum_of_a_score_that_is_not_known_is_not_known(of):
+    """Whichever head of a group it is missing of: it had been the other's score if that came second."""
+    edges = {"input->a0.h0<k>": {"score": 0.25, "in_graph": True},
+             "input->a0.h1<k>": {"score": 0.5, "in_graph": False}}  # fmt: skip
+    edges[f"input->a0.h{('first', 'second').index(of)}<k>"]["score"] = None
+    cfg = {"n_layers": 1, "n_heads": 2, "parallel_attn_mlp": False, "d_model": 8}
+    (edge,) = from_eap_ig({"cfg": cfg, "nodes": {}, "edges": edges}, n_kv_heads=1).edges
+    assert (edge.reader, edge.score, edge.in_graph) == ("layers.0.kv.0.k", None, True)
+
+
 @pytest.mark.parametrize("damage", ["no cfg", "bad edge", "not a graph"])
 def test_a_foreign_file_that_is_none_is_refused(damage, tmp_path):
     raw = {

@@ -58,6 +58,7 @@ def test_rank_one_terms_are_units_of_update_of_an_adapter_alone():
     frozen = out.groups.role == "frozen"
     for branch in units.branches:
         rows = torch.from_numpy(frozen[branch.unit])
+        assert torch.equal(after[branch.factor][:, rows], before[branch.factor][:, rows])
         assert torch.equal(before[branch.weight][rows], after[branch.weight][rows])
     with pytest.raises(ModelError, match=r"no rank-one terms.*Use the granularity row"):
         cure(made_task("full"), config)

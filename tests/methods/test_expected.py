@@ -127,12 +127,25 @@ def test_the_order_of_people_is_the_same_whoever_else_is_there():
         assert set(left[pool(left, 400)]) <= set(first)
 
 
-def test_a_request_for_items_is_of_items():
-    task = made_task()
-    assert clusters(task.data, task.forget) is task.data.user_code
-    item = np.bincount(task.data.item_code[task.retain.target]).argmax()
-    of_one = task.retain.take(np.flatnonzero(task.data.item_code[task.retain.target] == item))
-    assert clusters(task.data, of_one) is task.data.item_code
+@pytest.mark.parametrize("of", ["users", "items"])
+def test_a_request_is_of_what_goes_whole_however_few_of_the_other_it_is_about(of):
+    task = made_task(of=of)
+    code = {"users": task.data.user_code, "items": task.data.item_code}
+    other = code[{"users": "items", "items": "users"}[of]][task.forget.target]
+    most = np.bincount(other).argmax()
+    of_one = replace(task, forget=task.forget.take(other == most))
+    assert len(np.unique(code[of][of_one.forget.target])) > 1  # of several, about one
+    for request in (task, of_one):
+        assert clusters(request) is code[of]
+
+
+def test_single_ratings_are_of_whatever_they_are_fewer_of():
+    task = made_task(of="interactions")
+    data = task.data
+    rows = task.forget.target
+    for code in (data.user_code, data.item_code):
+        most = np.bincount(code[rows]).argmax()
+        assert clusters(replace(task, forget=task.forget.take(code[rows] == most))) is code
 
 
 def test_of_items_that_nobody_is_trained_on_any_more_the_base_s_word_is_taken(monkeypatch):

@@ -84,6 +84,21 @@ def test_a_sample_of_the_deleted_data_gives_resamples_around_its_shares():
     assert (low < high).all() and (low < share[top] * 1.2).all() and (high > share[top] * 0.8).all()
 
 
+@pytest.mark.parametrize("size", [2, 5, 8])
+def test_a_sample_of_few_has_no_empty_parts(size):
+    """An empty one counted as a gradient of 0: of four examples, half of what weights are chosen by."""
+    task = made_task("full")
+    objective, units = objective_of(task), units_of(task.original.model, "projection")
+    _, resampled = gradient_shares(objective, units, size=size, draws=20, seed=0)
+    np.testing.assert_allclose(resampled.sum(1), 1)  # of nothing but empty parts there would be no shares
+    chosen = np.random.default_rng([0, 72]).choice(len(objective.prompts), size, replace=False)
+    model = task.copy_of_model()
+    names = tuned_names(model)
+    wanted, _ = objective.gradient(model, free(model, names), chosen)
+    for name, one in zip(names, wanted, strict=True):
+        torch.testing.assert_close(objective.at_original[name], one, rtol=1e-4, atol=1e-6)
+
+
 def watching(target, first):
     return types.SimpleNamespace(target=target, first={"membership_auc": first})
 

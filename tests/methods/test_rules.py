@@ -16,6 +16,7 @@ from made_updates import setting
 
 WORDS = len(made_encoder().tokenizer)
 CASES = [(g, lora) for g in ("row", "projection", "head_mlp") for lora in (False, True)]
+CASES += [("rank", True)]
 
 
 def slices(units, gradients, unit):
@@ -23,8 +24,9 @@ def slices(units, gradients, unit):
     parts = []
     for branch in {b.weight: b for b in units.branches}.values():
         index = np.flatnonzero(branch.unit == unit)
-        g = gradients[branch.weight]
-        parts.append((g[index] if branch.dim == 0 else g[:, index]).reshape(-1).double())
+        for name, dim in branch.slices:
+            g = gradients[name]
+            parts.append((g[index] if dim == 0 else g[:, index]).reshape(-1).double())
     return torch.cat(parts)
 
 

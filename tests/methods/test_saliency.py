@@ -41,22 +41,25 @@ def roles_of_weights(units, role, gradient):
     """The role of every single weight, a parameter at a time, in the plain way."""
     out = {}
     for branch in units.branches:
-        if branch.factor is not None:
-            shape = gradient[branch.factor].shape
-            out[branch.factor] = torch.full(shape, int(role_of_factor(role[torch.from_numpy(branch.unit)])))
-        if branch.weight in out:
-            continue
-        each = torch.zeros(gradient[branch.weight].shape, dtype=torch.int64)
-        for k, unit in enumerate(branch.unit):
-            each[(slice(None),) * branch.dim + (k,)] = role[unit]
-        out[branch.weight] = each
+        if branch.shared is not None:
+            shape = gradient[branch.shared].shape
+            out[branch.shared] = torch.full(shape, int(role_of_factor(role[torch.from_numpy(branch.unit)])))
+        for name, dim in branch.slices:
+            if name in out:
+                continue
+            each = torch.zeros(gradient[name].shape, dtype=torch.int64)
+            for k, unit in enumerate(branch.unit):
+                each[(slice(None),) * dim + (k,)] = role[unit]
+            out[name] = each
     return out
 
 
 @pytest.mark.parametrize("share", [0.02, 0.2, 1.0])
-@pytest.mark.parametrize(("kind", "lora"), CASES)
-def test_the_largest_gradients_of_units_that_forget(kind, lora, share):
-    units, role, gradient, _ = setting("row", lora, kind=kind)
+@pytest.mark.parametrize(
+    ("kind", "lora", "size"), [*((*case, "row") for case in CASES), ("llama", True, "rank")]
+)
+def test_the_largest_gradients_of_units_that_forget(kind, lora, size, share):
+    units, role, gradient, _ = setting(size, lora, kind=kind)
     masks = salient(units, role.numpy(), gradient, share)
     of = roles_of_weights(units, role, gradient)
     assert set(masks) == set(gradient)

@@ -9,13 +9,22 @@ import pytest
 import torch
 from safetensors.torch import load, load_file
 
+from curerec.circuits import SCORERS
+from curerec.circuits.activations import sites_of
+from curerec.circuits.core import find_core
+from curerec.circuits.passes import Scores
+from curerec.circuits.patching import patched_margins
+from curerec.circuits.path import path_scores
 from curerec.data.fetch import load as load_data
-from curerec.errors import ConfigError
+from curerec.errors import ConfigError, PromptError
+from curerec.methods.cure.gradient_share import gradient_shares
+from curerec.methods.forget_objective import ForgetObjective
 from curerec.methods.stopping import Watch
 from curerec.methods.unlearn import UnlearnConfig
 from curerec.opened import open_recommender
 from curerec.recipes import load_recipe
 from curerec.recommender import parallel, storage, stored_answers
+from curerec.recommender.units import units_of
 from made_commands import LORA, RECIPE, curerec, refused, write_data
 from made_held import is_half
 from made_processes import FSDP, launch
@@ -80,6 +89,22 @@ Descent.grad = grad
 """
 
 
+#: Scores of modules that each process takes by itself, so far from the first one's that others are ahead.
+OTHER_SCORES = """
+from dataclasses import replace
+import numpy as np
+from curerec.circuits import SCORERS
+plain = SCORERS["atp"]
+def scored(*args, **named):
+    found = plain(*args, **named)
+    if parallel.is_main():
+        return found
+    made = np.random.default_rng(7).normal(size=found.values.shape) * np.abs(found.values).max()
+    return replace(found, values=(found.values + made).astype(found.values.dtype))
+SCORERS["atp"] = scored
+"""
+
+
 def about(path):
     content = path.read_bytes()
     return json.loads(content[8 : 8 + int.from_bytes(content[:8], "little")])["__metadata__"]
@@ -122,6 +147,45 @@ def test_two_processes_forget_what_one_forgets(tmp_path, method, kind, way):
         assert shared < 0.7 * alone
     else:
         assert shared < alone
+
+
+@pytest.mark.soak
+def test_processes_whose_scores_differ_have_one_circuit_and_one_set_of_groups(tmp_path):
+    """As on GPUs, where a sum rounds otherwise in each: each had groups, and so steps, of its own."""
+    script = tmp_path / "unlearn.py"
+    text = SCRIPT.replace("torch.set_num_threads(1)\n", f"torch.set_num_threads(1)\n{OTHER_SCORES}")
+    script.write_text(text.replace('"pairs": 13', '"faithfulness": 0.3, "pairs": 13'))
+    launch(2, script, tmp_path / "w", "cure", "full")
+    one, two = (tmp_path / name for name in ("w-2-0", "w-2-1"))
+    want, found = load_file(one), load_file(two)
+    assert "frozen" in about(one)["roles"] and about(one)["roles"] == about(two)["roles"]
+    assert all(torch.equal(found[name], value) for name, value in want.items())
+
+
+def test_what_circuit_and_groups_are_chosen_by_is_the_first_ones(monkeypatch):
+    task, given = made_task("full"), []
+    prompts, model, answers = task.forget_prompts.take(np.arange(6)), task.original.model, task.answers
+    units, objective = units_of(model, "projection"), ForgetObjective.of(task, UnlearnConfig())
+    scores = np.zeros((6, len(sites_of(model).names)), np.float32)
+    monkeypatch.setitem(SCORERS, "atp", lambda *a, **k: Scores(sites_of(model).names, scores, None, "atp"))
+
+    def same(tensors):
+        given.append(tuple(tensors[0].shape))
+        tensors[0].fill_(3.0)
+
+    monkeypatch.setattr(parallel, "same", same)
+    monkeypatch.setattr(parallel, "summed", lambda tensors: None)
+    monkeypatch.setattr(parallel, "sharing", lambda: False)  # as on a base in parts: each makes all passes
+    monkeypatch.setattr(parallel, "_together", True)
+    pairs = model, prompts, prompts, answers
+    stored = path_scores(model, prompts, answers, units, task.deltas(units), steps=1)
+    shares, _ = gradient_shares(objective, units, size=len(task.forget), draws=2, seed=0)
+    for values in (patched_margins(*pairs, [set()]), stored, shares):
+        assert len(np.unique(values)) == 1
+    with pytest.raises(PromptError, match="moved the answer"):  # all margins are the same
+        find_core(*pairs, scorer="atp")
+    n = len(units.names)
+    assert given[:4] == [(6, n), (1, 1, n), (1, 6), scores.shape] and not scores.any()
 
 
 @pytest.mark.soak

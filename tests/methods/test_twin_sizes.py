@@ -26,11 +26,12 @@ def weights_by_role(units, role, model):
     parameters = dict(model.named_parameters(remove_duplicate=False))
     found = Counter()
     for branch in {b.weight: b for b in units.branches}.values():
-        shape = parameters[branch.weight].shape
-        for unit in branch.unit:
-            found[role[unit]] += shape.numel() // shape[branch.dim]
-        if branch.factor and len(set(branch.unit)) == 1:
-            found[role[branch.unit[0]]] += parameters[branch.factor].numel()
+        for name, dim in branch.slices:
+            shape = parameters[name].shape
+            for unit in branch.unit:
+                found[role[unit]] += shape.numel() // shape[dim]
+        if branch.shared and len(set(branch.unit)) == 1:
+            found[role[branch.unit[0]]] += parameters[branch.shared].numel()
     return found
 
 

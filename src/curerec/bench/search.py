@@ -170,7 +170,7 @@ class Before:
         )
         references: tuple[np.ndarray, ...] = (places,)
         if target is not None:
-            half = pool(clusters(task.data, task.forget)[task.control.target], max(1, len(places) // 2))
+            half = pool(clusters(task)[task.control.target], max(1, len(places) // 2))
             references = tuple(r for r in (half, np.setdiff1d(places, half)) if len(r))
         targets = []
         for reference in references:

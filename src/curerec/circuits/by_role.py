@@ -13,13 +13,17 @@ MLP = ("gate_proj", "up_proj", "gate_up_proj", "c_fc", "fc1", "fc2", "down_proj"
 SHARED = (KEY, VALUE)  # by the query heads of a group
 
 
-def groups_of_record(cells: Sequence[Mapping[str, Any]]) -> dict[str, dict[str, int]]:
+def groups_of_record(
+    cells: Sequence[Mapping[str, Any]], *, n_heads: int | None = None
+) -> dict[str, dict[str, int]]:
     """Update units of each head and MLP by role, from the cells of a record.
 
     Keys and values that several query heads share count with each of these.
 
     Args:
         cells: ``groups.cells`` of a record: counts of units by layer, matrix and head.
+        n_heads: query heads a layer; None: as many as the cells of queries name, which an adapter on keys and
+            values alone has none of.
 
     Example:
         >>> counts = {"forget": 2, "retain": 0, "shared": 1, "frozen": 0}
@@ -28,19 +32,18 @@ def groups_of_record(cells: Sequence[Mapping[str, Any]]) -> dict[str, dict[str, 
         2
     """
     out: dict[str, dict[str, int]] = {}
-    n_heads: dict[tuple[int, str], int] = {}
+    named: dict[tuple[int, str], int] = {}
     for cell in cells:
         if cell["layer"] is not None and cell["head"] is not None:
             at = cell["layer"], cell["module"]
-            n_heads[at] = max(n_heads.get(at, 0), cell["head"] + 1)
+            named[at] = max(named.get(at, 0), cell["head"] + 1)
     for cell in cells:
         layer, module, head = cell["layer"], cell["module"], cell["head"]
         if layer is None:
             continue
         if head is not None:
-            share = (
-                max(1, n_heads.get((layer, QUERY), 0) // n_heads[layer, module]) if module in SHARED else 1
-            )
+            queries = n_heads or named.get((layer, QUERY), 0)
+            share = max(1, queries // named[layer, module]) if module in SHARED else 1
             names = [f"layers.{layer}.head.{h}" for h in range(head * share, (head + 1) * share)]
         elif module in MLP:
             names = [f"layers.{layer}.mlp"]

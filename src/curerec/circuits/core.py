@@ -14,6 +14,7 @@ from curerec.circuits.counterfactuals import outcomes
 from curerec.circuits.faithfulness import (
     Faithfulness,
     areas,
+    completeness,
     faithfulness,
     judge_modules,
     knockouts,
@@ -33,6 +34,7 @@ from curerec.circuits.stability import (
 )
 from curerec.errors import ConfigError
 from curerec.prompts.encoding import Prompts
+from curerec.recommender import parallel
 from curerec.records import Circuit
 
 TOP_EXACT = 20  # modules re-scored exactly, plus as many heads and as many MLPs at random (METHOD section 3)
@@ -110,6 +112,7 @@ def find_core(
         found = SCORERS[scorer](
             model, clean, corrupt, answers, among=among, batch_size=batch_size, **(options or {})
         )
+        found = replace(found, values=parallel.as_first(found.values))
     elif among is not None:
         found = found.among(among)
     names = found.names
@@ -171,7 +174,7 @@ def find_core(
         core=core,
         curve=curve,
         faithfulness=curve[at][1],
-        completeness=1 - float(f.of([f.complement(core)])[0]),
+        completeness=completeness(f, core),
         jaccard=bootstrap_jaccard(grouped, sizes[at], draws=draws, rng=rng),
         scorer=scorer,
         pairs=pairs,

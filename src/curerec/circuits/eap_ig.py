@@ -86,8 +86,8 @@ def from_eap_ig(
             key = (_long(left), _reader(right, shape.n_heads // shape.n_kv_heads))
             old = edges.get(key)
             score = entry.get("score")
-            if old is not None and old.score is not None and score is not None:
-                score += old.score
+            if old is not None:  # a sum is known where all of it is
+                score = None if old.score is None or score is None else old.score + score
             taken = bool(entry["in_graph"]) or (old is not None and old.in_graph)
             edges[key] = Edge(source=key[0], reader=key[1], score=score, in_graph=taken)
     except (KeyError, TypeError, ValueError, AttributeError) as error:

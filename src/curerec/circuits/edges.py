@@ -69,15 +69,8 @@ class EdgeScores:
 
     def of_sources(self) -> np.ndarray:
         """Sum of each source's outgoing edges, [n, sources]: the node scores, ``input`` first."""
-        return self._summed(self.source, len(self.sources))
-
-    def of_readers(self) -> np.ndarray:
-        """Sum of each reader's incoming edges, [n, readers]."""
-        return self._summed(self.reader, len(self.readers))
-
-    def _summed(self, owner: np.ndarray, size: int) -> np.ndarray:
-        out = np.zeros((size, len(self.values)), self.values.dtype)
-        np.add.at(out, owner, self.values.T)
+        out = np.zeros((len(self.sources), len(self.values)), self.values.dtype)
+        np.add.at(out, self.source, self.values.T)
         return out.T
 
 

@@ -161,7 +161,7 @@ def margins_with(
     with frozen(model):
         each_batch(model, clean, corrupt, batch_size, work, spent)
     spent.forwards += (states_computed() - known) * kept / len(layers)
-    return out.cpu().numpy()
+    return parallel.as_first(out.cpu().numpy())
 
 
 def exact(

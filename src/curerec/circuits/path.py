@@ -59,7 +59,7 @@ def path_scores(
                 total += adapter_scores(halfway, prompts, answers, units, deltas, batch_size=batch_size) * (
                     scale / steps
                 )
-    return total
+    return parallel.as_first(total)
 
 
 @contextmanager

@@ -128,6 +128,7 @@ def circuit(
     from curerec.circuits.eap_ig import to_eap_ig
     from curerec.circuits.exchange import write
     from curerec.circuits.selection import selecting
+    from curerec.circuits.wiring import wiring_of
     from curerec.imported import judge_imported
     from curerec.inspection import InspectConfig, inspect
     from curerec.progress import Clock
@@ -158,15 +159,17 @@ def circuit(
         "seed": seed,
     }
     config = parse(InspectConfig, asked, where="circuit")
-    groups = groups_of_record(_cells(record)) if record else {}
+    cells = _cells(record) if record else []
     opened = opened_with(recommender, data, base) if recommender else None
     if imported is not None:
         file = _imported(imported, opened)
         if opened is not None:
             file = judge_imported(opened, file, config)
+        groups = groups_of_record(cells, n_heads=file.shape.n_heads)
         nodes = [n.model_copy(update={"groups": groups.get(n.name, n.groups)}) for n in file.nodes]
         file = file.model_copy(update={"nodes": nodes})
     else:
+        groups = groups_of_record(cells, n_heads=wiring_of(opened.recommender.model).n_heads)  # type: ignore[union-attr]
         with bars() as reporter:
             file = inspect(opened, config, groups=groups, clock=Clock(reporter))  # type: ignore[arg-type]
     with replacing(out, only=FILES) as stage:

@@ -22,7 +22,6 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from curerec.interactions import Interactions
 from curerec.methods.task import Task
 from curerec.recommender.score import label_nll
 from curerec.records import Examples
@@ -159,10 +158,22 @@ def totals(values: np.ndarray, cluster: np.ndarray) -> np.ndarray:
     return np.bincount(index, values, minlength=len(found))
 
 
-def clusters(data: Interactions, forget: Examples) -> np.ndarray:
-    """Code by row of whichever the request is of: users, or items where D_f is of fewer items than users."""
-    users, items = data.user_code[forget.target], data.item_code[forget.target]
-    return data.item_code if len(np.unique(items)) < len(np.unique(users)) else data.user_code
+def clusters(task: Task) -> np.ndarray:
+    """Code by row of whichever the request is of: users where all of theirs is deleted, else items likewise.
+
+    Of single ratings users, or items where D_f is of fewer of these. Counting alone does not tell what a
+    request is of: where users have a training prompt or two each, hundreds of them rated fewer items.
+
+    Args:
+        task: the request.
+    """
+    data, deleted, rows = task.data, task.deleted, task.forget.target
+    user, item = data.user_code[rows], data.item_code[rows]
+    if deleted[data.rows_of_users(user)].all():
+        return data.user_code
+    if deleted[data.rows_of_items(item)].all():
+        return data.item_code
+    return data.item_code if len(np.unique(item)) < len(np.unique(user)) else data.user_code
 
 
 def pool(cluster: np.ndarray, size: int = POOL) -> np.ndarray:
@@ -218,7 +229,7 @@ def expected_auc(task: Task, reference: np.ndarray, losses: Said, aucs: tuple[fl
     others = task.control.take(np.setdiff1d(np.arange(len(task.control)), reference))
     if not len(others):
         return aucs[0]
-    unseen = others.take(pool(clusters(task.data, task.forget)[others.target]))
+    unseen = others.take(pool(clusters(task)[others.target]))
     known = _learned(task, losses, unseen, lambda: (task.base_logits(unseen), task.original_logits(unseen)))
     return aucs[0] if known is None else known.of(*aucs)
 
@@ -250,7 +261,7 @@ def expected_membership(task: Task, forget: Said, control: Said) -> Expected | N
     """
     if items_gone(task):
         return None
-    code = clusters(task.data, task.forget)
+    code = clusters(task)
     of = code[task.control.target]
     if not len(of):
         return None
@@ -284,7 +295,7 @@ def _learned(task: Task, among: Said, unseen: Examples, said: Callable[[], Said]
     Returns:
         None where there are too few people.
     """
-    code = clusters(task.data, task.forget)
+    code = clusters(task)
     if min(len(np.unique(code[part.target])) for part in (unseen, task.retain)) < LEAST_CLUSTERS:
         return None
     seen = task.retain.take(pool(code[task.retain.target]))

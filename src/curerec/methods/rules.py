@@ -66,16 +66,14 @@ class Rules:
         self.partly: set[str] = set()  # parameters that frozen units have slices of, among others
         for branch in units.branches:
             owner = torch.from_numpy(branch.unit).to(role.device)
-            self.owner[branch.weight] = (branch.dim, owner)
+            self.owner |= {name: (dim, owner) for name, dim in branch.slices}
             if bool((role[owner] == FROZEN).any()):
-                self.partly.add(branch.weight)
-            if branch.factor is not None:
-                self.factors[branch.factor] = int(role_of_factor(role[owner]))  # read once, not in each step
-        n = len(units.names)
+                self.partly |= {name for name, _ in branch.slices}
+            if branch.shared is not None:
+                self.factors[branch.shared] = int(role_of_factor(role[owner]))  # read once, not in each step
         self.forget_weight = ((role == FORGET) | (role == SHARED)).float()
         self.retain_weight = (role != FROZEN).float() * weight
         self.shared = role == SHARED
-        self.n_units = n
 
     @property
     def owners(self) -> dict[str, torch.Tensor]:

@@ -139,15 +139,16 @@ def _places(units: Units, role: np.ndarray, gradient: Gradients) -> tuple[Masks,
     def of(wanted: Callable[[torch.Tensor], torch.Tensor]) -> Masks:
         out: Masks = {}
         for branch in units.branches:
-            if branch.weight in gradient and branch.weight not in out:  # tied embeddings appear twice
-                like = gradient[branch.weight]
-                rows = wanted(codes[branch.unit]).to(like.device)
-                shape = [-1 if d == branch.dim else 1 for d in range(like.ndim)]
-                out[branch.weight] = rows.view(shape).expand_as(like)
-            if branch.factor is not None and branch.factor in gradient:
-                like = gradient[branch.factor]
+            for name, dim in branch.slices:
+                if name in gradient and name not in out:  # tied embeddings appear twice
+                    like = gradient[name]
+                    rows = wanted(codes[branch.unit]).to(like.device)
+                    shape = [-1 if d == dim else 1 for d in range(like.ndim)]
+                    out[name] = rows.view(shape).expand_as(like)
+            if branch.shared is not None and branch.shared in gradient:
+                like = gradient[branch.shared]
                 role = role_of_factor(codes[branch.unit])
-                out[branch.factor] = wanted(role).to(like.device).expand_as(like)
+                out[branch.shared] = wanted(role).to(like.device).expand_as(like)
         return out
 
     return of(lambda r: (r == FORGET) | (r == SHARED)), of(lambda r: r == RETAIN)

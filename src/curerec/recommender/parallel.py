@@ -187,6 +187,22 @@ def agreed(numbers: Mapping[str, float]) -> dict[str, float]:
     return dict(zip(numbers, told.tolist(), strict=True))
 
 
+def as_first(x: np.ndarray) -> np.ndarray:
+    """An array that each process has computed by itself, as the first one has it.
+
+    For what processes choose by: of circuits or groups that differ each would make steps of its own, and wait
+    for passes that the others do not make.
+
+    Args:
+        x: of the same shape in all.
+    """
+    if not _together:
+        return x
+    told = torch.from_numpy(np.ascontiguousarray(x)).clone().to(place())
+    same([told])
+    return told.cpu().numpy()
+
+
 def by_rows(n: int, compute: Callable[[np.ndarray], np.ndarray]) -> np.ndarray:
     """An array computed row by row, each process its share.
 

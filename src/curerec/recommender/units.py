@@ -54,6 +54,7 @@ class Branch:
         weight: name of the parameter that units slice: the weight, or LoRA's B (outputs) or A (inputs).
         factor: LoRA's other factor, shared by all units of the branch; None with full fine-tuning.
         transposed: ``weight`` is [in, out] instead of [out, in].
+        paired: nothing is shared: column k of ``factor`` is of the unit that row k of ``weight`` is of.
     """
 
     module: str
@@ -63,6 +64,18 @@ class Branch:
     weight: str
     factor: str | None
     transposed: bool = False
+    paired: bool = False
+
+    @property
+    def slices(self) -> list[tuple[str, int]]:
+        """Parameters that :attr:`unit` runs along, each with the dimension that it does so on."""
+        own = [(self.factor, 1)] if self.paired and self.factor else []
+        return [(self.weight, self.dim), *own]
+
+    @property
+    def shared(self) -> str | None:
+        """The factor that belongs to no unit alone, if there is one."""
+        return None if self.paired else self.factor
 
     @property
     def inputs(self) -> bool:
@@ -192,15 +205,15 @@ def inner_products(
     """
     out: torch.Tensor | None = None
     done: set[str] = set()
-    for branch in units.branches:
-        if branch.weight in done or branch.weight not in a:  # tied embeddings appear twice
+    for branch, name, dim in ((b, *one) for b in units.branches for one in b.slices):
+        if name in done or name not in a:  # tied embeddings appear twice
             continue
-        done.add(branch.weight)
-        product = a[branch.weight].float() * b[branch.weight].float()
-        other = [d for d in range(product.ndim) if d != branch.dim]
+        done.add(name)
+        product = a[name].float() * b[name].float()
+        other = [d for d in range(product.ndim) if d != dim]
         if out is None:
             out = torch.zeros(len(units.names), device=product.device)
-        owner = torch.from_numpy(branch.unit).to(product.device) if owners is None else owners[branch.weight]
+        owner = torch.from_numpy(branch.unit).to(product.device) if owners is None else owners[name]
         out.index_add_(0, owner, product.sum(other) if other else product)
     return torch.zeros(len(units.names)) if out is None else out
 

@@ -15,7 +15,7 @@ from curerec.recommender.units import Branch, Place, Units, units_of
 def rank_units(model: Any) -> Units:
     """Rank-one terms ``B[:, r] A[r, :]`` of every LoRA branch, a unit each.
 
-    A unit owns row r of A; the columns of B, which do nothing without it, are the branch's shared factor.
+    A unit owns row r of A and, since they do nothing without it and it nothing without them, column r of B.
 
     Args:
         model: PEFT-wrapped decoder of a known family.
@@ -50,7 +50,7 @@ def rank_units(model: Any) -> Units:
         rank = parameters[branch.factor].shape[0]
         owner = np.arange(len(names), len(names) + rank)
         rows = replace(branch, weight=branch.factor, factor=branch.weight, dim=0, transposed=False)
-        branches.append(replace(rows, unit=owner))
+        branches.append(replace(rows, unit=owner, paired=True))
         names += [f"layers.{layer}.{short}.rank.{r}" for r in range(rank)]
         places += [Place(layer, short, None, projection.block)] * rank
     types = np.asarray([p.module for p in places], dtype=object)

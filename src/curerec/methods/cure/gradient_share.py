@@ -9,9 +9,10 @@ from jaxtyping import Float
 from curerec.methods.forget_objective import ForgetObjective
 from curerec.methods.loop import free, tuned_names
 from curerec.methods.rules import Gradients
+from curerec.recommender import parallel
 from curerec.recommender.units import Units, inner_products
 
-CHUNKS = 8  # of a sample of D_f; resamples are drawn over them
+CHUNKS = 8  # of a sample of D_f, at most; resamples are drawn over them
 
 
 def gradient_shares(
@@ -33,24 +34,26 @@ def gradient_shares(
 
     Returns:
         Shares, sum 1; and resampled shares, or None where all of D_f was taken: what is to be forgotten is
-        then known. Resamples are of eight parts of the sample, each part's gradient as one draw.
+        then known. Resamples are of eight parts of the sample (of its examples, if fewer), each part's
+        gradient as one draw.
 
     Source: this project's own; the paper states that modules are sorted by their contributions to the two
     objectives, not how these are measured.
     """
     grads = at_original(objective, size=size, seed=seed)
     gram = _gram(units, grads)
-    products = gram.double().cpu().numpy()  # [parts, parts, units]
+    products = parallel.as_first(gram.double().cpu().numpy())  # [parts, parts, units]
     score = _share(products.mean((0, 1))[None])[0]
     if len(grads) == 1:
         return score, None
     rng = np.random.default_rng([seed, 74])
-    weights = rng.multinomial(CHUNKS, np.full(CHUNKS, 1 / CHUNKS), size=draws) / CHUNKS
+    parts = len(grads)
+    weights = rng.multinomial(parts, np.full(parts, 1 / parts), size=draws) / parts
     return score, _share(np.einsum("da,db,abu->du", weights, weights, products))
 
 
 def at_original(objective: ForgetObjective, *, size: int, seed: int) -> list[Gradients]:
-    """Gradients of the forget loss at theta_o, by parameter name: of D_f, or of eight parts of a sample.
+    """Gradients of the forget loss at theta_o, by parameter name: of D_f, or of parts of a sample.
 
     Their mean is left as ``objective.at_original``.
 
@@ -62,7 +65,7 @@ def at_original(objective: ForgetObjective, *, size: int, seed: int) -> list[Gra
     n = len(objective.prompts)
     rng = np.random.default_rng([seed, 72])
     index = np.arange(n) if n <= size else rng.choice(n, size, replace=False)
-    parts = [index] if n <= size else np.array_split(index, CHUNKS)
+    parts = [index] if n <= size else np.array_split(index, min(CHUNKS, size))
     model = objective.task.copy_of_model()
     names = tuned_names(model)
     params = free(model, names)

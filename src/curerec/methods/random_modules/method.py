@@ -62,10 +62,11 @@ def by_size(units: Units, model: Any) -> np.ndarray:
         if branch.weight in done:  # tied embeddings appear twice
             continue
         done.add(branch.weight)
-        shape = parameters[branch.weight].shape
-        np.add.at(size, branch.unit, shape.numel() // shape[branch.dim])
-        if branch.factor is not None and (branch.unit == branch.unit[0]).all():
-            size[branch.unit[0]] += parameters[branch.factor].numel()
+        for name, dim in branch.slices:
+            shape = parameters[name].shape
+            np.add.at(size, branch.unit, shape.numel() // shape[dim])
+        if branch.shared is not None and (branch.unit == branch.unit[0]).all():
+            size[branch.unit[0]] += parameters[branch.shared].numel()
     return np.asarray([f"{kind} of {n}" for kind, n in zip(units.types, size, strict=True)], dtype=object)
 
 
