@@ -104,6 +104,8 @@ class Workshop(Materials):
             raise
         except Exception as error:
             row = self.failed(job, told(error), settings, time.perf_counter() - start)
+            if row["failure"].startswith(rows.NOTHING):  # beside this original; beside another it may not
+                row["yardstick"] = self._yardstick(job)[2]
         self._tidy()
         return row
 
@@ -212,11 +214,7 @@ class Workshop(Materials):
         for key, value in found.items():
             metrics |= cells(METRICS[key], value)
         made = rows.measured(metrics, costs_only=only)
-        why = {
-            c: v.missing
-            for c in (*rows.COLUMNS, *rows.FURTHER)
-            if (v := found.get(rows.metric_of(c))) and v.missing
-        }
+        why = {rows.column_of(key): value.missing for key, value in found.items() if value.missing}
         made["missing"] = {**why, **made["missing"]}
         scale = self._scale(job)
         return {
