@@ -25,6 +25,9 @@ def main() -> None:
     """Print a line a data set, request and method, over the seeds that have it, of the newest settings.
 
     A seed whose ceiling is not above its floor has no residual to be parted, and is named below the table.
+
+    Raises:
+        SystemExit: a method has rows of several choices of the search.
     """
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("folders", nargs="+", type=Path, help="of benchmarks: with rows.jsonl")
@@ -50,6 +53,9 @@ def main() -> None:
                 continue
             mine = [r for r in ends if r["method"] == method and r["seed"] in retrains]
             mine = [r for r in mine if r["config_hash"] == mine[-1]["config_hash"]]
+            said = {json.dumps(s, sort_keys=True) for r in mine if (s := r.get("settings")) is not None}
+            if len(said) > 1:
+                raise SystemExit(f"{data}, {request}: {method} has rows of several choices of the search")
             none = [str(r["seed"]) for r in mine if r["residual"] is None]
             if none:
                 seeds = ", ".join(sorted(none, key=int))

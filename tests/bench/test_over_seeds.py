@@ -220,3 +220,14 @@ def test_parts_name_a_seed_that_has_no_residual(parts, monkeypatch, capsys, tmp_
     text = capsys.readouterr().out
     assert f"| npo | 2 | {(0.01 / 0.021 + 1) / 2:.3f} |" in text
     assert "users-0.1-random-x10: npo is left out on 2: the ceiling is not above the floor" in text
+
+
+def test_parts_of_several_choices_are_refused(parts, monkeypatch, tmp_path):
+    """A search that was run again, and cells that were cut off after it: their mean would be of no method."""
+    rows = [{**a_row(m, s, 0.02), "excess_jsd": 0.0} for m in ("retrain", "npo") for s in (1, 2)]
+    for row in rows:
+        row["settings"] = {"lr": 0.001 * row["seed"]} if row["method"] == "npo" else None
+    (tmp_path / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    monkeypatch.setattr(sys, "argv", ["parts.py", str(tmp_path)])
+    with pytest.raises(SystemExit, match="npo has rows of several choices"):
+        parts.main()
