@@ -6,6 +6,7 @@ import copy
 import gc
 import json
 import shutil
+import time
 import types
 import weakref
 
@@ -234,6 +235,17 @@ def test_a_cell_of_another_sitting_than_its_retrains_has_no_ratio(
     ((_, row),) = shop.do(job, {})
     assert row["failure"] is None and row["t_total"] > 0 and row["forward_ratio"] > 0
     assert (row["retrain_ratio"] is None) == bool(told) and told in row["missing"].get("retrain_ratio", "")
+
+
+def test_the_seconds_of_a_cell_are_of_all_that_is_measured(made, monkeypatch):
+    """The next sitting goes by them: verdict and latency take some as well."""
+    monkeypatch.setenv("CUREREC_CACHE", str(made.folder / "cache"))
+    monkeypatch.setattr(work, "latency_ratio", lambda *models: time.sleep(3))
+    job = next(j for j in plan(made.recipe) if j.kind == "cell" and j.method == "grad_diff")
+    shop = Workshop(made.recipe, made.out, made.places)
+    start = time.perf_counter()
+    ((_, row),) = shop.do(job, {})
+    assert row["wall_s"] > time.perf_counter() - start - 1.5
 
 
 def test_a_worker_that_moves_on_lets_the_recommender_go(made, monkeypatch):

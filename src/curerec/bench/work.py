@@ -149,6 +149,7 @@ class Workshop(Materials):
                         Exception
                     ) as error:  # an attack that fails is a gap in the row and no failed method
                         found[key] = Value.none(told(error))
+        verdict, latency = self._verdict(job, new), latency_ratio(ground, opened.recommender.model, new)
         row = self._row(
             job,
             job.method,
@@ -156,12 +157,12 @@ class Workshop(Materials):
             split,
             yardstick,
             time.perf_counter() - start,
-            verdict=self._verdict(job, new),
+            verdict=verdict,
             stop_reason=outcome.stop_reason,
             method_config=config.model_dump(mode="json") if config is not None else None,
             settings=dict(settings),
             cpu_s=used,
-            latency_ratio=latency_ratio(ground, opened.recommender.model, new),
+            latency_ratio=latency,
             **_explained(outcome),
         )
         row = rows.explained(row)
