@@ -8,12 +8,14 @@ method with another model of the recipe: `cure@base` for `cure` with the setting
 `METHOD/REQUEST` is a method on another request of the same seeds: `cure/users-0.1-random-x10`. Where a folder
 has the second of `--instead NAME=OTHER`, that stands there for the first (`cure=cure@one_arm`). The last
 column is the difference of the ratios of means, as `curerec bench --table` has them, with the jackknife's
-interval over seeds: a seed with little to forget weighs less in it. Below the table stands the mean of
-`cure`'s own residuals, and what a reader has to know of the seeds: on which a method handed the original
-back (which counts as its residual), on which it has none and why, and on which the retrains differ by more
-than half of what was to be forgotten. `--means` prints instead each method's own values, the mean over seeds
-and the half-width of its t interval; a seed's retrains count as one. `--without SEED...` leaves seeds out. Of
-several data sets (`--dataset ml-100k goodbooks-10k`) all seeds are taken together, in pairs inside each.
+interval over seeds: a seed with little to forget weighs less in it, and one whose ceiling is not above its
+floor counts in it alone. Below the table stands the mean of `cure`'s own residuals, and what a reader has to
+know of the seeds: on which a method handed the original back (which counts as its residual), on which it has
+none and why, on which it was measured beside other retrains than `cure`, and on which the retrains differ by
+more than half of what was to be forgotten. `--means` prints instead each method's own values, the mean over
+seeds and the half-width of its t interval; a seed's retrains count as one. `--without SEED...` leaves seeds
+out. Of several data sets (`--dataset ml-100k goodbooks-10k`) all seeds are taken together, in pairs inside
+each.
 """
 
 from __future__ import annotations
@@ -27,7 +29,7 @@ from typing import Any
 import numpy as np
 from scipy import stats
 
-from curerec.bench.rows import NOTHING, newest
+from curerec.bench.rows import NOTHING, newest, whole_of
 from curerec.bench.significance import holm
 
 ANSWERS = ("residual", "membership_gap", "test_auc", "test_ece")
@@ -35,6 +37,7 @@ COSTS = ("retrain_ratio", "trainable_parameters", "circuit_size")
 MEANS = (*ANSWERS, *COSTS)
 #: Of the original, where a method hands it back; what its training cost is no cost of the method.
 KEPT = (*ANSWERS, "jsd", "floor", "ceiling", "excess_jsd", "rankable")
+NO_ROOM = "the ceiling is not above the floor (it counts in the ratios of means alone)"
 Found = dict[str, dict[int, float]]  # by method and seed
 Rows = dict[str, dict[int, dict[str, Any]]]  # the same
 
@@ -56,12 +59,14 @@ def rows_of(
             settings.
     """
     found: Rows = {}
-    for folder in folders:
+    texts = [(folder / "rows.jsonl").read_text(encoding="utf-8") for folder in folders]
+    held = [newest([json.loads(line) for line in text.splitlines()]) for text in texts]
+    originals = {beside(row): row for rows in held for row in rows if row["method"] == "original"}
+    for folder, rows in zip(folders, held, strict=True):
         mine: Rows = {}
         settings: dict[tuple[str, int], str] = {}
         chosen: dict[str, str] = {}
-        lines = (folder / "rows.jsonl").read_text(encoding="utf-8").splitlines()
-        for row in newest([json.loads(line) for line in lines]):
+        for row in rows:
             if row["dataset"] == dataset and row["seed"] not in without:
                 name = row["method"] if row["model"] == model else f"{row['method']}@{row['model']}"
                 name += "" if row["request"] == request else f"/{row['request']}"
@@ -70,7 +75,7 @@ def rows_of(
                 choice = json.dumps(row.get("settings"), sort_keys=True)
                 if row.get("settings") is not None and chosen.setdefault(name, choice) != choice:
                     raise SystemExit(f"{folder}: {name} has rows of several choices of the search")
-                mine.setdefault(name, {})[row["seed"]] = row
+                mine.setdefault(name, {})[row["seed"]] = as_it_ended(row, originals.get(beside(row)))
         for name, other in instead.items():
             if other in mine:
                 mine[name] = mine.pop(other)
@@ -81,14 +86,20 @@ def rows_of(
                     f"{folder}: {method} has rows of seeds {sorted(twice)} in another folder, too"
                 )
             found.setdefault(method, {}).update(values)
-    for name, of in found.items():
-        at = re.fullmatch(r"[^@/]*(@[^/]*)?(/.*)?", name)
-        original = found.get(f"original{at[1] or ''}{at[2] or ''}" if at else "", {})
-        for seed, row in of.items():
-            if (row.get("failure") or "").startswith(NOTHING) and seed in original:
-                was = {c: original[seed].get(c) for c in KEPT}
-                of[seed] = {**row, **was, **dict.fromkeys(COSTS), "handed_back": True}
     return found
+
+
+def beside(row: dict[str, Any]) -> tuple[Any, ...]:
+    """Which original a row stands beside: a sequence has that of the same request in one piece."""
+    return row["dataset"], row["model"], whole_of(row["request"]), row["seed"]
+
+
+def as_it_ended(row: dict[str, Any], original: dict[str, Any] | None) -> dict[str, Any]:
+    """A row; with the original's figures where the method handed that back."""
+    if original is None or not (row.get("failure") or "").startswith(NOTHING):
+        return row
+    was = {c: original.get(c) for c in KEPT}
+    return {**row, **was, **dict.fromkeys(COSTS), "handed_back": True}
 
 
 def values_of(column: str, rows: Rows) -> Found:
@@ -105,22 +116,27 @@ def of_means(pairs: list[tuple[dict[str, Any], dict[str, Any]]]) -> tuple[float,
     Args:
         pairs: rows of ours and of the other's, one pair a seed.
     """
-    apart = np.array([other["jsd"] - ours["jsd"] for ours, other in pairs])
-    scale = np.array([ours["ceiling"] - ours["floor"] for ours, _ in pairs])
-    n, whole = len(pairs), apart.sum() / scale.sum()
-    left = (apart.sum() - apart) / (scale.sum() - scale)
+    ends = [[(row["jsd"] - row["floor"], row["ceiling"] - row["floor"]) for row in pair] for pair in pairs]
+    values = np.array(ends)  # [pairs, ours and the other's, what is left and the room]
+    n, total = len(pairs), values.sum(0)
+
+    def apart(sums: np.ndarray) -> np.ndarray:
+        ours, other = np.moveaxis(sums[..., 0] / sums[..., 1], -1, 0)
+        return np.asarray(other - ours)
+
+    whole, left = apart(total), apart(total - values)
     half = stats.t.ppf(0.975, n - 1) * np.sqrt((n - 1) * np.mean((left - left.mean()) ** 2))
     return float(whole), float(whole - half), float(whole + half)
 
 
 def pairs_of(by_data: dict[str, Rows], other: str) -> list[tuple[dict[str, Any], dict[str, Any]]]:
-    """Rows of `cure` and of another, one pair a seed on which both have a residual."""
+    """Rows of `cure` and of another, one pair a seed on which both were measured."""
     pairs = [
         (rows["cure"][seed], rows[other][seed])
         for rows in by_data.values()
         for seed in sorted(set(rows["cure"]) & set(rows[other]))
     ]
-    return [p for p in pairs if all(row.get("residual") is not None for row in p)]
+    return [p for p in pairs if all(row.get("jsd") is not None for row in p)]
 
 
 def remarks(by_data: dict[str, Rows], methods: list[str]) -> list[str]:
@@ -130,12 +146,17 @@ def remarks(by_data: dict[str, Rows], methods: list[str]) -> list[str]:
         for name in methods:
             of = sorted(rows[name].items())
             back = [seed for seed, row in of if row.get("handed_back")]
-            none = [(s, row.get("failure") or "no residual") for s, row in of if row.get("residual") is None]
+            none = [(s, row.get("failure") or NO_ROOM) for s, row in of if row.get("residual") is None]
+            other = [s for s, row in of if s in rows["cure"] and not same_scale(row, rows["cure"][s])]
             if back:
                 said.append(
                     f"{dataset}: {name} handed the original back on {_listed(back)}; it counts as that"
                 )
             said += [f"{dataset}: {name} is left out on {seed}: {why}" for seed, why in none]
+            if other:
+                said.append(
+                    f"{dataset}: on {_listed(other)} {name} was measured beside other retrains than `cure`"
+                )
         noisy = [s for s, r in sorted(rows["cure"].items()) if r.get("rankable") is False]
         if noisy:
             said.append(
@@ -143,6 +164,12 @@ def remarks(by_data: dict[str, Rows], methods: list[str]) -> list[str]:
                 "forgotten: by themselves these seeds rank nothing"
             )
     return said
+
+
+def same_scale(*pair: dict[str, Any]) -> bool:
+    """Whether two rows have the floor and the ceiling of one set of retrains, as far as they have any."""
+    ends = [[row[c] for row in pair if row.get(c) is not None] for c in ("floor", "ceiling")]
+    return all(np.allclose(values, values[:1], rtol=1e-3, atol=0) for values in ends)
 
 
 def _listed(seeds: list[int]) -> str:
@@ -197,12 +224,15 @@ def main() -> None:
     if options.means:
         print(means({c: values_of(c, rows) for c in ("floor", "ceiling", *MEANS)}, options.others))
         return
+    paired = {other: pairs_of(by_data, other) for other in options.others}
+    both = {o: [(a["residual"], b["residual"]) for a, b in of] for o, of in paired.items()}
+    apart = {o: np.array([b - a for a, b in of if None not in (a, b)]) for o, of in both.items()}
+    if few := [other for other, more in apart.items() if len(more) < 2]:
+        parser.error(f"{', '.join(few)}: fewer than two seeds on which `cure` has a residual, too")
     print(
         "| method | seeds | residual less `cure`'s | 95 % over seeds | `cure` nearer on | p of ranks "
         "| p, t, Holm | of the means |\n" + "|---" * 8 + "|"
     )
-    paired = {other: pairs_of(by_data, other) for other in options.others}
-    apart = {o: np.array([b["residual"] - a["residual"] for a, b in of]) for o, of in paired.items()}
     alone = [float(stats.ttest_1samp(more, 0.0).pvalue) for more in apart.values()]
     for (other, more), corrected in zip(apart.items(), holm(alone), strict=True):
         low, high = stats.t.interval(0.95, len(more) - 1, more.mean(), stats.sem(more))

@@ -14,14 +14,21 @@ from typing import Any
 
 import numpy as np
 
-from curerec.bench.rows import NOTHING, newest
+from curerec.bench.rows import NOTHING, newest, whole_of
 
 KEPT = ("residual", "excess_jsd", "floor", "ceiling")
+NO_ROOM = "the ceiling is not above the floor"
 COLUMNS = ("data", "request", "method", "seeds", "residual", "of it memory", "of it not", "by seed")
 
 
 def main() -> None:
-    """Print a line a data set, request and method, over the seeds that have it, of the newest settings."""
+    """Print a line a data set, request and method, over the seeds that have it, of the newest settings.
+
+    A seed whose ceiling is not above its floor has no residual to be parted, and is named below the table.
+
+    Raises:
+        SystemExit: a method has rows of several choices of the search.
+    """
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("folders", nargs="+", type=Path, help="of benchmarks: with rows.jsonl")
     parser.add_argument("--methods", nargs="+", help="default: all")
@@ -31,11 +38,12 @@ def main() -> None:
     lines = [line for text in texts for line in text.splitlines()]
     rows = [row for row in newest([json.loads(line) for line in lines]) if row["model"] == options.model]
     rows = [row for row in as_they_ended(rows) if row.get("excess_jsd") is not None]
+    left_out: list[str] = []
     print("| " + " | ".join(COLUMNS) + " |\n" + "|---" * len(COLUMNS) + "|")
     for data, request in dict.fromkeys((r["dataset"], r["request"]) for r in rows if r["request"]):
         here = [r for r in rows if r["dataset"] == data]
         ends = [r for r in here if r["request"] == request]
-        whole = request.rsplit("-x", 1)[0]  # requests in a row are held against retrains without all of them
+        whole = whole_of(request)  # requests in a row are held against retrains without all of them
         retrains: dict[int, list[float]] = {}
         for r in here:
             if r["method"].startswith("retrain") and r["request"] in (request, whole):
@@ -45,9 +53,17 @@ def main() -> None:
                 continue
             mine = [r for r in ends if r["method"] == method and r["seed"] in retrains]
             mine = [r for r in mine if r["config_hash"] == mine[-1]["config_hash"]]
+            said = {json.dumps(s, sort_keys=True) for r in mine if (s := r.get("settings")) is not None}
+            if len(said) > 1:
+                raise SystemExit(f"{data}, {request}: {method} has rows of several choices of the search")
+            none = [str(r["seed"]) for r in mine if r["residual"] is None]
+            if none:
+                seeds = ", ".join(sorted(none, key=int))
+                left_out.append(f"{data}, {request}: {method} is left out on {seeds}: {NO_ROOM}")
             parts = [
                 parted(r, float(np.mean(retrains[r["seed"]])))
                 for r in sorted(mine, key=lambda r: int(r["seed"]))
+                if r["residual"] is not None
             ]
             if not parts:
                 continue
@@ -57,15 +73,20 @@ def main() -> None:
                 f"| {data} | {request} | {method} | {len(parts)} | {total:.3f} | {memory:.3f} | {rest:.3f} "
                 f"| {single} |"
             )
+    if left_out:
+        print("\n" + "\n".join(f"- {line}" for line in left_out))
 
 
 def as_they_ended(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
     """Rows that did not fail; where a method handed the original back, it ended as the original."""
-    place = ("dataset", "request", "seed")
-    original = {tuple(r[c] for c in place): r for r in rows if r["method"] == "original"}
+
+    def place(row: dict[str, Any]) -> tuple[Any, ...]:
+        return row["dataset"], whole_of(row["request"]), row["seed"]
+
+    original = {place(row): row for row in rows if row["method"] == "original"}
     out = []
     for row in rows:
-        of = original.get(tuple(row[c] for c in place))
+        of = original.get(place(row))
         if (row["failure"] or "").startswith(NOTHING) and of:
             row = {**row, **{c: of.get(c) for c in KEPT}, "failure": None}
         if not row["failure"]:

@@ -15,6 +15,7 @@ from curerec.bench.crew import Event, Orders, Processes, gpu_is_lost
 from curerec.bench.lines import read_lines
 from curerec.bench.plan import Job, config_hash, nearness
 from curerec.bench.run import run
+from curerec.bench.timing import Estimate
 from curerec.bench.work import ROWS, TRIALS
 from curerec.data import leftovers
 from curerec.errors import ConfigError, RefusedError, StorageError
@@ -99,6 +100,22 @@ def test_models_that_share_a_training_do_not_train_it_at_the_same_time(tmp_path)
     ]
     assert all(len(set(jobs)) == len(jobs) for jobs in training)
     assert any(len(jobs) > 1 for jobs in training)  # others do run beside each other
+
+
+class Failing(Watched):
+    """Whose jobs all fail."""
+
+    def poll(self, timeout_s):
+        return [Event("failed", self.at_work.pop(), "out of memory")]
+
+
+def test_what_could_not_be_made_does_not_hide_that_the_time_was_up(tmp_path, monkeypatch):
+    monkeypatch.setattr(Estimate, "seconds", lambda self, job: 1e6 if job.seed == 21 else 0.0)
+    recipe, places = made_recipe(seeds=[20, 21]), made_place(tmp_path)
+    done = run(recipe, tmp_path / "out", places=places, minutes=60, crew=lambda orders: Failing())
+    assert done.blocked == {"made, nano, seed 20: base: out of memory": 2} and done.stopped
+    without = run(recipe, tmp_path / "other", places=places, crew=lambda orders: Failing())
+    assert sum(without.blocked.values()) == 4 and not without.stopped
 
 
 class Seated:

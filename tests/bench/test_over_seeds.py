@@ -70,7 +70,7 @@ def test_no_seed_is_left_out_without_a_word(over_seeds, folder, monkeypatch, cap
 
 def test_the_difference_of_ratios_of_means_is_that_of_the_benchmarks_table(over_seeds):
     ours = [{"jsd": 0.012, "floor": 0.01, "ceiling": c} for c in (0.02, 0.05, 0.03)]
-    others = [{"jsd": j} for j in (0.018, 0.03, 0.02)]
+    others = [{**r, "jsd": j} for r, j in zip(ours, (0.018, 0.03, 0.02), strict=True)]
     got, low, high = over_seeds.of_means(list(zip(ours, others, strict=True)))
     ratio = [np.mean([r["jsd"] for r in of]) - 0.01 for of in (ours, others)]
     assert got == pytest.approx((ratio[1] - ratio[0]) / (0.1 / 3 - 0.01))
@@ -78,8 +78,70 @@ def test_the_difference_of_ratios_of_means_is_that_of_the_benchmarks_table(over_
 
 
 def test_equal_seeds_leave_nothing_to_the_interval(over_seeds):
-    pair = ({"jsd": 0.012, "floor": 0.01, "ceiling": 0.03}, {"jsd": 0.022})
+    scale = {"floor": 0.01, "ceiling": 0.03}
+    pair = ({"jsd": 0.012, **scale}, {"jsd": 0.022, **scale})
     assert over_seeds.of_means([pair] * 3) == pytest.approx((0.5, 0.5, 0.5))
+
+
+def test_each_side_is_on_the_scale_of_its_own_request(over_seeds, folder, monkeypatch, capsys):
+    """A tenth as many people leave a tenth to forget: their distances are no difference of residuals."""
+    few = {"request": "users-0.01-random", "floor": 0.001, "ceiling": 0.003, "jsd": 0.0014, "residual": 0.2}
+    rows = [{**a_row("cure", s, 0.01), **few} for s in range(1, 5)]
+    with (folder / "rows.jsonl").open("a") as f:
+        f.writelines(json.dumps(row) + "\n" for row in rows)
+    text = printed(over_seeds, monkeypatch, capsys, folder, "--others", "cure/users-0.01-random")
+    line = next(line for line in text.splitlines() if line.startswith("| cure/"))
+    whole = 0.2 - 0.002 / np.mean([0.02 + s / 1000 for s in range(1, 5)])
+    assert line.split("|")[8].startswith(f" {whole:+.3f} (")
+    assert "cure/users-0.01-random was measured beside other retrains than `cure`" in text
+
+
+def test_a_pair_of_other_retrains_is_told(over_seeds, folder, monkeypatch, capsys):
+    lines = [json.loads(line) for line in (folder / "rows.jsonl").read_text().splitlines()]
+    said = "was measured beside other retrains"
+    assert said not in printed(over_seeds, monkeypatch, capsys, folder, "--others", "npo")
+    for row in lines:
+        if (row["method"], row["seed"]) == ("npo", 4):
+            row["floor"] += 0.0005  # one of them was trained anew
+    (folder / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in lines))
+    text = printed(over_seeds, monkeypatch, capsys, folder, "--others", "npo")
+    assert f"- ml-100k: on 4 npo {said} than `cure`" in text
+
+
+def test_a_seed_without_room_counts_in_the_ratios_of_means(over_seeds, folder, monkeypatch, capsys):
+    """As in the benchmark's table: left out, the others would be those with much to forget."""
+    lines = [json.loads(line) for line in (folder / "rows.jsonl").read_text().splitlines()]
+    for row in lines:
+        if row["seed"] == 4:
+            row |= {"ceiling": 0.009, "residual": None}
+    (folder / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in lines))
+    text = printed(over_seeds, monkeypatch, capsys, folder, "--others", "npo")
+    line = next(line for line in text.splitlines() if line.startswith("| npo |"))
+    jsd = {"cure": [0.012] * 3, "npo": [0.02, 0.032, 0.022]}  # of 1, 2 (handed back) and 4
+    whole = (sum(jsd["npo"]) - sum(jsd["cure"])) / (0.021 + 0.022 - 0.001)
+    assert line.startswith("| npo | 2 |") and line.split("|")[8].startswith(f" {whole:+.3f} (")
+    assert "npo is left out on 4: the ceiling is not above the floor" in text
+
+
+def test_one_seed_is_no_comparison(over_seeds, folder, monkeypatch, capsys):
+    with pytest.raises(SystemExit):
+        printed(over_seeds, monkeypatch, capsys, folder, "--others", "npo", "--without", "1", "2")
+    assert "npo: fewer than two seeds on which `cure` has a residual, too" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("instead", [False, True])
+def test_a_sequence_that_was_handed_back_has_the_original_of_the_whole_request(
+    over_seeds, folder, monkeypatch, capsys, instead
+):
+    """And so has a model that is called otherwise: its original is its own."""
+    row = {"request": "users-0.1-random-x10-kept", "model": "shipped" if instead else "nano"}
+    lines = [json.loads(line) for line in (folder / "rows.jsonl").read_text().splitlines()]
+    made = [{**r, **row} if r["method"] != "original" else {**r, "model": row["model"]} for r in lines]
+    (folder / "rows.jsonl").write_text("".join(json.dumps(r) + "\n" for r in made))
+    names = ("--instead", "cure=cure@shipped", "npo=npo@shipped") if instead else ()
+    asked = ("--request", row["request"], "--others", "npo", *names)
+    text = printed(over_seeds, monkeypatch, capsys, folder, *asked)
+    assert "npo handed the original back on 2; it counts as that" in text and "| npo | 3 |" in text
 
 
 def test_a_folder_may_call_a_method_otherwise(over_seeds, folder, tmp_path, monkeypatch, capsys):
@@ -140,3 +202,32 @@ def test_parts_count_a_seed_that_was_handed_back(parts, monkeypatch, capsys, tmp
     line = next(line for line in capsys.readouterr().out.splitlines() if "| npo |" in line)
     first, second = 0.01 / 0.021, 1.0
     assert f"| 2 | {(first + second) / 2:.3f} |" in line
+
+
+def test_parts_name_a_seed_that_has_no_residual(parts, monkeypatch, capsys, tmp_path):
+    """And of a sequence that was handed back they take the original of the whole request."""
+    rows = [{**a_row("original", s, 0.03 + s / 1000), "excess_jsd": 0.015} for s in (1, 2, 3)]
+    rows += [{**a_row("retrain", s, 0.01), "excess_jsd": 0.0} for s in (1, 2, 3)]
+    row = {"request": "users-0.1-random-x10", "excess_jsd": 0.005}
+    rows += [{**a_row("npo", 1, 0.02), **row}, {**a_row("npo", 2, 0.02), **row}]
+    rows += [{**a_row("npo", 3, None, failure="nothing happened: as it was"), **row, "excess_jsd": None}]
+    for one in rows:
+        if one["seed"] == 2:
+            one |= {"ceiling": 0.009, "residual": None}
+    (tmp_path / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    monkeypatch.setattr(sys, "argv", ["parts.py", str(tmp_path)])
+    parts.main()
+    text = capsys.readouterr().out
+    assert f"| npo | 2 | {(0.01 / 0.021 + 1) / 2:.3f} |" in text
+    assert "users-0.1-random-x10: npo is left out on 2: the ceiling is not above the floor" in text
+
+
+def test_parts_of_several_choices_are_refused(parts, monkeypatch, tmp_path):
+    """A search that was run again, and cells that were cut off after it: their mean would be of no method."""
+    rows = [{**a_row(m, s, 0.02), "excess_jsd": 0.0} for m in ("retrain", "npo") for s in (1, 2)]
+    for row in rows:
+        row["settings"] = {"lr": 0.001 * row["seed"]} if row["method"] == "npo" else None
+    (tmp_path / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    monkeypatch.setattr(sys, "argv", ["parts.py", str(tmp_path)])
+    with pytest.raises(SystemExit, match="npo has rows of several choices"):
+        parts.main()

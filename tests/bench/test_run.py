@@ -6,6 +6,7 @@ import copy
 import gc
 import json
 import shutil
+import time
 import types
 import weakref
 
@@ -54,7 +55,7 @@ FAKES = {"scrub": out_of_memory, "rome": nothing, "gru": careless}
 def made(tmp_path_factory):
     """One run, done twice."""
     folder = tmp_path_factory.mktemp("bench")
-    attacks = ["residual_int8", "relearn_ratio"]
+    attacks = ["residual_int8", "relearn_ratio", "depth"]
     recipe = made_recipe(requests=ASKS, search=SEARCH, seeds=[20, 21], columns=attacks)
     told: list[str] = []
     with pytest.MonkeyPatch.context() as patch:
@@ -113,10 +114,13 @@ def test_every_model_has_its_verdict(made):
 def test_rows_bear_the_names_of_the_protocol_and_a_reason_for_every_gap(made):
     for row in made.rows:
         assert set(rows.COLUMNS) | set(rows.ABOUT) <= set(row)
-        gaps = {name for name in (*rows.COLUMNS, *rows.FURTHER) if row.get(name) is None}
+        asked = {"depth"} & row.keys()  # beyond the protocol's, of methods alone
+        gaps = {name for name in (*rows.COLUMNS, *rows.FURTHER, *asked) if row.get(name) is None}
         if row["residual"] is not None and row.get("residual_low") is None and "retrain" not in row["method"]:
             gaps.add("residual_low")  # in some resamples nothing was there to forget
         assert set(row["missing"]) == gaps and all(row["missing"].values())
+    sisa = next(r for r in made.rows if r["method"] == "sisa")
+    assert "several models" in sisa["missing"]["depth"]
     good = next(r for r in made.rows if r["method"] == "npo")
     there = set(rows.COLUMNS) - {"relearn_ratio", "int8_residual", "nf4_residual", "residual"}
     assert all(isinstance(good[name], int | float) for name in there)
@@ -149,6 +153,9 @@ def test_failures_are_rows_and_end_nothing(made):
         assert why["gru", seed].split(" at ")[0] == "KeyError"  # its message would have named somebody
         assert "no single model" in why["cragru", seed]
         assert why["npo", seed] is None and why["sisa", seed] is None
+    beside = {r["seed"]: r["yardstick"] for r in made.rows if r["method"] == "original"}
+    for row in (r for r in made.rows if r["failure"]):  # beside another original it may do something
+        assert row.get("yardstick") == (beside[row["seed"]] if row["method"] == "rome" else None)
     fingerprints = {r["fingerprint"] for r in made.rows}  # of failures, too
     assert len(fingerprints) == 1 and None not in fingerprints
     assert all(r["settings"] is not None for r in made.rows if r["failure"])
@@ -228,6 +235,17 @@ def test_a_cell_of_another_sitting_than_its_retrains_has_no_ratio(
     ((_, row),) = shop.do(job, {})
     assert row["failure"] is None and row["t_total"] > 0 and row["forward_ratio"] > 0
     assert (row["retrain_ratio"] is None) == bool(told) and told in row["missing"].get("retrain_ratio", "")
+
+
+def test_the_seconds_of_a_cell_are_of_all_that_is_measured(made, monkeypatch):
+    """The next sitting goes by them: verdict and latency take some as well."""
+    monkeypatch.setenv("CUREREC_CACHE", str(made.folder / "cache"))
+    monkeypatch.setattr(work, "latency_ratio", lambda *models: time.sleep(3))
+    job = next(j for j in plan(made.recipe) if j.kind == "cell" and j.method == "grad_diff")
+    shop = Workshop(made.recipe, made.out, made.places)
+    start = time.perf_counter()
+    ((_, row),) = shop.do(job, {})
+    assert row["wall_s"] > time.perf_counter() - start - 1.5
 
 
 def test_a_worker_that_moves_on_lets_the_recommender_go(made, monkeypatch):

@@ -125,6 +125,36 @@ def test_what_was_chosen_at_an_end_of_its_grid_is_said(tmp_path):
     assert "NPO, all parts alike: lr 0.001, beta 0.1." in page
 
 
+def test_a_setting_that_is_no_number_is_at_no_end(tmp_path):
+    """Several values at once cannot be looked up among numbers; the table has to come all the same."""
+    grid = {"alphas": [[0.5, 1.0], [1.0, 2.0]], "max_auc_drop": [0.001, 0.01]}
+    asked = [{"share": 0.1, "methods": [*TABLED, "task_vector"]}]
+    sought = table_recipe(requests=asked, search={"seed": 0, "trials": 2, "grids": {"task_vector": grid}})
+    made_rows(tmp_path, sought, worth=WORTH)
+
+    def chosen(row):
+        if row["method"] == "task_vector":
+            row["settings"] = {"alphas": [1.0, 2.0], "max_auc_drop": 0.01}
+
+    change_rows(tmp_path, chosen)
+    ends = summarise(tmp_path)["search"]["ends"]
+    assert ends == [{"method": "task_vector", "key": "max_auc_drop", "value": 0.01}]
+
+
+def test_a_request_has_a_block_where_it_is_run_and_nowhere_else(tmp_path):
+    """Two entries of one request, each with its own data set and model, make two places, not four."""
+    asks = [
+        {"share": 0.1, "methods": TABLED, "datasets": ["one"], "models": ["nano"]},
+        {"share": 0.1, "methods": ["npo"], "datasets": ["two"], "models": ["other"]},
+    ]
+    names = {"datasets": {d: {} for d in ("one", "two")}, "requests": asks}
+    models = {name: {"recipe": "demo"} for name in ("nano", "other")}
+    made_rows(tmp_path, table_recipe(models=models, **names), worth=WORTH)
+    summary = summarise(tmp_path)
+    assert [(b["dataset"], b["model"]) for b in summary["blocks"]] == [("one", "nano"), ("two", "other")]
+    assert "Not run yet" not in text_table(summary)
+
+
 def test_an_interval_is_there_where_one_seed_holds_all_the_room():
     parts = [np.array(x) for x in ([0.02, 0.011, 0.01], [0.03, 0.01, 0.05])]
     found = _ratio_of_means(parts)

@@ -1,9 +1,8 @@
-"""Utility metrics: parity with scikit-learn, calibration, quintiles, sets of one class."""
+"""Utility metrics: parity with scikit-learn, calibration, sets of one class."""
 
 from __future__ import annotations
 
 import math
-from itertools import pairwise
 
 import numpy as np
 import pytest
@@ -15,7 +14,7 @@ from sklearn.metrics import accuracy_score, log_loss, roc_auc_score
 from curerec.errors import ConfigError
 from curerec.evaluation.inputs import equal_mass, p_yes
 from curerec.evaluation.on_test import _interval
-from curerec.evaluation.utility import by_quintile, ece, ece_draws, ece_rise, nll, utility, utility_interval
+from curerec.evaluation.utility import ece, ece_draws, ece_rise, nll, utility
 
 
 def drawn(seed, n=300):
@@ -80,7 +79,6 @@ def test_one_class_gives_nan_with_its_reason(label):
     found = utility(logits, same)
     assert math.isnan(found["auc"]) and found["missing"] == {"auc": "all labels are the same"}
     assert all(math.isfinite(found[name]) for name in ("acc", "log_loss", "ece"))
-    assert all(math.isnan(x) for x in utility_interval(logits, same))
 
 
 def test_an_empty_set_gives_nan_with_its_reason():
@@ -110,32 +108,6 @@ def test_losses_neither_overflow_nor_lose_digits():
     assert nll(np.array([1e4, -1e4, 40.0]), np.array([1, 1, 1])) == pytest.approx(
         [0, 1e4, math.exp(-40)], rel=1e-12
     )
-
-
-def test_quintiles_never_split_users_of_equal_activity():
-    logits, label = drawn(6, 500)
-    activity = np.random.default_rng(6).integers(5, 30, 500)
-    rows = by_quintile(logits, label, activity)
-    assert [row["quintile"] for row in rows] == [1, 2, 3, 4, 5]
-    assert sum(row["n"] for row in rows) == 500
-    for low, high in pairwise(rows):
-        assert low["activity_high"] < high["activity_low"]
-    inside = (activity >= rows[2]["activity_low"]) & (activity <= rows[2]["activity_high"])
-    assert rows[2]["auc"] == pytest.approx(utility(logits[inside], label[inside])["auc"])
-
-
-def test_quintiles_say_why_they_are_nan():
-    rows = by_quintile(np.zeros(10), np.ones(10), np.full(10, 7))
-    assert [row["missing"] for row in rows] == ["all labels are the same", *["no examples"] * 4]
-    assert all(math.isnan(row["auc"]) for row in rows)
-
-
-def test_the_interval_is_around_the_value():
-    logits, label = drawn(7)
-    low, high = utility_interval(logits, label, draws=200, groups=np.arange(300) // 6)
-    assert low < utility(logits, label)["auc"] < high
-    with pytest.raises(ConfigError, match="lengths differ"):
-        utility_interval(logits, label, groups=np.arange(3))
 
 
 def test_the_interval_of_ece_holds_its_value():

@@ -85,6 +85,11 @@ def test_residuals_are_drawn_where_they_are_nearest_first(summary):
     assert "Original" not in drawn and "Retrained" not in drawn
 
 
+def test_a_negative_residual_of_one_seed_lies_on_the_scale(summary):
+    """It has no interval to make room for it."""
+    assert _drawn(_with(summary, cure=(-0.2, None)))["CURE"] == pytest.approx([-0.2], abs=0.01)
+
+
 def test_a_picture_of_its_own_has_its_style_and_loads_nothing(summary):
     text = standalone(residuals(as_bench(summary).blocks[0]))
     assert "prefers-color-scheme: dark" in text and "svg .ours" in text

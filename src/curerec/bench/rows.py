@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import datetime
 import operator
+import re
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -108,6 +109,16 @@ def metric_of(column: str) -> str:
     return MEASURED.get(column, column)
 
 
+def column_of(metric: str) -> str:
+    """The column in which a row holds a metric.
+
+    Example:
+        >>> column_of("test_acc"), column_of("depth")
+        ('acc', 'depth')
+    """
+    return next((column for column, name in MEASURED.items() if name == metric), metric)
+
+
 def about(recipe: BenchRecipe, job: Job, method: str, *, shared: bool, **more: Any) -> Row:
     """Everything of a row but its measurements.
 
@@ -175,7 +186,7 @@ def explained(row: Row) -> Row:
     }
     missing = {
         name: row["missing"].get(name) or why.get(name, UNTOLD)
-        for name in (*COLUMNS, *FURTHER)
+        for name in dict.fromkeys((*COLUMNS, *FURTHER, *row["missing"]))
         if row.get(name) is None
     }
     if row.get("residual") is not None and row.get("residual_low") is None and not is_retrain(row["method"]):
@@ -186,6 +197,16 @@ def explained(row: Row) -> Row:
 def row_key(row: Mapping[str, Any]) -> tuple[Any, ...]:
     """What a row is of; a later row of the same key replaces an earlier one."""
     return tuple(row[k] for k in KEY)
+
+
+def whole_of(request: str) -> str:
+    """The key of a request in one piece (:attr:`curerec.bench.recipe.Ask.whole`), from that of a sequence.
+
+    Example:
+        >>> whole_of("users-0.1-random-x10-kept"), whole_of("users-0.1-random")
+        ('users-0.1-random', 'users-0.1-random')
+    """
+    return re.sub(r"-x\d+(-kept)?$", "", request)
 
 
 def of_data(data: Interactions) -> Row:
@@ -209,7 +230,7 @@ def is_beside(
     """Whether a row was measured with this yardstick; one that names none, or where none is known, is.
 
     Args:
-        row: of any model or method; a failed one was measured with nothing.
+        row: of any model or method; of failed ones those that handed the original back name one.
         yardstick: of the original's row of the same request and seed.
         same: whether two names stand for the same.
     """

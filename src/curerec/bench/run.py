@@ -165,8 +165,8 @@ class _Foreman:
             why = self._obstacle(job)
             if why and job.kind == "cell":
                 self.sitting.blocked[why] = self.sitting.blocked.get(why, 0) + 1
-        if self.deadline is not None and self.open and not self.sitting.blocked:
-            self.sitting.stopped = "the time is up"
+            elif not why and self.deadline is not None:
+                self.sitting.stopped = "the time is up"
 
     def _next(self, mine: Sequence[Place] = (), theirs: Sequence[Place] = ()) -> Job | None:
         """A job that can be begun: for which all is open, then for which nobody else has, then the first.

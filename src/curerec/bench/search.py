@@ -79,7 +79,7 @@ def ends(settings: Mapping[str, Any], grid: Mapping[str, Sequence[Any]]) -> dict
     found = {}
     for key, value in settings.items():
         numbers = {v for v in grid.get(key, ()) if isinstance(v, int | float) and not isinstance(v, bool)}
-        if value in numbers and len(numbers) > 1 and value in (min(numbers), max(numbers)) and value != 0:
+        if len(numbers) > 1 and value in (min(numbers), max(numbers)) and value != 0:
             found[key] = float(value)
     return found
 

@@ -49,10 +49,8 @@ def summarise(out: Path) -> dict[str, Any]:
     lines = read_lines(out / "rows.jsonl", rows.NEEDED)
     mine, data = counted(recipe, lines, out), data_of(lines)
     blocks, earlier = [], _earlier(out)
-    for ask in _asks(recipe):
-        for dataset, model in recipe.places_of(ask):
-            before = earlier.get((dataset, model, ask.key), {})
-            blocks.append(_block(recipe, ask, dataset, model, mine, out, before))
+    for ask, place in _asks(recipe):
+        blocks.append(_block(recipe, ask, place, mine, out, earlier.get((*place, ask.key), {})))
     return plain(
         {
             "schema": SCHEMA,
@@ -113,31 +111,25 @@ def _recipe(out: Path) -> BenchRecipe:
         ) from error
 
 
-def _asks(recipe: BenchRecipe) -> list[Ask]:
-    """Requests by key, in order; those that only differ in their methods are one."""
-    by_key: dict[str, Ask] = {}
+def _asks(recipe: BenchRecipe) -> list[tuple[Ask, tuple[str, str]]]:
+    """Each request by its key and each place that it is run on, in order; whatever methods answer it."""
+    first: dict[str, Ask] = {}
     for ask in recipe.requests:
-        first = by_key.setdefault(ask.key, ask)
-        places = {
-            part: None
-            if getattr(ask, part) is None or getattr(first, part) is None
-            else [*dict.fromkeys([*getattr(first, part), *getattr(ask, part)])]
-            for part in ("datasets", "models")
-        }
-        by_key[ask.key] = first.model_copy(update=places)
-    return list(by_key.values())
+        first.setdefault(ask.key, ask)
+    run = {(ask.key, place) for ask in recipe.requests for place in recipe.places_of(ask)}
+    places = [(dataset, model) for dataset in recipe.datasets for model in recipe.models]
+    return [(ask, place) for key, ask in first.items() for place in places if (key, place) in run]
 
 
 def _block(
     recipe: BenchRecipe,
     ask: Ask,
-    dataset: str,
-    model: str,
+    place: tuple[str, str],
     found: list[dict[str, Any]],
     out: Path,
     earlier: Earlier,
 ) -> dict[str, Any]:
-    place = dataset, model
+    dataset, model = place
     asks = [one for one in recipe.requests if one.key == ask.key and place in recipe.places_of(one)]
     asked = {seed for one in asks for seed in recipe.seeds_of(one)}  # a sequence may have fewer of them
     here = [r for r in found if (r["dataset"], r["model"]) == place and r["seed"] in asked]

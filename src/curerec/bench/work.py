@@ -104,6 +104,8 @@ class Workshop(Materials):
             raise
         except Exception as error:
             row = self.failed(job, told(error), settings, time.perf_counter() - start)
+            if row["failure"].startswith(rows.NOTHING):  # beside this original; beside another it may not
+                row["yardstick"] = self._yardstick(job)[2]
         self._tidy()
         return row
 
@@ -147,6 +149,7 @@ class Workshop(Materials):
                         Exception
                     ) as error:  # an attack that fails is a gap in the row and no failed method
                         found[key] = Value.none(told(error))
+        verdict, latency = self._verdict(job, new), latency_ratio(ground, opened.recommender.model, new)
         row = self._row(
             job,
             job.method,
@@ -154,12 +157,12 @@ class Workshop(Materials):
             split,
             yardstick,
             time.perf_counter() - start,
-            verdict=self._verdict(job, new),
+            verdict=verdict,
             stop_reason=outcome.stop_reason,
             method_config=config.model_dump(mode="json") if config is not None else None,
             settings=dict(settings),
             cpu_s=used,
-            latency_ratio=latency_ratio(ground, opened.recommender.model, new),
+            latency_ratio=latency,
             **_explained(outcome),
         )
         row = rows.explained(row)
@@ -212,11 +215,7 @@ class Workshop(Materials):
         for key, value in found.items():
             metrics |= cells(METRICS[key], value)
         made = rows.measured(metrics, costs_only=only)
-        why = {
-            c: v.missing
-            for c in (*rows.COLUMNS, *rows.FURTHER)
-            if (v := found.get(rows.metric_of(c))) and v.missing
-        }
+        why = {rows.column_of(key): value.missing for key, value in found.items() if value.missing}
         made["missing"] = {**why, **made["missing"]}
         scale = self._scale(job)
         return {

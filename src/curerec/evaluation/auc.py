@@ -75,7 +75,8 @@ def auc_interval(
     """Bootstrap percentile interval of :func:`auc`.
 
     Rows are drawn within each set. With ``groups``, whole users are drawn instead, each bringing their rows
-    of both sets: rows of one user are alike, and an interval over rows would be too narrow.
+    of both sets: rows of one user are alike, and an interval over rows would be too narrow. Where a set is of
+    fewer than :data:`curerec.evaluation.bootstrap.LEAST_USERS` users, rows are drawn all the same.
 
     Args:
         positive: scores, [m].
@@ -89,7 +90,7 @@ def auc_interval(
         (low, high).
 
     Raises:
-        ConfigError: an empty set, lengths that differ, fewer than 2 users, or no draw with both sets in it.
+        ConfigError: an empty set, lengths that differ, or no draw with both sets in it.
 
     Example:
         >>> auc_interval(np.array([2.0, 3.0, 4.0]), np.array([0.0, 1.0]), draws=50)

@@ -62,7 +62,7 @@ def excess_jsd(scene: Scene) -> Value:
     ground = scene.ground
     mine = Apart.between([(scene.subject, r) for r in scene.retrains], ground)
     low, high = None, None
-    with contextlib.suppress(ConfigError):  # one user: no interval
+    with contextlib.suppress(ConfigError):  # no draw held both sets: no interval
         low, high = interval(np.concatenate([mine.drawn(*w) for w in _resamples(scene)]))
     details = {"jsd_forget": float(mine.forget.mean()), "jsd_control": float(mine.control.mean())}
     return Value(mine.excess, low, high, n=sum(map(len, scene.pair)), details=details)
@@ -79,7 +79,7 @@ def excess_residual(scene: Scene) -> Value:
     if not room > 0:
         raise CannotError(NO_ROOM)
     low, high = None, None
-    with contextlib.suppress(ConfigError):  # one user: no interval
+    with contextlib.suppress(ConfigError):  # draws without room, or none that held both sets: no interval
         low, high = interval(_draws(mine, full, none, scene))
     details = {"excess_retrain": none.excess, "excess_original": full.excess}
     value = (mine.excess - none.excess) / room

@@ -184,7 +184,7 @@ def scaled(scale: Scale, user: np.ndarray, ground: Ground) -> Value:
     if not np.isfinite(value):
         raise CannotError(NO_ROOM)
     low, high = None, None
-    with contextlib.suppress(ConfigError):  # one user, or draws without room: no interval
+    with contextlib.suppress(ConfigError):  # few users, or draws without room: no interval
         low, high = scale.interval(draws=ground.draws, seed=ground.seed, groups=user)
     floor, ceiling = float(scale.floor.mean()), float(scale.ceiling.mean())
     rankable = ceiling >= RANKABLE * floor

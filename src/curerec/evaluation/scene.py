@@ -37,7 +37,7 @@ class Ground:
         tuning: recipe of the fine-tuning, for attacks that fine-tune.
         seed: of everything random in a metric.
         draws: of every bootstrap.
-        users: how many users rankings are computed for.
+        rank_users: how many users rankings are computed for.
     """
 
     data: Interactions

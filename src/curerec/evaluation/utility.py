@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 from jaxtyping import Float64
 
-from curerec.evaluation.auc import auc, auc_draws, auc_interval
+from curerec.evaluation.auc import auc, auc_draws
 from curerec.evaluation.bootstrap import enough_users, weights
 from curerec.evaluation.inputs import equal_mass, labels, margin, numbers, p_yes, same_length
 from curerec.recommender.score import label_nll
@@ -52,8 +52,6 @@ def utility(logits: np.ndarray, label: np.ndarray) -> dict[str, Any]:
 
     Raises:
         ConfigError: logits that are not finite, labels other than 0 and 1, lengths that differ.
-
-    Related: :func:`by_quintile`, :func:`utility_interval`.
 
     Example:
         >>> utility(np.array([[0.0, 1.0], [1.0, 0.0]]), np.array([1, 1]))["missing"]
@@ -155,74 +153,6 @@ def ece_draws(
     inside = (equal_mass(p, BINS)[:, None] == np.arange(BINS)) * off[:, None]
     drawn = weights(len(p), draws=draws, seed=seed, groups=groups)
     return np.concatenate([np.abs(w @ inside).sum(1) for w in drawn])
-
-
-def by_quintile(logits: np.ndarray, label: np.ndarray, activity: np.ndarray) -> list[dict[str, Any]]:
-    """AUC by how active the example's user is.
-
-    Args:
-        logits: of (no, yes), [n, 2]; or margins, [n].
-        label: 0 or 1, [n].
-        activity: number of interactions of the example's user, [n].
-
-    Returns:
-        Five dicts, least active first: ``quintile`` (1 to 5), ``activity_low``, ``activity_high``, ``n``,
-        ``auc``, ``missing`` (empty, or why auc is nan). Fifths of the examples; equal activity is never
-        split, so with few distinct values some are empty.
-
-    Example:
-        >>> rows = by_quintile(np.arange(10.0), np.arange(10) % 2, np.arange(10))
-        >>> [row["n"] for row in rows], rows[0]["auc"]
-        ([2, 2, 2, 2, 2], 1.0)
-    """
-    z = margin(logits)
-    y, a = labels(label, len(z)), numbers(activity, "activity")
-    same_length(z, a, what="activity")
-    fifth = equal_mass(a, 5)
-    rows = []
-    for q in range(5):
-        here = fifth == q
-        good, bad = z[here & y], z[here & ~y]
-        reason = EMPTY if not here.any() else ONE_CLASS if not (len(good) and len(bad)) else ""
-        rows.append(
-            {
-                "quintile": q + 1,
-                "activity_low": float(a[here].min()) if here.any() else float("nan"),
-                "activity_high": float(a[here].max()) if here.any() else float("nan"),
-                "n": int(here.sum()),
-                "auc": float("nan") if reason else auc(good, bad),
-                "missing": reason,
-            }
-        )
-    return rows
-
-
-def utility_interval(
-    logits: np.ndarray,
-    label: np.ndarray,
-    *,
-    draws: int = 1000,
-    seed: int = 0,
-    groups: np.ndarray | None = None,
-) -> tuple[float, float]:
-    """95 % bootstrap interval of the AUC, (low, high); (nan, nan) where all labels are the same.
-
-    Args:
-        logits: of (no, yes), [n, 2]; or margins, [n].
-        label: 0 or 1, [n].
-        draws, seed: of the bootstrap.
-        groups: user of each example, [n]; whole users are drawn then.
-
-    Related: :func:`curerec.evaluation.auc.auc_interval`.
-    """
-    z = margin(logits)
-    y = labels(label, len(z))
-    if y.all() or not y.any():
-        return float("nan"), float("nan")
-    if groups is not None:
-        same_length(z, np.asarray(groups), what="groups")
-    sides = None if groups is None else (np.asarray(groups)[y], np.asarray(groups)[~y])
-    return auc_interval(z[y], z[~y], draws=draws, seed=seed, groups=sides)
 
 
 def auc_drop(

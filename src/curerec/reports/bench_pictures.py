@@ -48,7 +48,8 @@ def residuals(block: Block, *, width: float = 820.0) -> str:
     kept = [line for line in in_order(block) if line.name not in ("original", "retrain")]
     kept.sort(key=lambda line: (line.fewer, _or(line.mean("residual"), float("inf"))))
     rows = [_row(line) for line in kept]
-    least = min((row.low for row in rows if row.low is not None), default=0.0)
+    lows = (row.value if row.low is None else row.low for row in rows)  # of one seed there is no interval
+    least = min((low for low in lows if low is not None), default=0.0)
     return dot_plot(
         [_inside(row, max(least, -0.3)) for row in rows],
         name=f"Residuals, {block.title}",
