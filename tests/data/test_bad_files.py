@@ -162,6 +162,8 @@ def test_unknown_folders_and_files(tmp_path):
     assert "holds no known format" in fails(tmp_path)
     (tmp_path / "data.zip").write_bytes(b"PK")
     assert "Unzip it" in fails(tmp_path / "data.zip")
+    (tmp_path / "interactions.csv.gz").write_bytes(b"\x1f\x8b")
+    assert "Unpack it" in fails(tmp_path / "interactions.csv.gz")
     (tmp_path / "interactions.parquet").write_bytes(b"usr901")
     (tmp_path / "titles.parquet").write_bytes(b"usr901")
     assert fails(tmp_path).startswith("interactions.parquet: is no parquet file")

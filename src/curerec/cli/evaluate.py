@@ -10,6 +10,11 @@ import typer
 from curerec.cli.inputs import opened_with, quiet, request_of
 from curerec.cli.options import BaseFolder, Data, Folder, RequestFile
 
+OTHERS = (
+    "the model was unlearned by other settings, or by another version; those shown are the ones stored with "
+    "the recommender"
+)
+
 #: What an output folder of the command holds; one that holds more is not replaced.
 JUDGED = frozenset({"record.json", "report.html"})
 
@@ -133,11 +138,21 @@ def evaluate(
             config=opened.recipe,
             seed=opened.recipe.seed,
             verdict_part=found,
+            output=judged.card["weights_sha256"],
         )
+        if others := other_settings(judged.card, opened.recipe, name):
+            record["missing"]["config"] = others
         with replacing(out, only=JUDGED) as stage:
             write_record(record, stage / "record.json")
             write_report(record, stage / "report.html")
     say_verdict(found, strict=verdict, residual=measured.residual.get(name) if measured.rankable else None)
+
+
+def other_settings(card: dict[str, Any], recipe: Any, method: str) -> str | None:
+    """Why the recipe's settings are not those that a model was unlearned by; None where they are."""
+    done = card.get("unlearned") or []
+    used = done[-1].get("config") if done and method == done[-1].get("method") else None
+    return OTHERS if used is not None and used != recipe.config_of(method).digest else None
 
 
 def attach(app: typer.Typer) -> None:

@@ -151,4 +151,6 @@ def _recognise(path: Path, format: str | None) -> tuple[Reader, Path, Path | Non
     known = "; ".join(reader.about for reader in READERS.values())
     if path.suffix == ".zip":
         raise DataError("is a zip archive", where=path.name, mend="Unzip it and give the folder.")
+    if path.suffix in (".gz", ".bz2", ".xz", ".zst"):
+        raise DataError("is compressed", where=path.name, mend="Unpack it and give the file.")
     raise DataError("holds no known format", where=path.name, mend=f"Known: {known}.")
