@@ -77,8 +77,13 @@ def evaluate(
     from curerec.reports.schema import retrain_names, write_record
     from curerec.splitting import granted
 
+    read = [recommender, unlearned, *(retrain or []), *(also or []), base]
     if out is not None:
-        check_out(out, only=JUDGED, inputs=[recommender, unlearned, *(retrain or []), *(also or []), base])
+        check_out(out, only=JUDGED, inputs=[*read, shadows])
+    if shadows is not None:  # among a recommender's files they would count as its weights
+        from curerec.shadows import stored_in
+
+        check_out(shadows, only=stored_in(shadows), inputs=read, option="--shadows")
     names = names_for(metric or [], shadows=shadows is not None)
     asked = request_of(request)
     check_references(retrain or [], recommender, asked)

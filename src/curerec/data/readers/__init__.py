@@ -133,7 +133,7 @@ def _found(path: Path, format: str | None, titles: str | Path | None) -> tuple[R
     reader, file, beside = _recognise(path, format)
     titles = Path(titles) if titles is not None else beside
     if titles is None:
-        mend = "Put it there; `curerec pack --titles FILE` takes one from elsewhere."
+        mend = f"Put it there ({reader.about}); `curerec pack --titles FILE` takes one from elsewhere."
         raise DataError("no titles file beside it", where=file.name, mend=mend)
     return reader, file, titles
 
