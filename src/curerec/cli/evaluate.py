@@ -65,7 +65,7 @@ def evaluate(
     """Measure an unlearned recommender against the original and, where given, retrains."""
     quiet()
     from curerec.cli.bars import bars
-    from curerec.cli.say import say_base, say_values, say_verdict, table_of
+    from curerec.cli.say import say_base, say_other_request, say_values, say_verdict, table_of
     from curerec.data.output import check_out, replacing
     from curerec.judge import judge
     from curerec.measure import Candidate, ground_of, measure, method_of, names_for
@@ -132,6 +132,7 @@ def evaluate(
     table_of(measured)
     say_values(measured, metric or [], shadows=shadows is not None)
     say_base(table, opened.recipe, asked)
+    say_other_request(judged.card, asked)
     if out is not None:
         record = record_of(
             opened,
