@@ -66,18 +66,38 @@ def read_yaml(kind: type[C], path: str | Path) -> C:
     return parse(kind, values_in(path), where=str(path))
 
 
+class _TwiceError(ValueError):
+    """A key that a mapping has twice."""
+
+
+class _Once(yaml.SafeLoader):
+    """Values only, and no key twice: of two ``split:`` YAML would keep the last and drop the first unsaid."""
+
+    def compose_mapping_node(self, anchor: Any) -> yaml.MappingNode:
+        # Here, not where values are made: merging (`<<`) puts the keys of others into a mapping later.
+        node = super().compose_mapping_node(anchor)
+        seen: set[str] = set()
+        for key in (key for key, _ in node.value if isinstance(key, yaml.ScalarNode) and key.value != "<<"):
+            if key.value in seen:
+                raise _TwiceError(f"has the key {key.value} twice, row {key.start_mark.line + 1}")
+            seen.add(key.value)
+        return node
+
+
 def values_in(path: str | Path) -> Any:
     """What a YAML file holds (safe loader: values only); an empty file is a mapping without keys.
 
     Raises:
-        ConfigError: the file is missing, or is not YAML.
+        ConfigError: the file is missing, is not YAML, or has a key twice.
     """
     try:
-        values = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
+        values = yaml.load(Path(path).read_text(encoding="utf-8"), _Once)
     except OSError as error:
         raise ConfigError(
             f"cannot be read ({error.strerror})", where=str(path), mend="Give a YAML file"
         ) from None
+    except _TwiceError as error:
+        raise ConfigError(str(error), where=str(path), mend="Write what belongs under it once") from None
     except (yaml.YAMLError, ValueError, RecursionError):  # ValueError: no UTF-8, or a date that is none
         raise ConfigError("is not YAML", where=str(path), mend="Write `key: value` lines") from None
     return values or {}

@@ -13,6 +13,7 @@ from curerec.evaluation import METRICS
 from curerec.evaluation.candidate import Candidate
 from curerec.evaluation.cost import Meter
 from curerec.evaluation.metric import NO_RETRAIN, Metric, Value, evaluate
+from curerec.evaluation.metric import NO_SECOND as NO_FLOOR
 from curerec.evaluation.residual import Reference
 from curerec.evaluation.scene import Ground, scenes
 from curerec.methods import METHODS
@@ -127,6 +128,8 @@ def measure(
         missing["metrics.retrain_2"] = NO_SECOND
     elif not retrains:
         missing["metrics.retrain"] = NO_RETRAIN
+    elif len(retrains) == 1:
+        missing |= dict.fromkeys(("residual", "floor_jsd", "ceiling_jsd"), NO_FLOOR)
     for done, (name, scene) in enumerate(stages.items()):
         values[name] = {key: evaluate(metric, scene) for key, metric in chosen.items()}
         row: dict[str, Any] = {}

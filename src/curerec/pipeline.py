@@ -13,7 +13,7 @@ import numpy as np
 import torch
 
 from curerec.data.output import check_out
-from curerec.errors import RequestError
+from curerec.errors import ModelError, RequestError
 from curerec.interactions import Interactions
 from curerec.machine import timed_on, versions
 from curerec.methods import METHODS, Task
@@ -75,6 +75,12 @@ def train(
     check_template(recipe.model.template)
     cut = spreads(recipe.model)
     folder = base or base_folder(data, recipe, cache=cache, clock=clock)
+    if (folder / storage.CARD).is_file():
+        raise ModelError(
+            "is a recommender: what it learnt of its users would stay where no request reaches it",
+            where=f"base model {folder.name}",
+            mend="Give the model that it was fine-tuned from",
+        )
     model = fresh_model(folder, recipe.model, seed=recipe.seed)
     about = bases.describe(recipe.model.base, folder)
     tokenizer = storage.load_tokenizer(folder, where=f"base model {folder.name}")

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import re
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import replace
@@ -21,7 +22,7 @@ from safetensors.numpy import save as arrays_as_bytes
 from safetensors.torch import load as load_state
 from safetensors.torch import save as state_as_bytes
 
-from curerec.data.durable import storing, write
+from curerec.data.durable import TEMPORARY, storing, write
 from curerec.evaluation.scene import Ground
 from curerec.evaluation.ulira import LEAST, Shadows, towards
 from curerec.methods import METHODS
@@ -32,6 +33,8 @@ from curerec.recommender.tune import tune
 from curerec.records import Examples, ForgetSplit
 
 POOL = 1000  # deleted and control examples under attack, half each
+#: Name of a shadow's file; behind it what tells the parts of one apart that is being written.
+SHADOW = re.compile(r"[a-z0-9_]+-[0-9a-f]{12}-[0-9]+[.]safetensors(-[0-9a-f]{8})?")
 
 
 def make_shadows(
@@ -127,6 +130,12 @@ def make_shadows(
             progress(k + 1, count)
     n = len(under)
     return Shadows(np.reshape(said, (len(said), n)), halves[: len(said)], forget, control)
+
+
+def stored_in(folder: Path) -> set[str]:
+    """Names of the files of a folder that are shadow models, or what a kill left of one."""
+    names = {path.name for path in folder.iterdir()} if folder.is_dir() else set()
+    return {name for name in names if SHADOW.fullmatch(name.removeprefix(TEMPORARY))}
 
 
 def why_none(card: Mapping[str, Any], config: Any) -> str | None:

@@ -215,6 +215,8 @@ BAD_RECIPES = {
     ),
     "not YAML": ("model: {base: [\n", "is not YAML"),
     "a list": ("- nano\n", "mapping"),
+    "a key twice": (RECIPE + "split: {history: 5}\n", "the key split twice, row 14"),
+    "an inner key twice": ("model: {base: nano, base: nano}\n", "the key base twice, row 1"),
     "a date that is none": ("seed: 2020-13-45\n", "is not YAML"),
     "deep": ("a: " + "[" * 20_000, "is not YAML"),
     "a python tag": ("data: !!python/object/apply:os.mkdir ['CANARY']\n", "is not YAML"),

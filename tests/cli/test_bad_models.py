@@ -70,6 +70,15 @@ def test_the_copies_are_sound(copy, made_path):
     assert train(made_path, copy / "base").code == 0
 
 
+@pytest.mark.parametrize("option", ["--base", "--model"])
+def test_a_recommender_is_no_base(option, copy, made_path):
+    """Its users would stay in the base, where unlearning does not reach them."""
+    with untouched(copy):
+        recipe = ("--recipe", made_path.recipe, "--out", copy / "made")
+        result = curerec("train", "--data", made_path.data, *recipe, option, copy / "full")
+        refused(result, "base model full: is a recommender", "fine-tuned from")
+
+
 @pytest.mark.parametrize("kind", ["full", "lora"])
 def test_another_base(kind, copy, made_path):
     reweigh(copy / "base", lambda s: s["model.norm.weight"].add_(1e-3), card=False)

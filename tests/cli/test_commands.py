@@ -71,6 +71,19 @@ def test_evaluation_with_two_retrains_gives_floor_and_residual(made_path):
     assert record["metrics"].keys() == {"original", "cure", "retrain", "retrain_2"}
     assert record["floor_jsd"] > 0 and "cure" in record["residual"]
     assert (made_path.judged / "report.html").exists()
+    card = storage.read_card(made_path.new / "recommender")
+    assert record["model"]["output"] == card["weights_sha256"] and "config" not in record["missing"]
+
+
+def test_evaluation_with_one_retrain_says_that_a_second_lacks(made_path, tmp_path):
+    one = ("--retrain", made_path.retrains[0])
+    result = curerec(*made_path.judge, *one, "--metric", "jsd_full", "--out", tmp_path / "judged")
+    assert result.code in (0, 1), result
+    page = " ".join((tmp_path / "judged" / "report.html").read_text().split())
+    assert "A single retrained model was given: the floor is the distance between two. Therefore" in page
+    assert "Not recorded. Therefore missing" not in page
+    assert "retrain      none: it is a retrained model itself" in result.out
+    assert "no retrained model was given" not in result.out
 
 
 def test_training_prepares_the_first_request_where_it_may(made_path):
@@ -108,10 +121,15 @@ def test_settings_of_another_recipe_need_no_training(made_path, tmp_path):
     assert record["config"]["cure"]["update"]["max_steps"] == 2
     for part in ("split", "model", "data"):  # what it was trained by stays
         assert record["config"][part] == trained[part]
-    new = (out / "recommender" / "model.safetensors").read_bytes()
-    assert new != (made_path.new / "recommender" / "model.safetensors").read_bytes()
-    other_run = (*made_path.judge, "--also", out / "recommender", "--out", tmp_path / "none")
+    new = out / "recommender"
+    before = (made_path.new / "recommender" / "model.safetensors").read_bytes()
+    assert (new / "model.safetensors").read_bytes() != before
+    other_run = (*made_path.judge, "--also", new, "--out", tmp_path / "none")
     refused(curerec(*other_run), "or of other settings")
+    judge = [new if word == made_path.new / "recommender" else word for word in made_path.judge]
+    assert curerec(*judge, "--out", tmp_path / "judged").code in (0, 1)
+    judged = json.loads((tmp_path / "judged" / "record.json").read_text())
+    assert "unlearned by other settings" in judged["missing"]["config"]
     with untouched(tmp_path):
         wrong = curerec("unlearn", *args, "--recipe", "lora", "--out", tmp_path / "none")
         refused(wrong, "settings are of an adapter", "full fine-tuning")
@@ -345,6 +363,10 @@ def test_report_renders_again(made_path, tmp_path):
     result = curerec("report", record)
     assert result.code == 0 and result.out.strip() == str(tmp_path / "report.html")
     assert (tmp_path / "report.html").read_bytes() == (made_path.demo / "report.html").read_bytes()
+    (tmp_path / "link.json").hardlink_to(record)
+    with untouched(tmp_path):
+        for same in (record, tmp_path / "link.json", tmp_path / "." / "record.json"):
+            refused(curerec("report", record, "--out", same), "is the record itself", "--out")
 
 
 def test_the_recipe_decides_where_no_option_does(made_path, tmp_path, monkeypatch):

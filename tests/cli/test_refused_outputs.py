@@ -50,6 +50,23 @@ def test_out_inside_of_a_recommender(command, made_path):
         refused(result, "is inside of what the command is to read")
 
 
+def test_a_store_that_is_there_already_is_named_by_its_own_option(made_path, tmp_path):
+    (tmp_path / "notes.txt").write_text("mine")
+    read = ["--recommender", made_path.full, "--data", made_path.data]
+    with untouched(tmp_path):
+        refused(curerec("request", "init", *read, "--store", tmp_path), "Name another --store folder")
+
+
+def test_shadow_models_do_not_go_among_a_recommenders_files(made_path, tmp_path):
+    """Where they would count as its weights, and the recommender would not be opened any more."""
+    new = made_path.new / "recommender"
+    (tmp_path / "notes.txt").write_text("mine")
+    for folder in (made_path.full, new, new / "shadows", made_path.new, tmp_path):
+        with untouched(made_path.full), untouched(made_path.new), untouched(tmp_path):
+            result = curerec(*made_path.judge, "--shadows", folder, "--budget", 1)
+            refused(result, "Name another --shadows folder")
+
+
 def test_out_that_holds_an_input(made_path):
     with untouched(made_path.new):
         result = curerec(

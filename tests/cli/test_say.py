@@ -7,7 +7,7 @@ from types import SimpleNamespace
 import pytest
 import typer
 
-from curerec.cli.say import say_verdict, table_of
+from curerec.cli.say import say_other_request, say_verdict, table_of
 
 
 def test_no_residual_is_printed_where_nothing_was_there_to_forget(capsys):
@@ -20,6 +20,19 @@ def test_no_residual_is_printed_where_nothing_was_there_to_forget(capsys):
         assert ("residual 0.42" in said) is (rankable is True)
         assert (f"floor 0.0101  ceiling {ceiling}" in said) is (rankable is not None)
         assert ("nothing measurable was there to forget" in said) is (rankable is False)
+
+
+@pytest.mark.parametrize(
+    ("card", "said"),
+    [
+        ({}, False), ({"without": None, "unlearned": [{"method": "npo"}]}, False),
+        ({"unlearned": [{"request": "b"}]}, True), ({"without": "b"}, True),
+        ({"unlearned": [{"request": "b"}, {"request": "a"}]}, False), ({"without": "a"}, False),
+    ],
+)  # fmt: skip
+def test_a_model_of_another_request_is_told(card, said, capsys):
+    say_other_request(card, SimpleNamespace(digest="a"))
+    assert ("names other requests" in capsys.readouterr().out) is said
 
 
 @pytest.mark.parametrize(

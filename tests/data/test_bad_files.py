@@ -153,7 +153,11 @@ def test_open_quote(tmp_path):
 def test_files_not_there(name, tmp_path):
     layout = LAYOUTS[name]
     (layout.write(tmp_path) / layout.titles).unlink()
-    assert fails(tmp_path).startswith(f"{layout.ratings}: no titles file beside it")
+    text = fails(tmp_path)
+    assert text.startswith(f"{layout.ratings}: no titles file beside it")
+    stem, _, suffix = layout.titles.rpartition(".")
+    place = text.partition("Put it there")[2]
+    assert ("NAME.item" if suffix == "item" and stem != "u" else stem) in place  # under which name
     assert fails(tmp_path, titles=tmp_path / "gone.csv").startswith("gone.csv: file is not there")
     assert "no such file or folder" in fails(tmp_path / "gone")
 
@@ -162,6 +166,8 @@ def test_unknown_folders_and_files(tmp_path):
     assert "holds no known format" in fails(tmp_path)
     (tmp_path / "data.zip").write_bytes(b"PK")
     assert "Unzip it" in fails(tmp_path / "data.zip")
+    (tmp_path / "interactions.csv.gz").write_bytes(b"\x1f\x8b")
+    assert "Unpack it" in fails(tmp_path / "interactions.csv.gz")
     (tmp_path / "interactions.parquet").write_bytes(b"usr901")
     (tmp_path / "titles.parquet").write_bytes(b"usr901")
     assert fails(tmp_path).startswith("interactions.parquet: is no parquet file")

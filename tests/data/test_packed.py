@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 
 import numpy as np
 import pyarrow as pa
@@ -73,6 +74,19 @@ def test_the_table_is_the_one_in_memory(folder, made, tmp_path):
     same(pack(tmp_path / "by_reader", tmp_path / "again"), DATA)
     same(curerec.load(tmp_path / "again"), DATA)
     assert read(tmp_path / "again").name == "made"
+
+
+@pytest.mark.parametrize("kind", [pa.string_view(), pa.large_string(), pa.binary(), pa.binary_view()])
+def test_texts_of_any_type(folder, made, tmp_path, kind):
+    """Other writers than Spark leave views, in which pyarrow does not look things up."""
+    (tmp_path / "in").mkdir()
+    shutil.copy(folder / "titles.parquet", tmp_path / "in")
+    rows = pq.read_table(folder / "interactions.parquet")
+    for name in ("user", "item"):
+        text = rows[name].cast(pa.string()).cast(kind)
+        rows = rows.set_column(rows.column_names.index(name), name, text)
+    pq.write_table(rows, tmp_path / "in" / "interactions.parquet")
+    assert pack(tmp_path / "in", tmp_path / "out").fingerprint == made.fingerprint
 
 
 @pytest.mark.parametrize("ids", ["integers", "text", "blanks"])
@@ -222,6 +236,7 @@ BAD = {
     "no ratings": ({"user": ["a"], "item": ["b"]}, "lacks the column rating"),
     "a pair twice": ({"user": ["a", "a"], "item": ["b", "b"], "rating": [1.0, 2.0]}, "twice"),
     "no user": ({"user": ["a", None], "item": ["b", "c"], "rating": [1.0, 2.0]}, "row 2: user id is missing"),
+    "a list of users": ({"user": [["a"]], "item": ["b"], "rating": [1.0]}, "neither text nor whole numbers"),
     "an empty item": ({"user": ["a"], "item": [" "], "rating": [1.0]}, "row 1: item id is empty"),
     "a rating of 7": ({"user": ["a", "b"], "item": ["b", "b"], "rating": [1.0, 7.0]}, "row 2: rating is out"),
     "no title": ({"user": ["a", "a"], "item": ["b", "z"], "rating": [1.0, 1.0]}, "row 2: rates an item"),

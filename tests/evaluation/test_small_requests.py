@@ -37,6 +37,8 @@ def test_a_request_of_one_example_is_not_judged(opened):
     assert found["verified"] is not True
     assert told["membership"] is told["distribution"] is told["deleted_answers"] is None
     assert told["calibration"] is not None
+    (reached,) = (check for check in found["checks"] if check["name"] == "all_reached")
+    assert reached["passed"] is None and "too few people, or items, in the control set" in reached["text"]
 
 
 def test_a_single_user_is_judged_with_the_error_of_their_rows(opened):

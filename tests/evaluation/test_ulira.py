@@ -16,7 +16,7 @@ from curerec.evaluation.auc import auc
 from curerec.evaluation.metric import evaluate
 from curerec.evaluation.ulira import Shadows, fits, ratios
 from curerec.opened import open_recommender
-from curerec.shadows import halved, make_shadows
+from curerec.shadows import halved, make_shadows, stored_in
 from curerec.splitting import granted
 from made_scene import made_scene
 
@@ -108,6 +108,11 @@ def test_a_run_goes_on_where_it_stopped(opened, tmp_path, monkeypatch):
     assert len(trained) == 2 and np.array_equal(mended.margins, first.margins)
     make_shadows(got, split, "retrain", tmp_path, count=2)
     assert len(trained) == 2  # another method takes the same originals
+    names = {path.name for path in tmp_path.iterdir()}
+    assert stored_in(tmp_path) == names and len(names) == 6
+    for name in ("model.safetensors", f".tmp-{min(names)}-0123abcd"):
+        (tmp_path / name).touch()
+    assert stored_in(tmp_path) == names | {f".tmp-{min(names)}-0123abcd"}
 
 
 def test_no_shadow_sees_its_other_half(opened, tmp_path, monkeypatch):

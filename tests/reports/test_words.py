@@ -54,6 +54,15 @@ def test_that_steps_were_drawn_back_is_said_where_they_were() -> None:
         assert ("drawn 3 % of the way back to where the steps began" in page) is said
 
 
+def test_of_a_stored_model_no_steps_are_told() -> None:
+    """It may be of other settings than those at hand: those of a small request, or of another recipe."""
+    record = full_record()
+    record["update"], record["missing"]["update"] = {}, "only stored models were compared"
+    settings = {"saliency": 0.1, "update": {"anchor": 0.03}}
+    page = " ".join(render(record | {"config": {"cure": settings}}).split())
+    assert "took the steps" not in page and "of the way back to where the steps began" not in page
+
+
 def test_a_small_requests_own_settings_are_said_where_the_record_has_them() -> None:
     record = full_record()
     settings = {"config": {"cure": {"saliency": None, "update": {"anchor": 0.03}}}}

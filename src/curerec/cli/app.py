@@ -200,7 +200,8 @@ def unlearn(
         record["model"]["output"] = read_card(stage / "recommender")["weights_sha256"]
         write_record(record, stage / "record.json")
         write_report(record, stage / "report.html")
-    typer.echo(f"{out / 'report.html'}: {outcome.t_total_s:.1f} s; {outcome.stop_reason}")
+    why = f"; {outcome.stop_reason}" if outcome.stop_reason else ""  # a retrain is not stopped
+    typer.echo(f"{out / 'report.html'}: {outcome.t_total_s:.1f} s{why}")
     say_base(opened.data, opened.recipe, asked)
     say_verdict(found.verdict)
 
@@ -234,10 +235,16 @@ def report(
     out: Annotated[Path | None, typer.Option("--out", help="Default: report.html beside the record.")] = None,
 ) -> None:
     """Render a stored record as one self-contained page."""
+    import os
+
+    from curerec.errors import StorageError
     from curerec.reports.html import write_report
     from curerec.reports.schema import read_record
 
-    typer.echo(write_report(read_record(record), out or record.with_name("report.html")))
+    read, page = read_record(record), out or record.with_name("report.html")
+    if os.path.exists(page) and page.samefile(record):  # the page does not hold all that the record does
+        raise StorageError("is the record itself", where=str(page), mend="Name another --out file")
+    typer.echo(write_report(read, page))
 
 
 @app.command(epilog="Example: curerec demo --out runs/demo")

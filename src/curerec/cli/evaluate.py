@@ -10,6 +10,11 @@ import typer
 from curerec.cli.inputs import opened_with, quiet, request_of
 from curerec.cli.options import BaseFolder, Data, Folder, RequestFile
 
+OTHERS = (
+    "the model was unlearned by other settings, or by another version; those shown are the ones stored with "
+    "the recommender"
+)
+
 #: What an output folder of the command holds; one that holds more is not replaced.
 JUDGED = frozenset({"record.json", "report.html"})
 
@@ -60,7 +65,7 @@ def evaluate(
     """Measure an unlearned recommender against the original and, where given, retrains."""
     quiet()
     from curerec.cli.bars import bars
-    from curerec.cli.say import say_base, say_values, say_verdict, table_of
+    from curerec.cli.say import say_base, say_other_request, say_values, say_verdict, table_of
     from curerec.data.output import check_out, replacing
     from curerec.judge import judge
     from curerec.measure import Candidate, ground_of, measure, method_of, names_for
@@ -72,8 +77,13 @@ def evaluate(
     from curerec.reports.schema import retrain_names, write_record
     from curerec.splitting import granted
 
+    read = [recommender, unlearned, *(retrain or []), *(also or []), base]
     if out is not None:
-        check_out(out, only=JUDGED, inputs=[recommender, unlearned, *(retrain or []), *(also or []), base])
+        check_out(out, only=JUDGED, inputs=[*read, shadows])
+    if shadows is not None:  # among a recommender's files they would count as its weights
+        from curerec.shadows import stored_in
+
+        check_out(shadows, only=stored_in(shadows), inputs=read, option="--shadows")
     names = names_for(metric or [], shadows=shadows is not None)
     asked = request_of(request)
     check_references(retrain or [], recommender, asked)
@@ -122,6 +132,7 @@ def evaluate(
     table_of(measured)
     say_values(measured, metric or [], shadows=shadows is not None)
     say_base(table, opened.recipe, asked)
+    say_other_request(judged.card, asked)
     if out is not None:
         record = record_of(
             opened,
@@ -133,11 +144,21 @@ def evaluate(
             config=opened.recipe,
             seed=opened.recipe.seed,
             verdict_part=found,
+            output=judged.card["weights_sha256"],
         )
+        if others := other_settings(judged.card, opened.recipe, name):
+            record["missing"]["config"] = others
         with replacing(out, only=JUDGED) as stage:
             write_record(record, stage / "record.json")
             write_report(record, stage / "report.html")
     say_verdict(found, strict=verdict, residual=measured.residual.get(name) if measured.rankable else None)
+
+
+def other_settings(card: dict[str, Any], recipe: Any, method: str) -> str | None:
+    """Why the recipe's settings are not those that a model was unlearned by; None where they are."""
+    done = card.get("unlearned") or []
+    used = done[-1].get("config") if done and method == done[-1].get("method") else None
+    return OTHERS if used is not None and used != recipe.config_of(method).digest else None
 
 
 def attach(app: typer.Typer) -> None:

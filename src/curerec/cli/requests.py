@@ -34,7 +34,7 @@ def _store(folder: Path) -> Any:
     epilog="Example: curerec request init --store runs/service --recommender runs/recommender --data ml-100k"
 )
 def init(
-    store: StoreFolder,
+    store: Annotated[Path, typer.Option("--store", help="Folder to make.")],
     recommender: Annotated[Path, typer.Option("--recommender", help="Folder that `curerec train` wrote.")],
     data: Annotated[
         str | None, typer.Option("--data", help="What it was trained on. Default: its recipe's.")
@@ -54,7 +54,7 @@ def init(
     from curerec.requests.policy import Policy
 
     quiet()
-    check_out(store, inputs=[recommender, base])
+    check_out(store, inputs=[recommender, base], option="--store")
     chosen = read_yaml(Policy, policy) if policy else Policy()
     recipe = recipe_of_card(read_card(recommender), where="recommender, its recipe")[0]
     version = making.init(store, recommender, ratings(data, recipe)[0], base=base, policy=chosen)

@@ -80,6 +80,13 @@ def say_base(data: Any, recipe: Any, request: Any) -> None:
         typer.echo(f"note: {share.text}")
 
 
+def say_other_request(card: Any, request: Any) -> None:
+    """Print that a model was made for other requests than the one it is judged by, where its card says so."""
+    made_for = [*(step.get("request") for step in card.get("unlearned") or []), card.get("without")]
+    if any(made_for) and request.digest not in made_for:
+        typer.echo("note: the card of the model that is judged names other requests, and not this one")
+
+
 def say_verdict(found: dict[str, Any], *, strict: bool = True, residual: float | None = None) -> None:
     """Print the verdict and leave with 1 if it is no (or, asked for a verdict, if there is none).
 

@@ -36,6 +36,7 @@ def check_out(
     only: Collection[str] = (),
     inputs: Iterable[Path | None] = (),
     inside: bool = False,
+    option: str = "--out",
 ) -> None:
     """Refuse an output folder before any work is done, rather than after it.
 
@@ -46,11 +47,12 @@ def check_out(
         inputs: folders that are read; they must not be inside ``folder``.
         inside: ``folder`` may be inside of one of them. A folder of ratings is read as before then; a
             recommender or a base that holds a folder is not opened any more.
+        option: that named the folder.
 
     Raises:
         StorageError: it is a file, holds something else, holds an input or lies in one.
     """
-    mend = "Name another --out folder"
+    mend = f"Name another {option} folder"
     try:
         if folder.exists() and not folder.is_dir():
             raise StorageError("is a file, not a folder", where=str(folder), mend=mend)

@@ -146,7 +146,11 @@ class _Rows:
         seen: pa.Array | None = None
         for batch, origin in self.batches([name]):
             values = _plain(batch[name])
-            new = pc.unique(values)
+            try:
+                new = pc.unique(values)
+            except pa.ArrowNotImplementedError:  # of lists and the like, which are no ids
+                columns.ids(values, what, origin)
+                raise
             if new.null_count:
                 columns.ids(values, what, origin)  # says which row
             try:
@@ -166,7 +170,11 @@ class _Rows:
 
 
 def _plain(values: pa.Array) -> pa.Array:
-    return values.dictionary_decode() if pa.types.is_dictionary(values.type) else values
+    """Values of a type in which pyarrow looks things up."""
+    if pa.types.is_dictionary(values.type):
+        values = values.dictionary_decode()
+    views = pa.types.is_string_view(values.type) or pa.types.is_binary_view(values.type)
+    return values.cast(pa.string()) if views else values
 
 
 def _through(of: tuple[pa.Array, np.ndarray], code: np.ndarray) -> tuple[pa.Array, np.ndarray]:

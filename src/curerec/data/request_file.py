@@ -16,6 +16,8 @@ from curerec.records import ForgetRequest
 MAX_BYTES = 64 << 20  # so that a wrong file is refused before it fills the memory
 MEND = 'Write a csv with the header `user`, `item` or `user,item`, or JSON {"kind": "users", "ids": [...]}'
 
+EXTRAS = "; a date and a reason are options of `curerec request add`"
+
 
 def read_request(path: str | Path) -> ForgetRequest:
     """A request from a file.
@@ -24,7 +26,8 @@ def read_request(path: str | Path) -> ForgetRequest:
     interactions), one a row. JSON has ``kind`` and ``ids``. The same id twice counts once.
 
     Raises:
-        RequestError: no such file, another header, a ragged row (by its number), or nothing in it.
+        RequestError: no such file, another header, a ragged row (by its number), another key, or nothing in
+            it.
     """
     path = Path(path)
     try:
@@ -38,7 +41,8 @@ def read_request(path: str | Path) -> ForgetRequest:
     except (OSError, UnicodeDecodeError) as error:
         reason = getattr(error, "strerror", None) or "not UTF-8"
         raise RequestError(f"cannot be read ({reason})", where=path.name, mend=MEND) from None
-    kind, placed = from_json(text, path.name) if path.suffix == ".json" else _from_csv(text, path.name)
+    of_kind = from_json if path.suffix.lower() == ".json" else _from_csv
+    kind, placed = of_kind(text, path.name)
     if not placed:
         raise RequestError("names nothing to delete", where=path.name, mend=MEND)
     first = {entry: place for place, entry in reversed(placed)}
@@ -82,11 +86,16 @@ def _from_csv(text: str, name: str) -> tuple[Any, list[tuple[str, Any]]]:
     return kinds[header or ("user",)], placed
 
 
-def from_json(text: str, name: str) -> tuple[Any, list[tuple[str, Any]]]:
+def from_json(text: str, name: str, *, beside: tuple[str, ...] = ()) -> tuple[Any, list[tuple[str, Any]]]:
     """Kind and entries of a request in JSON, each with its place in it.
 
+    Args:
+        text: of the request.
+        name: for messages.
+        beside: keys that it may have beside ``kind`` and ``ids``; the caller reads them.
+
     Raises:
-        RequestError: it is none, or holds a key twice.
+        RequestError: it is none, or holds a key twice, or one that nobody would read.
     """
     try:
         content = json.loads(text, object_pairs_hook=_once)
@@ -94,6 +103,10 @@ def from_json(text: str, name: str) -> tuple[Any, list[tuple[str, Any]]]:
         raise RequestError("is not JSON, or holds a key twice", where=name, mend=MEND) from None
     if not isinstance(content, dict) or content.get("kind") not in ("users", "items", "interactions"):
         raise RequestError("does not say its kind", where=name, mend=MEND)
+    known = ("kind", "ids", *beside)
+    if unknown := set(content) - set(known):  # a due date, or more to delete, that would go unnoticed
+        mend = f"Known are {', '.join(known)}" + (EXTRAS if not beside else "")
+        raise RequestError(f"has {len(unknown)} unknown key(s)", where=name, mend=mend)
     ids, pairs = content.get("ids"), content["kind"] == "interactions"
     if not isinstance(ids, list):
         raise RequestError("its ids are not a list", where=name, mend=MEND)

@@ -144,7 +144,7 @@ def _unique_pairs(
     raise DataError(
         f"repeats the user and item of row {origin.first_row + int(order[second])}",
         where=origin.row(order[second + 1]),
-        mend='Remove one of the two rows, or read with duplicates="last" to keep the latest.',
+        mend='Remove one of the two rows. In Python, curerec.load(..., duplicates="last") keeps the latest.',
     )
 
 

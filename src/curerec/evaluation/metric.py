@@ -132,8 +132,17 @@ def _lacks(test: Callable[[Any], bool], reason: str) -> Callable[[Any], str]:
     return lambda scene: "" if test(scene) else reason
 
 
+def _lacks_retrains(scene: Any, least: int) -> str:
+    if len(scene.retrains) >= least:
+        return ""
+    if len(scene.references) > len(scene.retrains):  # all but the model that is measured
+        return ITSELF
+    return NO_SECOND if scene.retrains else NO_RETRAIN
+
+
 NO_RETRAIN = "no retrained model was given: in production none exists, and distances to it cannot be computed"
 NO_SECOND = "a single retrained model was given: the floor is the distance between two"
+ITSELF = "it is a retrained model itself, and too few others were given to hold it against"
 NO_SEEDS = "averaging over seeds needs at least 3 unlearned and 3 retrained models"
 
 #: Given the scene: why a need is not met; "" where it is.
@@ -141,8 +150,8 @@ LACKS: dict[Need, Callable[[Any], str]] = {
     "labels": lambda scene: "",
     "control": _lacks(lambda s: len(s.split.control) >= 2, "fewer than 2 control examples"),
     "original": _lacks(lambda s: s.original is not None, "the original recommender was not given"),
-    "retrain": _lacks(lambda s: len(s.retrains) >= 1, NO_RETRAIN),
-    "retrain_seeds": lambda s: "" if len(s.retrains) >= 2 else (NO_SECOND if s.retrains else NO_RETRAIN),
+    "retrain": lambda s: _lacks_retrains(s, 1),
+    "retrain_seeds": lambda s: _lacks_retrains(s, 2),
     "seeds": _lacks(lambda s: min(1 + len(s.seeds), len(s.retrains)) >= 3, NO_SEEDS),
     "model": _lacks(lambda s: s.subject.model is not None, "the model itself is not at hand"),
     "tuning": _lacks(

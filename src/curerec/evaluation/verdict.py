@@ -8,6 +8,8 @@ from typing import Any
 
 from curerec.evaluation.auc import Z95
 
+UNMEASURED = "Not judged: not measured."
+
 
 @dataclass(frozen=True)
 class Limits:
@@ -176,6 +178,7 @@ def verdict(
                 left_share,
                 left_limit,
                 "Answers about each of the deleted moved by as much as those about data never trained on.",
+                "Not judged: too few people, or items, in the control set to see who was left as they were.",
             ),
             allowed.left,
             left_limit,
@@ -222,17 +225,24 @@ def _changed(value: float | None) -> dict[str, Any]:
 
 
 def _check(
-    name: str, passed: bool | None, value: float | None, limit: float | None, text: str
+    name: str,
+    passed: bool | None,
+    value: float | None,
+    limit: float | None,
+    text: str,
+    lacking: str = UNMEASURED,
 ) -> dict[str, Any]:
-    text = "Not judged: not measured." if passed is None else text
+    text = lacking if passed is None else text
     return {"name": name, "passed": passed, "value": value, "limit": limit, "text": text}
 
 
-def _at_most(name: str, value: float | None, limit: float | None, text: str) -> dict[str, Any]:
+def _at_most(
+    name: str, value: float | None, limit: float | None, text: str, lacking: str = UNMEASURED
+) -> dict[str, Any]:
     """A check that passes where ``value <= limit``; not judged where either is missing or nan."""
     value, limit = _finite(value), _finite(limit)
     passed = None if value is None or limit is None else value <= limit
-    return _check(name, passed, value, limit, text)
+    return _check(name, passed, value, limit, text, lacking)
 
 
 def _needs(check: dict[str, Any], size: float | None, least: float | None, text: str) -> dict[str, Any]:

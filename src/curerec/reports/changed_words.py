@@ -96,7 +96,7 @@ def steps(record: Record) -> list[str]:
     Records before these were among what the update did have the settings alone, which a small request may
     have had otherwise.
     """
-    if record.method not in BY_GROUPS:
+    if record.method not in BY_GROUPS or "update" in record.missing:  # the model may be of other settings
         return []
     settings = _settings(record)
     asked = settings.get("update")

@@ -224,14 +224,10 @@ def read(body: bytes) -> tuple[Asked, tuple[str, ...]]:
     """
     try:
         text = body.decode()
-        kind, placed = from_json(text, "request")
+        kind, placed = from_json(text, "request", beside=("reason", "due"))
         content = json.loads(text)
     except UnicodeDecodeError:
         raise RequestError("is not UTF-8", where="request", mend="Send JSON in UTF-8") from None
-    if unknown := set(content) - {"kind", "ids", "reason", "due"}:
-        raise RequestError(
-            f"has {len(unknown)} unknown key(s)", where="request", mend="Known are kind, ids, reason, due"
-        )
     reason, due = content.get("reason"), content.get("due")
     if not all(value is None or isinstance(value, str) for value in (reason, due)):
         raise RequestError("reason and due are texts", where="request", mend="Send texts")

@@ -133,7 +133,7 @@ def _found(path: Path, format: str | None, titles: str | Path | None) -> tuple[R
     reader, file, beside = _recognise(path, format)
     titles = Path(titles) if titles is not None else beside
     if titles is None:
-        mend = "Put it there; `curerec pack --titles FILE` takes one from elsewhere."
+        mend = f"Put it there ({reader.about}); `curerec pack --titles FILE` takes one from elsewhere."
         raise DataError("no titles file beside it", where=file.name, mend=mend)
     return reader, file, titles
 
@@ -151,4 +151,6 @@ def _recognise(path: Path, format: str | None) -> tuple[Reader, Path, Path | Non
     known = "; ".join(reader.about for reader in READERS.values())
     if path.suffix == ".zip":
         raise DataError("is a zip archive", where=path.name, mend="Unzip it and give the folder.")
+    if path.suffix in (".gz", ".bz2", ".xz", ".zst"):
+        raise DataError("is compressed", where=path.name, mend="Unpack it and give the file.")
     raise DataError("holds no known format", where=path.name, mend=f"Known: {known}.")

@@ -72,5 +72,9 @@ def titles(path: Path) -> Titles:
 
 
 READER = Reader(
-    "csv, tsv or parquet: user, item, rating, time (may lack) and item, title", find, ratings, titles
+    "csv, tsv or parquet: interactions or ratings (user, item, rating, maybe time), titles or items (item, "
+    "title)",
+    find,
+    ratings,
+    titles,
 )

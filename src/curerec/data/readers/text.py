@@ -40,6 +40,8 @@ def content(path: Path, *, latin1: bool = False) -> bytes:
     if raw.startswith((b"\xff\xfe", b"\xfe\xff")):
         raise DataError("file is in UTF-16", where=path.name, mend="Save it as UTF-8.")
     raw = raw.removeprefix(b"\xef\xbb\xbf").rstrip(b"\r\n")
+    if b"\n" not in raw:  # line ends of an old Macintosh, or of some spreadsheets on a new one
+        raw = raw.replace(b"\r", b"\n")
     if not raw.strip():
         raise DataError("file is empty", where=path.name, mend="Give a file with at least one row of data.")
     try:
@@ -148,7 +150,7 @@ def after_header(path: Path) -> Origin:
 
 def _separator(path: Path, separator: str) -> DataError:
     return DataError(
-        "row is not split into columns: another separator?",
+        "row is not split into columns (another separator?)",
         where=f"{path.name}, row 1",
         mend=f"This format separates columns by {NAMES[separator]}.",
     )
@@ -157,7 +159,7 @@ def _separator(path: Path, separator: str) -> DataError:
 def _ragged(path: Path, separator: str, row: Any, skipped: int) -> DataError:
     if row.actual_columns == 1 and row.number == 1 + skipped:
         return DataError(
-            "row is not split into columns: another separator?",
+            "row is not split into columns (another separator?)",
             where=f"{path.name}, row {row.number}",
             mend=f"This format separates columns by {NAMES[separator]}.",
         )
