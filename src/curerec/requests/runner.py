@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 import traceback
+from collections.abc import Collection
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -11,7 +12,7 @@ from typing import Any
 import numpy as np
 
 from curerec.data.output import WRITING
-from curerec.errors import CurerecError, StorageError
+from curerec.errors import CurerecError, DataError, RequestError, StorageError
 from curerec.progress import Advance, Reporter, Silent
 from curerec.requests import keys
 from curerec.requests.commit import Counts, Plan, finish, prepare
@@ -26,6 +27,7 @@ from curerec.requests.store import Store
 from curerec.requests.table import Entry, Table
 
 CONTROL_SHARE = 0.1  # of rows that came in later, when a retrain takes them up
+MOST_BROKEN = 15  # a batch, its halves, quarters and eighths: if all break off, something else is wrong
 ONLY_HISTORIES = (
     "the deleted rows are no training targets, but stood in histories: only a retrain takes them out; "
     "run `curerec request run --retrain`"
@@ -42,6 +44,7 @@ class Done:
         committed: promoted; if not, the requests are held and the version in force stays.
         reasons: why not.
         version: in force afterwards.
+        broke: it broke off, other than being refused; without some of its requests it might not.
     """
 
     batch: str
@@ -49,6 +52,7 @@ class Done:
     committed: bool
     reasons: tuple[str, ...]
     version: str
+    broke: bool = False
 
 
 def run(
@@ -62,6 +66,9 @@ def run(
     reporter: Reporter | None = None,
 ) -> list[Done]:
     """Carry out all waiting requests, as one batch or each by itself; first what a killed run began.
+
+    A batch that breaks off is carried out in halves, and those that do again, until what breaks it is alone:
+    one request holds nobody else up. Where each of fifteen breaks off, it is none of single requests.
 
     Args:
         store: opened.
@@ -81,16 +88,34 @@ def run(
         store.check_signing()
         recover(store)
         begun, tried, out = _begun(store, method, seed), set[str](), list[Done]()
+
+        def carry(batch: str) -> Done:
+            done = _carry_out(store, engine, batch, method, seed, reporter or Silent())
+            out.append(done)
+            tried.update(done.requests)
+            return done
+
+        def halved(whole: Done) -> None:
+            broken, n, through = [whole], 1, False
+            while broken and (through or n < MOST_BROKEN):
+                names = broken.pop(0).requests
+                at = len(names) // 2
+                for half in filter(None, (names[:at], names[at:] if at else ())):
+                    batch = _next(store, method, seed, among=half)
+                    if batch is not None:  # not cancelled meanwhile
+                        done = carry(batch)
+                        n, through = n + 1, through or not done.broke
+                        broken += [done] * done.broke
+
         while True:
-            batch = (
-                begun.pop(0)
-                if begun
-                else _next(store, method, seed, each=each, skip=tried, empty=retrain and not out)
-            )
+            if begun:
+                batch: str | None = begun.pop(0)
+            else:
+                batch = _next(store, method, seed, each=each, skip=tried, empty=retrain and not out)
             if batch is None:
                 return out
-            out.append(_carry_out(store, engine, batch, method, seed, reporter or Silent()))
-            tried |= set(out[-1].requests)
+            if (done := carry(batch)).broke:
+                halved(done)
 
 
 def _begun(store: Store, method: str, seed: int) -> list[str]:
@@ -111,20 +136,29 @@ def _begun(store: Store, method: str, seed: int) -> list[str]:
     return found
 
 
-def _next(store: Store, method: str, seed: int, *, each: bool, skip: set[str], empty: bool) -> str | None:
-    """The next batch of what waits; the same requests under the same conditions are the same batch.
+def _next(
+    store: Store,
+    method: str,
+    seed: int,
+    *,
+    each: bool = False,
+    skip: Collection[str] = (),
+    among: Collection[str] | None = None,
+    empty: bool = False,
+) -> str | None:
+    """The next batch of what waits, or of these alone; the same under the same conditions are the same batch.
 
     Requests that only a retrain can carry out make a batch of their own: they hold nobody else up, and no
     measurement of another's rows stands in their record.
     """
     data = store.ledger.meta("data") or ""
-    apart = _only_histories(store) if method != RETRAIN and not each else set()
+    apart = _only_histories(store) if method != RETRAIN and not each and among is None else set()
     with transaction(store.db) as db:
         rows = db.execute(
             "SELECT id FROM request WHERE state IN ('open', 'held') "
             "ORDER BY coalesce(due, '9999'), received, id"
         ).fetchall()
-        left = [row["id"] for row in rows if row["id"] not in skip]
+        left = [row["id"] for row in rows if row["id"] not in skip and (among is None or row["id"] in among)]
         waiting = left[:1] if each else [name for name in left if name not in apart] or left
         if not waiting and not empty:
             return None
@@ -174,7 +208,7 @@ def _carry_out(
         "SELECT id, kind FROM request WHERE batch = ? AND state = 'running' ORDER BY id", (batch,)
     ).fetchall()
     requests = {row["id"]: (row["kind"], store.ledger.entries(row["id"])) for row in rows}
-    broken = True
+    broken, broke = True, False
     try:
         reasons = _try(store, engine, batch, requests, method, seed, reporter)
         broken = False
@@ -182,6 +216,7 @@ def _carry_out(
         if _of_the_disk(error) or _decided(store, batch):
             raise  # the next run goes on with this batch
         # One request that breaks a stage must not keep all others waiting.
+        broke = isinstance(error, RequestError | DataError) or not isinstance(error, CurerecError)
         reasons = (str(error) if isinstance(error, CurerecError) else _unexpected(error),)
     if reasons:
         with transaction(store.db) as db:
@@ -195,7 +230,7 @@ def _carry_out(
             store.ledger.tell("batch", f"held: {text}", batch=batch)
         if broken:
             recover(store)  # it may have been cut off between two steps
-    return Done(batch, tuple(requests), not reasons, reasons, store.version)
+    return Done(batch, tuple(requests), not reasons, reasons, store.version, broke)
 
 
 def _of_the_disk(error: Exception) -> bool:
