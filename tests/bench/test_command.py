@@ -24,6 +24,7 @@ from made_commands import curerec, refused, tree
         (["--table", "."], "holds no benchmark"),
         (["--recipe", "nano", "--data", "ml-100k"], "Write NAME=PATH"),
         (["--recipe", "nano", "--data", "x=y"], "names no data set"),
+        (["--recipe", "nano", "--data", "ml-100k=nowhere"], "Say where it is: --data ml-100k=PATH"),
     ],
 )
 def test_refusals(arguments, part, tmp_path, monkeypatch):
@@ -64,7 +65,7 @@ def test_a_refused_run_leaves_the_folder_as_it_was(change, part, code, tmp_path)
 
 def test_no_page_is_named_before_there_is_one(tmp_path):
     (tmp_path / "mine.yaml").write_text(made_recipe().model_dump_json())
-    given = ("--recipe", tmp_path / "mine.yaml", "--data", f"made={tmp_path / 'nowhere'}")
+    given = ("--recipe", tmp_path / "mine.yaml", "--data", f"made={tmp_path}")
     result = curerec("bench", *given, "--out", tmp_path / "out", "--minutes", "0.1")
     assert result.code == 0 and result.out.startswith(f"{tmp_path / 'out'}: 0 of 3 cells")
 

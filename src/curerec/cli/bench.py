@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -84,7 +85,7 @@ def bench(
 
     assert recipe is not None
     chosen = load_bench(recipe)
-    places = _places(data or [], list(chosen.datasets))
+    places = _places(data or [], chosen.datasets)
     folder = out or Path("runs") / f"bench-{chosen.name}"
     begun = False
 
@@ -122,8 +123,10 @@ def bench(
         raise typer.Exit(1)
 
 
-def _places(pairs: list[str], known: list[str]) -> dict[str, str]:
-    from curerec.errors import ConfigError
+def _places(pairs: list[str], known: Mapping[str, Mapping[str, Any]]) -> dict[str, str]:
+    """Where each data set is that the command names; one that is nowhere is told before hours have passed."""
+    from curerec.data.fetch import DATASETS
+    from curerec.errors import ConfigError, DataError
 
     out = {}
     for pair in pairs:
@@ -132,4 +135,9 @@ def _places(pairs: list[str], known: list[str]) -> dict[str, str]:
             mend = f"Write NAME=PATH with a name of {', '.join(known)}"
             raise ConfigError("names no data set of the recipe", where="--data", mend=mend)
         out[name] = path
+    for name, settings in known.items():
+        place = out.get(name) or settings.get("data", name)
+        if place not in DATASETS and not Path(place).exists():
+            mend = f"Say where it is: --data {name}=PATH"
+            raise DataError("is no public data set and not there", where=f"data set {name}", mend=mend)
     return out
