@@ -260,7 +260,7 @@ def _trusted(
     if not trust:
         return scores, mean, {}, ()
     ranked = ranking(scores[rows])
-    head = np.asarray([".head." in name for name in found.names])
+    head = np.asarray([".head." in name for name in found.names], dtype=bool)
     # A scorer may be blind to one kind: of heads and MLPs alike as many are drawn.
     drawn = rng.permutation(len(found.names))
     drawn = np.r_[drawn[head[drawn]][:TOP_EXACT], drawn[~head[drawn]][:TOP_EXACT]]

@@ -236,7 +236,7 @@ def knockouts(
         gap = gaps(tried)
         if gap.max() <= best:
             break
-        best, grown = float(gap.max()), tried[int(gap.argmax())]
+        best, grown = float(gap.max()), tried[int(np.argmax(gap))]
     return {"random": float(found.max()), "random_mean": float(found.mean()), "greedy": best}
 
 

@@ -26,7 +26,8 @@ def liked_graph(data: Interactions, rows: np.ndarray) -> sparse.csr_array:
     user, item = data.user_code[rows], data.item_code[rows] + n_users
     ones = np.ones(2 * len(rows))
     shape = (n_users + n_items, n_users + n_items)
-    adjacency = sparse.csr_array((ones, (np.r_[user, item], np.r_[item, user])), shape=shape)
+    ends = (np.r_[user, item], np.r_[item, user])
+    adjacency: sparse.csr_array = sparse.csr_array((ones, ends), shape=shape)
     degree = adjacency.sum(1)
     scale = np.divide(1.0, degree, out=np.zeros_like(degree), where=degree > 0)
     return (sparse.diags_array(scale) @ adjacency).tocsr()

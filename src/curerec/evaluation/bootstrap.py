@@ -84,7 +84,8 @@ def weights(
     """
     if draws < 1:
         raise ConfigError("must be at least 1", where="draws")
-    code, least = np.arange(n), 2
+    code: np.ndarray = np.arange(n)
+    least = 2
     if groups is not None:
         least = LEAST_USERS
         if np.shape(groups) != (n,):

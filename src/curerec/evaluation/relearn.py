@@ -204,8 +204,8 @@ def _spread(above: np.ndarray, below: np.ndarray) -> tuple[float | None, float |
     """
     if len(above) < 2:
         return None, None
-    ratio = float(above.sum() / max(below.sum(), 1e-9))
-    error = (above - ratio * below).std(ddof=1) / (max(below.mean(), 1e-9) * np.sqrt(len(above)))
+    ratio = float(above.sum()) / max(float(below.sum()), 1e-9)
+    error = (above - ratio * below).std(ddof=1) / (max(float(below.mean()), 1e-9) * np.sqrt(len(above)))
     half = float(student.ppf(0.975, len(above) - 1) * error)
     return max(0.0, ratio - half), ratio + half
 

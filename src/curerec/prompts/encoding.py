@@ -188,7 +188,7 @@ class Encoder:
         template = TEMPLATES[self.template]
         rows = [template(rating) for rating in q.rating.tolist()]
         pieces = [piece for row in rows for piece in row]
-        counts = np.asarray([len(row) for row in rows])
+        counts = np.asarray([len(row) for row in rows], dtype=np.int64)
         codes = self._coded(pieces)
         of = np.repeat(np.arange(len(q)), counts)
         slots = np.flatnonzero(codes < 0)

@@ -103,7 +103,8 @@ def ingest(store: Store, new: Interactions, *, skip: bool = False) -> tuple[int,
                 or i in barred["items"]
                 or keys.block_tag(key, "interactions", (u, i)) in tags
                 for u, i in zip(users, items, strict=True)
-            ]
+            ],
+            dtype=bool,
         )
         if blocked.any() and not skip:
             what = f"{blocked.sum()} row(s) were deleted by a request and must not come back"

@@ -142,7 +142,7 @@ def recovery(
         selected: names of the modules chosen.
     """
     size = np.abs(scores.mean(0))
-    member = np.asarray([name in truth.modules for name in names])
+    member = np.asarray([name in truth.modules for name in names], dtype=bool)
     chosen = set(selected)
     hit = len(chosen & truth.modules)
     return Recovery(
