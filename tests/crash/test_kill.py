@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import json
 import os
 import random
@@ -194,6 +195,7 @@ def disk(tmp_path):
         return folder
 
     yield make
+    gc.collect()  # what an error's frames still hold open would keep the disk busy
     for folder in mounted:
         subprocess.run(["umount", folder], check=True)
 
