@@ -40,7 +40,7 @@ test: lint
 	$(BIN)/python -m pytest -m "not soak and not network" -n auto --maxprocesses 4 --dist loadfile
 
 soak: install
-	$(BIN)/python -m pytest -m soak
+	$(BIN)/python -m pytest -m soak -vv # a name a line as each ends: half an hour is often cut short
 
 clean:
 	rm -rf $(VENV) runs build dist
