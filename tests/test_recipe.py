@@ -10,6 +10,7 @@ from curerec.cli.inputs import recipe_for
 from curerec.config import parse
 from curerec.errors import ConfigError
 from curerec.methods import METHODS
+from curerec.methods.teachers import TUNING
 from curerec.recipe import Recipe
 from curerec.recipes import load_recipe
 from curerec.recommender.bases import make_nano
@@ -29,6 +30,34 @@ def test_settings_by_name():
     assert recipe.config_of("cagrad").c == 0.5
     with pytest.raises(ConfigError, match=r"methods\.rome"):
         parse(Recipe, {"methods": {"rome": {"epochs": 2}}}, where="test").config_of("rome")
+
+
+def test_settings_of_methods_that_share_a_section_are_over_it():
+    """They were read, kept with the recommender, and given to nobody."""
+    shared = {"npo": {"beta": 0.2, "check_every": 6}, "cure": {"update": {"lr": 1e-4, "push": 2.0}}}
+    mine = {
+        "ga_kl": {"retain_weight": 3.0, "beta": 0.3},
+        "npo": {"lr": 0.01},
+        "random_groups": {"update": {"push": 4.0}},
+    }
+    recipe = parse(Recipe, {**shared, "methods": mine}, where="test")
+    plain = parse(Recipe, shared, where="test")
+    changed = {"ga_kl": {"retain_weight": 3.0, "beta": 0.3}, "npo": {"lr": 0.01}}
+    for name, values in changed.items():
+        assert recipe.config_of(name) == plain.config_of(name).model_copy(update=values)
+    twin, cure = recipe.config_of("random_groups"), recipe.config_of("cure")
+    assert (twin.update.push, twin.update.lr) == (4.0, 1e-4)
+    assert cure == recipe.config_of("random_modules") == plain.config_of("cure")
+    wrong = {"ga_kl": {"epochs": 2}, "random_groups": {"push": 2.0}, "retrain": {"lr": 1.0}}
+    for name, settings in wrong.items():
+        with pytest.raises(ConfigError, match=rf"methods\.{name}"):
+            parse(Recipe, {"methods": {name: settings}}, where="test").config_of(name)
+
+
+def test_a_key_of_a_part_leaves_the_part_s_others_as_the_method_has_them():
+    """E2URec's teacher with another rate had the batches, epochs and schedule of a fine-tuning."""
+    recipe = parse(Recipe, {"methods": {"e2urec": {"teacher": {"lr": 5e-4}}}}, where="test")
+    assert recipe.config_of("e2urec").teacher == TUNING.model_copy(update={"lr": 5e-4})
 
 
 def test_settings_of_a_method_that_is_none_are_refused():

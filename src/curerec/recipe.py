@@ -7,7 +7,7 @@ from typing import Any, Literal
 
 from pydantic import Field, field_validator, model_validator
 
-from curerec.config import MAX_SEED, Strict, parse
+from curerec.config import MAX_SEED, Strict, merged, parse
 from curerec.errors import ConfigError
 from curerec.methods import CONTROLS, METHODS
 from curerec.methods.cure.method import CureConfig
@@ -154,7 +154,11 @@ class Recipe(Strict):
     request: RequestConfig = RequestConfig()
     cure: CureConfig = CureConfig()
     npo: UnlearnConfig = UnlearnConfig()
-    methods: dict[str, dict[str, Any]] = Field({}, description="settings of the other methods, by name")
+    methods: dict[str, dict[str, Any]] = Field(
+        {},
+        description="settings of methods, by name, over what they have otherwise, key by key: `cure` and its "
+        "controls what `cure` says, `npo` and `ga_kl` what `npo` says, the others their defaults",
+    )
     runtime: RuntimeConfig = RuntimeConfig()
     seed: int = Field(0, ge=0, le=MAX_SEED)
 
@@ -197,11 +201,16 @@ class Recipe(Strict):
         Raises:
             ConfigError: the settings under ``methods`` are not the method's.
         """
+        kind, settings = METHODS[method][1], self.methods.get(method)
         own = {**dict.fromkeys(("cure", *CONTROLS), self.cure), "npo": self.npo, "ga_kl": self.npo}
-        if method in own:
-            return own[method]
-        kind = METHODS[method][1]
-        return kind and parse(kind, self.methods.get(method, {}), where=f"recipe, methods.{method}")
+        base: Any = own.get(method) or (None if kind is None else kind())
+        if not settings:
+            return base
+        where = f"recipe, methods.{method}"
+        if base is None:
+            raise ConfigError("takes no settings", where=where, mend="Leave them out")
+        # Key by key: a teacher that is given another rate is the method's own teacher otherwise.
+        return parse(type(base), merged(base.model_dump(), settings), where=where)
 
 
 def recipe_of_card(card: Mapping[str, Any], *, where: str) -> tuple[Recipe, str | None]:

@@ -13,7 +13,7 @@ from curerec.bench.lines import read_lines
 from curerec.bench.plan import config_hash, plan, title_of
 from curerec.bench.recipe import RIVALS, BenchRecipe, bench_names, load_bench
 from curerec.bench.search import grid_of
-from curerec.config import parse
+from curerec.config import merged, parse
 from curerec.errors import ConfigError
 from curerec.methods import CONTROLS, METHODS
 from curerec.recipes import load_recipe
@@ -142,6 +142,16 @@ def test_settings_of_every_method_reach_all_that_have_them():
         assert setting.config_of(name).check_size == SHORT["check_size"]
     assert setting.config_of("cure").pairs == CHANGE["cure"]["pairs"]
     assert setting.config_of("sisa").shards == METHODS["sisa"][1]().shards
+
+
+def test_a_key_of_a_part_leaves_the_part_s_others_as_they_were_written_out():
+    change = merged(CHANGE, {"methods": {"e2urec": {"teacher": {"lr": 5e-4}}}})
+    models = {"nano": {"recipe": "demo", "every_method": SHORT, "change": change}}
+    recipe = made_recipe(models=models, requests=[{"share": 0.2, "methods": ["e2urec"]}])
+    then = recipe.as_it_stands().model_dump(mode="json")
+    then["models"]["nano"]["defaults"]["e2urec"]["teacher"]["epochs"] = 2.5  # of a version before
+    kept = parse(BenchRecipe, then, where="bench.json").setting("made", "nano").config_of("e2urec")
+    assert (kept.teacher.lr, kept.teacher.epochs, kept.teacher.batch_size) == (5e-4, 2.5, 16)
 
 
 def cells(recipe, method="npo"):

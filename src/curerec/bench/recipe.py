@@ -258,7 +258,7 @@ class BenchRecipe(Strict):
             else:
                 values["methods"] = {
                     **values["methods"],
-                    name: {**own, **values["methods"].get(name, {})},
+                    name: merged(own, values["methods"].get(name, {})),
                 }
         return parse(Recipe, values, where=where)
 
