@@ -234,6 +234,14 @@ def test_a_recipe_has_what_it_extends_but_for_its_own(tmp_path):
     assert ours == lora.model_copy(update=changed) and ours != lora
 
 
+def test_a_recipe_that_extends_none_has_the_defaults_but_for_its_own(tmp_path):
+    """With other steps `cure` forgot by NPO's loss, and training with other epochs had other batches."""
+    (tmp_path / "ours.yaml").write_text("cure: {update: {max_steps: 7}}\nmodel: {tuning: {epochs: 3}}\n")
+    ours, plain = load_recipe(str(tmp_path / "ours.yaml")), Recipe()
+    assert ours.cure.update == plain.cure.update.model_copy(update={"max_steps": 7})
+    assert ours.model.tuning == plain.model.tuning.model_copy(update={"epochs": 3})
+
+
 def test_a_recipe_that_is_extended_is_seen_from_the_one_that_names_it(tmp_path, monkeypatch):
     (tmp_path / "deep").mkdir()
     (tmp_path / "first.yaml").write_text("extends: demo\nseed: 3\nsplit: {train: 900}\n")

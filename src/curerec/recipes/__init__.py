@@ -19,12 +19,17 @@ def load_recipe(name_or_path: str) -> Recipe:
 
     A recipe may begin with ``extends: lora``, a name or a file (seen from its own place): it then has that
     recipe's settings but for those that it gives itself, key by key; ``null`` gives a default back where a
-    key may be null.
+    key may be null. One that extends none has the defaults of :class:`curerec.recipe.Recipe` so.
 
     Raises:
         ConfigError: no such recipe, one that extends itself, or a file that does not fit.
     """
-    return parse(Recipe, _resolved(name_or_path, Path(), ()), where=name_or_path)
+    values = _resolved(name_or_path, Path(), ())
+    if isinstance(values, dict):
+        # Key by key here as well: `cure: {update: {max_steps: 40}}` is `cure` with other steps, not with the
+        # loss that an update has by itself.
+        values = merged(Recipe().model_dump(), values)
+    return parse(Recipe, values, where=name_or_path)
 
 
 def _resolved(name_or_path: str, beside: Path, extended: tuple[Path, ...]) -> Any:
