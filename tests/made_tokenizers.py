@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 
-from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
+from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, processors, trainers
 from transformers import PreTrainedTokenizerFast
 
 from curerec.recommender.nano import nano_tokenizer
@@ -66,6 +66,18 @@ def byte_level(bos: bool = False):
 @functools.cache
 def word_level():
     return nano_tokenizer(list(made_titles().values()))
+
+
+@functools.cache
+def of_pieces():
+    """A tokenizer of SentencePiece's kind, given as rules as Mistral's and Phi-3's are."""
+    core = Tokenizer(models.BPE(unk_token="<unk>", fuse_unk=True))
+    core.normalizer = normalizers.Sequence([normalizers.Prepend("▁"), normalizers.Replace(" ", "▁")])
+    core.pre_tokenizer = pre_tokenizers.Split("▁", "merged_with_next")
+    trainer = trainers.BpeTrainer(vocab_size=400, special_tokens=["<unk>", "<s>"], show_progress=False)
+    core.train_from_iterator([f"{FRAME} Yes No {' '.join(made_titles().values())}"] * 3, trainer)
+    core.pre_tokenizer = None
+    return PreTrainedTokenizerFast(tokenizer_object=core, unk_token="<unk>", bos_token="<s>")
 
 
 TOKENIZERS = {"word": word_level, "byte": byte_level, "byte with bos": functools.partial(byte_level, True)}

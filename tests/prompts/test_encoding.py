@@ -25,7 +25,7 @@ from curerec.prompts.templates import PARTS, TEMPLATES, Slot
 from made_cases import every_pair
 from made_catalogue import WORDS, made_catalogue
 from made_models import made_encoder
-from made_tokenizers import ADDED, CONTROL, SPECIAL, TITLES, TOKENIZERS, byte_level, word_level
+from made_tokenizers import ADDED, CONTROL, SPECIAL, TITLES, TOKENIZERS, byte_level, of_pieces, word_level
 
 
 def control_ids(tokenizer):
@@ -246,3 +246,21 @@ def test_answers_must_be_one_token_each():
         answer_tokens(PreTrainedTokenizerFast(tokenizer_object=core, unk_token="<unk>"))
     with pytest.raises(PromptError, match="unknown template"):
         Encoder(word_level(), "nope", [])
+
+
+@pytest.mark.parametrize("template", TEMPLATES)
+def test_where_the_tokenizer_begins_every_text_with_a_space_there_is_no_second(template):
+    made = of_pieces()
+    assert made.convert_ids_to_tokens(list(answer_tokens(made))) == ["▁No", "▁Yes"]
+    titles = ["Amber", "Alien", "Harbour 2", ""]
+    found = Encoder(made, template, titles).encode(query())
+    tokens = made.convert_ids_to_tokens(found.ids.tolist())
+    assert "▁▁" not in "".join(tokens)
+    written = {int(at): tokens[start:stop] for _, start, stop, at, _ in found.spans}
+    assert written == {
+        7: made.tokenize("Alien"),
+        8: made.tokenize("Harbour 2"),
+        9: [],
+        -1: made.tokenize("Amber"),
+    }
+    assert "▁" not in written[7]

@@ -136,6 +136,7 @@ class Encoder:
         self.max_title_tokens = max_title_tokens
         self._titles: dict[int, np.ndarray] = {}
         self.answers = answer_tokens(tokenizer)
+        self._own_space = _puts_a_space(tokenizer)
         self.pad = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else 0
         bos = tokenizer.bos_token_id
         self._start = [bos] if bos is not None and _adds_bos(tokenizer) else []
@@ -157,7 +158,7 @@ class Encoder:
         """
         items = list(items)
         new = [item for item in dict.fromkeys(items) if item not in self._titles]
-        texts = [" " + " ".join(self.titles[item].split()) for item in new]
+        texts = [self._begun(" " + " ".join(self.titles[item].split())) for item in new]
         for item, ids in zip(new, encode_all_as_data(self.tokenizer, texts), strict=True):
             self._titles[item] = np.asarray(ids[: self.max_title_tokens], dtype=np.int64)
         return [self._titles[item] for item in items]
@@ -220,7 +221,7 @@ class Encoder:
                 self._slots.append(piece)
                 self._code[piece] = -len(self._slots)
             else:
-                ids = self.tokenizer(piece, add_special_tokens=False)["input_ids"]
+                ids = self.tokenizer(self._begun(piece), add_special_tokens=False)["input_ids"]
                 self._code[piece] = len(self._frame)
                 self._frame.append(np.asarray(ids, dtype=np.int64))
         return np.fromiter(map(self._code.__getitem__, pieces), np.int64, len(pieces))
@@ -236,6 +237,10 @@ class Encoder:
         histories = [[rating] * places for rating in (np.nan, *ratings)]
         pieces = {piece for ratings in histories for piece in template(ratings) if isinstance(piece, str)}
         return {token for piece in pieces for token in self._fixed(piece)} | set(self._start)
+
+    def _begun(self, text: str) -> str:
+        """A piece as the tokenizer is to be given it."""
+        return text.removeprefix(" ") if self._own_space else text
 
     def _fixed(self, text: str) -> list[int]:
         return self._frame[int(self._coded([text])[0])].tolist()
@@ -274,7 +279,8 @@ def answer_tokens(tokenizer: Any) -> tuple[int, int]:
     Raises:
         PromptError: the tokenizer splits one of them, or maps both to one token.
     """
-    ids = [tokenizer(a, add_special_tokens=False)["input_ids"] for a in ANSWERS]
+    answers = [a.removeprefix(" ") if _puts_a_space(tokenizer) else a for a in ANSWERS]
+    ids = [tokenizer(a, add_special_tokens=False)["input_ids"] for a in answers]
     if any(len(i) != 1 for i in ids) or ids[0] == ids[1]:
         raise PromptError(
             "the answers ' No' and ' Yes' are not one token each",
@@ -282,6 +288,16 @@ def answer_tokens(tokenizer: Any) -> tuple[int, int]:
             mend="Use a base model whose vocabulary holds both words",
         )
     return ids[0][0], ids[1][0]
+
+
+def _puts_a_space(tokenizer: Any) -> bool:
+    """Whether it begins every text with a space of its own, also one that begins with a space.
+
+    So do those of SentencePiece that are given as rules (Mistral, Phi-3). Of two spaces the first would be a
+    token by itself, and an answer two tokens.
+    """
+    bare, spaced = (tokenizer(t, add_special_tokens=False)["input_ids"] for t in ("a", " a"))
+    return bare != spaced and "".join(tokenizer.convert_ids_to_tokens(bare)).startswith("\u2581")
 
 
 def _adds_bos(tokenizer: Any) -> bool:
