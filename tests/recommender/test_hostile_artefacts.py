@@ -15,7 +15,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from safetensors import SafetensorError, safe_open
-from safetensors.numpy import save
+from safetensors.numpy import save, save_file
 
 from curerec.config import parse
 from curerec.errors import ConfigError, CurerecError, ModelError
@@ -219,6 +219,14 @@ def test_hostile_bases_are_refused(name, base, tmp_path):
     HOSTILE[name](folder, tmp_path / "canary")
     with pytest.raises(ModelError):
         storage.load_base(folder)
+
+
+def test_a_base_whose_weights_are_packed_is_refused_in_words(tmp_path):
+    save_file({"weight": np.zeros(1, np.float32)}, tmp_path / "model.safetensors")
+    said = {"model_type": "llama", "quantization_config": {"quant_method": "gptq", "bits": 4}}
+    (tmp_path / "config.json").write_text(json.dumps(said))
+    with pytest.raises(ModelError, match=r"package that is not installed.*model\.base_bits"):
+        storage.load_base(tmp_path)
 
 
 @pytest.mark.parametrize("where", [(), ("model",), ("split",), ("cure",), ("model", "lora")])

@@ -93,6 +93,10 @@ def load_base(
             local_files_only=True,
             output_loading_info=True,
         )
+    except ImportError:  # packed weights, whose loaders are packages of their own
+        what = "cannot be loaded: transformers asks for a package that is not installed"
+        mend = "Give it with plain weights (`model.base_bits` holds them in few bits)"
+        raise ModelError(what, where=where, mend=mend) from None
     except UNREADABLE as error:
         raise ModelError(
             f"cannot be loaded ({type(error).__name__})", where=where, mend="Save it anew"
