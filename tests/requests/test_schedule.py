@@ -159,6 +159,40 @@ def test_a_worker_that_breaks_off_after_the_decision_is_not_tried_at_every_look(
     assert (desk.starts, clerk.failures) == (1, 1)
 
 
+def test_a_worker_that_breaks_off_before_it_began_is_not_tried_at_every_look(made, monkeypatch):
+    clerk, desk, clock, _ = made(Rule(before_days=0))
+    desk.store.ledger.add(Asked("users", (("usr001",),), due="2030-01-01"))
+
+    def start(options):
+        desk.starts, desk.last_exit = desk.starts + 1, 1
+
+    monkeypatch.setattr(desk, "start", start)
+    starts = []
+    for second in range(75):
+        clock[0] = float(second)
+        if clerk.look() is not None:
+            starts.append(second)
+    assert starts == [0, 10, 30, 70] and clerk.failures == 4
+
+
+@pytest.mark.parametrize("code", [1, -9])
+def test_a_retrain_that_did_not_begin_is_tried_again(code, made, monkeypatch):
+    """Another run was quicker, or it was killed while it loaded; the day would pass and nobody be told."""
+    clerk, desk, clock, _ = made(Rule(before_days=0, retrain_before_days=0), stand(verified=None))
+    desk.store.ledger.add(Asked("users", (("usr001",),), due="2030-01-01"))
+    assert clerk.look() == {"each": False} and desk.store.ledger.counts()["held"] == 1
+
+    def start(options):
+        run(desk.store, desk.engine)  # by hand, without a retrain
+        desk.starts, desk.last_exit = desk.starts + 1, code
+
+    with monkeypatch.context() as other:
+        other.setattr(desk, "start", start)
+        assert clerk.look() == {"retrain": True} and desk.store.ledger.counts()["held"] == 1
+    clock[0] = 60
+    assert clerk.look() == {"retrain": True} and desk.store.ledger.counts()["committed"] == 1
+
+
 @pytest.mark.parametrize("retrain", [False, True])
 @pytest.mark.parametrize("each", [False, True])
 def test_what_a_kill_left_goes_on(each, retrain, made):

@@ -81,23 +81,30 @@ class Clerk:
         self.last_start: float | None = None
         self.failures = 0
         self._retrained: tuple[str | None, ...] | None = None
+        self._retraining: tuple[str | None, ...] | None = None
         self._counted = 0
+        self._before = 0  # last event before the last start
 
     def look(self) -> Options | None:
         """Start a run if one is wanted; returns its options.
 
         A worker that died is tried again after 10 seconds, then after twice as long each time. What is held
         stays held until something new comes in, and a retrain for it is tried once: the same batch is judged
-        the same.
+        the same. One that was refused, or died before it began, was none.
         """
         desk, store = self.desk, self.desk.store
         if desk.busy or held(store.lock):
             return None
         if desk.starts > self._counted:
             self._counted = desk.starts
-            # Python ends with 1, too, after an error that nobody expected; a run that ended leaves nothing.
+            # Python ends with 1, too, after an error that nobody expected; a run that ended leaves nothing,
+            # and one that holds something began with it.
             died = desk.last_exit not in (0, 1) or interrupted(store) is not None
+            died = died or (desk.last_exit == 1 and not self._began())
             self.failures = self.failures + 1 if died else 0
+            if self._retraining is not None and self._began(RETRAIN):
+                self._retrained = self._retraining
+            self._retraining = None
         waited = float("inf") if self.last_start is None else self.clock() - self.last_start
         if self.failures and waited < min(LONGEST_WAIT_S, FIRST_WAIT_S * 2 ** (self.failures - 1)):
             return None
@@ -105,11 +112,22 @@ class Clerk:
         if wanted is None:
             return None
         self.last_start = self.clock()
+        self._before = store.db.execute("SELECT coalesce(max(id), 0) FROM event").fetchone()[0]
         try:
             desk.start(wanted)
         except RefusedError:  # somebody was quicker
+            self._retraining = None
             return None
         return wanted
+
+    def _began(self, method: str | None = None) -> bool:
+        """Whether a batch (of this method, if one is named) was at work since the last start."""
+        row = self.desk.store.db.execute(
+            "SELECT 1 FROM event JOIN batch ON batch.id = event.batch "
+            "WHERE event.id > ?1 AND method = coalesce(?2, method)",
+            (self._before, method),
+        ).fetchone()
+        return row is not None
 
     def _wanted(self, store: Store, waited: float) -> Options | None:
         rule, today = self.rule, self.today()
@@ -122,7 +140,7 @@ class Clerk:
         late = due(store, "held", today, rule.retrain_before_days)
         tried = (store.version, store.ledger.meta("data"), *late)
         if late and self._retrained != tried:
-            self._retrained = tried
+            self._retraining = tried
             return {"retrain": True}
         return None
 
