@@ -130,7 +130,7 @@ def test_names_that_leave_the_folder_stay_inside(tmp_path):
 )
 def test_pip_failures(code, words, error, says, tmp_path, monkeypatch):
     def run(command, **options):
-        assert command[:4] == [sys.executable, "-m", "pip", "download"] and command[-1] == "tiny==1"
+        assert command[:5] == [sys.executable, "-P", "-m", "pip", "download"] and command[-1] == "tiny==1"
         assert {"--no-deps", "--no-cache-dir", "--only-binary"} <= set(command)
         return types.SimpleNamespace(returncode=code, stderr=words)
 

@@ -7,6 +7,8 @@ import http.client
 import json
 import os
 import stat
+import subprocess
+import sys
 import time
 
 import numpy as np
@@ -16,6 +18,7 @@ from made_service import TOKEN, Line, ask, served, start
 from made_store import made_data, made_store, stand, users
 
 from curerec.errors import ConfigError
+from curerec.requests.desk import run_command
 from curerec.requests.runner import run
 from curerec.requests.serve import serve, token_of
 from curerec.requests.store import Store
@@ -291,6 +294,16 @@ def test_fifty_clients_while_a_run_is_under_way(number, tmp_path, capsys):
             f"add p50 {p50[0]:.0f} ms, p99 {p99[0]:.0f} ms; "
             f"state p50 {p50[1]:.0f} ms, p99 {p99[1]:.0f} ms; all accepted once"
         )
+
+
+def test_a_worker_imports_nothing_from_the_folder_that_the_service_was_started_in(tmp_path, monkeypatch):
+    (tmp_path / "curerec.py").write_text("raise SystemExit(77)\n")
+    monkeypatch.setenv("PYTHONPATH", os.pathsep.join(path for path in sys.path if path))
+    command = run_command(tmp_path, {})
+    start = command[: command.index("request")]
+    assert (
+        subprocess.run([*start, "--version"], cwd=tmp_path, capture_output=True, check=False).returncode == 0
+    )
 
 
 def test_a_worker_that_dies_leaves_the_service_up(tmp_path):

@@ -75,7 +75,9 @@ def download(url: str, target: Path, label: str, progress: Progress | None = Non
 
 def pip_download(requirement: str, folder: Path) -> None:
     """Fetch one wheel from whatever package index the user's pip is set to; nothing is built or installed."""
-    pip = [sys.executable, "-m", "pip", "download", "--no-deps", "--no-cache-dir", "--only-binary", ":all:"]
+    # -P: else what lies in the folder that the command is called in would be imported first.
+    pip = [sys.executable, "-P", "-m", "pip", "download"]
+    pip += ["--no-deps", "--no-cache-dir", "--only-binary", ":all:"]
     quiet = ["--disable-pip-version-check", "--quiet"]
     try:
         done = subprocess.run(

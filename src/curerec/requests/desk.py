@@ -27,7 +27,8 @@ Command = Callable[[Path, dict[str, bool]], list[str]]
 def run_command(root: Path, options: dict[str, bool]) -> list[str]:
     """The command that a worker process runs."""
     flags = [f"--{name}" for name, on in sorted(options.items()) if on]
-    start = [sys.executable, "-c", "from curerec.cli import main; main()"]
+    # -P: else what lies in the folder that the service was started in would be imported first.
+    start = [sys.executable, "-P", "-c", "from curerec.cli import main; main()"]
     return [*start, "request", "run", "--store", str(root), *flags]
 
 
