@@ -296,6 +296,23 @@ def test_fifty_clients_while_a_run_is_under_way(number, tmp_path, capsys):
         )
 
 
+def test_a_fault_of_the_store_is_not_said_to_be_the_caller_s(tmp_path):
+    """Told that its request is to blame, a caller would not send it again."""
+    root = made_store(tmp_path / "store")
+    asked = {"kind": "users", "ids": ["usr001"]}
+    file, policy = next(root.glob("data/*/rating.npy")), root / "policy.yaml"
+    whole, said = file.read_bytes(), policy.read_text()
+    with served(root) as port:
+        file.write_bytes(whole[:-8])
+        assert ask(port, "POST", "/requests", asked)[0] == 503
+        file.write_bytes(whole)
+        assert ask(port, "POST", "/requests", asked)[0] == 201
+        policy.write_text("unknown: 1\n")
+        assert ask(port, "GET", "/status")[0] == ask(port, "GET", "/metrics")[0] == 503
+        policy.write_text(said)
+        assert ask(port, "GET", "/status")[0] == 200
+
+
 def test_a_worker_imports_nothing_from_the_folder_that_the_service_was_started_in(tmp_path, monkeypatch):
     (tmp_path / "curerec.py").write_text("raise SystemExit(77)\n")
     monkeypatch.setenv("PYTHONPATH", os.pathsep.join(path for path in sys.path if path))

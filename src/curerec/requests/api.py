@@ -17,7 +17,7 @@ from fastapi import FastAPI, Request, Response
 from fastapi.responses import StreamingResponse
 
 from curerec.data.request_file import from_json
-from curerec.errors import CurerecError, RefusedError, RequestError, StorageError
+from curerec.errors import CurerecError, RefusedError, RequestError
 from curerec.requests.desk import Command, Desk, run_command
 from curerec.requests.guard import COOKIE, Guard, Sessions, TooLargeError
 from curerec.requests.ledger import REQUEST_ID, Asked
@@ -255,11 +255,13 @@ def _json(content: Any, status_code: int = 200) -> Response:
 
 
 def _status_of(error: CurerecError) -> int:
-    if isinstance(error, StorageError):
-        return 503
     if isinstance(error, RefusedError):
         return 409
-    return 404 if "no such request" in error.what else 422
+    if isinstance(error, RequestError):
+        return 404 if "no such request" in error.what else 422
+    # Of the store (its disk, its table, its policy): a caller who is told that the request is to blame
+    # would not send it again.
+    return 503
 
 
 __all__ = ["REQUEST_ID", "make_app", "read"]
