@@ -213,6 +213,7 @@ def test_paths_to_nothing(service, path):
     [
         ("POST", "/run", b"[" * 100_000, {}, 422),
         ("GET", f"/records/{2**63}", None, {}, 404),
+        ("GET", f"/records/-{2**64}", None, {}, 404),
         ("GET", "/requests/r-0123456789abcdef/events", None, {"Last-Event-ID": "\xb2"}, 404),
     ],
 )

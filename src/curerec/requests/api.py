@@ -189,7 +189,7 @@ def make_app(
 
     @app.get("/records/{sequence}")
     async def record(sequence: int) -> Response:
-        asked = (min(sequence, LARGEST),)
+        asked = (max(0, min(sequence, LARGEST)),)
         row = ledger.db.execute("SELECT body FROM record WHERE sequence = ?", asked).fetchone()
         if row is None:
             return _json({"error": "there is no such record"}, 404)
