@@ -73,6 +73,22 @@ def test_a_version_of_before_that_is_called_lawful_again_does_not_pass(tmp_path)
     assert any("deleted" in fault for fault in audit(root).faults)
 
 
+def edited(root, *statements):
+    db = sqlite3.connect(root / "ledger.sqlite")
+    for statement in statements:
+        db.execute(statement)
+    db.commit()
+    db.close()
+
+
+def test_a_report_is_held_against_its_record_whatever_the_ledger_says_beside_it(root, tmp_path):
+    folder = shutil.copytree(root, tmp_path / "store", symlinks=True)
+    edited(folder, "UPDATE record SET batch = NULL")
+    assert not audit(folder).faults
+    next(folder.glob("reports/*/report.html")).write_text("forged")
+    assert any("report.html is missing or differs" in fault for fault in audit(folder).faults)
+
+
 def said(body, change):
     content = json.loads(body)
     change(content["predicate"], content["subject"])
