@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import shutil
@@ -12,7 +13,7 @@ import rfc8785
 from made_store import made_store, stand, users
 
 from curerec.errors import StorageError
-from curerec.requests.audit import audit
+from curerec.requests.audit import audit, audit_export, export
 from curerec.requests.database import VERSION
 from curerec.requests.runner import run
 from curerec.requests.store import Store
@@ -87,6 +88,36 @@ def test_a_report_is_held_against_its_record_whatever_the_ledger_says_beside_it(
     assert not audit(folder).faults
     next(folder.glob("reports/*/report.html")).write_text("forged")
     assert any("report.html is missing or differs" in fault for fault in audit(folder).faults)
+
+
+def test_a_request_with_a_record_that_the_ledger_has_lost_is_a_fault(root, tmp_path):
+    folder = shutil.copytree(root, tmp_path / "store", symlinks=True)
+    first = "SELECT request FROM record WHERE sequence = 2"
+    edited(
+        folder,
+        f"DELETE FROM request WHERE id = ({first})",
+        "UPDATE record SET request = NULL WHERE sequence = 2",
+    )
+    assert any("is not among the requests" in fault for fault in audit(folder).faults)
+
+
+@pytest.mark.parametrize(
+    ("change", "what"),
+    [
+        (lambda made: made.update(requests=[]), "is not among the requests"),
+    ],
+)
+def test_an_export_is_held_against_its_records(change, what, root, tmp_path):
+    with Store(root) as store:
+        content = json.loads(export(store))
+    file = tmp_path / "ledger.json"
+    for forged in (False, True):
+        del content["sha256"]
+        if forged:
+            change(content)
+        content["sha256"] = hashlib.sha256(rfc8785.dumps(content)).hexdigest()
+        file.write_bytes(rfc8785.dumps(content))
+        assert any(what in fault for fault in audit_export(file).faults) is forged
 
 
 def said(body, change):

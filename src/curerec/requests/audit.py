@@ -210,7 +210,8 @@ def _reports(store: Store, links: list[Link], found: list[str]) -> None:
 def _requests(store: Store, links: list[Link], found: list[str]) -> None:
     rows = store.db.execute("SELECT * FROM request").fetchall()
     busy = {r["id"] for r in store.db.execute("SELECT id FROM batch WHERE state = 'committing'")}
-    _against_records([dict(row) for row in rows if row["batch"] not in busy], links, found)
+    known = {row["id"] for row in rows}
+    _against_records([dict(row) for row in rows if row["batch"] not in busy], known, links, found)
     gone = {one.request for one in links if one.action == "shred"}
     if gone != {row["id"] for row in rows if row["shredded"]}:
         found.append("ledger: the requests whose keys are destroyed are not those of the records")
@@ -221,13 +222,17 @@ def _requests(store: Store, links: list[Link], found: list[str]) -> None:
         found.append("ledger: still names what a finished request deleted")
 
 
-def _against_records(rows: list[dict[str, Any]], links: list[Link], found: list[str]) -> None:
+def _against_records(
+    rows: list[dict[str, Any]], known: set[str], links: list[Link], found: list[str]
+) -> None:
     """Requests that are said to be done are those of the records, once each, as they came in."""
     records = [one for one in links if one.action == "deletion"]
     said = {one.request or _get(_predicate(one), "request", "id"): one for one in records}
     if len(said) != len(records):
         found.append("chain: a request has two records")
     done = {row["id"]: row for row in rows if row["state"] == "committed"}
+    for name in sorted(said.keys() - known):
+        found.append(f"{name}: has a record and is not among the requests")
     for name in sorted(done.keys() - said.keys()):
         found.append(f"{name}: is said to be done and has no record")
     for name in sorted(said.keys() & {row["id"] for row in rows} - done.keys()):
@@ -338,7 +343,8 @@ def audit_export(path: Path, *, public: Path | None = None, head: str | None = N
     if ends != (links[-1].sha256 if links else None):
         found.append("export: does not end with its head")
     try:
-        _against_records(content["requests"], links, found)
+        rows = content["requests"]
+        _against_records(rows, {row["id"] for row in rows}, links, found)
         put = [version for one in links if (version := chain.version_of(one))]
         if not put or content["version"] != put[-1]:
             found.append("export: the version in force is not the one that its last record names")
