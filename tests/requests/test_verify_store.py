@@ -105,6 +105,7 @@ def test_a_request_with_a_record_that_the_ledger_has_lost_is_a_fault(root, tmp_p
     ("change", "what"),
     [
         (lambda made: made.update(requests=[]), "is not among the requests"),
+        (lambda made: [one.update(state="lawful") for one in made["versions"]], "knew rows"),
     ],
 )
 def test_an_export_is_held_against_its_records(change, what, root, tmp_path):

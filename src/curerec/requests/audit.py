@@ -23,6 +23,7 @@ from curerec.requests.store import CURRENT, Store
 
 T = TypeVar("T")
 EXPORT = "curerec-ledger/1"
+OVERTAKEN = "versions: one is said to be lawful that knew rows which a record says were deleted"
 
 
 @dataclass(frozen=True)
@@ -149,7 +150,7 @@ def _versions(store: Store, links: list[Link], found: list[str]) -> int:
     if store.version not in lawful:
         found.append("version in force: is not lawful")
     if lawful - _never_overtaken(links):
-        found.append("versions: one is said to be lawful that knew rows which a record says were deleted")
+        found.append(OVERTAKEN)
     for name in sorted(lawful):
         try:
             store.version_folder(name)
@@ -345,6 +346,8 @@ def audit_export(path: Path, *, public: Path | None = None, head: str | None = N
     try:
         rows = content["requests"]
         _against_records(rows, {row["id"] for row in rows}, links, found)
+        if {one["id"] for one in content["versions"] if one["state"] == "lawful"} - _never_overtaken(links):
+            found.append(OVERTAKEN)
         put = [version for one in links if (version := chain.version_of(one))]
         if not put or content["version"] != put[-1]:
             found.append("export: the version in force is not the one that its last record names")
