@@ -121,6 +121,24 @@ def test_an_export_is_held_against_its_records(change, what, root, tmp_path):
         assert any(what in fault for fault in audit_export(file).faults) is forged
 
 
+def test_an_export_is_of_one_state_though_a_run_commits_meanwhile(tmp_path, monkeypatch):
+    root = made_store(tmp_path / "store")
+    with Store(root) as store:
+        links, asked = store.links, [users(1)]
+
+        def and_then_a_run():
+            found = links()
+            while asked:
+                with Store(root) as other:
+                    other.ledger.add(asked.pop())
+                    assert run(other, stand())[0].committed
+            return found
+
+        monkeypatch.setattr(store, "links", and_then_a_run)
+        (tmp_path / "ledger.json").write_bytes(export(store))
+    assert not audit_export(tmp_path / "ledger.json").faults
+
+
 def said(body, change):
     content = json.loads(body)
     change(content["predicate"], content["subject"])

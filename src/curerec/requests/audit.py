@@ -19,6 +19,7 @@ from curerec.errors import CurerecError, DataError, StorageError
 from curerec.recommender import manifest
 from curerec.requests import chain, keys, signing
 from curerec.requests.chain import FILE_NAME, Link
+from curerec.requests.database import snapshot
 from curerec.requests.store import CURRENT, Store
 
 T = TypeVar("T")
@@ -283,6 +284,11 @@ def export(store: Store) -> bytes:
     Raises:
         DataError: a record in the ledger is damaged.
     """
+    with snapshot(store.db):  # a commit in between would put two states into one file
+        return _exported(store)
+
+
+def _exported(store: Store) -> bytes:
     links = store.links()
     content: dict[str, Any] = {
         "format": EXPORT,

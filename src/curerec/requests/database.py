@@ -309,6 +309,21 @@ def transaction(connection: sqlite3.Connection) -> Iterator[sqlite3.Connection]:
             raise
 
 
+@contextlib.contextmanager
+def snapshot(connection: sqlite3.Connection) -> Iterator[None]:
+    """Reads inside of it see one state, whatever others commit meanwhile.
+
+    Raises:
+        StorageError: as :func:`refusing`.
+    """
+    connection.execute("BEGIN")
+    try:
+        yield
+    finally:
+        if connection.in_transaction:
+            connection.execute("ROLLBACK")
+
+
 def require_rewrite(connection: sqlite3.Connection) -> None:
     """Note that ids were deleted, inside of the caller's transaction: :func:`forget_pages` is due."""
     # A mark of its own each time: what is deleted while the file is being written anew is due still.
