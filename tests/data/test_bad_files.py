@@ -7,6 +7,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from curerec.data.readers import read
+from curerec.errors import DataError
 from made_ratings import LAYOUTS, RATINGS, TITLES, fails, write_parquet
 
 FORMATS = list(LAYOUTS)
@@ -147,6 +148,17 @@ def test_open_quote(tmp_path):
     file = layout.write(tmp_path) / layout.titles
     file.write_bytes(file.read_bytes().replace(b'Quiet Quarry (1996)"', b"Quiet Quarry (1996)"))
     assert fails(tmp_path).startswith(f"{layout.titles}, row 3: a double quote is opened")
+
+
+def test_two_open_quotes_do_not_swallow_the_rows_between(tmp_path):
+    """The second would close the first, in a column that nobody reads."""
+    (tmp_path / "titles.csv").write_text("item,title\n1,A\n2,B\n")
+    rows = 'user,item,rating,text\n1,1,5,{}\n1,2,5,x\n2,1,4,{}\n2,2,4,"a ""b"",\n""c"""\n'
+    (tmp_path / "ratings.csv").write_text(rows.format('"good', '"bad'))
+    with pytest.raises(DataError, match=r"ratings.csv, row 2: a double quote is opened"):
+        read(tmp_path)
+    (tmp_path / "ratings.csv").write_text(rows.format('"go\nod"', 'a 5" by 7" one'))
+    assert len(read(tmp_path)) == 4
 
 
 @pytest.mark.parametrize("name", FORMATS)

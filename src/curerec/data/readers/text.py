@@ -5,6 +5,8 @@ pyarrow does the reading; its own error messages quote the row, so none of them 
 
 from __future__ import annotations
 
+import io
+import re
 from pathlib import Path
 from typing import Any
 
@@ -93,7 +95,7 @@ def table(
             "a column name is there twice", where=f"{path.name}, row 1", mend="Rename one of them."
         )
     if quoted:
-        _refuse_open_quote(path, raw)
+        _refuse_open_quote(path, raw, separator)
     ragged: list[Any] = []
 
     def note(row: Any) -> str:
@@ -176,15 +178,26 @@ def _long(path: Path) -> DataError:
     )
 
 
-def _refuse_open_quote(path: Path, raw: bytes) -> None:
-    """A quote that is never closed would swallow the rows behind it."""
-    if raw.count(b'"') % 2 == 0:
-        return
-    opened, row = False, 0
-    for number, line in enumerate(raw.split(b"\n"), start=1):
-        if line.count(b'"') % 2:
-            opened = not opened
-            row = number if opened else row
+def _refuse_open_quote(path: Path, raw: bytes, separator: str) -> None:
+    """A quote that is never closed would swallow the rows behind it, up to the next one or to the end."""
+    if not any(line.count(b'"') % 2 for line in io.BytesIO(raw)):
+        return  # no quoted text goes over a row's end
+    row = 0
+    if raw.count(b'"') % 2:
+        opened = False
+        for number, line in enumerate(raw.split(b"\n"), start=1):
+            if line.count(b'"') % 2:
+                opened = not opened
+                row = number if opened else row
+    else:
+        end = re.escape(separator.encode())
+        for found in re.finditer(rb'(?:\A|(?<=[\r\n%b]))"[^"]*+(?:""[^"]*+)*+"' % end, raw):
+            behind = re.compile(rb"[ \t]*(?:[\r\n%b]|\Z)" % end).match(raw, found.end())
+            if behind is None and b"\n" in found[0]:  # the quote that closes it was to open another text
+                row = raw.count(b"\n", 0, found.start()) + 1
+                break
+        else:
+            return
     raise DataError(
         "a double quote is opened and never closed",
         where=f"{path.name}, row {row}",
