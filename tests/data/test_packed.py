@@ -240,6 +240,10 @@ BAD = {
     "an empty item": ({"user": ["a"], "item": [" "], "rating": [1.0]}, "row 1: item id is empty"),
     "a rating of 7": ({"user": ["a", "b"], "item": ["b", "b"], "rating": [1.0, 7.0]}, "row 2: rating is out"),
     "no title": ({"user": ["a", "a"], "item": ["b", "z"], "rating": [1.0, 1.0]}, "row 2: rates an item"),
+    "times elsewhere": (
+        {"user": ["a"], "item": ["b"], "rating": [1.0], "Timestamp": [9]},
+        "under another name. Name it time",
+    ),
     "no rows": ({"user": [], "item": [], "rating": []}, "no interaction"),
 }
 

@@ -11,6 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from curerec.data.readers import READERS, read
+from curerec.errors import DataError
 from made_ratings import LAYOUTS, RATINGS, TITLES, fails, write_parquet
 
 FORMATS = list(LAYOUTS)
@@ -43,6 +44,18 @@ def test_no_time_means_row_order(tmp_path):
     data = read(LAYOUTS["goodbooks"].write(tmp_path))
     assert data.ratings["item"].to_pylist() == ["itm77", "itm78", "itm77", "itm79", "itm78"]
     assert data.time.tolist() == [0, 1, 0, 1, 2]
+
+
+@pytest.mark.parametrize("name", ["timestamp", "Time"])
+def test_times_under_another_name_are_not_left_out_unsaid(name, tmp_path):
+    """In a file that is sorted by item the order of the rows is no time."""
+    (tmp_path / "titles.csv").write_text("item,title\n1,A\n2,B\n")
+    rows = "user,item,rating,{}\n1,1,5,20\n1,2,3,10\n"
+    (tmp_path / "ratings.csv").write_text(rows.format(name))
+    with pytest.raises(DataError, match=r"ratings.csv: has a column of times under another name"):
+        read(tmp_path)
+    (tmp_path / "ratings.csv").write_text(rows.format("time"))
+    assert read(tmp_path).ratings["item"].to_pylist() == ["2", "1"]
 
 
 def test_parquet(tmp_path):

@@ -119,6 +119,22 @@ def times(values: Any, origin: Origin, *, keep_unit: bool = False) -> np.ndarray
         raise DataError("time column holds no whole numbers", where=origin.file, mend=mend) from None
 
 
+def refuse_other_times(names: list[str], file: str) -> None:
+    """Refuse a column of times under another name than ``time``: without one the row order would count.
+
+    Args:
+        names: of the columns.
+        file: for the message.
+
+    Raises:
+        DataError: there is such a column, and none named ``time``.
+    """
+    others = [name for name in names if name.strip().casefold() in ("time", "timestamp")]
+    if others and "time" not in names:
+        mend = "Name it time; without it the order of the rows is taken for that of time."
+        raise DataError("has a column of times under another name", where=file, mend=mend)
+
+
 def codes_in(known: pa.Array, ids: pa.Array | list[str]) -> np.ndarray:
     """Place of each id among the known ones, int32 [n]; -1 where it is none of them."""
     values = ids if isinstance(ids, pa.Array) else pa.array(ids, pa.string())

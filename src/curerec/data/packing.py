@@ -103,6 +103,7 @@ class _Rows:
             if name not in there:
                 mend = f"It needs the columns {', '.join(NEEDED)}"
                 raise DataError(f"lacks the column {name}", where=source.name, mend=mend)
+        columns.refuse_other_times(there, source.name)
         self.timed = "time" in there
         stamps = self.timed and columns.finer_than_seconds(self.data.schema.field("time").type)
         self.total = (self.PASSES + stamps) * self.data.count_rows()

@@ -7,7 +7,7 @@ from pathlib import Path
 import pyarrow as pa
 import pyarrow.parquet
 
-from curerec.data.columns import Origin
+from curerec.data.columns import Origin, refuse_other_times
 from curerec.data.readers import text
 from curerec.data.readers.base import Columns, Reader, Titles
 from curerec.errors import DataError
@@ -47,7 +47,10 @@ def _rows(path: Path, needed: dict[str, str], optional: tuple[str, ...] = ()) ->
         separator = SEPARATORS.get(path.suffix, ",")
         rows, origin = text.table(path, text.content(path), separator, quoted=True), text.after_header(path)
     there = {name: name for name in optional if name in rows.column_names}
-    return text.pick(rows, path, separator, needed | there), origin
+    picked = text.pick(rows, path, separator, needed | there)
+    if "time" in optional:
+        refuse_other_times(rows.column_names, path.name)
+    return picked, origin
 
 
 def _parquet(path: Path) -> pa.Table:
