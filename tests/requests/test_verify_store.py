@@ -7,12 +7,14 @@ import json
 import os
 import shutil
 import sqlite3
+from unittest.mock import Mock
 
 import pytest
 import rfc8785
 from made_store import made_store, stand, users
 
 from curerec.errors import StorageError
+from curerec.requests import commit
 from curerec.requests.audit import audit, audit_export, export
 from curerec.requests.database import VERSION
 from curerec.requests.runner import run
@@ -119,6 +121,21 @@ def test_an_export_is_held_against_its_records(change, what, root, tmp_path):
         content["sha256"] = hashlib.sha256(rfc8785.dumps(content)).hexdigest()
         file.write_bytes(rfc8785.dumps(content))
         assert any(what in fault for fault in audit_export(file).faults) is forged
+
+
+def test_a_run_that_was_cut_off_before_it_decided_is_no_fault(tmp_path, monkeypatch):
+    """All that is in force is as it was; a version beside it that no batch made is one still."""
+    root = made_store(tmp_path / "store")
+    with Store(root) as store:
+        store.ledger.add(users(1))
+        monkeypatch.setattr(commit.tables, "save", Mock(side_effect=KeyboardInterrupt))
+        with pytest.raises(KeyboardInterrupt):
+            run(store, stand())
+    seen = audit(root)
+    assert len(list((root / "versions").iterdir())) == 2
+    assert not seen.faults and any("not decided" in note for note in seen.notes)
+    (root / "versions" / ("0" * 64)).mkdir()
+    assert any("no lawful version" in fault for fault in audit(root).faults)
 
 
 def test_an_export_is_of_one_state_though_a_run_commits_meanwhile(tmp_path, monkeypatch):

@@ -73,7 +73,7 @@ def audit(root: Path, *, public: Path | None = None, head: str | None = None) ->
             notes.append("records are not signed")
         _dates(links, notes)
         _or_fault(found, "records", None, _files, store, links, found)
-        versions = _or_fault(found, "versions", 0, _versions, store, links, found)
+        versions = _or_fault(found, "versions", 0, _versions, store, links, found, notes)
         try:
             store.table()
         except CurerecError as error:
@@ -139,7 +139,7 @@ def _files(store: Store, links: list[Link], found: list[str]) -> None:
             found.append("records: holds a file that the ledger does not know")
 
 
-def _versions(store: Store, links: list[Link], found: list[str]) -> int:
+def _versions(store: Store, links: list[Link], found: list[str], notes: list[str]) -> int:
     current = store.root / CURRENT
     if not current.is_symlink() or os.readlink(current) != f"versions/{store.version}":
         found.append("current: does not point at the version of the ledger")
@@ -157,11 +157,26 @@ def _versions(store: Store, links: list[Link], found: list[str]) -> int:
             store.version_folder(name)
         except CurerecError as error:
             found.append(str(error))
-    folder = store.root / "versions"
+    folder, undecided = store.root / "versions", _undecided(store) - {row["id"] for row in rows}
     for path in folder.iterdir() if folder.is_dir() else ():
-        if path.name not in lawful and not path.name.startswith(durable.TEMPORARY):
+        if path.name in lawful or path.name.startswith(durable.TEMPORARY):
+            continue
+        if path.name in undecided:
+            notes.append("versions: one is in place and not decided on: a run is at work, or was cut off")
+        else:
             found.append("versions: holds a folder that is no lawful version")
     return len(lawful)
+
+
+def _undecided(store: Store) -> set[str]:
+    """Versions of begun batches: a commit puts them in place before it decides."""
+    found = set()
+    for row in store.db.execute("SELECT id FROM batch WHERE state = 'running'").fetchall():
+        try:
+            found.add(json.loads((store.root / "work" / row["id"] / "update.json").read_bytes())["adapter"])
+        except (OSError, ValueError, KeyError, TypeError):
+            continue
+    return found
 
 
 def _never_overtaken(links: list[Link]) -> set[str]:
