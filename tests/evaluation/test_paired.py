@@ -2,14 +2,20 @@
 
 from __future__ import annotations
 
+from types import SimpleNamespace
+
 import numpy as np
 import pytest
 
 from curerec.errors import ConfigError
+from curerec.evaluation import METRICS
 from curerec.evaluation.auc import auc_draws
 from curerec.evaluation.bootstrap import interval, mean_interval, weights
+from curerec.evaluation.candidate import Candidate
 from curerec.evaluation.membership import tpr_at_fpr, tpr_draws
+from curerec.evaluation.metric import evaluate
 from curerec.evaluation.residual import Scale
+from curerec.evaluation.scene import Scene
 
 
 def test_weights_draw_whole_users():
@@ -75,3 +81,24 @@ def test_the_residual_s_interval_covers_its_truth():
     low, high = scale.interval(draws=300, seed=0, groups=user)
     assert low <= scale.residual() <= high
     assert scale.residual() == pytest.approx(0.375, abs=0.01) and high - low < 0.05
+
+
+@pytest.mark.parametrize(("rows", "known"), [(1, False), (4, False), (5, True)])
+@pytest.mark.parametrize("name", ["membership_auc", "membership_gap", "membership_tpr_at_fpr_01", "privleak"])
+def test_a_number_of_two_sets_has_an_interval_of_five_rows_and_more_alone(name, rows, known):
+    """Of one deleted example all draws hold the same one: the error shown would be D_c's alone."""
+    rng = np.random.default_rng(0)
+    sizes = {"forget": rows, "control": 300}
+    ground = SimpleNamespace(
+        draws=50,
+        seed=0,
+        split=SimpleNamespace(control=np.zeros(300)),
+        user=lambda part: np.zeros(rows, int) if part == "forget" else 1 + np.arange(300) // 10,
+        losses=lambda one, part: one.logits[part],
+    )
+    one, other = (
+        Candidate(None, logits={part: rng.exponential(size=n) for part, n in sizes.items()}) for _ in range(2)
+    )
+    found = evaluate(METRICS[name], Scene(ground, one, None, (other,)))
+    assert found.value is not None and found.n == 300 + rows
+    assert (found.low is not None, found.high is not None) == (known, known)

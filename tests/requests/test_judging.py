@@ -6,7 +6,7 @@ import types
 
 import numpy as np
 
-from curerec.requests.judging import _utility
+from curerec.requests.judging import _membership, _utility
 
 
 def width(users: np.ndarray) -> float:
@@ -32,3 +32,12 @@ def test_intervals_are_over_users():
 
 def test_one_user_alone_has_an_interval_over_rows():
     assert width(np.zeros(400, dtype=int)) >= 0
+
+
+def test_a_membership_without_an_interval_is_stored_without_one():
+    """Of a deleted example or two there is none; the update is done by then, and its record has to be."""
+    job = types.SimpleNamespace(method="cure")
+    split = types.SimpleNamespace(forget=range(2), control=range(300))
+    measured = types.SimpleNamespace(metrics={"cure": {"membership_auc": 0.9}})
+    found = _membership(job, split, measured)
+    assert found["value"] == 0.9 and found["low"] is found["high"] is None and found["n_forget"] == 2

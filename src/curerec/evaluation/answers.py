@@ -8,7 +8,7 @@ import numpy as np
 from jaxtyping import Float64
 
 from curerec.evaluation.auc import Ranked, auc, auc_se
-from curerec.evaluation.bootstrap import Groups, interval, resamples
+from curerec.evaluation.bootstrap import Groups, interval_of_two, resamples
 from curerec.evaluation.inputs import labels, margin
 from curerec.evaluation.metric import CannotError, Metric, Value
 from curerec.evaluation.scene import Scene
@@ -112,13 +112,13 @@ def _compute(scene: Scene) -> Value:
     if reason := said["missing"].get("gap"):
         raise CannotError(reason)
     drawn = gap_draws(*sides, draws=scene.ground.draws, seed=scene.ground.seed, groups=scene.pair)
-    low, high = interval(drawn[np.isfinite(drawn)])
+    low, high = interval_of_two(drawn[np.isfinite(drawn)], scene.pair)
     return Value(said["gap"], low, high, n=len(sides[1]) + len(sides[3]))
 
 
 ANSWERS_GAP = Metric(
     "answers_gap",
-    2,  # 1 had DeLong's interval, of rows
+    3,  # 1 had DeLong's interval, of rows; 2 one of fewer than five rows, too
     "share",
     "target",
     ("labels", "control"),

@@ -27,7 +27,8 @@ def resamples(
 
     Without ``groups`` rows are drawn within each set. With it whole users are drawn, each bringing their rows
     of both sets; a draw that leaves a set empty is left out. Where a set is of fewer than :data:`LEAST_USERS`
-    users rows are drawn all the same: of one user alone all draws of users would be the same set.
+    users rows are drawn all the same: of one user alone all draws of users would be the same set. Whether
+    there are rows enough for an interval :func:`interval_of_two` knows.
 
     Args:
         m, n: rows of the two sets.
@@ -117,6 +118,23 @@ def interval(values: np.ndarray, level: float = 0.95) -> tuple[float, float]:
     """
     low, high = np.quantile(values, [(1 - level) / 2, (1 + level) / 2])
     return float(low), float(high)
+
+
+def interval_of_two(values: np.ndarray, sets: Groups) -> tuple[float | None, float | None]:
+    """Percentile interval of a number of two sets; none where one is of fewer than :data:`LEAST_USERS` rows.
+
+    Draws of so few rows hardly vary the set: of a single one not at all, and the other set's scatter alone
+    would pass for the error of both.
+
+    Args:
+        values: of bootstrap draws (:func:`resamples`), [draws].
+        sets: a value for each row of either set, e.g. its user; [m] and [n].
+
+    Example:
+        >>> interval_of_two(np.arange(5.0), (np.zeros(1), np.zeros(900)))
+        (None, None)
+    """
+    return interval(values) if min(map(len, sets)) >= LEAST_USERS else (None, None)
 
 
 def mean_interval(

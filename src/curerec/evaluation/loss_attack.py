@@ -7,7 +7,7 @@ from collections.abc import Callable
 import numpy as np
 
 from curerec.evaluation.auc import auc, auc_draws
-from curerec.evaluation.bootstrap import Groups, interval
+from curerec.evaluation.bootstrap import Groups, interval_of_two
 from curerec.evaluation.candidate import Candidate
 from curerec.evaluation.membership import privleak, tpr_at_fpr, tpr_draws
 from curerec.evaluation.metric import Metric, Value
@@ -40,7 +40,7 @@ def attacked(scene: Scene, one: Candidate, point: Point, spread: Draws) -> tuple
 def _alone(point: Point, spread: Draws) -> Callable[[Scene], Value]:
     def compute(scene: Scene) -> Value:
         value, drawn = attacked(scene, scene.subject, point, spread)
-        return Value(value, *interval(drawn), n=sum(map(len, scene.pair)))
+        return Value(value, *interval_of_two(drawn, scene.pair), n=sum(map(len, scene.pair)))
 
     return compute
 
@@ -52,7 +52,8 @@ def _against(point: Point, spread: Draws, compare: Callable[[np.ndarray, np.ndar
         mine, drawn = attacked(scene, scene.subject, point, spread)
         others = [attacked(scene, r, point, spread) for r in scene.retrains]
         theirs = np.array(np.mean([value for value, _ in others]))
-        low, high = interval(compare(drawn, np.mean([d for _, d in others], axis=0)))
+        apart = compare(drawn, np.mean([d for _, d in others], axis=0))
+        low, high = interval_of_two(apart, scene.pair)
         return Value(float(compare(np.array(mine), theirs)), low, high, n=sum(map(len, scene.pair)))
 
     return compute
@@ -64,7 +65,7 @@ def _privleak(mine: np.ndarray, theirs: np.ndarray) -> np.ndarray:
 
 MEMBERSHIP_AUC = Metric(
     "membership_auc",
-    1,
+    2,  # 1 had an interval of fewer than five rows, too
     "share",
     "target",
     ("labels", "control"),
@@ -76,7 +77,7 @@ MEMBERSHIP_AUC = Metric(
 )
 TPR_AT_FPR_01 = Metric(
     "membership_tpr_at_fpr_01",
-    1,
+    2,  # 1 had an interval of fewer than five rows, too
     "share",
     "target",
     ("labels", "control"),
@@ -87,7 +88,7 @@ TPR_AT_FPR_01 = Metric(
 )
 MEMBERSHIP_GAP = Metric(
     "membership_gap",
-    1,
+    2,  # 1 had an interval of fewer than five rows, too
     "share",
     "target",
     ("labels", "control", "retrain"),
@@ -98,7 +99,7 @@ MEMBERSHIP_GAP = Metric(
 )
 TPR_GAP = Metric(
     "membership_tpr_gap",
-    1,
+    2,  # 1 had an interval of fewer than five rows, too
     "share",
     "target",
     ("labels", "control", "retrain"),
@@ -109,7 +110,7 @@ TPR_GAP = Metric(
 )
 PRIVLEAK = Metric(
     "privleak",
-    1,
+    2,  # 1 had an interval of fewer than five rows, too
     "percent",
     "target",
     ("labels", "control", "retrain"),

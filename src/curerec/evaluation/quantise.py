@@ -10,7 +10,7 @@ import torch
 from jaxtyping import Float
 
 from curerec.evaluation.auc import auc, auc_draws
-from curerec.evaluation.bootstrap import interval
+from curerec.evaluation.bootstrap import interval_of_two
 from curerec.evaluation.candidate import Candidate
 from curerec.evaluation.distance import answers_apart
 from curerec.evaluation.divergence import jsd_each
@@ -136,13 +136,13 @@ def _rounded(scene: Scene, form: str) -> Scene:
 
 def _membership(scene: Scene) -> Value:
     value, drawn = attacked(scene, scene.subject, auc, auc_draws)
-    return Value(value, *interval(drawn), n=sum(map(len, scene.pair)))
+    return Value(value, *interval_of_two(drawn, scene.pair), n=sum(map(len, scene.pair)))
 
 
 def _gap(scene: Scene) -> Value:
     value, drawn = attacked(scene, scene.subject, auc, auc_draws)
     others = [attacked(scene, r, auc, auc_draws) for r in scene.retrains]
-    low, high = interval(drawn - sum(d for _, d in others) / len(others))
+    low, high = interval_of_two(drawn - sum(d for _, d in others) / len(others), scene.pair)
     return Value(value - sum(v for v, _ in others) / len(others), low, high, n=sum(map(len, scene.pair)))
 
 
@@ -176,7 +176,7 @@ _MEASURES: dict[str, tuple[str, str, float | None, tuple[Need, ...], str, Callab
 QUANTISED = {
     f"{key}_{form}": Metric(
         f"{key}_{form}",
-        1,
+        2 if key.startswith("membership") else 1,  # 1: an interval of fewer than five rows, too
         unit,  # type: ignore[arg-type]
         better,  # type: ignore[arg-type]
         needs,

@@ -144,7 +144,7 @@ def _report(
 def _membership(job: Job, split: ForgetSplit, measured: Measured) -> dict[str, Any]:
     """AUC of the loss attack against the new weights, with its 95 % interval."""
     shown = ("membership_auc", "membership_low", "membership_high")
-    value, low, high = (measured.metrics[job.method][name] for name in shown)
+    value, low, high = (measured.metrics[job.method].get(name) for name in shown)
     sizes = {"n_forget": len(split.forget), "n_control": len(split.control)}
     return {"name": "membership_auc", "value": value, "low": low, "high": high, **sizes}
 
