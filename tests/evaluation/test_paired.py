@@ -102,3 +102,22 @@ def test_a_number_of_two_sets_has_an_interval_of_five_rows_and_more_alone(name, 
     found = evaluate(METRICS[name], Scene(ground, one, None, (other,)))
     assert found.value is not None and found.n == 300 + rows
     assert (found.low is not None, found.high is not None) == (known, known)
+
+
+@pytest.mark.parametrize(("users", "known"), [(4, False), (5, True)])
+def test_an_auc_of_one_set_has_no_interval_of_few_users_on_either_side(users, known):
+    """Rows would be drawn in their place: where a user's are alike it holds the truth in .6 of cases."""
+    user, rng = np.repeat(np.arange(12), 20), np.random.default_rng(0)
+    label = (user >= users) | (np.arange(240) % 2 == 0)
+    ground = SimpleNamespace(
+        draws=50,
+        seed=0,
+        logits=lambda one, part: one.logits[part],
+        part=lambda name: SimpleNamespace(label=label.astype(np.int8)),
+        user=lambda part: user,
+        split=SimpleNamespace(test=user),
+    )
+    one = Scene(ground, Candidate(None, logits={"test": rng.normal(size=240)}))
+    found = {name: evaluate(METRICS[name], one) for name in ("test_auc", "test_acc")}
+    assert all(value.value is not None for value in found.values())
+    assert (found["test_auc"].low is not None, found["test_acc"].low is not None) == (known, True)

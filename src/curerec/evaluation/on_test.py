@@ -73,10 +73,12 @@ def measured(kind: str, choice: Choice, part: str = "test") -> Callable[[Scene],
 
 def _interval(
     kind: str, logits: np.ndarray, label: np.ndarray, user: np.ndarray, draws: int, seed: int
-) -> tuple[float, float]:
+) -> tuple[float | None, float | None]:
     z = margin(logits)
     y = labels(label, len(z))
     if kind == "auc":
+        if not (enough_users(user[y]) and enough_users(user[~y])):
+            return None, None  # rows would be drawn, and the interval shown as one over users
         return auc_interval(z[y], z[~y], draws=draws, seed=seed, groups=(user[y], user[~y]))
     if kind == "ece":  # the bins stay; draws scatter about a mean above the value, which is taken off them
         values = ece_draws(p_yes(z), y, draws=draws, seed=seed, groups=user)
@@ -103,7 +105,8 @@ def _metrics(suffix: str, where: str, choice: Choice) -> dict[str, Metric]:
     for kind, (unit, better, formula, source) in _KINDS.items():
         name = f"test_{kind}{suffix}"
         text = f"{formula}; {where}"
-        version = 2 if kind == "ece" else 1  # 1: its interval had the bias of a mean of |.|
+        # 1: the interval of an ECE had the bias of a mean of |.|, that of an AUC could be over rows.
+        version = 2 if kind in ("ece", "auc") else 1
         out[name] = Metric(name, version, unit, better, ("labels",), text, source, measured(kind, choice))  # type: ignore[arg-type]
     return out
 
@@ -119,7 +122,7 @@ BY_QUINTILE = {
 }
 VALID_AUC = Metric(
     "valid_auc",
-    1,
+    2,  # 1: its interval could be over rows
     "share",
     "higher",
     ("labels",),
