@@ -9,7 +9,7 @@ import numpy as np
 from curerec.evaluation.advantage import advantage, advantage_draws
 from curerec.evaluation.answers import answers, gap_draws
 from curerec.evaluation.auc import auc, auc_draws
-from curerec.evaluation.bootstrap import Groups
+from curerec.evaluation.bootstrap import LEAST_USERS, Groups
 from curerec.evaluation.candidate import Candidate
 from curerec.evaluation.guard import probes_changed
 from curerec.evaluation.left_alone import deleted_entities, left_alone
@@ -68,7 +68,8 @@ def judge(
     told: dict[str, Any] = dict.fromkeys(
         ("membership_auc", "membership_error", "membership_original", "advantage", "advantage_error")
     ) | dict.fromkeys(("answers_gap", "answers_se", "answers_control"))
-    if min(map(len, now)) >= 2:  # of a single example nothing can be told: these checks are not judged then
+    # Of fewer examples draws tell too little of the error: an honest model would fail. Not judged then.
+    if min(map(len, now)) >= LEAST_USERS:
         expected = _expected(opened, ground, original, base)
         apart, chance = advantage(*now, groups=groups), advantage(*before, groups=groups)
         wider = np.subtract(*(advantage_draws(*one, groups=groups) for one in (now, before)))

@@ -23,13 +23,15 @@ def of_rows(opened, rows):
     return without_rows(opened.data, opened.split, deleted, source="test")
 
 
-def test_a_request_of_one_example_is_not_judged(opened):
+@pytest.mark.parametrize("n", [1, 4])
+def test_a_request_of_so_few_examples_is_not_judged(opened, n):
     """Its update is done by then: an error here would lose the result."""
-    for row in opened.split.train.target[::-1]:
-        split = of_rows(opened, [row])
-        if len(split.forget) == 1:  # no later history holds it
+    targets = opened.split.train.target[::-1]
+    for k in range(len(targets)):
+        split = of_rows(opened, targets[k : k + n])
+        if len(split.forget) == n:  # no later history holds them
             break
-    assert len(split.forget) == 1
+    assert len(split.forget) == n
     original = Candidate(opened.recommender.model)
     plain = Candidate(base_model(opened, seed=0))
     found = judge(opened, split, original, plain, plain)
