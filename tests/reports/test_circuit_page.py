@@ -33,6 +33,13 @@ def test_all_parts_and_lines_are_drawn():
     assert sum(x.score for x in joined) == pytest.approx(sum(e["score"] for e in file["edges"]))
 
 
+def test_parts_that_can_be_chosen_are_in_no_image():
+    """ARIA has the children of an ``img`` presentational: to a screen reader it has no parts."""
+    graph = re.search(r"<svg[^>]*chart graph.*?</svg>", render_circuit(made_circuit()), re.S)
+    assert graph is not None and 'role="button"' in graph[0]
+    assert 'role="group"' in graph[0].partition(">")[0] and 'role="img"' not in graph[0]
+
+
 def test_how_connections_were_chosen_is_said():
     page = " ".join(render_circuit(made_circuit()).split())
     assert "Pairs they were scored on" in page and ">256<" in page.replace(" ", "")

@@ -129,9 +129,8 @@ def graph(nodes: Sequence[Mapping[str, Any]], edges: Sequence[Link], *, n_layers
     about = (
         "From the prompt at the bottom to the answer at the top; lines are what one part reads of another."
     )
-    return picture(
-        full, high, "The circuit", about, *parts, class_="chart graph" + (" few" if n_heads <= 4 else "")
-    )
+    few = " few" if n_heads <= 4 else ""
+    return picture(full, high, "The circuit", about, *parts, class_=f"chart graph{few}", role="group")
 
 
 def _place(name: str) -> tuple[int, int | None] | None:

@@ -67,7 +67,15 @@ def label(
     return el("text", words(text), x=x, y=y, font_size=size, text_anchor=anchor, class_=class_)
 
 
-def picture(width: float, height: float, name: str, about: str, *children: str, class_: str = "chart") -> str:
+def picture(
+    width: float,
+    height: float,
+    name: str,
+    about: str,
+    *children: str,
+    class_: str = "chart",
+    role: str = "img",
+) -> str:
     """The outer element: a name and a description for who cannot see it, no fixed size.
 
     Args:
@@ -75,6 +83,7 @@ def picture(width: float, height: float, name: str, about: str, *children: str, 
         name, about: read aloud by a screen reader.
         children: what is drawn.
         class_: for the style sheet.
+        role: ``group`` of a picture with parts that can be chosen; an ``img`` has no parts to ARIA.
     """
     return el(
         "svg",
@@ -84,7 +93,7 @@ def picture(width: float, height: float, name: str, about: str, *children: str, 
         viewBox=f"0 0 {_number(width)} {_number(height)}",
         width=width,
         height=height,
-        role="img",
+        role=role,
         class_=class_,
     )
 
