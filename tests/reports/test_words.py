@@ -115,6 +115,23 @@ def test_membership_is_held_against_what_a_model_without_memory_shows() -> None:
     assert "That lies under 62, which retrained models give: the deleted data stand out" in page(0.62, None)
 
 
+@pytest.mark.parametrize(
+    ("low", "high", "said"),
+    [
+        (0.502, 0.56, "between 50.2 and 56.0. That lies above 50.0: a trace"),
+        (0.44, 0.498, "between 44.0 and 49.8. That lies under 50.0: the deleted data stand out"),
+        (0.498, 0.56, "between 50 and 56. That includes 50: no trace"),
+        (0.51, 0.56, "between 51 and 56. That lies above 50: a trace"),
+    ],
+)
+def test_rounding_does_not_put_the_aim_into_the_interval(low: float, high: float, said: str) -> None:
+    record = full_record()
+    found = {"membership_auc": (low + high) / 2, "membership_low": low, "membership_high": high}
+    record["metrics"] = {"original": {}, "cure": found}
+    record["update"]["target"] = None
+    assert said in " ".join(render(record).split())
+
+
 @pytest.mark.parametrize(("n", "said"), [(None, "1 %"), (40, "2.4 %"), (100, "2 %"), (800, "1.1 %")])
 def test_what_guessing_gives_is_what_it_gives_of_so_many(n: int | None, said: str) -> None:
     record = full_record()

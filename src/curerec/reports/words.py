@@ -110,8 +110,10 @@ def membership(record: Record) -> list[str]:
     found += f" ({', '.join(others)})." if others else "."
     low, high = ours.membership_low, ours.membership_high
     if low is not None and high is not None:
-        between = f"between {_in_100(low)} and {_in_100(high)}"
-        meaning = _in_pairs(ours) or _by_itself(low, high, *_yardstick(record))
+        paired, (aim, whose) = _in_pairs(ours), _yardstick(record)
+        digits = 0 if paired else _telling(low, high, aim)
+        between = f"between {_in_100(low, digits)} and {_in_100(high, digits)}"
+        meaning = paired or _by_itself(low, high, aim, _in_100(aim, digits) + whose)
         found += f" The sample is large enough to place the true figure {between}. {meaning}"
     text.append(found)
     if ours.membership_tpr_at_fpr_01 is not None:
@@ -158,6 +160,12 @@ def _in_pairs(ours: Metrics) -> str | None:
     )
 
 
+def _telling(low: float, high: float, aim: float) -> int:
+    """Digits behind the point that do not put an aim into an interval that it lies outside of."""
+    inside = round(100 * low) <= round(100 * aim) <= round(100 * high)
+    return 1 if inside and not low <= aim <= high else 0
+
+
 def _by_itself(low: float, high: float, aim: float, whose: str) -> str:
     """What the interval of the figure says of where a model that never saw the deleted data would lie."""
     if low <= aim <= high:
@@ -168,18 +176,18 @@ def _by_itself(low: float, high: float, aim: float, whose: str) -> str:
 
 
 def _yardstick(record: Record) -> tuple[float, str]:
-    """What an attacker would get of a model that never saw the deleted data, and how that is known.
+    """What an attacker would get of a model that never saw the deleted data, and words on how that is known.
 
     It is not 50: some people are harder to answer than others, whoever was trained on them.
     """
     found = [m.membership_auc for m in record.references if m.membership_auc is not None]
     if found:
         aim = sum(found) / len(found)
-        return aim, f"{_in_100(aim)}, which retrained models give"
+        return aim, ", which retrained models give"
     target = next(iter(finite(record.update.target)), None)
     if target is not None:
-        return target, f"{_in_100(target)}, which is expected of a model that never saw them"
-    return 0.5, "50"
+        return target, ", which is expected of a model that never saw them"
+    return 0.5, ""
 
 
 def utility(record: Record) -> list[str]:
