@@ -352,3 +352,13 @@ def test_parts_that_no_request_can_change_are_not_hidden(fixed) -> None:
     record["circuit"]["n_fixed"] = fixed
     page = " ".join(render(record).split())
     assert ("240 further parts hold no trained weight" in page) is bool(fixed)
+
+
+def test_a_check_that_asks_for_so_many_does_not_call_them_a_limit() -> None:
+    """``32 (limit 1)`` beside "passed" reads as a limit that was passed over."""
+    record = full_record()
+    counted = {"name": "something_changed", "passed": True, "value": 32.0, "limit": 1.0, "text": "x"}
+    bounded = {"name": "utility", "passed": True, "value": 0.001, "limit": 0.002, "text": "y"}
+    record["verdict"]["checks"] = [counted, bounded]
+    page = " ".join(render(record).split())
+    assert "32 (at least 1)" in page and "0.001 (limit 0.002)" in page
