@@ -211,7 +211,7 @@ def test_every_method_runs_from_the_command(made_path, method, tmp_path):
     assert storage.read_card(tmp_path / "new" / "recommender")["unlearned"][0]["method"] == method
     record = json.loads((tmp_path / "new" / "record.json").read_text())
     assert record["method"] == method and record["metrics"].keys() == {"original", method}
-    losses = {"npo": "npo", "ga_kl": "grad_ascent", "random_modules": "npo", "retrain": None}
+    losses = {"npo": "npo", "ga_kl": "grad_ascent", "random_modules": "rewind", "retrain": None}
     assert record["update"]["forget_loss"] == losses[method]
     page = (tmp_path / "new" / "report.html").read_text()
     assert f'class="ours">{figures.method(method)}</th>' in page  # its column of the table of all figures
