@@ -45,7 +45,7 @@ def growth(monkeypatch, tmp_path):
         monkeypatch.delitem(sys.modules, name)
     asked = []
 
-    def measured(of, values, repeats):
+    def measured(of, values, config, repeats):
         asked.append(of)
         return {"time_s": {str(n): 1.0 + n for n in values}, "time_exponent": 1.0}
 
@@ -67,10 +67,12 @@ def test_growth_measures_anew_what_it_has_of_other_settings(growth, tmp_path, mo
     assert growth(*arguments) == []
     assert (tmp_path / "growth.svg").read_text() == drawn  # with the rows that are there
     assert growth(*arguments, "--tiny") == ["forget", "history"]
-    config = growth.script.CONFIG
-    monkeypatch.setattr(growth.script, "CONFIG", config.model_copy(update={"control_size": 65}))
+    config_of = growth.script.config_of
+    monkeypatch.setattr(
+        growth.script, "config_of", lambda tiny: config_of(tiny).model_copy(update={"control_size": 65})
+    )
     assert growth(*arguments) == ["forget", "history"]
-    monkeypatch.setattr(growth.script, "CONFIG", config)
+    monkeypatch.setattr(growth.script, "config_of", config_of)
     monkeypatch.setitem(growth.script.GROWING, "forget", (100, 200))
     assert growth(*arguments) == ["forget"]
 

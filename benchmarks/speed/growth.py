@@ -26,6 +26,7 @@ from curerec.interactions import Interactions
 from curerec.methods import METHODS, CureConfig, Task
 from curerec.models import device
 from curerec.prompts.encoding import answer_tokens
+from curerec.recipes import load_recipe
 from curerec.recommender.alive import LivePeak
 from curerec.recommender.nano import nano_model, nano_tokenizer
 from curerec.recommender.tune import TuneConfig
@@ -34,24 +35,24 @@ from curerec.reports.alone import standalone
 from curerec.reports.files import replace_file
 from curerec.reports.scatter import Axis, Dot, scatter
 
-CONFIG = CureConfig.model_validate(
+TINY = CureConfig.model_validate(
     {
         "pairs": 16,
         "pair_pool": 48,
         "control_size": 64,
         "draws": 20,
         "path_steps": 1,
-        "update": {
-            "forget_loss": "rewind",
-            "schedule": "linear",
-            "max_steps": 4,
-            "check_every": 2,
-            "check_size": 60,
-            "retain_batch_size": 32,
-            "forget_every": 4,
-        },
+        "update": {"forget_loss": "rewind", "max_steps": 4, "check_every": 2, "check_size": 60},
     }
 )
+
+
+def config_of(tiny: bool) -> CureConfig:
+    """The demo's settings, those for small requests left out: they would be a step in two of the curves."""
+    if tiny:
+        return TINY
+    cure = load_recipe("demo").cure
+    return cure.model_copy(update={"update": cure.update.model_copy(update={"small": None})})
 
 
 @dataclass(frozen=True)
@@ -107,14 +108,15 @@ def request(data: Interactions, split: Split, tokenizer: Any, size: Size) -> Tas
     )
 
 
-def settings_of(of: str, values: Sequence[int]) -> str:
+def settings_of(of: str, values: Sequence[int], config: CureConfig) -> str:
     """Twelve hex digits of sha256 over what a row is run with: rows of other settings are other rows.
 
     Args:
         of: the size that grows.
         values: that it has.
+        config: of the requests.
     """
-    about = {"of": of, "values": list(values), "config": CONFIG.digest, "size": asdict(Size())}
+    about = {"of": of, "values": list(values), "config": config.digest, "size": asdict(Size())}
     return hashlib.sha256(json.dumps(about, sort_keys=True).encode()).hexdigest()[:12]
 
 
@@ -123,7 +125,7 @@ def exponent(sizes: Sequence[float], values: Sequence[float]) -> float:
     return float(np.polyfit(np.log(sizes), np.log(values), 1)[0])
 
 
-def measured(of: str, values: Sequence[int], repeats: int) -> dict[str, Any]:
+def measured(of: str, values: Sequence[int], config: CureConfig, repeats: int) -> dict[str, Any]:
     """Seconds, peak bytes of tensors and exponents over sizes."""
     data = load("ml-100k")
     split = per_user_split(data, seed=0)
@@ -139,7 +141,7 @@ def measured(of: str, values: Sequence[int], repeats: int) -> dict[str, Any]:
 
         def run(task: Task = task) -> Any:
             torch.manual_seed(0)
-            return METHODS["cure"][0](replace(task, clock=type(task.clock)(), shared={}), CONFIG)
+            return METHODS["cure"][0](replace(task, clock=type(task.clock)(), shared={}), config)
 
         seen = []
         for _ in range(repeats):
@@ -192,14 +194,20 @@ def main() -> None:
     parser.add_argument("--picture", type=Path, default=HERE / "growth.svg")
     args = parser.parse_args()
     rows: dict[str, dict[str, Any]] = {}
+    config = config_of(args.tiny)
     for of in args.of:
         values = GROWING[of][:2] if args.tiny else GROWING[of]
         name = "tokens of a prompt" if of == "history" else of
-        key = {"question": "growth", "of": name, "tiny": args.tiny, "settings": settings_of(of, values)}
+        key = {
+            "question": "growth",
+            "of": name,
+            "tiny": args.tiny,
+            "settings": settings_of(of, values, config),
+        }
         if known := found(args.results, key):
             rows[name] = known["values"]  # of a run that was cut off: the picture has it, too
             continue
-        rows[name] = measured(of, values, 1 if args.tiny else min(args.repeats, 2))
+        rows[name] = measured(of, values, config, 1 if args.tiny else min(args.repeats, 2))
         write(args.results, key, rows[name], args.note)
     if rows and not args.tiny:
         drawn(rows, args.picture)
