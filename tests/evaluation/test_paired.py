@@ -121,3 +121,14 @@ def test_an_auc_of_one_set_has_no_interval_of_few_users_on_either_side(users, kn
     found = {name: evaluate(METRICS[name], one) for name in ("test_auc", "test_acc")}
     assert all(value.value is not None for value in found.values())
     assert (found["test_auc"].low is not None, found["test_acc"].low is not None) == (known, True)
+
+
+@pytest.mark.parametrize(("rows", "covered"), [(1, 0.08), (2, 0.57), (5, 0.86)])
+def test_draws_of_so_few_rows_cover_too_little(rows, covered):
+    """Why two sets have no interval of fewer than five rows: of models that know nothing, whose AUC is .5."""
+    rng, times, hits = np.random.default_rng(0), 200, 0
+    for k in range(times):
+        drawn = auc_draws(rng.normal(size=rows), rng.normal(size=500), draws=200, seed=k)
+        low, high = interval(drawn)
+        hits += low <= 0.5 <= high
+    assert hits / times == pytest.approx(covered, abs=0.08)
