@@ -64,6 +64,7 @@ def test_growth_measures_anew_what_it_has_of_other_settings(growth, tmp_path, mo
     arguments = ("--of", "forget", "history", "--picture", str(tmp_path / "growth.svg"))
     assert growth(*arguments) == ["forget", "history"]
     drawn = (tmp_path / "growth.svg").read_text()
+    assert drawn.count('class="curve"') == 2 and ">forget 1.00<" in drawn  # each with its exponent
     assert growth(*arguments) == []
     assert (tmp_path / "growth.svg").read_text() == drawn  # with the rows that are there
     assert growth(*arguments, "--tiny") == ["forget", "history"]

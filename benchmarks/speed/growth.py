@@ -167,22 +167,28 @@ def measured(of: str, values: Sequence[int], config: CureConfig, repeats: int) -
 
 
 def drawn(rows: dict[str, dict[str, Any]], path: Path) -> None:
-    """All curves in one log-log picture: seconds against size, both over those of the smallest size."""
-    dots = []
+    """All curves in one log-log picture: seconds against size, both over those of the smallest size.
+
+    Each is named with its fitted exponent.
+    """
+    dots, curves = [], []
     for of, values in rows.items():
         # A stored row has them in the order of their texts.
         points = sorted((float(n), s) for n, s in values["time_s"].items())
         (least, first), last = points[0], len(points) - 1
+        curves.append([(n / least, s / first) for n, s in points])
+        said = f"{of} {values['time_exponent']:.2f}"
         dots += [
-            Dot(of if k == last else "", n / least, s / first, kind="ours" if k == last else "other")
-            for k, (n, s) in enumerate(points)
+            Dot(said if k == last else "", n, s, kind="ours" if k == last else "other")
+            for k, (n, s) in enumerate(curves[-1])
         ]
     text = scatter(
         dots[::-1],
-        Axis("size, times the smallest", lambda v: f"{v:.3g}", log=True),
+        Axis("size, times the smallest; upwards seconds, likewise", lambda v: f"{v:.3g}", log=True),
         Axis("seconds, times the smallest's", lambda v: f"{v:.3g}", log=True),
         name="Growth of a request",
         about=html.escape("; ".join(f"{of} {v['time_exponent']:.2f}" for of, v in rows.items())),
+        joined=curves,
     )
     replace_file(path, standalone(text))
 

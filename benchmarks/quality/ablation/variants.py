@@ -223,7 +223,25 @@ def of_small_model(recipe: Recipe) -> dict[str, tuple[str, Any]]:
         **pushed(recipe),
         **with_what_cure_has(recipe),
         **two_arms(recipe),
+        **in_fewer_rows(recipe),
     }
+
+
+def in_fewer_rows(recipe: Recipe) -> dict[str, tuple[str, Any]]:
+    """Fewer rows can forget and as many weights move and go back: how much groups decide, and how much the
+    choice of single weights inside them."""
+    cure = recipe.cure
+    assert cure.saliency is not None and cure.rolled_back is not None
+    methods = {"cure": "cure", "random groups, weights chosen in them": "random_groups"}
+    methods["random groups"] = "random_modules"
+    found = {"random groups, weights chosen in them": ("random_groups", cure)}
+    for tau in (0.7, 0.8, 0.9):
+        more = (1 - cure.tau) / (1 - tau)
+        saliency, back = (min(1.0, more * share) for share in (cure.saliency, cure.rolled_back))
+        config = cure.model_copy(update={"tau": tau, "saliency": saliency, "rolled_back": back})
+        name = f"{100 * (1 - tau):.0f} % of the rows can forget, as many weights"
+        found |= {f"{who}, {name}": (method, config) for who, method in methods.items()}
+    return found
 
 
 def two_arms(recipe: Recipe) -> dict[str, tuple[str, Any]]:

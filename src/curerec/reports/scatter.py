@@ -74,7 +74,16 @@ class Axis:
         return [(scale(math.log10(v)), f"{v:g}") for v in inside]
 
 
-def scatter(dots: Sequence[Dot], x: Axis, y: Axis, *, name: str, about: str, width: float = 460.0) -> str:
+def scatter(
+    dots: Sequence[Dot],
+    x: Axis,
+    y: Axis,
+    *,
+    name: str,
+    about: str,
+    width: float = 460.0,
+    joined: Sequence[Sequence[tuple[float, float]]] = (),
+) -> str:
     """A picture of points; the first get their labels first, who finds no room has only a hover text.
 
     Args:
@@ -82,6 +91,7 @@ def scatter(dots: Sequence[Dot], x: Axis, y: Axis, *, name: str, about: str, wid
         x, y: axes.
         name, about: of the picture, read aloud by a screen reader.
         width: px.
+        joined: curves, each its points in order, drawn as lines under the dots; inside the dots' domain.
 
     Returns:
         SVG text; empty without a point.
@@ -110,6 +120,9 @@ def scatter(dots: Sequence[Dot], x: Axis, y: Axis, *, name: str, about: str, wid
             taken.append(box)
             style = "strong halo" if dot.kind == "ours" else "halo"
             names.append(label(lx, ly, dot.name, anchor=anchor, size=SMALL_PX, class_=style))
+    for curve in joined:
+        way = "L".join(f"{across(x.at(a)):.1f} {up(y.at(b)):.1f}" for a, b in curve)
+        parts.append(el("path", d=f"M{way}", class_="curve"))
     return picture(width, height, name, about, *parts, *reversed(drawn), *names)
 
 
