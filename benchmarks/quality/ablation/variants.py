@@ -228,19 +228,22 @@ def of_small_model(recipe: Recipe) -> dict[str, tuple[str, Any]]:
 
 
 def in_fewer_rows(recipe: Recipe) -> dict[str, tuple[str, Any]]:
-    """Fewer rows can forget and as many weights move and go back: how much groups decide, and how much the
-    choice of single weights inside them."""
+    """Fewer rows can forget, as many single weights in them or whole rows: how much groups decide, and how
+    much the choice of weights inside them."""
     cure = recipe.cure
-    assert cure.saliency is not None and cure.rolled_back is not None
     methods = {"cure": "cure", "random groups, weights chosen in them": "random_groups"}
     methods["random groups"] = "random_modules"
     found = {"random groups, weights chosen in them": ("random_groups", cure)}
-    for tau in (0.7, 0.8, 0.9):
-        more = (1 - cure.tau) / (1 - tau)
-        saliency, back = (min(1.0, more * share) for share in (cure.saliency, cure.rolled_back))
-        config = cure.model_copy(update={"tau": tau, "saliency": saliency, "rolled_back": back})
-        name = f"{100 * (1 - tau):.0f} % of the rows can forget, as many weights"
-        found |= {f"{who}, {name}": (method, config) for who, method in methods.items()}
+    for tau in (0.7, 0.8, 0.85, 0.9):
+        rows = f"{100 * (1 - tau):.0f} % of the rows can forget"
+        ways: dict[str, dict[str, Any]] = {
+            "as many weights": {},
+            "whole": {"saliency": None},
+            "whole, up to half of all weights go back": {"saliency": None, "rolled_back": 0.5},
+        }
+        for way, parts in ways.items():
+            config = cure.model_copy(update={"tau": tau, **parts})
+            found |= {f"{who}, {rows}, {way}": (method, config) for who, method in methods.items()}
     return found
 
 
