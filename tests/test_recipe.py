@@ -10,8 +10,10 @@ from curerec.cli.inputs import recipe_for
 from curerec.config import parse
 from curerec.errors import ConfigError
 from curerec.methods import METHODS
+from curerec.methods.cure.method import CureConfig
 from curerec.methods.teachers import TUNING
-from curerec.recipe import Recipe
+from curerec.methods.unlearn import SmallRequests, UnlearnConfig
+from curerec.recipe import ModelConfig, Recipe
 from curerec.recipes import load_recipe
 from curerec.recommender.bases import make_nano
 from curerec.recommender.storage import load_base
@@ -240,6 +242,30 @@ def test_a_recipe_that_extends_none_has_the_defaults_but_for_its_own(tmp_path):
     ours, plain = load_recipe(str(tmp_path / "ours.yaml")), Recipe()
     assert ours.cure.update == plain.cure.update.model_copy(update={"max_steps": 7})
     assert ours.model.tuning == plain.model.tuning.model_copy(update={"epochs": 3})
+
+
+def test_a_part_given_in_python_has_the_field_s_defaults_but_for_its_own():
+    """It had those of its class: `cure` forgot by NPO's loss, and the teacher of E2URec had other batches."""
+    given = CureConfig(update={"max_steps": 7, "small": {"below": 0.03}})
+    small = SmallRequests(below=0.03)
+    assert given.update == CureConfig().update.model_copy(update={"max_steps": 7, "small": small})
+    assert CureConfig(update=UnlearnConfig()).update.forget_loss == "npo"  # what is whole stays what it is
+    teacher = METHODS["e2urec"][1](teacher={"lr": 5e-4}).teacher
+    assert teacher == TUNING.model_copy(update={"lr": 5e-4})
+    deep = parse(Recipe, {"cure": {"update": {"lr": 0.1}}}, where="test").cure
+    assert deep == CureConfig(update={"lr": 0.1}) and deep.update.forget_loss == "rewind"
+    with pytest.raises(ConfigError, match=r"cure\.update\.steps"):
+        parse(Recipe, {"cure": {"update": {"steps": 7}}}, where="test")
+    with pytest.raises(ConfigError, match=r"cure\.update: Input should be"):
+        parse(Recipe, {"cure": {"update": None}}, where="test")
+
+
+@pytest.mark.parametrize("kind", [Recipe, ModelConfig, *{kind for _, kind in METHODS.values() if kind}])
+def test_what_is_written_is_read_as_it_was(kind):
+    """Keys of later versions are left out while they are None: no default of a part may be anything else."""
+    for field in kind.model_fields.values():
+        for name in getattr(field.default, "added", ()):
+            assert getattr(field.default, name) is None
 
 
 def test_a_recipe_that_is_extended_is_seen_from_the_one_that_names_it(tmp_path, monkeypatch):

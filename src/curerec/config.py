@@ -9,7 +9,14 @@ from pathlib import Path
 from typing import Any, ClassVar, TypeVar
 
 import yaml
-from pydantic import BaseModel, ConfigDict, SerializerFunctionWrapHandler, ValidationError, model_serializer
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    SerializerFunctionWrapHandler,
+    ValidationError,
+    model_serializer,
+    model_validator,
+)
 
 from curerec.errors import ConfigError
 
@@ -19,12 +26,28 @@ MAX_SEED = 2**53 - 1
 
 
 class Strict(BaseModel):
-    """Base of every configuration: frozen, and an unknown key is an error, not a silent default."""
+    """Base of every configuration: frozen, and an unknown key is an error, not a silent default.
+
+    A part that is given as a mapping is the field's default with these values put in, key by key: that of
+    ``cure.update`` forgets by another loss than an update by itself.
+    """
 
     model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
     #: Fields of later versions, left out of what is written while they are None: digests of earlier
     #: configurations, which name cached models and benchmark cells, must not change.
     added: ClassVar[tuple[str, ...]] = ()
+
+    @model_validator(mode="before")
+    @classmethod
+    def _over_defaults(cls, values: Any) -> Any:
+        if not isinstance(values, Mapping):
+            return values
+        parts = {
+            name: merged(field.default.model_dump(), values[name])
+            for name, field in cls.model_fields.items()
+            if isinstance(field.default, BaseModel) and isinstance(values.get(name), Mapping)
+        }
+        return {**values, **parts}
 
     @model_serializer(mode="wrap")
     def _without_added(self, written: SerializerFunctionWrapHandler) -> dict[str, Any]:

@@ -24,12 +24,7 @@ def load_recipe(name_or_path: str) -> Recipe:
     Raises:
         ConfigError: no such recipe, one that extends itself, or a file that does not fit.
     """
-    values = _resolved(name_or_path, Path(), ())
-    if isinstance(values, dict):
-        # Key by key here as well: `cure: {update: {max_steps: 40}}` is `cure` with other steps, not with the
-        # loss that an update has by itself.
-        values = merged(Recipe().model_dump(), values)
-    return parse(Recipe, values, where=name_or_path)
+    return parse(Recipe, _resolved(name_or_path, Path(), ()), where=name_or_path)
 
 
 def _resolved(name_or_path: str, beside: Path, extended: tuple[Path, ...]) -> Any:
