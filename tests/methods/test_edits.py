@@ -9,11 +9,12 @@ import pytest
 import torch
 from scipy.optimize import minimize
 
+from curerec.errors import ModelError
 from curerec.methods import METHODS
 from curerec.methods.edits import edits_of, mlp_output, title_ends, uninformed
 from curerec.methods.rome import method as rome_method
 from curerec.methods.rome.edit import Site, covariance, rank_one
-from curerec.methods.rome.method import RomeConfig, edited, site_of, value_change
+from curerec.methods.rome.method import RomeConfig, edited, rome, site_of, value_change
 from curerec.methods.stopping import Watch
 from curerec.methods.wise.memory import attach
 from curerec.methods.wise.method import WiseConfig, margin_loss, wise
@@ -245,9 +246,20 @@ def test_what_the_value_descends_worked_out():
     assert loss != pytest.approx(first + 3 * kl(before, edited_there), rel=1e-4)
 
 
-@pytest.mark.parametrize(("layers", "asked", "want"), [(6, None, 2), (2, None, 0), (1, None, 0), (3, 2, 1)])
+@pytest.mark.parametrize(
+    ("layers", "asked", "want"), [(6, None, 2), (2, None, 0), (1, None, 0), (3, 1, 1), (1, 0, 0)]
+)
 def test_the_site_is_below_the_last_layer(layers, asked, want):
     assert site_of(made_model(30, layers=layers), asked) == want
+
+
+@pytest.mark.parametrize(("method", "most"), [(rome, 0), (wise, 1)])
+def test_a_layer_above_those_that_can_be_edited_is_refused(method, most, monkeypatch):
+    """The highest was edited instead, and nothing said so. It is said before anything is computed."""
+    monkeypatch.setattr(Watch, "look", lambda *_: pytest.fail("looked at first"))
+    config = METHODS[method.__name__][1](layer=most + 1)
+    with pytest.raises(ModelError, match=rf"{method.__name__}\.layer: {most + 1} .*0 to {most}"):
+        method(made_task(), config)
 
 
 def test_title_ends_are_the_candidates():

@@ -18,6 +18,30 @@ Merge = Literal["user", "item"]
 CANDIDATE = -1  # history position of the candidate in a span map
 
 
+def layer_to_edit(model: Any, asked: int | None, depth: float, *, highest: int, where: str) -> int:
+    """The layer that an editor changes.
+
+    Args:
+        model: whose layers count from 0.
+        asked: as configured; None: ``depth``.
+        depth: as a share of the layers.
+        highest: that can be edited, counted from the last as a list's are; of a model of fewer layers 0.
+        where: the setting, for the message.
+
+    Raises:
+        ModelError: the layer that is asked for is above the highest.
+    """
+    n = len(family_of(model).layer_list(model))
+    most = max(n + highest, 0)
+    if asked is not None and asked > most:
+        raise ModelError(
+            f"{asked} is above the layers of {n} that can be edited",
+            where=where,
+            mend=f"Give one from 0 to {most}, or none",
+        )
+    return min(round(depth * n), most) if asked is None else asked
+
+
 def mlp_output(model: Any, layer: int) -> Any:
     """The linear map by which an MLP writes to the residual stream (in every family the last projection).
 

@@ -15,6 +15,7 @@ from curerec.methods.edits import (
     Merge,
     Uninformed,
     edits_of,
+    layer_to_edit,
     mlp_output,
     plain,
     title_ends,
@@ -29,7 +30,6 @@ from curerec.methods.task import Task
 from curerec.prompts.encoding import Prompts
 from curerec.recommender import parallel
 from curerec.recommender.copies import copied
-from curerec.recommender.families import family_of
 from curerec.recommender.lora import PREFIX, factors_of, stacked, with_factors
 from curerec.recommender.score import answer_logits, by_length, on, to_batch
 from curerec.recommender.tune import TuneConfig, optimise
@@ -64,14 +64,17 @@ def rome(task: Task, config: RomeConfig | None = None) -> Outcome:
         task: the request.
         config: see :class:`RomeConfig`.
 
+    Raises:
+        ModelError: the model has not the layer that is to be edited, or its weights are packed.
+
     Source: Meng et al. 2022, arXiv 2202.05262, eq. 2 and 4.
     """
     config = config or RomeConfig()
     base = task.base_model() if config.answer == "base" else None
     with task.clock.stage("prepare"):
+        layer = site_of(task.original.model, config.layer)
         watch = Watch(task, config)
         model = task.copy_of_model(whole=True).requires_grad_(False)
-        layer = site_of(model, config.layer)
         site = Site(mlp_output(model, layer))
         edits = edits_of(task, config.merge)
         retain = task.encode(task.sample(task.retain, config.batch_size, 81))
@@ -117,9 +120,12 @@ def rome(task: Task, config: RomeConfig | None = None) -> Outcome:
 
 
 def site_of(model: Any, layer: int | None) -> int:
-    """The layer to edit; below the last, whose MLP at the title is read by no later attention."""
-    n = len(family_of(model).layer_list(model))
-    return min(round(DEPTH * n) if layer is None else layer, max(n - 2, 0))
+    """The layer to edit; below the last, whose MLP at the title is read by no later attention.
+
+    Raises:
+        ModelError: the layer that is asked for is not below the last.
+    """
+    return layer_to_edit(model, layer, DEPTH, highest=-2, where="methods.rome.layer")
 
 
 def value_change(

@@ -12,12 +12,11 @@ from pydantic import Field
 
 from curerec.methods.batches import Batch
 from curerec.methods.descent import Descent, Log
-from curerec.methods.edits import Uninformed, edits_of, mlp_output, uninformed
+from curerec.methods.edits import Uninformed, edits_of, layer_to_edit, mlp_output, uninformed
 from curerec.methods.loop import LoopConfig, descend, outcome
 from curerec.methods.losses import kl_to
 from curerec.methods.task import Task
 from curerec.methods.wise.memory import SideMemory, attach
-from curerec.recommender.families import family_of
 from curerec.recommender.score import answer_logits, by_length, device_of, to_batch
 from curerec.records import Outcome
 
@@ -86,14 +85,16 @@ def wise(task: Task, config: WiseConfig | None = None) -> Outcome:
         task: the request.
         config: see :class:`WiseConfig`.
 
+    Raises:
+        ModelError: the model has not the layer that is to be edited, or its weights are packed.
+
     Source: Wang et al. 2024 (WISE), arXiv 2405.14768; one memory, so no merging of several.
     """
     config = config or WiseConfig()
     base = task.base_model() if config.answer == "base" else None
     with task.clock.stage("prepare"):
         model = task.copy_of_model()
-        n = len(family_of(model).layer_list(model))
-        layer = min(round(DEPTH * n) if config.layer is None else config.layer, n - 1)
+        layer = layer_to_edit(model, config.layer, DEPTH, highest=-1, where="methods.wise.layer")
         module = mlp_output(model, layer)
         side = attach(module, config.share, task.seed)
         name = next(n for n, p in model.named_parameters() if p is side.delta)
