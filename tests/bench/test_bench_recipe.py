@@ -9,14 +9,17 @@ from pathlib import Path
 import pytest
 from made_bench import CHANGE, SHORT, made_recipe
 
+from curerec.bench import work
 from curerec.bench.lines import read_lines
 from curerec.bench.plan import config_hash, plan, title_of
 from curerec.bench.recipe import RIVALS, BenchRecipe, bench_names, load_bench
 from curerec.bench.search import grid_of
 from curerec.config import merged, parse
 from curerec.errors import ConfigError
-from curerec.methods import CONTROLS, METHODS
+from curerec.methods import CONTROLS, METHODS, CureConfig, UnlearnConfig
 from curerec.recipes import load_recipe
+from curerec.records import Outcome
+from made_tasks import made_task
 
 QUALITY = Path(__file__).parents[2] / "benchmarks" / "quality"
 FOLDERS = sorted(path.parent for path in QUALITY.rglob("bench.json"))
@@ -214,3 +217,19 @@ def test_a_data_set_takes_the_choice_of_the_one_that_was_searched():
     assert {j.dataset for j in jobs if j.kind == "trial"} == {"made"}
     cell = next(j for j in jobs if j.kind == "cell" and j.dataset == "other")
     assert any(n.startswith("trial|made|") for n in cell.needs)
+
+
+@pytest.mark.parametrize(("method", "ran"), [("npo", "npo"), ("ga_kl", "grad_ascent")])
+def test_a_row_says_which_loss_ran(method, ran):
+    """GA + KL's said NPO's, whose settings it has."""
+    config = UnlearnConfig(max_steps=1, check_every=1, check_size=20, batch_size=8, retain_weight=1.0)
+    said = work._as_run(config, METHODS[method][0](made_task(), config))
+    assert said == config.model_dump(mode="json") | {"forget_loss": ran}
+
+
+def test_settings_of_a_row_are_else_those_that_were_given():
+    """For a small request a loop has others, which follow from them; those of parts are the method's own."""
+    outcome = Outcome("cure", None, 1.0, 1.0, details={"update": UnlearnConfig(max_steps=1)})
+    config = CureConfig(pairs=9)
+    assert work._as_run(config, outcome) == config.model_dump(mode="json")
+    assert work._as_run(None, outcome) is None

@@ -17,6 +17,7 @@ from curerec.bench.failures import told
 from curerec.bench.materials import Materials
 from curerec.bench.plan import Job, config_hash, tries_of
 from curerec.bench.sequence import one_after_the_other
+from curerec.config import Strict
 from curerec.errors import CurerecError, RefusedError, StorageError
 from curerec.evaluation import METRICS
 from curerec.evaluation.candidate import Candidate
@@ -159,7 +160,7 @@ class Workshop(Materials):
             time.perf_counter() - start,
             verdict=verdict,
             stop_reason=outcome.stop_reason,
-            method_config=config.model_dump(mode="json") if config is not None else None,
+            method_config=_as_run(config, outcome),
             settings=dict(settings),
             cpu_s=used,
             latency_ratio=latency,
@@ -300,6 +301,19 @@ class Workshop(Materials):
     def _tidy(self) -> None:
         if torch.cuda.is_available():
             torch.cuda.empty_cache()
+
+
+def _as_run(config: Strict | None, outcome: Outcome) -> dict[str, Any] | None:
+    """Settings of a method as plain values, with the forget loss that its loop had.
+
+    ``ga_kl`` has the settings of ``npo`` with another loss, which its configuration does not name; it is left
+    as it is, since :func:`curerec.bench.plan.config_hash` knows rows by it.
+    """
+    if config is None:
+        return None
+    values = config.model_dump(mode="json")
+    ran = getattr(outcome.details.get("update"), "forget_loss", None)
+    return values | {"forget_loss": ran} if ran is not None and "forget_loss" in values else values
 
 
 def _explained(outcome: Outcome) -> dict[str, Any]:
