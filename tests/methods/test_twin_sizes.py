@@ -8,8 +8,11 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from curerec.groups.assign import comparable, random_groups
+from curerec.groups.assign import SHARED, comparable, random_groups
+from curerec.methods.cure.method import Kept
+from curerec.methods.cure.weights import weights_of
 from curerec.methods.random_modules.method import by_row, by_size, by_training, permuted
+from curerec.methods.saliency import n_salient
 from curerec.recommender.units import units_of
 from curerec.records import ROLES, Groups
 from made_families import lora_on, made_family_model
@@ -79,6 +82,24 @@ def test_rows_that_training_never_moved_stay_as_free_as_they_were():
     assert all(kind.endswith(" unmoved") == one for kind, one in zip(types, still, strict=True))
     plain = random_groups(groups, comparable(units.types), seed=task.seed)
     assert any((groups.role[still] == role).sum() != (plain.role[still] == role).sum() for role in ROLES)
+
+
+@pytest.mark.parametrize("granularity", ["head_mlp", "row"])
+def test_of_a_table_that_is_one_unit_rows_that_training_moved_are_drawn_alone(granularity):
+    """`cure` chooses by the gradient, which others have none of. Where rows are units their roles say it."""
+    task = made_task()
+    few = {"saliency": 0.3, "rolled_back": 0.2, "kept": Kept(forget=0.5, shared=0.5)}
+    config = short_cure().model_copy(update={"granularity": granularity, **few})
+    units = units_of(task.original.model, granularity)
+    role = np.full(len(units.names), SHARED)
+    ours, twins = weights_of(task, config, units, role)[:2], weights_of(task, config, units, role, role)[:2]
+    table = next(b.weight for b in units.branches if b.kind == "embedding")
+    still = (task.deltas(units)[table] == 0).all(dim=1)
+    assert 0 < still.sum() < len(still)
+    for own, twin in zip(ours, twins, strict=True):
+        assert n_salient(own, units, role) == n_salient(twin, units, role) > 0
+        assert not own[table][still].any() and twin[table][~still].any()
+        assert twin[table][still].any() == (granularity == "row")
 
 
 def changed_in(deltas, units, unit):

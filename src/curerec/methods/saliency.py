@@ -78,7 +78,14 @@ def attributed(masks: Masks, gradient: Gradients, changes: Gradients) -> float:
 
 
 def at_random(
-    units: Units, role: np.ndarray, gradient: Gradients, count: int, *, seed: int, salt: int = 98
+    units: Units,
+    role: np.ndarray,
+    gradient: Gradients,
+    count: int,
+    *,
+    seed: int,
+    salt: int = 98,
+    among: Masks | None = None,
 ) -> Masks:
     """Masks of so many weights drawn at random from the units that can forget.
 
@@ -89,11 +96,15 @@ def at_random(
         count: weights, :func:`n_salient` of the masks that the twin is to equal in size; all there are where
             the units have fewer.
         seed, salt: of the draw.
+        among: of the parameters named, bool as they are shaped, the weights that may be drawn; None: all.
 
     Returns:
         Masks with all weights of units that only learn, too, as of :func:`salient`.
     """
     forgets, learns = _places(units, role, gradient)
+    for name, mask in (among or {}).items():
+        if name in forgets:
+            forgets[name] = forgets[name] & mask
     at = torch.nonzero(torch.cat([inside.flatten() for inside in forgets.values()]))[:, 0]
     order = torch.from_numpy(np.random.default_rng([seed, salt]).permutation(len(at))).to(at.device)
     sizes = [inside.numel() for inside in forgets.values()]

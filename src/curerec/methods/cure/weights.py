@@ -26,6 +26,8 @@ from curerec.recommender.units import Units
 if TYPE_CHECKING:
     from curerec.methods.cure.method import CureConfig
 
+TABLES = ("embedding", "positions", "head")  # kinds of branches with a row a token or position
+
 
 def weights_of(
     task: Task, config: CureConfig, units: Units, role: np.ndarray, as_large_as: np.ndarray | None = None
@@ -52,11 +54,13 @@ def weights_of(
     gradient = objective.at_original
     assert gradient is not None
     ours = role if as_large_as is None else as_large_as
+    among = None if as_large_as is None else _moved(task, units)
     moving, rolled, taken_back, about = None, None, None, {}
     if share is not None:
         moving = salient(units, ours, gradient, share)
         if as_large_as is not None:
-            moving = at_random(units, role, gradient, n_salient(moving, units, ours), seed=task.seed)
+            count = n_salient(moving, units, ours)
+            moving = at_random(units, role, gradient, count, seed=task.seed, among=among)
         held = share_of_gradient(moving, units, role, gradient)
         about["saliency"] = {"share": share, "gradient_share": held}
     if back is not None:
@@ -65,7 +69,7 @@ def weights_of(
         if as_large_as is not None:
             count = n_salient(rolled, units, ours)
             able = {name: g for name, g in gradient.items() if name in change}  # what going back reaches
-            drawn = at_random(units, role, able, count, seed=task.seed, salt=99)
+            drawn = at_random(units, role, able, count, seed=task.seed, salt=99, among=among)
             rolled = only_forgetting(drawn, units, role)
         about["rolled_back"] = {
             "share": back,
@@ -86,3 +90,19 @@ def weights_of(
                 }
     objective.at_original = None  # as large as the weights, and asked for no more
     return moving, rolled, taken_back, about
+
+
+def _moved(task: Task, units: Units) -> Masks:
+    """Of each table that is one unit, the weights in rows that training moved, by parameter name.
+
+    In words that no training prompt shows nothing is remembered and nothing moves: ``cure``, which goes by
+    the gradient, takes none. Where rows are units the twin's roles keep them apart (``random_modules``).
+    """
+    if units.granularity != "head_mlp":
+        return {}
+    deltas = task.deltas(units)
+    return {
+        branch.weight: (deltas[branch.weight] != 0).any(dim=1, keepdim=True).expand_as(deltas[branch.weight])
+        for branch in units.branches
+        if branch.kind in TABLES and branch.weight in deltas
+    }
