@@ -10,6 +10,7 @@ import pytest
 import torch
 
 from curerec import measuring
+from curerec.circuits.belonging import modules_with_units
 from curerec.measuring import REPEATS, _assign, _pairs, calibrate, sizes_of
 from curerec.methods import METHODS, CureConfig
 from curerec.methods.conflicts import Watcher
@@ -20,6 +21,7 @@ from curerec.prompts import encoding
 from curerec.recommender.tune import Averager
 from curerec.recommender.units import units_of
 from curerec.workload import of_cure
+from made_models import made_model, with_lora
 from made_tasks import made_task
 
 SLOW = 0.3  # seconds
@@ -131,6 +133,18 @@ def test_a_step_is_measured_as_it_is_taken(settings, update, monkeypatch):
     names = [name for name, *_ in taken[2]]
     want = ["inside", "inside", *["factors"] * bool(update), "combine", "combined", "step"]
     assert names == [*want, *["drawn"] * bool(update), "moved", "drawn"]  # the last into the average
+
+
+@pytest.mark.parametrize(("granularity", "heads"), [("head_mlp", 4), ("row", 8)])
+def test_modules_counted_are_those_that_hold_a_unit(granularity, heads):
+    """With heads as units keys and values that several heads share are the first one's: the rest has none."""
+    task = made_task("lora")
+    model = with_lora(made_model(len(task.original.tokenizer)), ["k_proj", "v_proj"])
+    task = replace(task, original=replace(task.original, model=model))
+    config = CureConfig(granularity=granularity)
+    sizes = sizes_of(task, config)
+    assert (sizes.heads, sizes.mlps) == (heads, 0)
+    assert sizes.heads == len(modules_with_units(model, granularity))
 
 
 @pytest.mark.parametrize("target", ["base", "expected"])

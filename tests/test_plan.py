@@ -67,7 +67,7 @@ def test_the_command_says_what_it_would_cost_and_writes_nothing(made_path):
     told = ("counterfactuals", "circuit", "contributions", "prepare", "update", "total", "measure")
     for stage in (*told, "total, measured", "memory"):
         assert f"\n{stage} " in done.out
-    assert "\nupdate " in retrain.out
+    assert "\nretrain " in retrain.out and "\nupdate " not in retrain.out
 
 
 def test_stages_are_those_of_the_run_and_the_model_stays(asked, tmp_path):
@@ -84,6 +84,14 @@ def test_stages_are_those_of_the_run_and_the_model_stays(asked, tmp_path):
     written = sum(file.stat().st_size for file in (tmp_path / "new").iterdir())
     assert made.disk_bytes == pytest.approx(written, abs=1000)  # without answers of the training
     assert made.time_s == sum(s.time_s for s in made.stages)
+
+
+def test_stages_of_a_retrain_are_those_of_its_run(asked):
+    """The plan called its steps an update, and the run noted nothing."""
+    made = plan(asked.opened, asked.request, "retrain")
+    outcome, _ = unlearn(asked.opened, asked.request, "retrain")
+    assert [s.name for s in made.stages] == ["encode", "retrain"] == list(outcome.details["stages"])
+    assert outcome.t_total_s == outcome.details["stages"]["retrain"]
 
 
 def test_the_plan_has_every_stage_that_the_command_tells_of(made_path):

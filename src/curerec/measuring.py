@@ -53,12 +53,11 @@ def sizes_of(task: Task, config: CureConfig | None = None) -> Sizes:
 
     Args:
         task: the request.
-        config: says which answers D_r is held to; None: the default.
+        config: says what a unit is, and which answers D_r is held to; None: the default.
     """
-    held = task.retain
-    if config is not None and config.update.changed_prompts:
-        held = task.retain_before
-    among = modules_with_units(task.original.model)
+    config = config or CureConfig()
+    held = task.retain_before if config.update.changed_prompts else task.retain
+    among = modules_with_units(task.original.model, config.granularity)
     heads = [".head." in name for name in among]
     asked = task.retain.take(pool(clusters(task)[task.retain.target]))
     return Sizes(
@@ -132,7 +131,7 @@ def calibrate(task: Task, config: CureConfig) -> Calibration:
     lines["copy"] = Line(timed(lambda: (task.copy_of_model(), _deltas(task, units))))
     lines["base"] = Line(timed(task.base_model))
     deltas = _deltas(task, units)
-    among = modules_with_units(model)
+    among = modules_with_units(model, config.granularity)
     half = set(among[::2])
     change = task.copy_of_model()
     objective = ForgetObjective(task, config.update.model_copy(update={"forget_loss": "npo"}))

@@ -230,7 +230,7 @@ def _retrain(task: Task, found: Calibration) -> dict[str, float]:
         some(tried)
         again = some(tried)
     once = min(steps, -(-len(task.retain) // config.batch_size))
-    return {"encode": encode * len(task.retain), "update": first * once + again * (steps - once)}
+    return {"encode": encode * len(task.retain), "retrain": first * once + again * (steps - once)}
 
 
 __all__ = ["PLANNED", "Plan", "Stage", "plan"]

@@ -16,7 +16,8 @@ def retrain(task: Task, config: Any = None) -> Outcome:
         task: the request; ``task.tuning`` is the recipe.
         config: takes none.
     """
-    prompts = task.encode(task.retain)
+    with task.clock.stage("encode", told=False):
+        prompts = task.encode(task.retain)
     model = task.fresh()
     with task.clock.stage("retrain") as advance:
         tune(
@@ -30,4 +31,5 @@ def retrain(task: Task, config: Any = None) -> Outcome:
         )
     seconds = task.clock.seconds["retrain"]
     trainable = sum(p.numel() for p in model.parameters() if p.requires_grad)
-    return Outcome("retrain", model, seconds, seconds, n_trainable=trainable)
+    stages = dict(task.clock.seconds)
+    return Outcome("retrain", model, seconds, seconds, n_trainable=trainable, details={"stages": stages})
