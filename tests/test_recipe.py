@@ -6,6 +6,7 @@ import pytest
 
 from curerec import models
 from curerec.bench.recipe import load_bench
+from curerec.bench.search import with_settings
 from curerec.cli.inputs import recipe_for
 from curerec.config import parse
 from curerec.errors import ConfigError
@@ -258,6 +259,54 @@ def test_a_part_given_in_python_has_the_field_s_defaults_but_for_its_own():
         parse(Recipe, {"cure": {"update": {"steps": 7}}}, where="test")
     with pytest.raises(ConfigError, match=r"cure\.update: Input should be"):
         parse(Recipe, {"cure": {"update": None}}, where="test")
+
+
+STEPS = {"update": {"projection": "preconditioned", "optimizer": "sgd"}}
+NO_USE = [
+    ("cure", STEPS, "cure.update: .*projection .* use optimizer adamw"),
+    ("cure", {"update": {"paced": True}}, "cure.update: .*paced .* use schedule linear"),
+    ("cure", {"update": {"alpha": 3.0}}, "cure.update: .*alpha .* forget_loss teacher"),
+    ("cure", {"rolled_back": 0.2}, "cure: .*rolled_back .* lower kept"),
+    (
+        "cure",
+        {"update": {"open_gap": 0.2}, "kept": {"shared": 1.0}},
+        r"cure: .*update\.open_gap .* lower kept",
+    ),
+    ("npo", {"damping": 0.1, "optimizer": "sgd"}, "npo: .*damping .* use optimizer adamw"),
+    ("finetune", {"damping": 0.1, "optimizer": "sgd"}, "damping .* use optimizer adamw"),
+    ("wise", {"damping": 0.1}, "damping .* leave it 0"),
+    ("ngdiff", {"damping": 0.1}, "damping .* leave it 0"),
+    ("gru", {"retain_weight": 2.0}, "retain_weight .* set descend_retain"),
+    ("pcgrad", {"paced": True}, "paced .* leave it false"),
+]
+
+
+@pytest.mark.parametrize(("section", "values", "said"), NO_USE)
+def test_settings_that_cannot_act_where_they_stand_are_refused(section, values, said):
+    """They were taken, and nothing came of them."""
+    where = {section: values} if section in ("cure", "npo") else {"methods": {section: values}}
+    with pytest.raises(ConfigError, match=said):
+        parse(Recipe, where, where="test").config_of(section)
+
+
+def test_where_they_can_act_they_are_taken():
+    loop = {"schedule": "linear", "paced": True, "damping": 0.1, "projection": "preconditioned"}
+    given = {
+        "cure": {"update": {**loop, "open_gap": 0.1}, "rolled_back": 0.2, "kept": {"forget": 0.5}},
+        "npo": {"forget_loss": "teacher", "alpha": 3.0},
+        "methods": {"gru": {"retain_weight": 2.0, "descend_retain": True}},
+    }
+    recipe = parse(Recipe, given, where="test")
+    assert recipe.config_of("gru").retain_weight == 2.0
+    assert parse(Recipe, recipe.model_dump(mode="json"), where="test") == recipe
+
+
+def test_a_search_may_try_what_cannot_act_at_some_points_of_its_grid():
+    """A recipe that paces is searched with a constant rate as well."""
+    update = {"schedule": "linear", "paced": True, "damping": 0.1}
+    config = parse(Recipe, {"methods": {"pcgrad": update}}, where="test").config_of("pcgrad")
+    point = {"schedule": "constant", "optimizer": "sgd"}
+    assert with_settings(config, point) == config.model_copy(update=point)
 
 
 @pytest.mark.parametrize("kind", [Recipe, ModelConfig, *{kind for _, kind in METHODS.values() if kind}])

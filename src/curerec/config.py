@@ -6,7 +6,7 @@ import hashlib
 import json
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, ClassVar, TypeVar
+from typing import Any, ClassVar, Self, TypeVar
 
 import yaml
 from pydantic import (
@@ -14,6 +14,7 @@ from pydantic import (
     ConfigDict,
     SerializerFunctionWrapHandler,
     ValidationError,
+    ValidationInfo,
     model_serializer,
     model_validator,
 )
@@ -49,6 +50,17 @@ class Strict(BaseModel):
         }
         return {**values, **parts}
 
+    def idle(self) -> str | None:
+        """What is given and could do nothing where it stands, with what to write instead; None: all acts."""
+        return None
+
+    @model_validator(mode="after")
+    def _acts(self, info: ValidationInfo) -> Self:
+        tried = info.context is not None and info.context.get("tried", False)
+        if not tried and (said := self.idle()):
+            raise ValueError(said)
+        return self
+
     @model_serializer(mode="wrap")
     def _without_added(self, written: SerializerFunctionWrapHandler) -> dict[str, Any]:
         values: dict[str, Any] = written(self)
@@ -60,8 +72,15 @@ class Strict(BaseModel):
         return hashlib.sha256(json.dumps(self.model_dump(mode="json"), sort_keys=True).encode()).hexdigest()
 
 
-def parse(kind: type[C], values: Any, *, where: str) -> C:
+def parse(kind: type[C], values: Any, *, where: str, tried: bool = False) -> C:
     """A configuration from plain values.
+
+    Args:
+        kind: of configuration.
+        values: by key.
+        where: for messages.
+        tried: a point of a search's grid, whose values are taken in every combination: what cannot act at
+            some of them is no mistake there.
 
     Raises:
         ConfigError: naming the key and what is wrong with it, never the value's surroundings.
@@ -69,7 +88,7 @@ def parse(kind: type[C], values: Any, *, where: str) -> C:
     if not isinstance(values, dict):
         raise ConfigError("is not a mapping of keys to values", where=where, mend="Write `key: value` lines")
     try:
-        return kind.model_validate(values)
+        return kind.model_validate(values, context={"tried": tried})
     except ValidationError as error:
         faults = "; ".join(
             f"{'.'.join(map(str, f['loc'])) or 'file'}: {f['msg']}"

@@ -48,21 +48,16 @@ def test_an_update_can_project_its_steps(kind):
 
     plain, steps = weights(), weights(projection="preconditioned")
     assert torch.isfinite(steps).all() and not torch.equal(plain, steps)
-    # With SGD a step is its gradient.
-    sgd = weights(optimizer="sgd"), weights(optimizer="sgd", projection="preconditioned")
-    assert torch.equal(*sgd)
 
 
-@pytest.mark.parametrize("optimizer", ["adamw", "sgd"])
-def test_the_record_says_what_was_projected(optimizer):
+def test_the_record_says_what_was_projected():
     def said(**change):
-        config = UnlearnConfig(optimizer=optimizer, **change)
+        config = UnlearnConfig(**change)
         outcome = types.SimpleNamespace(details={"update": config}, stop_reason="", trace=())
         return update_part(outcome)["optimizer"]
 
-    assert said() == optimizer
-    of_steps = "adamw, projection of its steps" if optimizer == "adamw" else "sgd"
-    assert said(projection="preconditioned") == of_steps
+    assert (said(), said(optimizer="sgd")) == ("adamw", "sgd")
+    assert said(projection="preconditioned") == "adamw, projection of its steps"
 
 
 @pytest.mark.parametrize("what", ["single weights", "whole units"])

@@ -35,6 +35,7 @@ from made_updates import changed, setting, tuned
 
 CASES = [(kind, lora) for kind in ("llama", "gpt2") for lora in (False, True)]
 SMALL = {"pairs": 12, "pair_pool": 20, "control_size": 30, "draws": 4, "scope": "all"}
+BACK = {"rolled_back": 0.1, "kept": {"forget": 0.5}}
 
 
 def roles_of_weights(units, role, gradient):
@@ -320,7 +321,7 @@ def test_every_stage_is_told_once_and_all_seconds_count(method):
 
     task = made_task()
     task.clock = Clock(Noted())
-    settings = {**SMALL, "saliency": 0.1, "rolled_back": 0.1, "update": {"max_steps": 1}}
+    settings = {**SMALL, "saliency": 0.1, **BACK, "update": {"max_steps": 1}}
     out = METHODS[method][0](task, CureConfig.model_validate(settings))
     assert told == list(out.details["stages"]) and len(set(told)) == len(told)
     assert out.t_total_s == pytest.approx(sum(out.details["stages"].values()))
@@ -348,7 +349,7 @@ def test_the_gradient_is_taken_once(monkeypatch):
         ForgetObjective, "gradient", lambda self, *a, **k: (taken.append(1), whole(self, *a, **k))[1]
     )
     counts = []
-    for weights in ({}, {"saliency": 0.1}, {"rolled_back": 0.1}, {"saliency": 0.1, "rolled_back": 0.1}):
+    for weights in ({}, {"saliency": 0.1}, BACK, {"saliency": 0.1, **BACK}):
         taken.clear()
         settings = {**SMALL, **weights, "update": {"max_steps": 2}}
         METHODS["cure"][0](made_task(), CureConfig.model_validate(settings))
@@ -379,10 +380,9 @@ def test_an_update_by_itself_ends_with_the_same_weights(size):
 
 @pytest.mark.parametrize("name", ["saliency", "rolled_back"])
 def test_it_needs_the_gradient(name):
-    with pytest.raises(ValueError, match="forget_score gradient"):
-        CureConfig(**{name: 0.2}, forget_score="path")
-    with pytest.raises(ConfigError, match=name):
-        parse(Recipe, {"cure": {name: 0.2, "forget_score": "path"}}, where="recipe")
+    wrong = {"kept": {"forget": 0.5}, name: 0.2, "forget_score": "path"}
+    with pytest.raises(ConfigError, match=f"{name} .* forget_score gradient"):
+        parse(Recipe, {"cure": wrong}, where="recipe")
     small = {"update": {"small": {"below": 0.1, "rolled_back": 0.2}}}
     with pytest.raises(ConfigError, match=r"small.rolled_back"):
         parse(Recipe, {"cure": {"forget_score": "path", **small}}, where="recipe")
@@ -392,5 +392,7 @@ def test_recipes_without_it_keep_their_digest():
     """The digest names cells of earlier benchmarks and retain sides that were kept."""
     assert not {"saliency", "rolled_back"} & Recipe().model_dump(mode="json")["cure"].keys()
     for name in ("saliency", "rolled_back"):
-        assert Recipe(cure=CureConfig(**{name: 0.5})).digest != Recipe().digest
+        assert (
+            CureConfig(**{name: 0.5}, kept={"forget": 0.5}).digest != CureConfig(kept={"forget": 0.5}).digest
+        )
     assert "rolled_back" not in SmallRequests(below=0.1).model_dump()

@@ -48,7 +48,7 @@ def with_settings(config: Strict, settings: Mapping[str, Any]) -> Strict:
             mend = f"Choose from {', '.join(values)}, or what one of them holds"
             raise ConfigError(f"{'.'.join(path)} holds no settings", where=f"search, {key}", mend=mend)
         place[last] = value
-    return parse(type(config), values, where=f"search, {', '.join(settings)}")
+    return parse(type(config), values, where=f"search, {', '.join(settings)}", tried=True)
 
 
 def grid_of(recipe: BenchRecipe, method: str) -> dict[str, list[Any]]:

@@ -63,6 +63,11 @@ class LoopConfig(Stopping):
         "the embedding alone (an adapter's, a memory's beside the weights) puts none back",
     )
 
+    def idle(self) -> str | None:
+        if self.damping and self.optimizer != "adamw":
+            return "damping is AdamW's epsilon: leave it 0, or use optimizer adamw"
+        return None
+
 
 @dataclass(frozen=True)
 class Update:

@@ -145,6 +145,15 @@ class UnlearnConfig(LoopConfig):
 
     small: SmallRequests | None = Field(None, description="what differs for small requests; none: nothing")
 
+    def idle(self) -> str | None:
+        if self.projection is not None and self.optimizer != "adamw":
+            return "projection is of AdamW's steps: leave it null, or use optimizer adamw"
+        if self.paced and self.schedule == "constant":
+            return "paced is of a rate that falls: leave it false, or use schedule linear"
+        if self.alpha is not None and self.forget_loss != "teacher":
+            return "alpha is of forget_loss teacher: leave it null, or use that loss"
+        return super().idle()
+
     def small_for(self, n_forget: int, n_retain: int) -> SmallRequests | None:
         """What differs for a request of this size; None where it is not small."""
         is_small = self.small is not None and n_forget / (n_forget + n_retain) < self.small.below

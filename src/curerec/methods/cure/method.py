@@ -28,7 +28,7 @@ from curerec.prompts.counterfactual import counterfactual_pairs
 from curerec.prompts.encoding import queries
 from curerec.recommender.score import device_of
 from curerec.recommender.units import Granularity, Units, units_of
-from curerec.records import Circuit, Examples, Groups, Outcome
+from curerec.records import ROLES, Circuit, Examples, Groups, Outcome
 
 
 class Kept(Strict):
@@ -131,12 +131,21 @@ class CureConfig(Strict):
                 raise ValueError(f"{name} takes the weights by their gradient: use forget_score gradient")
         return self
 
+    def idle(self) -> str | None:
+        # What small requests have in their place may stand: it comes with the settings of others.
+        back = {"rolled_back": self.rolled_back, "update.open_gap": self.update.open_gap}
+        named = [name for name, value in back.items() if value is not None]
+        if named and self.kept.of(np.arange(len(ROLES))) is None:
+            return f"{named[0]} is of what goes back, and kept keeps all: leave it null, or lower kept"
+        return super().idle()
+
     def rolled_back_for(self, n_forget: int, n_retain: int) -> float | None:
         """``rolled_back`` as a request of this size has it.
 
         Example:
             >>> small = {"below": 0.03, "rolled_back": 0.05}
-            >>> config = CureConfig.model_validate({"rolled_back": 0.2, "update": {"small": small}})
+            >>> back = {"rolled_back": 0.2, "kept": {"forget": 0.4}}
+            >>> config = CureConfig.model_validate({**back, "update": {"small": small}})
             >>> [config.rolled_back_for(n, 1000 - n) for n in (10, 100)]
             [0.05, 0.2]
         """

@@ -24,6 +24,12 @@ class GruConfig(UnlearnConfig):
     ema: float = Field(0.8, gt=0, le=1, description="share of the newest retain gradient in its average")
     descend_retain: bool = Field(False, description="also descend w g_r; the paper only rectifies g_f")
 
+    def idle(self) -> str | None:
+        # With ``projection`` w is in what AdamW is taken to see, and so acts.
+        if self.retain_weight is not None and not (self.descend_retain or self.projection):
+            return "retain_weight is of g_r, which is not descended: leave it null, or set descend_retain"
+        return super().idle()
+
 
 class Gru(WholeVector):
     """``g_f - min(0, <g_f, m>) / |m|^2 m``, m the average of the retain gradients so far."""

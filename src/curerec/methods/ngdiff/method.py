@@ -25,6 +25,9 @@ class NgdiffConfig(LoopConfig):
     rate_every: int = Field(10, gt=0, description="steps between new rates")
     max_rate: float = Field(0.05, gt=0, description="a rate is never above this")
 
+    def idle(self) -> str | None:
+        return "damping is AdamW's, and NGDiff takes plain steps: leave it 0" if self.damping else None
+
 
 def difference(retain: Sequence[torch.Tensor], forget: Sequence[torch.Tensor]) -> list[torch.Tensor]:
     """``g_r / |g_r| - g_f / |g_f|``, to be descended, g_f the gradient of the cross-entropy on D_f.
