@@ -114,6 +114,23 @@ def test_the_same_request_twice_is_one(root):
             store.ledger.get("r-0' OR 1=1 --")
 
 
+def test_a_cancelled_request_that_comes_in_again_has_the_dates_of_its_new_arrival(root, monkeypatch):
+    """A date that was taken back binds nobody, and could have passed long ago."""
+    monkeypatch.setattr("curerec.requests.ledger.now", lambda: "2029-01-01T00:00:00Z")
+    with Store(root) as store:
+        name = store.ledger.add(Asked("users", (("usr001",),), due="2029-02-01"))[0]
+        store.ledger.cancel(name)
+        monkeypatch.setattr("curerec.requests.ledger.now", lambda: "2030-01-01T00:00:00Z")
+        assert store.ledger.add(Asked("users", (("usr001",),), due="2030-02-01")) == (name, False)
+        row = store.ledger.get(name)
+        assert (row["received"], row["due"]) == ("2030-01-01T00:00:00Z", "2030-02-01")
+        store.ledger.cancel(name)
+        store.ledger.add(users(1))
+        assert store.ledger.get(name)["due"] is None
+        assert run(store, stand())[0].committed
+    sound(root)
+
+
 def test_unknown_ids_are_refused_by_their_row(root):
     with Store(root) as store:
         with pytest.raises(RequestError, match=r"1 user\(s\).*row 3") as caught:

@@ -128,6 +128,8 @@ class Ledger:
     def add(self, asked: Asked) -> tuple[str, bool]:
         """Take a request in; the same one again is the one that is there (the earlier due date counts).
 
+        One that was cancelled is opened again, with both dates of its new arrival.
+
         Returns:
             (id, whether it is new). It is on disk when this returns.
         """
@@ -144,16 +146,17 @@ class Ledger:
         same = keys.content_key(self.key, asked.kind, entries)
         found = self.db.execute("SELECT id, state FROM request WHERE content_key = ?", (same,)).fetchone()
         if found is not None:
-            if found["state"] != "committed":  # what its record says of the date stays true
+            if found["state"] not in ("committed", "cancelled"):  # what its record says of it stays true
                 self.db.execute(
                     "UPDATE request SET due = min(coalesce(due, ?1), coalesce(?1, due)) WHERE id = ?2",
                     (asked.due, found["id"]),
                 )
             if found["state"] == "cancelled":
+                # Its dates are those of now: what was taken back with the old ones binds nobody.
                 self.db.execute(
-                    "UPDATE request SET state = 'open', received = ?, finished = NULL, batch = NULL, "
-                    "detail = NULL, reason = ? WHERE id = ?",
-                    (now(), asked.reason, found["id"]),
+                    "UPDATE request SET state = 'open', received = ?, due = ?, finished = NULL, "
+                    "batch = NULL, detail = NULL, reason = ? WHERE id = ?",
+                    (now(), asked.due, asked.reason, found["id"]),
                 )
                 self._subjects(found["id"], entries)
                 self.tell("request", "opened again", request=found["id"])
