@@ -10,6 +10,7 @@ import pytest
 import yaml
 from made_store import adapter_bytes, bytes_under, made_data, made_store, stand, states, users
 
+from curerec.data import durable
 from curerec.errors import DataError, ModelError, RefusedError, RequestError, StorageError
 from curerec.recommender import manifest
 from curerec.requests import keys, maintain, policy
@@ -395,6 +396,49 @@ def test_what_no_stage_depends_on_leaves_them_as_they_are(root):
         assert run(store, engine)[0].committed and not engine.calls
 
 
+@pytest.mark.parametrize("at", [1, 2])
+def test_what_a_cancelled_request_left_goes_though_a_kill_comes_between(root, monkeypatch, at):
+    """Before its folder is renamed out of sight, or before its bytes are gone."""
+    real, calls = durable.os.rename if at == 1 else durable._remove, []
+    where = (durable.os, "rename") if at == 1 else (durable, "_remove")
+    with Store(root) as store:
+        kept, gone = store.ledger.add(users(1))[0], store.ledger.add(users(2))[0]
+        assert not any(one.committed for one in run(store, stand(verified=None), each=True))
+        monkeypatch.setattr(*where, lambda *a: calls.append(a) or (_ for _ in ()).throw(KeyboardInterrupt()))
+        with pytest.raises(KeyboardInterrupt):
+            maintain.cancel(store, gone)
+        monkeypatch.setattr(*where, real)
+        assert calls and store.ledger.get(gone)["state"] == "cancelled"
+        sound(root)
+        maintain.cancel(store, gone)  # asked again it goes on
+        left = {path.name for path in (root / "work").iterdir()}
+        assert left == {store.ledger.get(kept)["batch"]}
+        assert store.ledger.add(users(2)) == (gone, False)
+        assert all(one.committed for one in run(store, stand(), each=True, seed=1))
+    sound(root)
+
+
+def test_what_a_request_left_that_is_cancelled_during_a_run_goes_with_that_run(root):
+    class Cancelling(stand(verified=None)):
+        def circuit(self):
+            with Store(root) as other:
+                maintain.cancel(other, gone)
+            assert len(list((root / "work").iterdir())) == 2  # the run's own, and what it may be reading
+            return super().circuit()
+
+    with Store(root) as store:
+        gone = store.ledger.add(users(1))[0]
+        assert not run(store, stand(verified=None))[0].committed
+        store.ledger.add(users(2))
+        store.ledger.add(Asked("items", (("itm3",),)))
+        other = stand(verified=None)
+        run(store, type("Each", (Cancelling,), {"calls": other.calls}), each=True)
+        assert store.ledger.get(gone)["state"] == "cancelled"
+        batches = {store.ledger.get(row["id"])["batch"] for row in store.ledger.all(("held",))}
+        assert {path.name for path in (root / "work").iterdir()} == batches
+    sound(root)
+
+
 def test_batches_that_no_run_takes_up_again_leave_no_adapter_behind(root):
     """Held ones that a new request joined, or whose requests were cancelled; a held retrain of none stays."""
     with Store(root) as store:
@@ -405,7 +449,8 @@ def test_batches_that_no_run_takes_up_again_leave_no_adapter_behind(root):
         assert not run(store, stand(verified=None))[0].committed
         assert len(list((root / "work").iterdir())) == 1
         for name in names:
-            store.ledger.cancel(name)
+            maintain.cancel(store, name)
+            assert not list((root / "work").iterdir())  # no run is of the others without the one cancelled
         run(store, stand())
         assert not list((root / "work").iterdir())
         engine = stand(auc_drop=0.5)

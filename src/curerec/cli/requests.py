@@ -153,8 +153,10 @@ def show(store: StoreFolder, request: Request) -> None:
 @requests.command(epilog="Example: curerec request cancel --store runs/service r-0123456789abcdef")
 def cancel(store: StoreFolder, request: Request) -> None:
     """Take a request back that is not being carried out yet."""
+    from curerec.requests.maintain import cancel as take_back
+
     with _store(store) as opened:
-        opened.ledger.cancel(request)
+        take_back(opened, request)
     typer.echo(f"{request}: cancelled")
 
 

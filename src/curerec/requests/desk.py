@@ -16,6 +16,7 @@ from curerec.errors import CurerecError, RefusedError
 from curerec.requests.database import transaction
 from curerec.requests.ledger import Asked
 from curerec.requests.lock import held
+from curerec.requests.maintain import cancel
 from curerec.requests.store import Store
 from curerec.requests.table import Table
 
@@ -140,7 +141,7 @@ class Desk:
         for k, (what, _, _) in enumerate(batch):
             try:
                 if isinstance(what, str):
-                    store.ledger.cancel(what)
+                    cancel(store, what)
                 else:
                     asked, places = what
                     self._current(store).check(asked.kind, list(asked.entries), places, "request")

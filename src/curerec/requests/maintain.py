@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import datetime
 import os
 from pathlib import Path
@@ -19,8 +20,10 @@ from curerec.requests import table as tables
 from curerec.requests.database import forget_pages, require_rewrite, transaction
 from curerec.requests.ledger import now
 from curerec.requests.lock import held, runner
-from curerec.requests.recovery import recover
+from curerec.requests.recovery import clear_work, recover
 from curerec.requests.store import CURRENT, Store
+
+LOOK_S = 0.1  # a cancellation waits for the lock: a look by `held` takes it for an instant
 
 
 def versions(store: Store) -> list[dict[str, Any]]:
@@ -138,6 +141,21 @@ def ingest(store: Store, new: Interactions, *, skip: bool = False) -> tuple[int,
             store.ledger.tell("data", f"{added} rows added, {left} deleted ones kept out")
         recover(store)
         return added, left
+
+
+def cancel(store: Store, request: str) -> None:
+    """Take a waiting request back; what it names is erased from the ledger, and what a run left of it goes.
+
+    Asked again, it goes on where it was cut off. Where a run is at work that removes the stages at its end.
+
+    Raises:
+        RefusedError: it is being carried out, or done.
+        StorageError: a disk refused; once the request is cancelled the next run removes the rest.
+    """
+    store.ledger.cancel(request)
+    # A run may take up any batch but one of a cancelled request, and looks at all of them.
+    with contextlib.suppress(RefusedError), runner(store.lock, wait_s=LOOK_S):
+        clear_work(store)
 
 
 def shred(store: Store, request: str | None = None, *, today: str | None = None) -> list[str]:

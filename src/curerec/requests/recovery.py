@@ -27,19 +27,16 @@ def recover(store: Store) -> None:
     destroy_unlawful(store)
     rows = store.db.execute("SELECT id FROM version WHERE state IN ('lawful', 'unlawful')").fetchall()
     known = {row["id"] for row in rows}
-    _give_up_superseded(store)
-    busy = {r["id"] for r in store.db.execute("SELECT id FROM batch WHERE state IN ('running', 'held')")}
+    busy = _give_up_superseded(store)
     for path in (store.root / "versions").iterdir():
         if path.name not in known:
             _take_back(store, path, busy)
     for path in (store.root / "data").iterdir():
         if path.name != store.ledger.meta("data"):
             durable.destroy(path)
-    for path in (store.root / "work").iterdir():
-        if path.name not in busy:
-            durable.destroy(path)
-        else:
-            durable.sweep(path)
+    clear_work(store)
+    for name in busy:
+        durable.sweep(store.root / "work" / name)
     undecided = store.db.execute("SELECT id FROM batch WHERE decided IS NULL").fetchall()
     for row in undecided:
         durable.destroy(store.root / "reports" / row["id"])
@@ -48,18 +45,28 @@ def recover(store: Store) -> None:
     forget_pages(store.db)
 
 
-def _give_up_superseded(store: Store) -> None:
-    """Held batches that no run will take up again: their requests went into others or were cancelled, or the
-    version or the table is another. Each holds a whole adapter."""
+def clear_work(store: Store) -> None:
+    """Remove the stages of batches that no run will take up again, under the lock; may be repeated."""
+    busy = _give_up_superseded(store)
+    for path in (store.root / "work").iterdir():
+        if path.name not in busy:
+            durable.destroy(path)
+
+
+def _give_up_superseded(store: Store) -> set[str]:
+    """Held batches that no run will take up again: their requests went into others or one was cancelled, or
+    the version or the table is another. Each holds a whole adapter. Returns those that a run may take up."""
     with transaction(store.db) as db:
         db.execute(
             "UPDATE batch SET state = 'abandoned' WHERE state = 'held' AND ("
             "version_before IS NOT ? OR data_before IS NOT ? "
+            "OR id IN (SELECT batch FROM request WHERE state = 'cancelled') "
             # A retrain may be of no request at all.
             "OR method != ? AND id NOT IN "
             "(SELECT batch FROM request WHERE state = 'held' AND batch NOTNULL))",
             (store.version, store.ledger.meta("data"), RETRAIN),
         )
+        return {r["id"] for r in db.execute("SELECT id FROM batch WHERE state IN ('running', 'held')")}
 
 
 def _take_back(store: Store, path: Path, busy: set[str]) -> None:

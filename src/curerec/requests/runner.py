@@ -20,7 +20,7 @@ from curerec.requests.database import transaction
 from curerec.requests.gate import Decision, decide, used_up
 from curerec.requests.ledger import now
 from curerec.requests.lock import runner
-from curerec.requests.recovery import recover
+from curerec.requests.recovery import clear_work, recover
 from curerec.requests.retain_sides import list_retain_sides
 from curerec.requests.stages import RETRAIN, EngineFor, Job, run_stages
 from curerec.requests.store import Store
@@ -113,6 +113,7 @@ def run(
             else:
                 batch = _next(store, method, seed, each=each, skip=tried, empty=retrain and not out)
             if batch is None:
+                clear_work(store)  # of requests that were cancelled meanwhile
                 return out
             if (done := carry(batch)).broke:
                 halved(done)
