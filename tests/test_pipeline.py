@@ -3,22 +3,30 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from functools import partial
 
+import numpy as np
 import pyarrow as pa
 import pytest
 import torch
 
 from curerec import pipeline
 from curerec.config import parse
-from curerec.errors import ModelError
+from curerec.data.forget import draw_request
+from curerec.errors import ModelError, RequestError
 from curerec.machine import timed_on
-from curerec.methods import METHODS
+from curerec.methods import METHODS, Task
 from curerec.opened import open_recommender, titles_note
 from curerec.pipeline import task_for
+from curerec.plan import plan
 from curerec.recipe import Recipe
 from curerec.recommender import storage
 from curerec.recommender.nano import nano_tokenizer
+from curerec.recommender.score import score
 from curerec.recommender.storage import write_model
+from curerec.requests.engine import CureEngine
+from curerec.requests.stages import RETRAIN, Job
+from curerec.requests.table import of_split
 from curerec.splitting import granted
 from made_families import made_family_model
 from made_recommender import DATA, USERS, trained
@@ -71,13 +79,56 @@ def test_prompts_longer_than_the_positions_are_refused_whoever_asks_them(tmp_pat
         fitted(tmp_path / "turned", "phi3", rope_parameters=turned, original_max_position_embeddings=65)
 
 
+def longer(data):
+    """Its titles, each twice."""
+    at, titles = data.titles.schema.get_field_index("title"), data.titles["title"].to_pylist()
+    return data.titles.set_column(at, "title", pa.array([f"{title} {title}" for title in titles]))
+
+
 def test_titles_that_became_too_long_for_the_positions_are_refused(tmp_path):
     folder = fitted(tmp_path, max_position_embeddings=66)
-    at = DATA.titles.schema.get_field_index("title")
-    longer = pa.array([f"{title} {title}" for title in DATA.titles["title"].to_pylist()])
-    others = replace(DATA, titles=DATA.titles.set_column(at, "title", longer))
+    others = replace(DATA, titles=longer(DATA))
     with pytest.raises(ModelError, match="has 66 positions"):
         open_recommender(folder, others, base=tmp_path / "base")
+
+
+def test_titles_that_move_up_into_a_full_prompt_are_refused_before_any_work(tmp_path):
+    """Of what a request deletes the place in a history goes to an older title, which may be a longer one."""
+    opened = open_recommender(fitted(tmp_path, max_position_embeddings=66), DATA, base=tmp_path / "base")
+    draw = partial(draw_request, DATA, opened.split, kind="items", share=0.1)
+    task_for(opened, granted(DATA, opened.recipe, opened.split, draw(seed=0)), seed=0)
+    request = draw(seed=1)
+    split = granted(DATA, opened.recipe, opened.split, request)
+    task = Task.of(
+        split,
+        original=opened.recommender,
+        base_state=None,
+        data=DATA,
+        tuning=opened.recipe.model.tuning,
+        fresh=lambda: None,
+    )
+    with pytest.raises(IndexError):  # what it would come to
+        score(opened.recommender.model, task.encode(split.valid), task.answers)
+    for refused in (
+        lambda: task_for(opened, split, seed=0),
+        lambda: pipeline.unlearn(opened, request, "npo"),
+        lambda: plan(opened, request, "cure"),
+    ):
+        with pytest.raises(RequestError, match=r"move up.*66 positions, the longest prompt 67") as caught:
+            refused()
+        private = (*request.ids, *DATA.titles["title"].to_pylist())
+        assert not any(name in str(caught.value) for name in private)
+    table = of_split(DATA, opened.split, np.zeros(0, np.int64))
+    job = Job(tmp_path / "out", table, split.deleted, "npo", 0, str(tmp_path / "base"))
+    for method in ("npo", RETRAIN):  # as a store's stages are given it
+        with pytest.raises(RequestError, match="move up"):
+            CureEngine(replace(job, method=method)).update({}, {}, tmp_path)
+    late = replace(table, data=replace(DATA, titles=longer(DATA)))
+    with pytest.raises(ModelError, match="has 66 positions"):  # rows that came in since the training
+        CureEngine(replace(job, table=late, method=RETRAIN)).update({}, {}, tmp_path)
+    few = replace(opened, split=replace(opened.split, valid=opened.split.test))
+    with pytest.raises(RequestError, match="move up"):  # one that was in no split before
+        task_for(few, split, seed=0)
 
 
 def test_the_card_says_what_its_seconds_depend_on(tmp_path):

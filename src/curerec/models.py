@@ -222,6 +222,16 @@ def check_fits(model: Any, asked: Iterable[Prompts]) -> None:
         )
 
 
+def check_asked(recommender: Recommender, data: Interactions, parts: Iterable[Examples]) -> None:
+    """:func:`check_fits` for examples that a recommender is to be asked or trained on.
+
+    Raises:
+        ModelError: naming both lengths.
+    """
+    encoder = Encoder(recommender.tokenizer, recommender.template, data.titles["title"].to_pylist())
+    check_fits(recommender.model, (encoder.encode(queries(data, part)) for part in parts))
+
+
 def logits_of(
     recommender: Recommender, data: Interactions, examples: Examples, model: Any = None
 ) -> np.ndarray:

@@ -7,15 +7,16 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from curerec.errors import ModelError
+import numpy as np
+
+from curerec.errors import ModelError, RequestError
 from curerec.interactions import Interactions
-from curerec.models import check_fits, device, fresh_model, spreads
-from curerec.prompts.encoding import Encoder, queries
+from curerec.models import check_asked, device, fresh_model, spreads
 from curerec.recipe import Recipe, recipe_of_card
 from curerec.recommender import bases, storage, stored_answers, waypoints
 from curerec.recommender.copies import base_of
 from curerec.recommender.spread import spread_base
-from curerec.records import Recommender, Split
+from curerec.records import Examples, ForgetSplit, Recommender, Split
 from curerec.splitting import split_of
 
 
@@ -86,9 +87,7 @@ def open_recommender(
         recommender = storage.load(folder, base, device=device())
     split = split_of(data, recipe.split)
     if of_titles:  # longer ones may be more than it has positions for
-        encoder = Encoder(recommender.tokenizer, recommender.template, data.titles["title"].to_pylist())
-        parts = (split.train, split.control, split.valid, split.test)
-        check_fits(recommender.model, (encoder.encode(queries(data, part)) for part in parts))
+        check_asked(recommender, data, (split.train, split.control, split.valid, split.test))
     own = stored_answers.read(recommender, data, stored_answers.asked_in_training(split))
     return Opened(recommender, recipe, data, split, base, note, own, waypoints=waypoints.stored(recommender))
 
@@ -121,3 +120,40 @@ def answers_at_hand(opened: Opened) -> stored_answers.StoredAnswers | None:
     if answered is None or answered.data is not opened.data:
         return None  # other ratings were put in their place
     return answered if answered.model is model else answered.of_base(model)
+
+
+def check_lengthened(opened: Opened, split: ForgetSplit) -> None:
+    """Refuse a request that makes a prompt longer than the model's positions, before any work is done.
+
+    Where a deleted interaction stood in a history an older one moves up, whose title may be longer. Prompts
+    that the request leaves as they are were looked at in training.
+
+    Args:
+        opened: the recommender.
+        split: the request applied.
+
+    Raises:
+        RequestError: naming both lengths.
+    """
+    roles = (("retain", "train"), ("control", "control"), ("valid", "valid"), ("test", "test"))
+    changed = [_changed(getattr(split, now), getattr(opened.split, was)) for now, was in roles]
+    changed = [part for part in changed if len(part)]
+    try:
+        if changed:
+            check_asked(opened.recommender, opened.data, changed)
+    except ModelError as error:
+        raise RequestError(
+            f"older titles move up into the places of what it deletes, and the base model {error.what}",
+            where="request",
+            mend="Use a recommender with a shorter split.history, shorter titles or a base of more positions",
+        ) from None
+
+
+def _changed(now: Examples, was: Examples) -> Examples:
+    """The examples whose prompts are not as they were."""
+    if len(was) == 0:
+        return now
+    order = np.argsort(was.target)
+    at = order[np.searchsorted(was.target, now.target, sorter=order).clip(max=len(order) - 1)]
+    same = (was.target[at] == now.target) & (was.history[at] == now.history).all(1)
+    return now.take(~same)

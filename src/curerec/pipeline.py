@@ -20,7 +20,7 @@ from curerec.methods import METHODS, Task
 from curerec.methods.cure.method import prepare as prepare_cure
 from curerec.methods.expected import POOL, SPARE, pool
 from curerec.models import base_folder, check_finite, check_fits, check_template, fresh_model, spreads
-from curerec.opened import Opened, answers_at_hand
+from curerec.opened import Opened, answers_at_hand, check_lengthened
 from curerec.progress import Clock, Reporter, Silent
 from curerec.prompts.encoding import Encoder, Prompts, answer_tokens, queries
 from curerec.recipe import Recipe
@@ -179,7 +179,9 @@ def task_for(
 
     Raises:
         ModelError: the fine-tuning changed nothing, so there is nothing to forget.
+        RequestError: as :func:`curerec.opened.check_lengthened`.
     """
+    check_lengthened(opened, split)
     kind = opened.recipe.model.kind
     state = None
     if kind == "full":

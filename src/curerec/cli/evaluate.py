@@ -69,7 +69,7 @@ def evaluate(
     from curerec.data.output import check_out, replacing
     from curerec.judge import judge
     from curerec.measure import Candidate, ground_of, measure, method_of, names_for
-    from curerec.opened import base_model, open_recommender
+    from curerec.opened import base_model, check_lengthened, open_recommender
     from curerec.pipeline import check_method
     from curerec.recording import record_of
     from curerec.references import check_references, check_repeats
@@ -91,6 +91,7 @@ def evaluate(
     opened = opened_with(recommender, data, base)
     table = opened.data
     split = granted(table, opened.recipe, opened.split, asked)
+    check_lengthened(opened, split)
     judged = open_recommender(unlearned, table, base=opened.base).recommender
     name = method_of(judged.card)
     models = {"original": Candidate(opened.recommender.model), name: Candidate(judged.model)}

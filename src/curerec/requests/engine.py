@@ -21,7 +21,7 @@ from curerec.errors import RequestError
 from curerec.interactions import digest_of_titles
 from curerec.methods import METHODS
 from curerec.methods.cure.method import circuit_of, groups_of, update_by_groups
-from curerec.models import check_finite
+from curerec.models import check_asked, check_finite
 from curerec.opened import Opened
 from curerec.pipeline import check_method, deterministic, prepare, task_for
 from curerec.progress import Clock, Reporter
@@ -94,9 +94,17 @@ class CureEngine:
 
     @cached_property
     def task(self) -> Any:
-        """The request as a method sees it."""
-        side = retain_side_at(self.opened.recommender.card["weights_sha256"])
-        return task_for(self.opened, self.split, seed=self.job.seed, clock=self.clock, retain_side=side)
+        """The request as a method sees it.
+
+        Raises:
+            ModelError: rows that a retrain takes up have titles too long for the model's positions.
+            RequestError: as :func:`curerec.opened.check_lengthened`.
+        """
+        opened, part = self.opened, self.opened.split
+        if self.job.method == RETRAIN:  # no training looked at them
+            check_asked(opened.recommender, opened.data, (part.train, part.control, part.valid, part.test))
+        side = retain_side_at(opened.recommender.card["weights_sha256"])
+        return task_for(opened, self.split, seed=self.job.seed, clock=self.clock, retain_side=side)
 
     def circuit(self) -> dict[str, Any]:
         """The core circuit; nothing where the method has none or finds it by itself."""
