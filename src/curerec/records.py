@@ -120,6 +120,8 @@ class ForgetSplit:
         deleted: bool [n_rows], the deleted interactions.
         retain_before: the examples of ``retain`` in its order, histories as they were before the request;
             None: as they are.
+        dropped: training examples that are in neither, because the request leaves too little history before
+            their target; histories as they were. None: there is none.
     """
 
     forget: Examples
@@ -129,6 +131,7 @@ class ForgetSplit:
     test: Examples
     deleted: np.ndarray
     retain_before: Examples | None = None
+    dropped: Examples | None = None
 
 
 @dataclass(frozen=True)

@@ -14,7 +14,7 @@ from curerec.methods.apa.merged import Adaptive, attention, states_of
 from curerec.methods.receraser.method import Attending
 from curerec.methods.receraser.partition import balanced, factors, solve
 from curerec.methods.shards.together import Together
-from curerec.methods.shards.training import Shards, before_deletion
+from curerec.methods.shards.training import Before, Shards, before_deletion
 from curerec.methods.sisa.method import SisaConfig, dealt, sisa
 from curerec.methods.task import Task
 from curerec.recommender.lora import factors_of, stacked, with_factors
@@ -98,8 +98,33 @@ def test_histories_of_deleted_items_touch_the_prompts_of_others():
     code = np.flatnonzero(task.data.items == task.data.items[0])[0]
     rest = before.examples.take(np.flatnonzero(before.after >= 0))
     inside = ((task.data.item_code[rest.history] == code) & (rest.history >= 0)).any(1)
-    np.testing.assert_array_equal(before.touched[len(after.forget) :], inside)
+    np.testing.assert_array_equal(before.touched[before.after >= 0], inside)
     assert inside.any() and not inside.all()
+
+
+def test_examples_that_leave_for_want_of_history_hit_the_shard_that_learnt_them():
+    """Shards were trained on their prompts, which show what is deleted; neither D_f nor D_r has them."""
+    task = made_task(of="items", share=0.05)
+    split = per_user_split(task.data, seed=0)
+    before = before_deletion(task)
+    np.testing.assert_array_equal(np.sort(before.examples.target), np.sort(split.train.target))
+    lost = ~np.isin(before.examples.target, np.r_[task.forget.target, task.retain.target])
+    assert lost.any() and before.touched[lost].all() and (before.after[lost] == -1).all()
+    was = np.searchsorted(split.train.target, before.examples.target)  # ascending
+    np.testing.assert_array_equal(before.examples.history, split.train.history[was])
+    # A shard that nothing else of the request is in.
+    rest = np.cumsum(~before.touched) % 2 == 0
+    shard = np.where(lost | (~before.touched & rest), 0, 1)
+    shards = Shards(task, before, shard, np.zeros(len(shard), int))
+    shards.train()
+    assert shards.forget() == 2 and shards.restarted == [0, 0]
+    keep = before.after >= 0
+    n = np.zeros(keep.sum(), bool)
+    clean = Before(task.retain, np.arange(len(n)), n, before.user[keep])
+    never = Shards(task, clean, shard[keep], n.astype(int))
+    never.train()
+    for one, two in zip(shards.states, never.states, strict=True):
+        assert all(torch.equal(a, b) for a, b in zip(one[-1], two[-1], strict=True))
 
 
 def test_users_are_dealt_whole_and_evenly():

@@ -137,6 +137,7 @@ def without_rows(data: Interactions, split: Split, deleted: np.ndarray, *, sourc
     def rebuilt(part: Examples) -> Examples:
         return examples(data, part.target[~deleted[part.target]], deleted=deleted, history=part.places)
 
+    stays = np.isin(split.train.target, retain.target)
     control = control_without(data, split.control, deleted, hidden)
     valid, test = rebuilt(split.valid), rebuilt(split.test)
     if any(len(np.unique(part.label)) < 2 for part in (valid, test)):
@@ -152,7 +153,8 @@ def without_rows(data: Interactions, split: Split, deleted: np.ndarray, *, sourc
         valid=valid,
         test=test,
         deleted=deleted,
-        retain_before=split.train.take(~hit & np.isin(split.train.target, retain.target)),
+        retain_before=split.train.take(stays),
+        dropped=split.train.take(~hit & ~stays),
     )
 
 

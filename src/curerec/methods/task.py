@@ -41,6 +41,7 @@ class Task:
         forget: D_f, what the model was trained on and must forget.
         retain: D_r with cleaned histories.
         retain_before: the same examples with the histories that they had when theta_o was trained.
+        dropped: what theta_o was trained on and is in neither, for want of history; None: nothing.
         control: D_c, never trained on.
         valid: D_v, for choices.
         train_rows: interactions that graph and popularity may use.
@@ -71,6 +72,7 @@ class Task:
     tuning: TuneConfig
     fresh: Callable[[], Any]
     retain_before: Examples
+    dropped: Examples | None = None
     seed: int = 0
     clock: Clock = field(default_factory=Clock)
     answered: StoredAnswers | None = field(default=None, repr=False)
@@ -88,6 +90,7 @@ class Task:
             forget=split.forget,
             retain=split.retain,
             retain_before=split.retain if split.retain_before is None else split.retain_before,
+            dropped=split.dropped,
             control=split.control,
             valid=split.valid,
             train_rows=rows,

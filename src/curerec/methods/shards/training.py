@@ -31,9 +31,9 @@ class Before:
     """The training data as they were, next to what is left of them.
 
     Attributes:
-        examples: D_f and D_r as trained on, [n].
-        after: position in D_r of what each is now, int [n]; -1: deleted.
-        touched: bool [n], deleted or with a deleted interaction in its history.
+        examples: D_f, what leaves for want of history, and D_r as trained on, [n].
+        after: position in D_r of what each is now, int [n]; -1: it is not there any more.
+        touched: bool [n], gone or with a deleted interaction in its history.
         user: user code, int [n].
     """
 
@@ -46,18 +46,20 @@ class Before:
 def before_deletion(task: Task) -> Before:
     """The training data from before the request; histories of D_r get their deleted interactions back."""
     as_trained = task.retain_before
-    n = len(task.forget)
-    both = Examples(
-        np.r_[task.forget.target, as_trained.target],
-        np.r_[task.forget.history, as_trained.history],
-        np.r_[task.forget.label, as_trained.label],
+    # An example without history enough shows what is deleted, too: its shard learnt from that prompt.
+    parts = [task.forget, *([] if task.dropped is None else [task.dropped]), as_trained]
+    n = sum(map(len, parts[:-1]))
+    whole = Examples(
+        np.concatenate([part.target for part in parts]),
+        np.concatenate([part.history for part in parts]),
+        np.concatenate([part.label for part in parts]),
     )
     changed = (as_trained.history != task.retain.history).any(1)
     return Before(
-        both,
+        whole,
         np.r_[np.full(n, -1), np.arange(len(task.retain))],
         np.r_[np.ones(n, bool), changed],
-        task.data.user_code[both.target],
+        task.data.user_code[whole.target],
     )
 
 
