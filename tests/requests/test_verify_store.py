@@ -13,8 +13,10 @@ import pytest
 import rfc8785
 from made_store import made_store, stand, users
 
+from curerec.data import durable
 from curerec.errors import StorageError
-from curerec.requests import commit
+from curerec.requests import commit, maintain
+from curerec.requests import rests as rests_of
 from curerec.requests.audit import audit, audit_export, export
 from curerec.requests.database import VERSION
 from curerec.requests.runner import run
@@ -136,6 +138,77 @@ def test_a_run_that_was_cut_off_before_it_decided_is_no_fault(tmp_path, monkeypa
     assert not seen.faults and any("not decided" in note for note in seen.notes)
     (root / "versions" / ("0" * 64)).mkdir()
     assert any("no lawful version" in fault for fault in audit(root).faults)
+
+
+def test_what_the_records_say_is_gone_is_looked_for(root, tmp_path):
+    """As a backup may bring it back: an old table, stages of a batch that was carried out, a version."""
+    folder = shutil.copytree(root, tmp_path / "store", symlinks=True)
+    assert not audit(folder).faults and audit(folder).notes == ("records are not signed",)
+    with Store(folder) as store:
+        ids = {row["state"]: row["id"] for row in store.db.execute("SELECT id, state FROM version")}
+        batch = store.db.execute("SELECT id FROM batch").fetchone()["id"]
+    places = (f"data/{'0' * 64}", f"work/{batch}", "work/other", f"quarantine/{ids['destroyed']}")
+    for place in (*places, f"quarantine/{'0' * 64}"):
+        (folder / place).mkdir()
+        (fault,) = audit(folder).faults
+        assert fault.startswith(place.split("/")[0]), (place, fault)
+        assert not any(name in fault for name in place.split("/")[1:])
+        (folder / place).rmdir()
+    (folder / f"data/{'0' * 64}").mkdir()
+    with Store(folder) as store:
+        run(store, stand())
+    assert not audit(folder).faults  # as the fault says
+
+
+def test_what_a_cancellation_or_a_kill_left_is_noted(tmp_path, monkeypatch):
+    root = made_store(tmp_path / "store")
+    with Store(root) as store:
+        name = store.ledger.add(users(1))[0]
+        assert not run(store, stand(verified=None))[0].committed
+        assert audit(root).notes == ("records are not signed",)  # held: the next run takes it up
+        monkeypatch.setattr(durable, "destroy", Mock(side_effect=KeyboardInterrupt))
+        with pytest.raises(KeyboardInterrupt):
+            maintain.cancel(store, name)
+        seen = audit(root)
+        assert not seen.faults and any(note.startswith("work: ") for note in seen.notes)
+        (root / "data" / ".tmp-table").mkdir()
+        seen = audit(root)
+        assert not seen.faults and any(note.startswith("data: ") for note in seen.notes)
+
+
+def test_nothing_is_said_of_rests_while_a_run_is_at_work(tmp_path):
+    """What a run puts in place before it decides looks like what an earlier one left."""
+    root, seen = made_store(tmp_path / "store"), []
+    save = commit.tables.save
+
+    def and_look(*given):
+        name = save(*given)
+        seen.append(audit(root))
+        return name
+
+    with Store(root) as store, pytest.MonkeyPatch.context() as patch:
+        patch.setattr(commit.tables, "save", and_look)
+        store.ledger.add(users(1))
+        assert run(store, stand())[0].committed
+    assert len(list((root / "data").iterdir())) == 1 and not audit(root).faults
+    assert not seen[0].faults and any("at work" in note for note in seen[0].notes)
+
+
+def test_a_run_that_begins_and_ends_during_the_look_is_none_of_its_findings(tmp_path, monkeypatch):
+    root, asked, found = made_store(tmp_path / "store"), [users(1)], []
+    real = rests_of._work
+
+    def after_a_run(*given):
+        while asked:
+            with Store(root) as other:
+                other.ledger.add(asked.pop())
+                assert run(other, stand())[0].committed
+        real(*given)
+
+    monkeypatch.setattr(rests_of, "_work", after_a_run)
+    with Store(root, looks=True) as store:
+        rests_of.rests(store, found, notes := [])
+    assert not found and not asked and "at work" in notes[0]
 
 
 def test_an_export_is_of_one_state_though_a_run_commits_meanwhile(tmp_path, monkeypatch):

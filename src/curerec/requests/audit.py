@@ -20,6 +20,7 @@ from curerec.recommender import manifest
 from curerec.requests import chain, keys, signing
 from curerec.requests.chain import FILE_NAME, Link
 from curerec.requests.database import snapshot
+from curerec.requests.rests import rests
 from curerec.requests.store import CURRENT, Store
 
 T = TypeVar("T")
@@ -82,6 +83,7 @@ def audit(root: Path, *, public: Path | None = None, head: str | None = None) ->
         _or_fault(found, "reports", None, _reports, store, links, found)
         _or_fault(found, "requests", None, _requests, store, links, found)
         _or_fault(found, "batches", None, _cut_off, store, found)
+        _or_fault(found, "work, data, quarantine", None, rests, store, found, notes)
         return Findings(
             len(links),
             versions,
