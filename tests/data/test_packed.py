@@ -89,12 +89,15 @@ def test_texts_of_any_type(folder, made, tmp_path, kind):
     assert pack(tmp_path / "in", tmp_path / "out").fingerprint == made.fingerprint
 
 
-@pytest.mark.parametrize("ids", ["integers", "text", "blanks"])
+@pytest.mark.parametrize("ids", ["integers", "text", "blanks", "forms"])
 @pytest.mark.parametrize("timed", [True, False])
 def test_ids_and_times_of_any_kind(tmp_path, ids, timed):
     rng = np.random.default_rng(3)
     pairs = [(u, i) for u in (7, 10, 100, 9) for i in rng.choice(40, 12, replace=False).tolist()]
     kinds = {"integers": int, "text": lambda v: f"x{v}", "blanks": lambda v: f" {v}" if v % 2 else f"{v} "}
+    kinds["forms"] = lambda v: (
+        f"{rng.choice(['é', 'e' + chr(0x301)])}{v}"
+    )  # one sign, or a letter and its accent
     order = rng.permutation(len(pairs))
     values = {
         "user": [kinds[ids](pairs[k][0]) for k in order],

@@ -5,6 +5,7 @@ from __future__ import annotations
 import datetime
 import hashlib
 import time
+from dataclasses import replace
 
 import numpy as np
 import pyarrow as pa
@@ -13,9 +14,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from curerec.data.columns import Origin
+from curerec.data.forget import deleted_rows
 from curerec.data.table import interactions
 from curerec.errors import DataError
 from curerec.interactions import digest_of_titles
+from curerec.records import ForgetRequest
 
 TITLES = {"1": "One", "2": "Two", "10": "Ten"}
 
@@ -69,6 +72,21 @@ def test_ids_of_any_type():
     want = columns(build(["1", "2"], ["1", "2"], [1, 2], [0, 0]))
     for users in ([1, 2], [1.0, 2.0], [" 1", "2 "], [1, "2"], pa.array(["1", "2"]).dictionary_encode()):
         assert columns(build(users, ["1", "2"], [1, 2], [0, 0])) == want
+
+
+def test_an_id_is_one_however_its_letters_are_spelled():
+    """Keyboards and file systems write an accent as a letter of its own, or do not."""
+    rows = (["1", "1"], [5, 3], [0, 1], {"1": "One"})
+    one, two = build(["Amélie", "bob"], *rows), build(["Ame\u0301lie", "bob"], *rows)
+    assert one.fingerprint == two.fingerprint and one.users.tolist() == ["Amélie", "bob"]
+    with pytest.raises(DataError, match="repeats the user and item of row 1"):
+        build(["Amélie", "Ame\u0301lie"], *rows)
+    for spelled in ("Amélie", "Ame\u0301lie"):
+        request = ForgetRequest("users", (spelled,))
+        assert deleted_rows(one, request).tolist() == [True, False]
+        old = one.ratings.set_column(0, "user", pa.array(["Ame\u0301lie", "bob"]).dictionary_encode())
+        # As it was read before ids were of one form.
+        assert deleted_rows(replace(one, ratings=old), request).tolist() == [True, False]
 
 
 def test_whole_catalogue_is_kept():

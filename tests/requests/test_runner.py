@@ -294,6 +294,34 @@ def test_deleted_rows_do_not_come_back(root):
     sound(root)
 
 
+@pytest.mark.parametrize("before", [False, True])
+def test_deleted_rows_do_not_come_back_spelled_otherwise(tmp_path, monkeypatch, before):
+    """Also of a store whose table and tags are from before ids were of one Unicode form."""
+    with monkeypatch.context() as patch:
+        if before:
+            patch.setattr("curerec.data.columns.nfc", lambda text: text)
+            patch.setattr("curerec.requests.ledger.unicodedata.normalize", lambda form, text: text)
+        root = made_store(tmp_path / "store", data=made_data(prefix="Ame\u0301lie"))
+        with Store(root) as store:
+            store.ledger.add(Asked("users", (("Ame\u0301lie001",),)))
+            if before:
+                assert run(store, stand())[0].committed
+    with Store(root) as store:
+        asked = [Asked("users", ((f"{name}002",),)) for name in ("Amélie", "Ame\u0301lie")]
+        same = [store.ledger.add(one)[0] for one in asked]
+        assert same[0] == same[1]
+        store.table().check("users", [("Amélie002",), ("Ame\u0301lie002",)], (), "x.csv")
+        assert run(store, stand())[0].committed
+        assert len(store.table().data.users) == 38
+        for name in ("Amélie", "Ame\u0301lie"):
+            more = made_data(3, prefix=name)
+            with pytest.raises(RefusedError, match=r"40 row\(s\) were deleted"):
+                maintain.ingest(store, more)
+            with pytest.raises(DataError, match="no row that is new"):  # of the one who stayed
+                maintain.ingest(store, more, skip=True)
+    sound(root)
+
+
 def test_a_shredded_key_makes_pseudonyms_untestable(root):
     with Store(root) as store:
         name, _ = store.ledger.add(users(1))

@@ -64,7 +64,7 @@ def refuse(bad: pa.Array, what: str, origin: Origin, mend: str) -> None:
 
 
 def ids(values: Any, what: str, origin: Origin) -> pa.Array:
-    """Ids as strings without blanks around them; ``what`` is ``user id`` or ``item id``."""
+    """Ids as strings in one Unicode form, no blanks around them; ``what`` is ``user id`` or ``item id``."""
     array = as_array(values)
     mend = f"Give every row a {what} (text or a whole number)."
     refuse(pc.is_null(array), f"{what} is missing", origin, mend)
@@ -72,7 +72,7 @@ def ids(values: Any, what: str, origin: Origin) -> pa.Array:
         refuse(pc.invert(_whole(array)), f"{what} is no whole number", origin, mend)
         array = array.cast(pa.int64())
     try:
-        text = pc.ascii_trim_whitespace(array.cast(pa.string()))
+        text = nfc(pc.ascii_trim_whitespace(array.cast(pa.string())))
     except (pa.ArrowInvalid, pa.ArrowNotImplementedError):
         raise DataError(f"{what} column holds neither text nor whole numbers", where=origin.file) from None
     refuse(pc.equal(text, ""), f"{what} is empty", origin, mend)
@@ -135,10 +135,25 @@ def refuse_other_times(names: list[str], file: str) -> None:
         raise DataError("has a column of times under another name", where=file, mend=mend)
 
 
+def nfc(text: pa.Array) -> pa.Array:
+    """Texts in one Unicode form (NFC); what is ASCII is as it was.
+
+    An accented letter is one sign or two, by what wrote it: an id in the other form would be another person.
+    """
+    return pc.utf8_normalize(text, form="NFC") if _beyond_ascii(text) else text
+
+
+def _beyond_ascii(text: pa.Array) -> bool:
+    return bool(pc.any(pc.invert(pc.string_is_ascii(text))).as_py())
+
+
 def codes_in(known: pa.Array, ids: pa.Array | list[str]) -> np.ndarray:
-    """Place of each id among the known ones, int32 [n]; -1 where it is none of them."""
+    """Place of each id among the known ones, int32 [n]; -1 where it is none of them in any Unicode form."""
     values = ids if isinstance(ids, pa.Array) else pa.array(ids, pa.string())
     codes = pc.index_in(values, value_set=known)
+    if codes.null_count and _beyond_ascii(values.filter(pc.is_null(codes))):
+        # Requests come in any form, and what was stored before ids were read in one still has its own.
+        codes = pc.coalesce(codes, pc.index_in(nfc(values), value_set=nfc(known)))
     return codes.fill_null(-1).to_numpy(zero_copy_only=False).astype(np.int32)
 
 

@@ -12,6 +12,7 @@ import datetime
 import re
 import secrets
 import sqlite3
+import unicodedata
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
@@ -35,7 +36,7 @@ class Asked:
 
     Attributes:
         kind: ``users``, ``items`` or ``interactions``.
-        entries: of it, in order, each once.
+        entries: of it, in order, each once; kept in Unicode's form NFC.
         reason: free text; stays in the ledger, never in a record.
         due: date by which it must be done, ``YYYY-MM-DD``.
     """
@@ -64,6 +65,9 @@ class Asked:
             "".join((self.reason or "", *(i for e in self.entries for i in e))).encode()
         except UnicodeEncodeError:
             raise RequestError("a text of it is not Unicode", where="request", mend="Use UTF-8") from None
+        # As ids of data are read: else the same request in another form would be another, and so its tags.
+        one_form = (tuple(unicodedata.normalize("NFC", i) for i in entry) for entry in self.entries)
+        object.__setattr__(self, "entries", tuple(one_form))
         if self.reason is not None and len(self.reason) > MAX_REASON:
             raise RequestError(
                 f"its reason is longer than {MAX_REASON} characters", where="request", mend="Shorten it"

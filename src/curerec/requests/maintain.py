@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import datetime
 import os
+import unicodedata
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +23,7 @@ from curerec.requests.ledger import now
 from curerec.requests.lock import held, runner
 from curerec.requests.recovery import clear_work, recover
 from curerec.requests.store import CURRENT, Store
+from curerec.requests.table import Entry
 
 LOOK_S = 0.1  # a cancellation waits for the lock: a look by `held` takes it for an instant
 
@@ -97,14 +99,14 @@ def ingest(store: Store, new: Interactions, *, skip: bool = False) -> tuple[int,
         tags = {row["tag"] for row in store.db.execute("SELECT tag FROM block")}
         users, items = new.ratings["user"].to_pylist(), new.ratings["item"].to_pylist()
         barred = {
-            "users": {u for u in set(users) if keys.block_tag(key, "users", (u,)) in tags},
-            "items": {i for i in set(items) if keys.block_tag(key, "items", (i,)) in tags},
+            "users": {u for u in set(users) if tags & _tags(key, "users", (u,))},
+            "items": {i for i in set(items) if tags & _tags(key, "items", (i,))},
         }
         blocked = np.asarray(
             [
                 u in barred["users"]
                 or i in barred["items"]
-                or keys.block_tag(key, "interactions", (u, i)) in tags
+                or bool(tags & _tags(key, "interactions", (u, i)))
                 for u, i in zip(users, items, strict=True)
             ],
             dtype=bool,
@@ -141,6 +143,12 @@ def ingest(store: Store, new: Interactions, *, skip: bool = False) -> tuple[int,
             store.ledger.tell("data", f"{added} rows added, {left} deleted ones kept out")
         recover(store)
         return added, left
+
+
+def _tags(key: bytes, kind: str, entry: Entry) -> set[str]:
+    """What a deleted entry may have left: requests of before kept the Unicode form that they came in."""
+    forms = {tuple(unicodedata.normalize(form, i) for i in entry) for form in ("NFC", "NFD")}
+    return {keys.block_tag(key, kind, one) for one in forms}
 
 
 def cancel(store: Store, request: str) -> None:

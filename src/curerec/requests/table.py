@@ -90,7 +90,11 @@ class Table:
         """bool [n]: the table holds a row of this user, of this item, or this pair."""
         if kind == "interactions":
             return self._rows_of_pairs(entries) >= 0
-        return np.asarray([entry[0] in self._known[kind] for entry in entries], bool)
+        known, names = self._known[kind], [entry[0] for entry in entries]
+        found = np.asarray([name in known for name in names], bool)
+        if not found.all():  # in another Unicode form, perhaps
+            found |= codes_in(pa.array(sorted(known), pa.string()), names) >= 0
+        return found
 
     def _rows_of_pairs(self, entries: Sequence[Entry]) -> np.ndarray:
         users = codes_in(self.data.user_ids, [entry[0] for entry in entries])
