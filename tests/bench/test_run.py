@@ -210,6 +210,26 @@ def test_predictions_give_the_row_back(made):
     assert set(said) == {"forget", "control", "test"} and len(said["forget"]) == row["n_forget"]
 
 
+def test_a_kill_before_the_row_leaves_the_earlier_one_with_its_own_answers(made, tmp_path, monkeypatch):
+    """The file of answers is written first; what no row names goes with the next run."""
+    monkeypatch.setenv("CUREREC_CACHE", str(made.folder / "cache"))
+    out = tmp_path / "out"
+    shutil.copytree(made.out, out)
+    job = next(j for j in plan(made.recipe) if j.kind == "cell" and j.method == "grad_diff")
+    row = next(r for r in made.rows if r["method"] == "grad_diff" and r["seed"] == job.seed)
+    shop, whole = Workshop(made.recipe, out, made.places), tree(out / "predictions")
+    ((_, again),) = shop.do(job, {})
+    assert again["jsd"] == row["jsd"] and tree(out / "predictions") == whole  # of the same answers one file
+    ((_, other),) = shop.do(job, {"lr": 3e-3})
+    assert rows.row_key(other) == rows.row_key(row) and other["jsd"] != row["jsd"]
+    now = tree(out / "predictions")
+    assert {name: now[name] for name in whole} == whole and now.keys() - whole.keys() == {
+        other["predictions"]
+    }
+    run(made.recipe, out, places=made.places)
+    assert tree(out / "predictions") == whole
+
+
 def test_progress_says_how_much_is_left(made):
     assert any("left" in line and line.startswith("[") for line in made.told)
     assert "nothing left" in made.told[-1]

@@ -11,10 +11,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from curerec.bench import artefacts
+from curerec.bench import artefacts, rows
 from curerec.bench.crew import Alone, Crew, Event, Orders, Processes
 from curerec.bench.known import Known
-from curerec.bench.lines import append_line
+from curerec.bench.lines import append_line, read_lines
 from curerec.bench.plan import Job, Place, nearness, plan
 from curerec.bench.recipe import BenchRecipe
 from curerec.bench.timing import Estimate, duration
@@ -299,11 +299,17 @@ def _prepare(out: Path) -> None:
 
 
 def _sweep(out: Path) -> None:
-    """Remove what a kill left of files that were being written: it may hold answers to people's prompts."""
+    """Remove what no run needs any more: it may hold answers to people's prompts.
+
+    That is what a kill left of files that were being written, and answers that no row names: a kill came
+    before their row, or another row has replaced theirs.
+    """
     for name in ("", artefacts.YARDSTICKS, artefacts.PREDICTIONS):
         durable.sweep(out / name)
+    named = {row.get("predictions") for row in rows.newest(read_lines(out / ROWS, rows.NEEDED))}
+    answers = [p for p in (out / artefacts.PREDICTIONS).glob("*.safetensors") if p.name not in named]
     with durable.storing(str(out)):
-        for path in out.glob(".bench.html.*.part"):
+        for path in (*out.glob(".bench.html.*.part"), *answers):
             path.unlink(missing_ok=True)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import time
 from collections.abc import Mapping
@@ -193,11 +194,16 @@ class Workshop(Materials):
         }
 
     def _keep(self, row: rows.Row, new: Candidate) -> str:
-        """P(yes) of each example, for the significance test; the order is that of the yardstick."""
+        """P(yes) of each example, for the significance test; the order is that of the yardstick.
+
+        The file is named by the row's key and the answers: where a kill comes before the row, the earlier
+        row of the same key still has the file with its own.
+        """
         about = {"row": json.dumps(rows.row_key(row))}
-        name = f"{kept.digest(about)[:16]}.safetensors"
         parts = [part for part in PREDICTED if part in self.parts]
         arrays = {part: p_yes(new.logits[part]).astype(np.float32) for part in parts}
+        answers = hashlib.sha256(b"".join(array.tobytes() for array in arrays.values())).hexdigest()
+        name = f"{kept.digest({**about, 'answers': answers})[:16]}.safetensors"
         kept.write_arrays(self.out / kept.PREDICTIONS / name, arrays, about)
         return name
 
