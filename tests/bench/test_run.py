@@ -115,7 +115,8 @@ def test_rows_bear_the_names_of_the_protocol_and_a_reason_for_every_gap(made):
     for row in made.rows:
         assert set(rows.COLUMNS) | set(rows.ABOUT) <= set(row)
         asked = {"depth"} & row.keys()  # beyond the protocol's, of methods alone
-        gaps = {name for name in (*rows.COLUMNS, *rows.FURTHER, *asked) if row.get(name) is None}
+        named = (*rows.COLUMNS, *rows.FURTHER, rows.LATENCY, *asked)
+        gaps = {name for name in named if row.get(name) is None}
         if row["residual"] is not None and row.get("residual_low") is None and "retrain" not in row["method"]:
             gaps.add("residual_low")  # in some resamples nothing was there to forget
         assert set(row["missing"]) == gaps and all(row["missing"].values())

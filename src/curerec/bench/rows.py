@@ -73,6 +73,8 @@ FURTHER = (
     "forward_ratio",
     "mem_rise_bytes",
 )
+#: What a row of a method holds beside its metrics: it is timed, not read off the answers.
+LATENCY = "latency_ratio"
 #: What section 5 names that costs more than the answers on the four parts; a recipe asks for it.
 ATTACKS = ("relearn_ratio", "int8_residual", "nf4_residual")
 #: What stays of a row where only costs mean anything.
@@ -91,6 +93,7 @@ NOT_ASKED = "the recipe does not ask for it (columns)"
 REFERENCE = "a retrain is what the others are compared with"
 TRAINED = "not asked of them: base, original and retrains are made once and used by all cells"
 NO_SCALE = "the ceiling is not above the floor: there is no scale"
+NO_VALID = "there is no validation example to time an answer on"
 NO_INTERVAL = "in some resamples of the users nothing was there to forget: no interval"
 UNTOLD = "the method does not say"
 #: Begins the failure of a cell whose method handed the original back.
@@ -183,10 +186,11 @@ def explained(row: Row) -> Row:
         **dict.fromkeys(
             ("relearn_ratio", "int8_residual", "nf4_residual"), TRAINED if reference else NOT_ASKED
         ),
+        LATENCY: TRAINED if reference else NO_VALID,
     }
     missing = {
         name: row["missing"].get(name) or why.get(name, UNTOLD)
-        for name in dict.fromkeys((*COLUMNS, *FURTHER, *row["missing"]))
+        for name in dict.fromkeys((*COLUMNS, *FURTHER, LATENCY, *row["missing"]))
         if row.get(name) is None
     }
     if row.get("residual") is not None and row.get("residual_low") is None and not is_retrain(row["method"]):

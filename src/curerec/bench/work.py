@@ -244,7 +244,7 @@ class Workshop(Materials):
             **self._of_data(job),
             "settings": dict(settings),
             "failure": failure,
-            "missing": dict.fromkeys((*rows.COLUMNS, *rows.FURTHER), "the cell failed"),
+            "missing": dict.fromkeys((*rows.COLUMNS, *rows.FURTHER, rows.LATENCY), "the cell failed"),
             "wall_s": seconds,
         }
 
