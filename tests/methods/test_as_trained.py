@@ -3,19 +3,21 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import torch
 
 from curerec import pipeline
-from curerec.bench.sequence import one_after_the_other, parts_of
+from curerec.bench.sequence import explained, one_after_the_other, parts_of
 from curerec.measuring import sizes_of
 from curerec.methods import METHODS
 from curerec.methods.batches import RetainBatches
 from curerec.methods.task import Task
 from curerec.models import logits_of
 from curerec.recommender.stored_answers import StoredAnswers
+from curerec.records import Outcome
 from curerec.splitting import granted
 from made_recommender import DATA, USERS, opened, trained
 
@@ -135,3 +137,23 @@ def test_a_sequence_keeps_the_answers_and_not_those_of_the_version_before(recomm
     one_after_the_other(replace(at, answered=None), USERS, 3, "npo", config, seed=0, as_trained=True)
     kept = seen[-1].as_trained
     np.testing.assert_allclose(kept.logits, at.answered.find(kept.examples)[0], atol=1e-5)
+
+
+def test_a_sequence_says_what_its_parts_did_not_the_last_one_alone(recommender, monkeypatch):
+    at, parts = opened(recommender), iter([(40, 3, 0.5), (90, 7, 0.9), (60, 5, 0.7)])
+
+    def carried_out(task, method, config):
+        n, core, agreement = next(parts)
+        circuit = SimpleNamespace(core=range(core), faithfulness=agreement)
+        groups = SimpleNamespace(agreement=np.full(4, agreement))
+        model = at.recommender.model
+        return Outcome(method, model, 1.0, 2.0, n_trainable=n, circuit=circuit, groups=groups)
+
+    monkeypatch.setattr("curerec.bench.sequence.carry_out", carried_out)
+    out = one_after_the_other(at, USERS, 3, "cure", None, seed=0)
+    assert (out.t_core_s, out.t_total_s, out.n_trainable) == (3.0, 6.0, 90)
+    told = explained(out)
+    assert told["circuit_size"] == 7 and told["group_agreement"] == told["faithfulness"] == pytest.approx(0.7)
+    assert [part["trainable_parameters"] for part in told["of_parts"]] == [40, 90, 60]
+    assert [part["circuit_size"] for part in told["of_parts"]] == [3, 7, 5]
+    assert "of_parts" not in explained(Outcome("npo", None, 1.0, 2.0))

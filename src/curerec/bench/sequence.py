@@ -48,10 +48,11 @@ def one_after_the_other(
     as_trained: bool = False,
     reporter: Reporter | None = None,
 ) -> Outcome:
-    """Carry out the parts of a request; seconds add up.
+    """Carry out the parts of a request; seconds add up, of the parameters the most that a part moved count.
 
     Each part is forgotten by the model that the part before left, on the data that part left. A part of which
-    nothing was trained on has nothing to forget and is passed over.
+    nothing was trained on has nothing to forget and is passed over. ``details["parts"]`` has what each part
+    says (:func:`said`).
 
     Args:
         opened: the recommender as trained.
@@ -90,7 +91,34 @@ def one_after_the_other(
         t_core_s=sum(one.t_core_s for one in done),
         t_total_s=sum(one.t_total_s for one in done),
         stop_reason="; ".join(dict.fromkeys(one.stop_reason for one in done)),
+        n_trainable=max(one.n_trainable for one in done),
+        details={**done[-1].details, "parts": [said(one) for one in done]},
     )
+
+
+def said(outcome: Outcome) -> dict[str, Any]:
+    """What the row of one update holds of its choice: plain numbers, by name."""
+    out: dict[str, Any] = {"trainable_parameters": outcome.n_trainable}
+    if outcome.circuit is not None:
+        out |= {"circuit_size": len(outcome.circuit.core), "faithfulness": outcome.circuit.faithfulness}
+    if outcome.groups is not None:
+        out["group_agreement"] = float(outcome.groups.agreement.mean())
+    return out
+
+
+def explained(outcome: Outcome) -> dict[str, Any]:
+    """What a row holds of how a method chose; of a sequence, of all parts.
+
+    Numbers of parameters and of modules are the largest of a part's, the others the parts' mean; ``of_parts``
+    has each.
+    """
+    out: dict[str, Any] = {}
+    parts = outcome.details.get("parts")
+    each = parts or [said(outcome)]
+    for name in ("circuit_size", "faithfulness", "group_agreement"):
+        if values := [part[name] for part in each if part.get(name) is not None]:
+            out[name] = max(values) if name == "circuit_size" else float(np.mean(values))
+    return out if parts is None else {**out, "of_parts": parts}
 
 
 def _answers(opened: Opened) -> StoredAnswers:

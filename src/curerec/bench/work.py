@@ -17,7 +17,7 @@ from curerec.bench.blind import blind_task
 from curerec.bench.failures import told
 from curerec.bench.materials import Materials
 from curerec.bench.plan import Job, config_hash, tries_of
-from curerec.bench.sequence import one_after_the_other
+from curerec.bench.sequence import explained, one_after_the_other
 from curerec.config import Strict
 from curerec.errors import CurerecError, RefusedError, StorageError
 from curerec.evaluation import METRICS
@@ -32,7 +32,7 @@ from curerec.machine import timed_on, versions
 from curerec.measure import candidate, cells, chosen_metrics
 from curerec.pipeline import carry_out, task_for, unlearn
 from curerec.progress import Clock
-from curerec.records import ForgetSplit, Outcome
+from curerec.records import ForgetSplit
 from curerec.splitting import drawn_request
 
 Done = list[tuple[str, rows.Row]]  # (file, row)
@@ -165,7 +165,7 @@ class Workshop(Materials):
             settings=dict(settings),
             cpu_s=used,
             latency_ratio=latency,
-            **_explained(outcome),
+            **explained(outcome),
         )
         row = rows.explained(row)
         row["predictions"] = self._keep(row, new)
@@ -320,13 +320,3 @@ def _as_run(config: Strict | None, outcome: Outcome) -> dict[str, Any] | None:
     values = config.model_dump(mode="json")
     ran = getattr(outcome.details.get("update"), "forget_loss", None)
     return values | {"forget_loss": ran} if ran is not None and "forget_loss" in values else values
-
-
-def _explained(outcome: Outcome) -> dict[str, Any]:
-    """What a circuit method says of its choice."""
-    out: dict[str, Any] = {}
-    if outcome.circuit is not None:
-        out |= {"circuit_size": len(outcome.circuit.core), "faithfulness": outcome.circuit.faithfulness}
-    if outcome.groups is not None:
-        out["group_agreement"] = float(outcome.groups.agreement.mean())
-    return out
