@@ -30,12 +30,14 @@ def candidate(outcome: Outcome, meter: Meter | None = None) -> Candidate:
 
     Args:
         outcome: of the method.
-        meter: that it ran under, where it did.
+        meter: that it ran under, where it did. Passes of a making that was before the request (the methods
+            of shards) are taken off; peak memory is of both.
     """
     rebuild = outcome.details.get("rebuild")
     one = Candidate(outcome.model, outcome.t_core_s, outcome.t_total_s, outcome.n_trainable, rebuild)
     if meter is not None:
-        one.forward_equivalents = meter.forward_equivalents
+        making = outcome.details.get("setup_forward_equivalents", 0.0)
+        one.forward_equivalents = meter.forward_equivalents - making
         one.peak_mem_bytes, one.mem_rise_bytes = meter.peak_mem_bytes, meter.mem_rise_bytes
     return one
 

@@ -8,8 +8,11 @@ import torch
 from scipy.special import logsumexp
 from sklearn.linear_model import Ridge
 
+from curerec.bench.sequence import explained
 from curerec.data.forget import apply_request
 from curerec.data.splits import per_user_split
+from curerec.evaluation.cost import Meter
+from curerec.measure import candidate
 from curerec.methods.apa.merged import Adaptive, attention, states_of
 from curerec.methods.receraser.method import Attending
 from curerec.methods.receraser.partition import balanced, factors, solve
@@ -172,9 +175,21 @@ def test_a_shard_of_which_nothing_is_left_has_no_say(kind):
 
 
 def test_setup_is_outside_of_the_request():
-    out = sisa(made_task(), SisaConfig(shards=2, slices=2))
+    task = made_task()
+    with Meter() as meter:
+        out = sisa(task, SisaConfig(shards=2, slices=2))
     assert out.details["setup_s"] > 0 and "train the shards" not in out.details["stages"]
     assert out.t_total_s == pytest.approx(sum(out.details["stages"].values()))
+    # What is counted as the request's is what restarting takes when the shards are there already.
+    before = before_deletion(task)
+    shards = Shards(task, before, *dealt(before.user, 2, 2, task.seed))
+    with Meter() as making:
+        shards.train()
+    with Meter() as request:
+        shards.forget()
+    assert candidate(out, meter).forward_equivalents == request.forward_equivalents > 0
+    assert out.details["setup_forward_equivalents"] == making.forward_equivalents > 0
+    assert explained(out).items() >= {"setup_forward_equivalents": making.forward_equivalents}.items()
 
 
 # ---- RecEraser

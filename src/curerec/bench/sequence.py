@@ -107,13 +107,14 @@ def said(outcome: Outcome) -> dict[str, Any]:
 
 
 def explained(outcome: Outcome) -> dict[str, Any]:
-    """What a row holds of how a method chose; of a sequence, of all parts.
+    """What a row holds of how a method chose and of a making before the request; of a sequence, of all parts.
 
     Numbers of parameters and of modules are the largest of a part's, the others the parts' mean; ``of_parts``
     has each.
     """
-    out: dict[str, Any] = {}
-    parts = outcome.details.get("parts")
+    details = outcome.details
+    out: dict[str, Any] = {k: details[k] for k in ("setup_s", "setup_forward_equivalents") if k in details}
+    parts = details.get("parts")
     each = parts or [said(outcome)]
     for name in ("circuit_size", "faithfulness", "group_agreement"):
         if values := [part[name] for part in each if part.get(name) is not None]:

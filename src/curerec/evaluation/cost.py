@@ -13,12 +13,11 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch.nn.modules.module import register_module_forward_hook
-from transformers import PreTrainedModel
 
 from curerec.evaluation.candidate import Candidate
 from curerec.evaluation.metric import CannotError, Metric, Value
 from curerec.evaluation.scene import Ground, Scene
+from curerec.recommender.counted import PassCount
 from curerec.records import Examples
 
 NO_METER = "it was not run under a meter (curerec.evaluation.cost.Meter)"
@@ -28,13 +27,8 @@ LONG_S = 30.0  # seconds: noise of a machine is little beside it
 _PROC = Path("/proc/self")
 
 
-class Meter:
-    """Counts passes through any decoder, and the peak memory, of what runs inside ``with``.
-
-    ``forward_equivalents = prompts forward + 2 x prompts backward``, a backward pass costing about twice a
-    forward one. A batch counts as its number of prompts, whatever their length; a pass is counted where the
-    decoder stack is entered, a backward where a gradient reaches the stack's output. A pass through parts of
-    the stack counts whole.
+class Meter(PassCount):
+    """Counts passes through any decoder (:class:`curerec.recommender.counted.PassCount`), and peak memory.
 
     Peak memory is that of the GPU's allocator, or on the CPU the largest resident set of the process, whose
     mark Linux lets a process take back (``/proc/self/clear_refs``) after what was freed before is handed back
@@ -54,11 +48,10 @@ class Meter:
     """
 
     def __init__(self) -> None:
-        self.forward_equivalents = 0.0
+        super().__init__()
         self.peak_mem_bytes: int | None = None
         self.mem_rise_bytes: int | None = None
         self._held: int | None = None
-        self._hook: Any = None
 
     def __enter__(self) -> Meter:
         if torch.cuda.is_available():
@@ -66,34 +59,19 @@ class Meter:
             self._held = torch.cuda.memory_allocated()
         elif _reset_mark():
             self._held = _read_mark()
-        self._hook = register_module_forward_hook(self._count)
+        super().__enter__()
         return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        self._hook.remove()
+        super().__exit__(kind, error, trace)
         if torch.cuda.is_available():
             self.peak_mem_bytes = torch.cuda.max_memory_allocated()
         elif self._held is not None:
             self.peak_mem_bytes = _read_mark()
         if self.peak_mem_bytes is not None and self._held is not None:
             self.mem_rise_bytes = max(0, self.peak_mem_bytes - self._held)
-
-    def _count(self, module: Any, args: Any, output: Any) -> None:
-        # The decoder stack: a model whose output is hidden states, without a readout of its own.
-        if not isinstance(module, PreTrainedModel) or module.get_output_embeddings() is not None:
-            return
-        hidden = getattr(output, "last_hidden_state", None)
-        if hidden is None:
-            return
-        prompts = hidden.shape[0]
-        self.forward_equivalents += prompts
-        if hidden.requires_grad:
-            hidden.register_hook(lambda grad: self._backward(prompts))
-
-    def _backward(self, prompts: int) -> None:
-        self.forward_equivalents += 2 * prompts
 
 
 def latency_ratio(

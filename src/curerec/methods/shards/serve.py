@@ -10,6 +10,7 @@ from curerec.methods.shards.together import Together
 from curerec.methods.shards.training import Shards
 from curerec.methods.task import Task
 from curerec.progress import Clock
+from curerec.recommender.counted import PassCount
 from curerec.records import Outcome
 
 
@@ -21,9 +22,9 @@ def serve(
 ) -> Outcome:
     """Train the shards as if at the recommender's making, then carry out the request.
 
-    The making is no part of the request's time (``details["setup_s"]`` has it); restarting shards and
-    whatever
-    must be fitted anew afterwards is.
+    The making is no part of the request's cost (``details["setup_s"]`` and
+    ``details["setup_forward_equivalents"]`` have its seconds and passes); restarting shards and whatever must
+    be fitted anew afterwards is.
 
     Args:
         task: the request.
@@ -32,7 +33,7 @@ def serve(
         answer: the model that answers with the shards.
     """
     setup = Clock(task.clock.reporter)
-    with setup.stage("train the shards") as advance:
+    with PassCount() as passes, setup.stage("train the shards") as advance:
         shards = make()
         shards.train(advance)
     with task.clock.stage("update") as advance:
@@ -48,6 +49,7 @@ def serve(
         details={
             "stages": dict(task.clock.seconds),
             "setup_s": setup.total_s,
+            "setup_forward_equivalents": passes.forward_equivalents,
             "shards": shards.n_shards,
             "hit": hit,
             "restarted": tuple(shards.restarted),
