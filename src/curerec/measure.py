@@ -18,7 +18,7 @@ from curerec.evaluation.residual import Reference
 from curerec.evaluation.scene import Ground, scenes
 from curerec.methods import METHODS
 from curerec.opened import Opened
-from curerec.records import ForgetSplit, Outcome
+from curerec.records import ForgetRequest, ForgetSplit, Outcome
 
 NO_SECOND = "no second model was retrained, and distances to it cannot be computed"
 #: Metrics that are whole numbers.
@@ -55,6 +55,17 @@ def method_of(card: Mapping[str, Any]) -> str:
     done = card.get("unlearned") or []
     name = done[-1].get("method") if done else "retrain" if card.get("without") else None
     return name if name in METHODS else "given"
+
+
+def of_others(card: Mapping[str, Any], request: ForgetRequest) -> bool:
+    """Whether a model was made for other requests than this one, by its card; one that names none was not.
+
+    Args:
+        card: of :func:`curerec.recommender.storage.read_card`.
+        request: that the model is judged by.
+    """
+    made_for = [*(step.get("request") for step in card.get("unlearned") or []), card.get("without")]
+    return any(made_for) and request.digest not in made_for
 
 
 @dataclass

@@ -156,8 +156,13 @@ def test_shadows_are_of_the_settings_that_the_model_was_unlearned_by(made_path, 
     assert all("of at least 16 shadow" in one for one in said("--unlearned", made_path.new / "recommender"))
     card = storage.read_card(out / "recommender")
     del card["unlearned"][0]["config"]  # as written before cards had it
-    (out / "recommender" / storage.CARD).write_text(json.dumps(card))
-    assert all("of at least 16 shadow" in one for one in said("--unlearned", out / "recommender"))
+    card["unlearned"][0]["request"] = "another"
+    for of_another in (False, True):  # before and after the card says so
+        judged = json.loads((tmp_path / "judged" / "record.json").read_text())
+        assert judged["request"]["other"] is of_another
+        assert ("other requests" in (tmp_path / "judged" / "report.html").read_text()) is of_another
+        (out / "recommender" / storage.CARD).write_text(json.dumps(card))
+        assert all("of at least 16 shadow" in one for one in said("--unlearned", out / "recommender"))
 
 
 def test_lora_unlearning_changes_the_adapter_alone(made_path):

@@ -180,6 +180,16 @@ def test_the_page_opens_with_the_verdict(
     assert also in words
 
 
+@pytest.mark.parametrize("verified", [True, False, None])
+def test_a_model_of_other_requests_is_not_said_to_be_of_this_one(
+    full: dict[str, Any], verified: bool | None
+) -> None:
+    full["verdict"]["verified"], full["request"]["other"] = verified, True
+    words = Page(render(full)).words
+    assert "to forget what other requests named, and is judged by one for 57 users" in words
+    assert "changed to forget 57 users" not in words
+
+
 def test_every_figure_of_the_summary_is_the_records(full: dict[str, Any]) -> None:
     words = Page(render(full)).words
     for shown in (

@@ -68,7 +68,7 @@ def evaluate(
     from curerec.cli.say import say_base, say_other_request, say_values, say_verdict, table_of
     from curerec.data.output import check_out, replacing
     from curerec.judge import judge
-    from curerec.measure import Candidate, ground_of, measure, method_of, names_for
+    from curerec.measure import Candidate, ground_of, measure, method_of, names_for, of_others
     from curerec.opened import base_model, check_lengthened, open_recommender
     from curerec.pipeline import check_method
     from curerec.recording import record_of
@@ -147,6 +147,7 @@ def evaluate(
             verdict_part=found,
             output=judged.card["weights_sha256"],
         )
+        record["request"]["other"] = of_others(judged.card, asked)
         if others := other_settings(judged.card, opened.recipe, name):
             record["missing"]["config"] = others
         with replacing(out, only=JUDGED) as stage:

@@ -82,8 +82,9 @@ def say_base(data: Any, recipe: Any, request: Any) -> None:
 
 def say_other_request(card: Any, request: Any) -> None:
     """Print that a model was made for other requests than the one it is judged by, where its card says so."""
-    made_for = [*(step.get("request") for step in card.get("unlearned") or []), card.get("without")]
-    if any(made_for) and request.digest not in made_for:
+    from curerec.measure import of_others
+
+    if of_others(card, request):
         typer.echo("note: the card of the model that is judged names other requests, and not this one")
 
 

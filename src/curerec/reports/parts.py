@@ -60,6 +60,7 @@ class Request(Part):
     Attributes:
         n_base_users, n_base_interactions: what of it the base model was pre-trained on, where that is known:
             it stays there, which ``note`` says in words.
+        other: the card of the model that is judged names other requests, and not this one.
     """
 
     kind: Literal["users", "items", "interactions"] | None = None
@@ -72,6 +73,7 @@ class Request(Part):
     n_base_interactions: Count = None
     note: Text = None
     digest: Text = None
+    other: bool | None = None
 
 
 class Split(Part):

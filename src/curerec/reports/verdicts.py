@@ -81,6 +81,9 @@ def verdict(record: Record, residual: float | None = None) -> tuple[str, str, st
     ours = record.ours
     took = f" in {f.seconds(ours.t_total_s)}" if ours and finite(ours.t_total_s) else ""
     done = f"the model was changed to forget {asked_for(record)}{took}"
+    if record.request.other:
+        named = "what other requests named, and is judged by one for"
+        done = f"the model was changed to forget {named} {asked_for(record)}"
     if record.verdict.verified is True:
         # The checks use D_f, D_c and D_v alone, also where retrains were made for the other figures.
         against = "that need no retrained model"
