@@ -124,6 +124,25 @@ def test_another_base_by_option_leaves_the_small_models_size_behind(tmp_path):
     assert parse(Recipe, other.model_dump(mode="json"), where="card") == other
 
 
+@pytest.mark.parametrize(
+    ("own", "model", "share"),
+    [
+        (None, "nano", 0.4), (None, "nano-0123456789ab", 0.4), (None, "some/folder", 0.0),
+        ("extends: demo", "some/folder", 0.0), ("extends: demo\nsplit: {train: 9}", "owner/name", 0.0),
+        ("extends: demo\nmodel: {base: some/folder}", None, 0.0), ("extends: demo", None, 0.4),
+        ("extends: demo\nsplit: {public_share: 0.3}", "some/folder", 0.3),
+        ("extends: between.yaml", "some/folder", 0.2), ("extends: lora", "some/folder", 0.0),
+    ],
+)  # fmt: skip
+def test_no_users_are_kept_for_a_base_that_is_not_made_of_them(own, model, share, tmp_path, capsys):
+    (tmp_path / "between.yaml").write_text("extends: quick\nsplit: {public_share: 0.2}\n")
+    (tmp_path / "own.yaml").write_text(f"{own}\n")
+    found = recipe_for("demo" if own is None else str(tmp_path / "own.yaml"), model, None)
+    assert found.split.public_share == share and found.split.train in (9, 7000, 12000)
+    told = "no users are kept for the base" in capsys.readouterr().out
+    assert told is (share == 0 and own != "extends: lora")
+
+
 #: What an adapter on a base that knows nothing of the task has otherwise than the demo (docs/method.md).
 OF_ADAPTERS = {
     ("rolled_back",): None,

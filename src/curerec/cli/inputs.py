@@ -70,14 +70,28 @@ def request_of(path: Path) -> Any:
 
 
 def recipe_for(name: str | None, model: str | None, seed: int | None) -> Any:
-    """The recipe in force: a named one or the model's default, with the options put in."""
-    from curerec.recipes import load_recipe
+    """The recipe in force: a named one or the model's default, with the options put in.
 
-    found = load_recipe(name or ("demo" if model in (None, "nano") else "lora"))
+    `demo` keeps users for the pre-training of nano. With another base these would be left out for nothing, so
+    none are, with a word on it, unless a recipe of the user's own says how many.
+    """
+    from curerec.recipes import load_recipe, own_settings
+    from curerec.recommender.bases import NANO
+
+    name = name or ("demo" if model in (None, "nano") else "lora")
+    found = load_recipe(name)
     update: dict[str, Any] = {}
     if model is not None:
         size = found.model.nano if model == "nano" else None  # another base has a size of its own
         update["model"] = found.model.model_copy(update={"base": model, "nano": size})
     if seed is not None:
         update["seed"] = seed
-    return found.model_copy(update=update)
+    found = found.model_copy(update=update)
+    base = Path(found.model.base).name
+    made_here = base == NANO or base.startswith(f"{NANO}-")  # pre-trained on the users that are kept for it
+    if found.split.public_share and not made_here:
+        split = own_settings(name).get("split")
+        if not isinstance(split, dict) or "public_share" not in split:
+            typer.echo(f"note: no users are kept for the base {base}, which is not pre-trained on them here")
+            found = found.model_copy(update={"split": found.split.model_copy(update={"public_share": 0.0})})
+    return found

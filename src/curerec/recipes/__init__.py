@@ -27,15 +27,28 @@ def load_recipe(name_or_path: str) -> Recipe:
     return parse(Recipe, _resolved(name_or_path, Path(), ()), where=name_or_path)
 
 
-def _resolved(name_or_path: str, beside: Path, extended: tuple[Path, ...]) -> Any:
+def own_settings(name_or_path: str) -> dict[str, Any]:
+    """What a recipe's files say themselves: nothing of what the recipes that ship do.
+
+    Raises:
+        ConfigError: as :func:`load_recipe`.
+    """
+    values = _resolved(name_or_path, Path(), (), own=True)
+    return values if isinstance(values, dict) else {}
+
+
+def _resolved(name_or_path: str, beside: Path, extended: tuple[Path, ...], *, own: bool = False) -> Any:
     """Values of a recipe and of those that it extends.
 
     Args:
         name_or_path: of the recipe.
         beside: folder that a path is seen from.
         extended: the files that led here.
+        own: without those of the recipes that ship.
     """
     if name_or_path in names():
+        if own:
+            return {}
         path = Path(str(files(__name__).joinpath(f"{name_or_path}.yaml")))
     else:
         path = beside / name_or_path
@@ -53,6 +66,6 @@ def _resolved(name_or_path: str, beside: Path, extended: tuple[Path, ...]) -> An
     other = values.pop("extends")
     if not isinstance(other, str):
         raise ConfigError("extends is no name", where=str(path), mend="Write `extends: lora`, or a file")
-    whole = _resolved(other, path.parent, (*extended, path.resolve()))
+    whole = _resolved(other, path.parent, (*extended, path.resolve()), own=own)
     parse(Recipe, whole, where=other)  # a fault is said of the file that it is in
     return merged(whole, values)
