@@ -178,6 +178,23 @@ def test_sections_are_reached_by_the_list_of_sections(browser: Any, tmp_path: Pa
     page.close()
 
 
+def test_a_table_that_is_too_wide_is_scrolled_by_keys(browser: Any, tmp_path: Path) -> None:
+    """It takes the focus by Tab, under its name, and then moves with the arrow keys."""
+    page, noise = opened(browser, write_report(failing_record(), tmp_path / "report.html"), width=NARROW)
+    hidden = "(e => e.querySelector(':scope > table') ? e.scrollWidth - e.clientWidth : 0)"
+    for _ in range(60):
+        page.keyboard.press("Tab")
+        if page.evaluate(f"{hidden}(document.activeElement)") > 0:
+            break
+    label = page.evaluate("document.activeElement.getAttribute('aria-label')")
+    assert label and page.get_by_role("region", name=label, exact=True).count() == 1
+    page.keyboard.press("ArrowRight")
+    page.wait_for_timeout(300)
+    assert page.evaluate("document.activeElement.scrollLeft") > 0
+    assert noise == []
+    page.close()
+
+
 def test_an_attack_in_the_record_does_nothing(browser: Any, tmp_path: Path) -> None:
     record = made_records.full_record()
     attack = '</svg></style></title><script>alert(1)</script><img src=x onerror=alert(1)>" onload="alert(1)'

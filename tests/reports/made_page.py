@@ -87,3 +87,12 @@ def assert_inert(html: str) -> Page:
     assert "http://" not in html.lower() and "https://" not in html.lower()
     assert "@import" not in page.style and "url(" not in page.style
     return page
+
+
+def assert_scrolled_by_keys(html: str) -> None:
+    """What scrolls by itself takes the keyboard's focus, and says what it is (WCAG 2.1.1, 4.1.2)."""
+    boxes = re.findall(r'<div class="scroll[^>]*>', html)
+    assert boxes
+    for box in boxes:
+        assert 'tabindex="0"' in box and 'role="region"' in box, box
+        assert re.search(r'aria-label="[^"]+"', box), box

@@ -10,6 +10,7 @@ import xml.etree.ElementTree as ET
 from pathlib import Path
 
 import pytest
+from made_page import assert_scrolled_by_keys
 
 from curerec.bench.summary import summarise
 from curerec.errors import DataError
@@ -38,6 +39,7 @@ def summary(tmp_path_factory):
 
 def test_the_page_shows_scale_table_pictures_marks_and_failures(summary):
     page = render_bench(summary)
+    assert_scrolled_by_keys(page)
     assert page.count('<table class="numbers bench">') == 2
     assert page.count("<svg") == 2 * 4 * 2  # requests, pictures, widths
     assert "Floor 0.00" in page and "out of memory" in page

@@ -9,6 +9,7 @@ import re
 
 import pytest
 from made_circuit import made_circuit
+from made_page import assert_scrolled_by_keys
 
 from curerec.circuits.exchange import CircuitFile
 from curerec.errors import DataError
@@ -31,6 +32,10 @@ def test_all_parts_and_lines_are_drawn():
     joined = links(file["edges"], 4, 4)
     assert page.count("data-edge=") == len(joined)
     assert sum(x.score for x in joined) == pytest.approx(sum(e["score"] for e in file["edges"]))
+
+
+def test_what_scrolls_can_be_scrolled_by_keys():
+    assert_scrolled_by_keys(render_circuit(made_circuit()))
 
 
 def test_parts_that_can_be_chosen_are_in_no_image():

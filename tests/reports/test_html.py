@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from made_page import Page, assert_inert
+from made_page import Page, assert_inert, assert_scrolled_by_keys
 from made_records import full_record, production_record
 
 from curerec.errors import DataError
@@ -178,6 +178,10 @@ def test_the_page_opens_with_the_verdict(
     sentence = words[words.index("UTC") :].removeprefix("UTC").strip()
     assert sentence.startswith(f"{word} The model was changed to forget 57 users in 5.9 s")
     assert also in words
+
+
+def test_what_scrolls_can_be_scrolled_by_keys(full: dict[str, Any]) -> None:
+    assert_scrolled_by_keys(render(full))
 
 
 @pytest.mark.parametrize("verified", [True, False, None])
