@@ -17,7 +17,7 @@ from curerec.bench.lines import read_lines
 from curerec.bench.plan import plan
 from curerec.bench.run import run
 from curerec.bench.summary import summarise
-from curerec.bench.work import ROWS, Workshop
+from curerec.bench.work import ROWS, TRIALS, Workshop
 from curerec.methods import METHODS
 from curerec.records import Outcome
 
@@ -155,6 +155,50 @@ def test_cells_of_one_request_are_measured_with_one_set_of_retrains(tmp_path, mo
             shop.do(job, {})
     assert run(of("grad_diff", "finetune"), out, places=place).done == 4
     assert {row["yardstick"] for row in rows.newest(read_lines(out / ROWS))} == {first_yardstick(out)}
+
+
+def test_a_choice_is_of_trials_of_one_original(tmp_path, monkeypatch):
+    """Where it is trained anew to other bits in the middle of a search, earlier trials are made again."""
+    monkeypatch.setenv("CUREREC_CACHE", str(tmp_path / "cache"))
+    out, place = tmp_path / "out", made_place(tmp_path)
+
+    def of(trials):
+        grids = {"npo": {"lr": [1e-3, 2e-3, 3e-3]}}
+        search = {"seed": 0, "trials": trials, "grids": grids}
+        return made_recipe(requests=[{"share": 0.2, "methods": ["npo"]}], search=search)
+
+    def trials():
+        return read_lines(out / TRIALS)
+
+    assert run(of(3), out, places=place).done == 2
+    first = trials()
+    original = {t["original"] for t in first}
+    (folder,) = (p for p in out.glob("models/original-*") if seed_of(p) == 0)
+    assert original == {card_of(folder)["weights_sha256"]} and [t["number"] for t in first] == [0, 1, 2]
+    keep_lines(out / TRIALS, first[:2])  # a sitting that ended in the middle of the search
+    shutil.rmtree(folder)
+    assert run(of(3), out, places=place).done == 2  # trained anew to the same bits: one is lacking
+    assert [t["number"] for t in trials()] == [0, 1, 2]
+    shutil.rmtree(folder)
+    assert run(of(3), out, places=place).done == 2 and not folder.exists()  # all is there
+    keep_lines(out / TRIALS, [{**t, "original": "of other bits"} for t in first[:2]])
+    assert run(of(3), out, places=place).done == 2
+    assert [(t["number"], t["original"]) for t in trials()[2:]] == [(n, *original) for n in range(3)]
+    keep_lines(out / TRIALS, [{k: v for k, v in t.items() if k != "original"} for t in first])
+    assert run(of(3), out, places=place).done == 2 and len(trials()) == 3  # of before: they count
+    assert len([r for r in read_lines(out / ROWS) if r["method"] == "npo"]) == 1  # the same choice each time
+
+
+def card_of(folder):
+    return json.loads((folder / "curerec.json").read_text())
+
+
+def seed_of(folder):
+    return card_of(folder)["recipe"]["seed"]
+
+
+def keep_lines(path, lines):
+    path.write_text("".join(json.dumps(line) + "\n" for line in lines))
 
 
 def nothing(task, config):

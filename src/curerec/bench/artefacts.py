@@ -148,6 +148,15 @@ def _titles_of(folder: Path) -> str | None:
     return found
 
 
+def weights_at(out: Path, about: Mapping[str, Any]) -> str | None:
+    """sha256 of the weights of a model of this description, by its card; None where it is gone."""
+    try:
+        found: str = storage.read_card(place_of(out, about))["weights_sha256"]
+    except ModelError:
+        return None
+    return found
+
+
 def backing(
     out: Path,
     yardstick: str,
@@ -179,10 +188,7 @@ def backing(
         models[name] = trained_as(fingerprint, of, about.get("request", ""), titles)
     known = True
     for name, trained_so in models.items():
-        try:
-            weights = storage.read_card(place_of(out, trained_so))["weights_sha256"]
-        except ModelError:
-            weights = None
+        weights = weights_at(out, trained_so)
         if weights is None or name not in about:
             known = False
         elif weights != about[name]:

@@ -39,6 +39,7 @@ class Known:
         self, recipe: BenchRecipe, jobs: Mapping[str, Job], out: Path, materials: Materials, *, retry: bool
     ) -> None:
         self.recipe, self.jobs, self.out = recipe, jobs, out
+        self._found: dict[tuple[str, str, int], str | None] = {}  # weights of originals, as last looked at
         self._same = cache(partial(artefacts.same_yardstick, out))
         self.hash = {k: config_hash(recipe, j) for k, j in jobs.items() if j.kind in ("cell", "trial")}
         yards = [j for j in jobs.values() if j.kind == "yardstick"]
@@ -56,6 +57,10 @@ class Known:
         self.rows = {rows.row_key(row): row for row in old if not (retry and row["failure"])}
         self.cells = [row for row in old if row["method"] not in recipe.measured_once]
 
+    def look_again(self) -> None:
+        """An original has been trained or found: trials are of it or of another one."""
+        self._found.clear()
+
     def add(self, file: str, row: Mapping[str, Any]) -> None:
         """Take up a line that has just been written."""
         if file == TRIALS:
@@ -66,9 +71,14 @@ class Known:
     def settled(self) -> set[str]:
         """Keys of the jobs that need not be done.
 
-        A yardstick whose models are gone is left as it is where all that waits for it is done.
+        A yardstick whose models are gone is left as it is where all that waits for it is done. Trials of an
+        original that is gone are settled where none of them has to be run; else when it is there again, and
+        it is seen whether it is the same.
         """
         done = {k for k, job in self.jobs.items() if self.is_done(job)}
+        for key in self._to_be_trained(done):
+            trials = {k for k, j in self.jobs.items() if j.kind == "trial" and key in j.needs}
+            done -= trials | {k for k, j in self.jobs.items() if trials & set(j.needs)}
         for yard in (j for j in self.jobs.values() if j.kind == "yardstick" and j.key not in done):
             if self._is_measured(yard) and self._is_backed(yard) is None and self.cells_of(yard) <= done:
                 done.add(yard.key)
@@ -95,11 +105,36 @@ class Known:
         found: Mapping[str, Any] = choice(mine, self.recipe.search.tolerance)["settings"] if mine else {}
         return found
 
+    def _to_be_trained(self, done: set[str]) -> set[str]:
+        """Keys of the originals that are gone and that some trial waits for."""
+        waiting = {n for k, j in self.jobs.items() if j.kind == "trial" and k not in done for n in j.needs}
+        gone = {t["dataset"]: t for t in self.trials if t.get(rows.ORIGINAL)}  # of the last that names one
+        return {
+            key
+            for key in waiting
+            if (job := self.jobs[key]).dataset in gone and self._weights(job, gone[job.dataset]) is None
+        }
+
+    def _weights(self, job: Job, trial: Mapping[str, Any]) -> str | None:
+        """sha256 of the development original's weights as it is now; None where it is gone."""
+        key = (job.dataset, job.model, job.seed)
+        if key not in self._found:
+            recipe = self.recipe.setting(job.dataset, job.model, seed=job.seed)
+            about = artefacts.trained_as(trial["fingerprint"], recipe, None, trial["titles"])
+            self._found[key] = artefacts.weights_at(self.out, about)
+        return self._found[key]
+
+    def _is_of_this_original(self, job: Job, trial: Mapping[str, Any]) -> bool:
+        """Whether a trial is of the original that is there; of one that is gone, or not named, it may be."""
+        named = trial.get(rows.ORIGINAL)
+        return named is None or self._weights(job, trial) in (None, named)
+
     def _trial(self, job: Job) -> Mapping[str, Any] | None:
-        """The last line on a trial."""
+        """The last line on a trial of the original that is there."""
         about = (job.dataset, job.model, job.method, job.seed, job.number, self.hash[job.key])
         names = ("dataset", "model", "method", "seed", "number", "config_hash")
-        return next((t for t in reversed(self.trials) if tuple(t.get(n) for n in names) == about), None)
+        mine = (t for t in reversed(self.trials) if tuple(t.get(n) for n in names) == about)
+        return next((t for t in mine if self._is_of_this_original(job, t)), None)
 
     def _is_measured(self, job: Job) -> bool:
         """Whether the rows of a cell or a yardstick are there, as chosen and all of one set of models."""

@@ -50,6 +50,8 @@ KEY = ("dataset", "model", "request", "seed", "method", "config_hash")
 NEEDED = (*KEY, "failure")
 #: What a row and a trial name of their data: digests of the ratings and of the titles.
 OF_DATA = ("fingerprint", "titles")
+#: What a trial names of the model that it changed: sha256 of the development original's weights.
+ORIGINAL = "original"
 #: Names of section 5 whose values :data:`curerec.evaluation.METRICS` has under others.
 MEASURED = {
     "acc": "test_acc",

@@ -249,6 +249,8 @@ class _Foreman:
         if begun is not None:
             self.estimate.learn(job, seconds)
         self.settled.add(job.key)
+        if job.kind == "original":
+            self.known.look_again()
         self.sitting.done += job.kind in ("cell", "yardstick")
         if job.kind == "yardstick":
             self._reopen(self.known.cells_of(job) & self.settled)

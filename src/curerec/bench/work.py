@@ -285,6 +285,7 @@ class Workshop(Materials):
         try:
             opened = self._opened(job)
             row |= rows.of_data(opened.data)
+            row[rows.ORIGINAL] = opened.recommender.card["weights_sha256"]
             task = blind_task(opened, drawn_request(opened.data, opened.recipe, opened.split), seed=job.seed)
             task.clock = Clock(self.reporter)
             target = self.recipe.search.target if self.recipe.search else None
