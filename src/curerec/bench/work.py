@@ -32,7 +32,7 @@ from curerec.machine import timed_on, versions
 from curerec.measure import candidate, cells, chosen_metrics
 from curerec.pipeline import carry_out, task_for, unlearn
 from curerec.progress import Clock
-from curerec.records import Outcome, ForgetSplit
+from curerec.records import ForgetSplit, Outcome
 from curerec.splitting import drawn_request
 
 Done = list[tuple[str, rows.Row]]  # (file, row)
