@@ -18,6 +18,7 @@ from curerec.methods import Task, rules
 from curerec.methods.cure.gradient_share import at_original
 from curerec.methods.forget_objective import ForgetObjective
 from curerec.methods.preconditioner import Preconditioner
+from curerec.methods.rollback import changes
 from curerec.methods.rules import Gradients
 from curerec.prompts.encoding import Prompts, queries
 from curerec.recommender.score import score
@@ -95,6 +96,26 @@ def neither_loss_moves() -> Iterator[None]:
         return {name: factor.sqrt() for name, factor in whole(self, total).items()}
 
     with mock.patch.object(Preconditioner, "factors", root):
+        yield
+
+
+@contextmanager
+def rows_by_memory() -> Iterator[None]:
+    """F of a unit is what going back takes off the forget loss in it, weight by weight, the positive ones.
+
+    In force is its share of the squared forget gradient.
+    """
+
+    def shares(objective: ForgetObjective, units: Units, *, size: int, draws: int, seed: int) -> Any:
+        at_original(objective, size=size, seed=seed)
+        gradient, task = objective.at_original, objective.task
+        assert gradient is not None
+        change = changes(task.original.model, units, task.deltas(units))
+        root = {n: (gradient[n] * change[n]).clamp(min=0).sqrt() for n in gradient if n in change}
+        found = inner_products(units, root, root).double().cpu().numpy()
+        return found / found.sum(), None
+
+    with mock.patch.object(cure, "gradient_shares", shares):
         yield
 
 

@@ -12,6 +12,7 @@ from replaced import (
     one_projection,
     plain_sum,
     retain_side_of_the_trained,
+    rows_by_memory,
     weights_chosen_by,
 )
 
@@ -31,6 +32,8 @@ WITHIN: dict[str, Any] = {
     ALL: plain_sum,
     **{f"cure, weights chosen by {whom}": partial(weights_chosen_by, whom) for whom in CHOSEN_BY},
 }
+MEMORY = ", rows chosen by what they remember"
+WITHIN |= {f"cure, {n} % of the rows can forget, whole{MEMORY}": rows_by_memory for n in (25, 20)}
 #: What of each batch of D_r asks for items that nobody was trained on, by variant.
 OTHER_ITEMS = {
     f"{name}, half of D_r's prompts ask for other items": method
@@ -244,6 +247,11 @@ def in_fewer_rows(recipe: Recipe) -> dict[str, tuple[str, Any]]:
         for way, parts in ways.items():
             config = cure.model_copy(update={"tau": tau, **parts})
             found |= {f"{who}, {rows}, {way}": (method, config) for who, method in methods.items()}
+            for push in (4.0, 10.0):
+                pushed = config.model_copy(update={"update": cure.update.model_copy(update={"push": push})})
+                found |= {f"{who}, {rows}, {way}, push {push:g}": (m, pushed) for who, m in methods.items()}
+            if (name := f"cure, {rows}, {way}{MEMORY}") in WITHIN:
+                found[name] = ("cure", config)
     return found
 
 
