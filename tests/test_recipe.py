@@ -145,6 +145,8 @@ def test_no_users_are_kept_for_a_base_that_is_not_made_of_them(own, model, share
 
 #: What an adapter on a base that knows nothing of the task has otherwise than the demo (docs/method.md).
 OF_ADAPTERS = {
+    ("tau",): 0.5,
+    ("saliency",): 0.1,
     ("rolled_back",): None,
     ("kept",): {"forget": 1.0, "retain": 1.0, "shared": 1.0},
     ("project",): None,
