@@ -4,7 +4,9 @@
 which the reader has to bear in mind. Prints the mean difference of the residuals with its t interval over
 seeds, on how many seeds `cure` is nearer, the p of Wilcoxon's signed-rank test, and that of the t test after
 Holm's correction for all that are named: what is called told has that under .05. `METHOD@MODEL` is a
-method with another model of the recipe: `cure@base` for `cure` with the settings that the recipe calls so.
+method with another model of the recipe: `cure@base` for `cure` with the settings that the recipe calls so;
+the methods of a folder under `--named NAME=FOLDER` are all `METHOD@NAME`. `--change NAME` asks how much
+farther from `cure` each method has become: `METHOD` less `cure`, against `METHOD@NAME` less `cure@NAME`.
 `METHOD/REQUEST` is a method on another request of the same seeds: `cure/users-0.1-random-x10`. Where a folder
 has the second of `--instead NAME=OTHER`, that stands there for the first (`cure=cure@one_arm`). The last
 column is the difference of the ratios of means, as `curerec bench --table` has them, with the jackknife's
@@ -49,6 +51,7 @@ def rows_of(
     model: str,
     without: list[int],
     instead: dict[str, str],
+    named: dict[Path, str],
 ) -> Rows:
     """Rows by method and seed; of other models than this by ``method@model``, of others by request.
 
@@ -69,6 +72,7 @@ def rows_of(
         for row in rows:
             if row["dataset"] == dataset and row["seed"] not in without:
                 name = row["method"] if row["model"] == model else f"{row['method']}@{row['model']}"
+                name = f"{row['method']}@{named[folder]}" if folder in named else name
                 name += "" if row["request"] == request else f"/{row['request']}"
                 if settings.setdefault((name, row["seed"]), row["config_hash"]) != row["config_hash"]:
                     raise SystemExit(f"{folder}: {name} has rows of several settings of seed {row['seed']}")
@@ -195,6 +199,32 @@ def means(values: dict[str, Found], others: list[str]) -> str:
     return "\n".join([*lines, f"\nfloor {ends[0]:.4f}, ceiling {ends[1]:.4f} nats"])
 
 
+def changes(by_data: dict[str, Rows], others: list[str], before: str) -> str:
+    """A line a method: how much its distance to `cure` has changed, seed by seed, with its interval."""
+    apart: dict[str, np.ndarray] = {}
+    for other in others:
+        names = (other, "cure", f"{other}@{before}", f"cure@{before}")
+        found = []
+        for rows in by_data.values():
+            values = [values_of("residual", rows)[name] for name in names]
+            for seed in sorted(set.intersection(*map(set, values))):
+                new, ours, old, ours_then = (of[seed] for of in values)
+                found.append((new - ours) - (old - ours_then))
+        apart[other] = np.array(found)
+    alone = [float(stats.ttest_1samp(more, 0.0).pvalue) for more in apart.values()]
+    lines = [
+        "| method | seeds | farther from `cure` by | 95 % over seeds | on | p, t, Holm |",
+        "|---" * 6 + "|",
+    ]
+    for (other, more), corrected in zip(apart.items(), holm(alone), strict=True):
+        low, high = stats.t.interval(0.95, len(more) - 1, more.mean(), stats.sem(more))
+        lines.append(
+            f"| {other} | {len(more)} | {more.mean():+.3f} | {low:.3f} to {high:.3f} "
+            f"| {(more > 0).sum()} of {len(more)} | {corrected:.4f} |"
+        )
+    return "\n".join(lines)
+
+
 def main() -> None:
     """Print the table."""
     parser = argparse.ArgumentParser(description=__doc__)
@@ -206,23 +236,35 @@ def main() -> None:
     parser.add_argument(
         "--instead", nargs="+", default=[], metavar="NAME=OTHER", help="in folders that have the other"
     )
+    parser.add_argument(
+        "--named", nargs="+", default=[], metavar="NAME=FOLDER", help="more folders, by a name"
+    )
+    parser.add_argument("--change", metavar="NAME", help="of the distances, against those of this name")
     parser.add_argument("--means", action="store_true", help="each method's own values")
     parser.add_argument("--others", nargs="+", default=["pcgrad", "npo", "random_modules"])
     options = parser.parse_args()
     if options.means and len(options.dataset) > 1:
         parser.error("--means is of one data set: a mean over several is of no model")
+    named = {Path(folder): name for name, folder in (pair.split("=", 1) for pair in options.named)}
+    wanted = [*options.others]
+    if options.change:
+        wanted = [f"{name}{of}" for name in ("cure", *wanted) for of in ("", f"@{options.change}")]
     by_data = {}
     for dataset in options.dataset:
         instead = dict(pair.split("=", 1) for pair in options.instead)
-        where = options.folders, dataset, options.request, options.model, options.without, instead
+        folders = [*options.folders, *named]
+        where = folders, dataset, options.request, options.model, options.without, instead, named
         rows = by_data[dataset] = rows_of(*where)
-        if absent := sorted({"cure", *options.others} - set(rows)):
+        if absent := sorted({"cure", *wanted} - set(rows)):
             parser.error(
                 f"no rows of {', '.join(absent)} for {options.request} on {dataset} in these folders: "
                 "name --dataset, --request or --others"
             )
     if options.means:
         print(means({c: values_of(c, rows) for c in ("floor", "ceiling", *MEANS)}, options.others))
+        return
+    if options.change:
+        print(changes(by_data, options.others, options.change))
         return
     paired = {other: pairs_of(by_data, other) for other in options.others}
     both = {o: [(a["residual"], b["residual"]) for a, b in of] for o, of in paired.items()}

@@ -231,3 +231,20 @@ def test_parts_of_several_choices_are_refused(parts, monkeypatch, tmp_path):
     monkeypatch.setattr(sys, "argv", ["parts.py", str(tmp_path)])
     with pytest.raises(SystemExit, match="npo has rows of several choices"):
         parts.main()
+
+
+def test_how_much_farther_from_cure_a_method_has_become(over_seeds, folder, tmp_path, monkeypatch, capsys):
+    now = tmp_path / "now"
+    now.mkdir()
+    rows = [a_row("cure", s, 0.014) for s in (1, 4)]  # cure itself is farther than it was, and npo by more
+    rows += [a_row("npo", s, 0.020 + 0.001 * s + 0.009) for s in (1, 4)]
+    (now / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    arguments = (now, "--named", f"then={folder}", "--others", "npo", "--change", "then")
+    line = printed(over_seeds, monkeypatch, capsys, *arguments).splitlines()[-1]
+    room = {s: 0.02 + s / 1000 for s in (1, 4)}
+    before = {1: (0.02 - 0.012) / room[1], 4: (0.022 - 0.012) / room[4]}
+    after = {s: (0.029 + 0.001 * s - 0.014) / room[s] for s in (1, 4)}
+    change = np.mean([after[s] - before[s] for s in (1, 4)])
+    assert line.startswith(f"| npo | 2 | {change:+.3f} |") and "2 of 2" in line
+    both = printed(over_seeds, monkeypatch, capsys, *arguments[:3], "--others", "cure@then")
+    assert "| cure@then | 2 | -" in both  # rows of one method in two folders, told apart by the name

@@ -13,6 +13,7 @@ import numpy as np
 import torch
 from sklearn.metrics import roc_auc_score
 
+from curerec.circuits.belonging import in_core
 from curerec.groups.assign import FORGET, rows_of_roles
 from curerec.methods import Task, rules
 from curerec.methods.cure.gradient_share import at_original
@@ -116,6 +117,32 @@ def rows_by_memory() -> Iterator[None]:
         return found / found.sum(), None
 
     with mock.patch.object(cure, "gradient_shares", shares):
+        yield
+
+
+@contextmanager
+def rows_of_any_type() -> Iterator[None]:
+    """The rows that can forget are those with most forget gradient a weight, of any type.
+
+    In force is the same share of the rows of each type. Here as many weights: 1 - tau of the core's.
+    """
+    groups_of = cure.groups_of
+
+    def across(task: Task, config: Any, circuit: Any) -> Any:
+        units, groups = groups_of(task, config, circuit)
+        ones = {name: torch.ones_like(p) for name, p in task.original.model.named_parameters()}
+        sizes = inner_products(units, ones, ones).double().cpu().numpy()
+        inside = in_core(circuit, units) if config.scope == "core" else np.ones(len(sizes), bool)
+        order = np.argsort(-np.where(inside, groups.forget_score / np.maximum(sizes, 1), -1.0), kind="stable")
+        room = (1 - config.tau) * sizes[inside].sum()
+        high = np.zeros(len(sizes), bool)
+        high[order[np.cumsum(sizes[order]) <= room]] = True
+        learns = np.isin(groups.role.astype(str), ("retain", "shared"))
+        role = np.where(high, np.where(learns, "shared", "forget"), "frozen")
+        role = np.where(~high & learns, "retain", role)
+        return units, replace(groups, role=np.where(inside, role, "frozen").astype(object))
+
+    with mock.patch.object(cure, "groups_of", across):
         yield
 
 

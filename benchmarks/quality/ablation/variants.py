@@ -13,6 +13,7 @@ from replaced import (
     plain_sum,
     retain_side_of_the_trained,
     rows_by_memory,
+    rows_of_any_type,
     weights_chosen_by,
 )
 
@@ -34,6 +35,9 @@ WITHIN: dict[str, Any] = {
 }
 MEMORY = ", rows chosen by what they remember"
 WITHIN |= {f"cure, {n} % of the rows can forget, whole{MEMORY}": rows_by_memory for n in (25, 20)}
+CHOOSERS = ("cure", "random groups, weights chosen in them")
+ANY = "of the weights can forget, in rows of any type"
+WITHIN |= {f"{who}, {n} % {ANY}": rows_of_any_type for n in (25, 20, 15, 10) for who in CHOOSERS}
 #: What of each batch of D_r asks for items that nobody was trained on, by variant.
 OTHER_ITEMS = {
     f"{name}, half of D_r's prompts ask for other items": method
@@ -237,6 +241,9 @@ def in_fewer_rows(recipe: Recipe) -> dict[str, tuple[str, Any]]:
     methods = {"cure": "cure", "random groups, weights chosen in them": "random_groups"}
     methods["random groups"] = "random_modules"
     found = {"random groups, weights chosen in them": ("random_groups", cure)}
+    for share in (0.25, 0.2, 0.15, 0.1):
+        narrow = cure.model_copy(update={"tau": 1 - share, "saliency": None})
+        found |= {f"{who}, {100 * share:.0f} % {ANY}": (methods[who], narrow) for who in CHOOSERS}
     for tau in (0.7, 0.75, 0.8, 0.9):
         rows = f"{100 * (1 - tau):.0f} % of the rows can forget"
         ways: dict[str, dict[str, Any]] = {
