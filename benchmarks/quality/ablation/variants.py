@@ -145,6 +145,7 @@ def of_small_model(recipe: Recipe) -> dict[str, tuple[str, Any]]:
     by_row = {**by_saliency, "saliency": None, "tau": 0.7, "update": updated(lr=1.2e-3, open_gap=None)}
     fixed = {"kept": kept(0.35), "update": updated(open_gap=None)}  # of seeds 66 to 70
     a_fifth = {"saliency": 0.2}
+    half = {"tau": 0.5, "saliency": 0.1}  # in force until seed 233
     summed = recipe.config_of("weighted_sum").model_copy(update={"lr": 1.2e-3, "push": 1.0})  # as searched
     everywhere = {"tau": 1e-9, "scope": "all"}  # every unit is high in both: task-shared
     return {
@@ -154,6 +155,7 @@ def of_small_model(recipe: Recipe) -> dict[str, tuple[str, Any]]:
         "random groups and weights, pushed 30": ("random_modules", changed(update=updated(push=30.0))),
         "cure, .35 kept on every request": ("cure", changed(**fixed)),
         "random groups and weights, .35 kept on every request": ("random_modules", changed(**fixed)),
+        "cure, half of the rows can forget, a tenth of the weights may move": ("cure", changed(**half)),
         "cure, a fifth of the weights may move": ("cure", changed(**a_fifth)),
         "random groups, a fifth of the weights may move": ("random_modules", changed(**a_fifth)),
         **{
@@ -247,7 +249,7 @@ def in_fewer_rows(recipe: Recipe) -> dict[str, tuple[str, Any]]:
     for tau in (0.7, 0.75, 0.8, 0.9):
         rows = f"{100 * (1 - tau):.0f} % of the rows can forget"
         ways: dict[str, dict[str, Any]] = {
-            "as many weights": {},
+            "as many weights": {"saliency": 0.1},  # as when half of them could
             "whole": {"saliency": None},
             "whole, up to half of all weights go back": {"saliency": None, "rolled_back": 0.5},
         }
