@@ -126,6 +126,7 @@ def test_costs_of_random_weights(tmp_path, monkeypatch):
         columns = {*rows.COLUMNS, *rows.FURTHER}
         there = {name for name in columns if row[name] is not None}
         assert there <= set(rows.COSTS) and row["floor"] is None
-        assert set(row["missing"]) == columns - there
+        untimed = {rows.LATENCY} if row.get(rows.LATENCY) is None else set()
+        assert set(row["missing"]) == (columns - there) | untimed
     text = text_table(write_summary(tmp_path / "out"))
     assert "t_total, s" in text and "AUC" not in text

@@ -200,5 +200,6 @@ def test_the_plan_does_not_count_what_is_stored(recommender):
         for one in (at, replace(at, answered=None))
     )
     fewer = {k: sum(w.forwards for w in without[k]) - sum(w.forwards for w in with_them[k]) for k in without}
-    assert fewer["contributions"] == len(split.forget)
+    assert at.recipe.cure.update.forget_loss == "rewind"  # which asks the model and its base
+    assert fewer["contributions"] == 2 * len(split.forget)
     assert fewer["update"] == len(split.retain)  # all of it is prepared at a time

@@ -32,4 +32,6 @@ def retrain(task: Task, config: Any = None) -> Outcome:
     seconds = task.clock.seconds["retrain"]
     trainable = sum(p.numel() for p in model.parameters() if p.requires_grad)
     stages = dict(task.clock.seconds)
-    return Outcome("retrain", model, seconds, seconds, n_trainable=trainable, details={"stages": stages})
+    return Outcome(
+        "retrain", model, seconds, task.clock.total_s, n_trainable=trainable, details={"stages": stages}
+    )
