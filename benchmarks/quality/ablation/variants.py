@@ -262,6 +262,12 @@ def in_fewer_rows(recipe: Recipe) -> dict[str, tuple[str, Any]]:
     for push in (4.0, 10.0):
         update = {"update": cure.update.model_copy(update={"push": push})}
         found[f"{name}, push {push:g}"] = (found[name][0], found[name][1].model_copy(update=update))
+    for name in ("cure, 25 % of the rows can forget, whole", "cure, 30 % of the rows can forget, whole", name):
+        method, config = found[name]
+        for push, lr in ((2.5, 8e-4), (4.0, 8e-4), (10.0, 8e-4), (1.5, 1.2e-3), (4.0, 1.2e-3)):
+            update = {"update": config.update.model_copy(update={"push": push, "lr": lr})}
+            rate = "" if lr == cure.update.lr else f", rate {lr:g}"
+            found[f"{name}, push {push:g}{rate}"] = (method, config.model_copy(update=update))
     return found
 
 
