@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import functools
+import importlib
 import inspect
 import types
 from collections.abc import Callable
 from typing import Any
 
 import jaxtyping
+
+#: Imported before the hook is there, with all that they import.
+LIBRARIES = ("beartype.door", "peft", "pydantic", "scipy.stats", "sklearn.metrics", "transformers.modeling_utils")
 
 _jaxtyped = jaxtyping.jaxtyped
 _MADE: dict[Any, Callable[..., Any]] = {}
@@ -20,7 +24,13 @@ def install(modules: list[str], typechecker: str) -> None:
     jaxtyping's hook writes ``@jaxtyping.jaxtyped(...)`` above every function, which then makes its checks
     anew whenever a ``def`` is run. That takes longer than a pass of a tiny model, and the hooks of a pass are
     defined in it.
+
+    While it imports a module the hook takes bytecode from files of its own, also of whatever is imported for
+    the first time from in there: torch and transformers would be compiled from source by every process of
+    the tests, which takes longer than the rest of their imports.
     """
+    for name in LIBRARIES:
+        importlib.import_module(name)
     jaxtyping.jaxtyped = once
     jaxtyping.install_import_hook(modules, typechecker)
 

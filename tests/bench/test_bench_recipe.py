@@ -59,7 +59,8 @@ def test_what_was_run_is_not_what_a_recipe_becomes_later(monkeypatch):
     changed = demo.model_copy(update={"cure": demo.cure.model_copy(update={"tau": 0.123})})
     monkeypatch.setattr("curerec.bench.recipe.load_recipe", lambda name: changed)
     assert {job.key: config_hash(kept, job) for job in cells} == then
-    now = {job.key: config_hash(load_bench("nano"), job) for job in cells}
+    later = load_bench("nano")
+    now = {job.key: config_hash(later, job) for job in cells}
     assert {k for k in now if now[k] != then[k]} == {j.key for j in cells if j.method in ("cure", *CONTROLS)}
     monkeypatch.undo()
     monkeypatch.setattr("curerec.bench.search.search_of", lambda name: {"lr": [1e-5, 1e-6]})  # other grids
@@ -73,7 +74,8 @@ def test_what_was_run_is_not_what_a_recipe_becomes_later(monkeypatch):
 
     monkeypatch.setitem(METHODS, "finetune", (run, Later))
     assert {job.key: config_hash(kept, job) for job in cells} == then
-    now = {job.key: config_hash(load_bench("nano"), job) for job in cells}
+    later = load_bench("nano")
+    now = {job.key: config_hash(later, job) for job in cells}
     assert {k for k in now if now[k] != then[k]} == {j.key for j in cells if j.method == "finetune"}
 
 

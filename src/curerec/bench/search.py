@@ -108,8 +108,10 @@ def candidates(config: Strict, grid: Mapping[str, Sequence[Any]], trials: int) -
     order = np.random.default_rng([zlib.crc32(drawn_by), 17]).permutation(len(points))
     out, seen = [Settings()], {config.digest}
     for point in _covering([points[k] for k in order], several):
+        if len(out) >= trials:
+            break
         digest = with_settings(config, point).digest
-        if len(out) < trials and digest not in seen:
+        if digest not in seen:
             out.append(point)
             seen.add(digest)
     return out
