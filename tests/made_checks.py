@@ -12,7 +12,14 @@ from typing import Any
 import jaxtyping
 
 #: Imported before the hook is there, with all that they import.
-LIBRARIES = ("beartype.door", "peft", "pydantic", "scipy.stats", "sklearn.metrics", "transformers.modeling_utils")
+LIBRARIES = (
+    "beartype.door",
+    "peft",
+    "pydantic",
+    "scipy.stats",
+    "sklearn.metrics",
+    "transformers.modeling_utils",
+)
 
 _jaxtyped = jaxtyping.jaxtyped
 _MADE: dict[Any, Callable[..., Any]] = {}

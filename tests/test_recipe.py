@@ -150,6 +150,7 @@ OF_ADAPTERS = {
     ("rolled_back",): None,
     ("kept",): {"forget": 1.0, "retain": 1.0, "shared": 1.0},
     ("project",): None,
+    ("update", "push"): 1.5,
     ("update", "open_gap"): None,
     ("update", "projection"): None,
     ("update", "anchor"): None,
@@ -187,7 +188,7 @@ def test_ready_recipes_have_the_settings_in_force(name):
 
 def test_quick_is_the_demo_with_fewer_prompts():
     quick, demo = load_recipe("quick"), load_recipe("demo")
-    fewer = {"retain_batch_size": 24, "lr": 6e-4, "check_size": 150}
+    fewer = {"retain_batch_size": 24, "lr": 6e-4, "push": 1.5, "check_size": 150}
     assert flat(quick.cure.model_dump()) == {
         **flat(demo.cure.model_dump()),
         **{("update", key): value for key, value in fewer.items()},

@@ -239,7 +239,8 @@ def of_small_model(recipe: Recipe) -> dict[str, tuple[str, Any]]:
 def in_fewer_rows(recipe: Recipe) -> dict[str, tuple[str, Any]]:
     """Fewer rows can forget, as many single weights in them or whole rows: how much groups decide, and how
     much the choice of weights inside them."""
-    cure = recipe.cure
+    then = recipe.cure.update.model_copy(update={"lr": 8e-4, "push": 1.5})  # as when these were measured
+    cure = recipe.cure.model_copy(update={"update": then})
     methods = {"cure": "cure", "random groups, weights chosen in them": "random_groups"}
     methods["random groups"] = "random_modules"
     found = {"random groups, weights chosen in them": ("random_groups", cure)}
@@ -258,11 +259,8 @@ def in_fewer_rows(recipe: Recipe) -> dict[str, tuple[str, Any]]:
             found |= {f"{who}, {rows}, {way}": (method, config) for who, method in methods.items()}
             if (name := f"cure, {rows}, {way}{MEMORY}") in WITHIN:
                 found[name] = ("cure", config)
-    name = "random groups, weights chosen in them, 25 % of the rows can forget, whole"
-    for push in (4.0, 10.0):
-        update = {"update": cure.update.model_copy(update={"push": push})}
-        found[f"{name}, push {push:g}"] = (found[name][0], found[name][1].model_copy(update=update))
-    for name in ("cure, 25 % of the rows can forget, whole", "cure, 30 % of the rows can forget, whole", name):
+    for who in CHOOSERS:
+        name = f"{who}, 25 % of the rows can forget, whole"
         method, config = found[name]
         for push, lr in ((2.5, 8e-4), (4.0, 8e-4), (10.0, 8e-4), (1.5, 1.2e-3), (4.0, 1.2e-3)):
             update = {"update": config.update.model_copy(update={"push": push, "lr": lr})}
