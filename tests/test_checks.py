@@ -97,3 +97,13 @@ def test_shapes_and_types_are_checked_every_time(defined):
             kept(1)
         with pytest.raises(TypeCheckError, match="return value"):
             _ = kept("a").of
+
+
+def test_libraries_are_there_before_the_hook():
+    """What is first imported inside a checked module is compiled from source, by every process of the tests."""
+    importlib.import_module("curerec.judge")
+    specs = {name: getattr(module, "__spec__", None) for name, module in list(sys.modules.items())}
+    hooked = {name for name, spec in specs.items() if "jaxtyping" in str(getattr(spec, "cached", ""))}
+    assert any(name.startswith("curerec.") for name in hooked)  # these it is for
+    heavy = ("torch", "transformers", "peft", "scipy", "sklearn", "sympy", "accelerate", "numpy")
+    assert not {name for name in hooked if name.split(".")[0] in heavy}

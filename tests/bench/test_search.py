@@ -208,6 +208,20 @@ def test_every_value_is_tried_before_any_is_tried_again():
         assert len(shown) >= 0.75 * len(grid[one]) * len(grid[two]), (one, two)
 
 
+def test_no_more_settings_are_made_than_are_tried(monkeypatch):
+    """All points of a grid had been, at every plan: most of the seconds in which a benchmark was planned."""
+    made, real = [], search.with_settings
+
+    def counted(config, settings):
+        made.append(settings)
+        return real(config, settings)
+
+    monkeypatch.setattr(search, "with_settings", counted)
+    grid = {"lr": [k / 1000 for k in range(1, 21)], "max_steps": list(range(1, 21))}
+    found = search.candidates(UnlearnConfig(lr=1.0), grid, 7)
+    assert found == [{}, *made] and len(found) == 7
+
+
 def test_a_key_of_one_value_does_not_move_the_draw():
     grid = {"lr": [1e-4, 3e-4, 1e-3], "push": [0.5, 1.0, 2.0]}
     kind = METHODS["gru"][1]
