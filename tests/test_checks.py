@@ -100,7 +100,7 @@ def test_shapes_and_types_are_checked_every_time(defined):
 
 
 def test_libraries_are_there_before_the_hook():
-    """What is first imported inside a checked module is compiled from source, by every process of the tests."""
+    """What is first imported inside a checked module is compiled from source, by every process."""
     importlib.import_module("curerec.judge")
     specs = {name: getattr(module, "__spec__", None) for name, module in list(sys.modules.items())}
     hooked = {name for name, spec in specs.items() if "jaxtyping" in str(getattr(spec, "cached", ""))}
