@@ -238,6 +238,33 @@ def test_ctrl_c_of_the_real_program(delay_s, made_path, tmp_path):
     assert "Traceback" not in err
 
 
+def test_ctrl_c_where_nobody_can_be_told_is_kept_without_a_traceback(monkeypatch):
+    """It came while importlib let a module's lock go; what else ends there is told as it always was."""
+    from curerec.cli import interrupts
+
+    told = []
+    monkeypatch.setattr(sys, "unraisablehook", told.append)
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    try:
+        interrupts.watch()
+
+        class Gone:
+            def __init__(self, last):
+                self.last = last
+
+            def __del__(self):
+                self.last()
+
+        Gone(lambda: signal.raise_signal(signal.SIGINT))
+        assert not told
+        with pytest.raises(KeyboardInterrupt):
+            interrupts.check()
+        Gone(lambda: {}["lost"])
+        assert [one.exc_type for one in told] == [KeyError]
+    finally:
+        signal.signal(signal.SIGINT, before)
+
+
 def test_output_that_nobody_reads_is_no_error(made_path):
     command = [sys.executable, "-c", "from curerec.cli import main; main()", "--help"]
     process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
