@@ -35,6 +35,7 @@ def candidate(outcome: Outcome, meter: Meter | None = None) -> Candidate:
     """
     rebuild = outcome.details.get("rebuild")
     one = Candidate(outcome.model, outcome.t_core_s, outcome.t_total_s, outcome.n_trainable, rebuild)
+    one.stop_reason = outcome.stop_reason
     if meter is not None:
         making = outcome.details.get("setup_forward_equivalents", 0.0)
         one.forward_equivalents = meter.forward_equivalents - making
@@ -147,6 +148,8 @@ def measure(
         values[name] = {key: evaluate(metric, scene) for key, metric in chosen.items()}
         row: dict[str, Any] = {}
         metrics[name] = row
+        if name in models and models[name].stop_reason:
+            row["stop_reason"] = models[name].stop_reason
         for key, value in values[name].items():
             row |= cells(chosen[key], value)
             if value.missing:

@@ -41,6 +41,7 @@ def test_the_demo_leaves_record_and_report(made_path):
         assert row.keys() >= {"test_auc", "test_acc", "jsd", "membership_auc", "t_total_s"}
         assert all(isinstance(row[key], float) for key in ("test_auc", "test_acc", "jsd", "membership_auc"))
         assert row["t_total_s"] > 0
+    assert record["metrics"]["npo"]["stop_reason"] and not record["metrics"]["retrain"]["stop_reason"]
     assert record["floor_jsd"] > 0 and record["ceiling_jsd"] > 0
     assert record["residual"].keys() >= {"npo", "cure"}
     circuit = record["circuit"]

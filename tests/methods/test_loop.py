@@ -70,6 +70,11 @@ def test_harm_brings_back_the_look_before():
     assert weight == pytest.approx(0.4)
 
 
+def test_harm_at_the_first_look_says_that_no_step_is_left():
+    done, weight, _ = steps_of(Seen(BAD))
+    assert "weights that its steps began with are kept" in done.stop_reason and weight == 0
+
+
 @pytest.mark.parametrize(("found", "left"), [((BAD,), True), ((OPEN, BAD), False), ((SHUT,), False)])
 def test_what_the_steps_began_with_is_not_handed_back_if_nobody_looked_at_it(found, left):
     undone = []

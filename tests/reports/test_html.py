@@ -143,6 +143,13 @@ def test_the_full_page_is_inert_and_complete(full: dict[str, Any]) -> None:
     assert ("html", "lang", "en") in page.attributes
 
 
+def test_a_rival_that_a_guard_stopped_says_so(full: dict[str, Any]) -> None:
+    """A residual of 1 without a reason reads as if the method could not forget."""
+    assert "the weights that its steps began with are kept." in Page(render(full)).words
+    del full["metrics"]["npo"]["stop_reason"]
+    assert "Why each update ended" not in render(full)
+
+
 def test_the_policy_lets_nothing_in(full: dict[str, Any]) -> None:
     html = render(full)
     assert "default-src 'none'; style-src 'unsafe-inline'; img-src data:" in html.replace("&#39;", "'")

@@ -23,6 +23,7 @@ class Candidate:
             is always measured with the histories as they are: it asks what the weights remember.
         logits: by part, with rebuilt histories.
         memory: by part, with histories as they are.
+        stop_reason: why its making ended, in words; empty where nothing stops it.
         known: of ``memory`` what need not be asked, by part, [n, 2]; rows of NaN are asked all the same.
         forward_equivalents, peak_mem_bytes, mem_rise_bytes: of :class:`curerec.evaluation.cost.Meter`.
         timed_on: what its seconds depend on beside the work: ``processor``, ``threads`` and
@@ -43,6 +44,7 @@ class Candidate:
     peak_mem_bytes: int | None = None
     mem_rise_bytes: int | None = None
     timed_on: Mapping[str, Any] = field(default_factory=dict)
+    stop_reason: str = ""
     memo: dict[Any, Any] = field(default_factory=dict, repr=False)
 
     def let_go(self) -> None:

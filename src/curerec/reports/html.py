@@ -103,6 +103,7 @@ def _view(record: Record) -> dict[str, Any]:
         "circuit": words.circuit(record),
         "not_claimed": verdicts.not_claimed(record),
         "metrics_table": tables.metrics(record),
+        "endings": tables.endings(record),
         "scores_table": tables.scores(record),
         "trace_table": tables.trace(record.update),
         "second_table": tables.trace(record.update.second_arm) if record.update.second_arm else None,

@@ -102,6 +102,7 @@ class Metrics(Numbers):
         membership_gap: difference of membership_auc to the retrained model.
         t_core_s, t_total_s: seconds; ``retrain_ratio``: t_total_s over that of the retrain.
         n_trainable: parameters that could change.
+        stop_reason: why its update ended, in words.
     """
 
     test_auc: Number = None
@@ -125,6 +126,7 @@ class Metrics(Numbers):
     t_total_s: Number = None
     retrain_ratio: Number = None
     n_trainable: Count = None
+    stop_reason: Text = None
 
 
 class Score(Part):

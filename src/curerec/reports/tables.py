@@ -85,6 +85,12 @@ def metrics(record: Record) -> Table:
     return Table(["", *(f.method(n) for n in names)], kept, strong, by_column=True)
 
 
+def endings(record: Record) -> list[tuple[str, str]]:
+    """(method, why its update ended) of every model for which that is recorded, in the table's order."""
+    models = in_order(record.metrics, record.method)
+    return [(f.method(name), model.stop_reason) for name, model in models if model.stop_reason]
+
+
 #: Names of further metrics, in the order of the table; what is not here follows by its key.
 _FURTHER = {
     "test_auc_others": "Test AUC, users of whom nothing was deleted",
