@@ -28,8 +28,8 @@ FOLDERS = sorted(path.parent for path in QUALITY.rglob("bench.json"))
 SOME = {"smollm2": {"cure", "random_modules", "npo", "pcgrad", "weighted_sum"}}  # what two cores can bear
 
 
-def test_the_three_that_are_asked_for_ship_and_one_for_a_cpu():
-    assert set(bench_names()) == {"nano", "paper", "scale", "smollm2"}
+def test_the_three_that_are_asked_for_ship_and_two_for_a_cpu():
+    assert set(bench_names()) == {"nano", "nano_searched", "paper", "scale", "smollm2"}
 
 
 @pytest.mark.parametrize("name", bench_names())
@@ -50,7 +50,7 @@ def test_a_recipe_that_ships(name):
 
 def test_what_was_run_is_not_what_a_recipe_becomes_later(monkeypatch):
     """A committed table is of its rows, whatever ``demo`` says by then."""
-    recipe = load_bench("nano")
+    recipe = load_bench("nano_searched")
     kept = parse(BenchRecipe, json.loads(recipe.as_it_stands().model_dump_json()), where="bench.json")
     first = recipe.seeds[0]  # a configuration is that of all seeds
     cells = [job for job in plan(recipe) if job.kind == "cell" and job.seed == first]
@@ -59,13 +59,14 @@ def test_what_was_run_is_not_what_a_recipe_becomes_later(monkeypatch):
     changed = demo.model_copy(update={"cure": demo.cure.model_copy(update={"tau": 0.123})})
     monkeypatch.setattr("curerec.bench.recipe.load_recipe", lambda name: changed)
     assert {job.key: config_hash(kept, job) for job in cells} == then
-    later = load_bench("nano")
+    later = load_bench("nano_searched")
     now = {job.key: config_hash(later, job) for job in cells}
     assert {k for k in now if now[k] != then[k]} == {j.key for j in cells if j.method in ("cure", *CONTROLS)}
     monkeypatch.undo()
     monkeypatch.setattr("curerec.bench.search.search_of", lambda name: {"lr": [1e-5, 1e-6]})  # other grids
     assert {job.key: config_hash(kept, job) for job in cells} == then
-    assert config_hash(load_bench("nano"), next(j for j in cells if j.method == "npo")) not in then.values()
+    of_npo = next(job for job in cells if job.method == "npo")
+    assert config_hash(load_bench("nano_searched"), of_npo) not in then.values()
     monkeypatch.undo()
     run, kind = METHODS["finetune"]
 
@@ -74,7 +75,7 @@ def test_what_was_run_is_not_what_a_recipe_becomes_later(monkeypatch):
 
     monkeypatch.setitem(METHODS, "finetune", (run, Later))
     assert {job.key: config_hash(kept, job) for job in cells} == then
-    later = load_bench("nano")
+    later = load_bench("nano_searched")
     now = {job.key: config_hash(later, job) for job in cells}
     assert {k for k in now if now[k] != then[k]} == {j.key for j in cells if j.method == "finetune"}
 

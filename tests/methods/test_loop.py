@@ -72,7 +72,7 @@ def test_harm_brings_back_the_look_before():
 
 def test_harm_at_the_first_look_says_that_no_step_is_left():
     done, weight, _ = steps_of(Seen(BAD))
-    assert "weights that its steps began with are kept" in done.stop_reason and weight == 0
+    assert "what the steps began with is kept" in done.stop_reason and weight == 0
 
 
 @pytest.mark.parametrize(("found", "left"), [((BAD,), True), ((OPEN, BAD), False), ((SHUT,), False)])

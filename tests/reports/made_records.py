@@ -34,7 +34,7 @@ def full_record() -> dict[str, Any]:
     }
     for name in ("original", "retrain", "retrain_2"):
         metrics[name]["residual"] = None
-    metrics["npo"]["stop_reason"] = "the utility guard: the weights that its steps began with are kept"
+    metrics["npo"]["stop_reason"] = "the utility guard: what the steps began with is kept"
     scores = _scores(rng)
     core = [s["module"] for s in scores if s["in_core"]]
     return {

@@ -145,7 +145,7 @@ def test_the_full_page_is_inert_and_complete(full: dict[str, Any]) -> None:
 
 def test_a_rival_that_a_guard_stopped_says_so(full: dict[str, Any]) -> None:
     """A residual of 1 without a reason reads as if the method could not forget."""
-    assert "the weights that its steps began with are kept." in Page(render(full)).words
+    assert "what the steps began with is kept." in Page(render(full)).words
     del full["metrics"]["npo"]["stop_reason"]
     assert "Why each update ended" not in render(full)
 

@@ -12,7 +12,7 @@ from curerec.cli import together
 
 Recipe = Annotated[
     str | None,
-    typer.Option("--recipe", help="Bench recipe that ships (nano, smollm2, paper, scale) or a YAML file."),
+    typer.Option("--recipe", help="YAML file, or one that ships: nano, nano_searched, smollm2, paper, scale"),
 ]
 BenchOut = Annotated[
     Path | None,

@@ -268,9 +268,10 @@ def walk(
         if watch.harmed(seen):
             stop = f"validation AUC fell by more than {config.max_auc_drop:g}"
             if not annealed:
-                undone = undo is not None and len(trace) == 2  # what the steps began with was never looked at
-                before = "the step before is" if len(trace) > 2 else "the weights that its steps began with are"
-                left = "the recommender is left as it was" if undone else f"{before} kept"
+                first = len(trace) == 2
+                undone = undo is not None and first  # what the steps began with was never looked at
+                before = "what the steps began with" if first else "the step before"
+                left = "the recommender is left as it was" if undone else f"{before} is kept"
                 stop = f"the utility guard: {stop}; {left}"
                 return True
             stop += f"; all {total} steps were taken all the same"
