@@ -12,7 +12,9 @@ from curerec.cli import together
 
 Recipe = Annotated[
     str | None,
-    typer.Option("--recipe", help="YAML file, or one that ships: nano, nano_searched, smollm2, paper, scale"),
+    typer.Option(
+        "--recipe", help="YAML file, or one that ships: nano, nano_searched, smollm2, paper, scale."
+    ),
 ]
 BenchOut = Annotated[
     Path | None,
