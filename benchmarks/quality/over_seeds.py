@@ -17,7 +17,8 @@ none and why, on which it was measured beside other retrains than `cure`, and on
 more than half of what was to be forgotten. `--means` prints instead each method's own values, the mean over
 seeds and the half-width of its t interval; a seed's retrains count as one. `--without SEED...` leaves seeds
 out. Of several data sets (`--dataset ml-100k goodbooks-10k`) all seeds are taken together, in pairs inside
-each.
+each. `--column relearn_ratio` compares another column than the residual, on the seeds on which both methods
+have it.
 """
 
 from __future__ import annotations
@@ -36,7 +37,7 @@ from curerec.bench.significance import holm
 
 ANSWERS = ("residual", "membership_gap", "test_auc", "test_ece")
 COSTS = ("retrain_ratio", "trainable_parameters", "circuit_size")
-MEANS = (*ANSWERS, *COSTS)
+MEANS = (*ANSWERS, "relearn_ratio", *COSTS)
 #: Of the original, where a method hands it back; what its training cost is no cost of the method.
 KEPT = (*ANSWERS, "jsd", "floor", "ceiling", "excess_jsd", "rankable")
 NO_ROOM = "the ceiling is not above the floor (it counts in the ratios of means alone)"
@@ -170,6 +171,16 @@ def remarks(by_data: dict[str, Rows], methods: list[str]) -> list[str]:
     return said
 
 
+def lacking(by_data: dict[str, Rows], methods: list[str], column: str) -> list[str]:
+    """Which seeds a method has no value of a column on."""
+    said = []
+    for dataset, rows in by_data.items():
+        for name in methods:
+            if none := [seed for seed, row in sorted(rows[name].items()) if row.get(column) is None]:
+                said.append(f"{dataset}: {name} has no {column} on {_listed(none)} and is left out there")
+    return said
+
+
 def same_scale(*pair: dict[str, Any]) -> bool:
     """Whether two rows have the floor and the ceiling of one set of retrains, as far as they have any."""
     ends = [[row[c] for row in pair if row.get(c) is not None] for c in ("floor", "ceiling")]
@@ -240,6 +251,7 @@ def main() -> None:
         "--named", nargs="+", default=[], metavar="NAME=FOLDER", help="more folders, by a name"
     )
     parser.add_argument("--change", metavar="NAME", help="of the distances, against those of this name")
+    parser.add_argument("--column", default="residual", help="of the rows, that is compared")
     parser.add_argument("--means", action="store_true", help="each method's own values")
     parser.add_argument("--others", nargs="+", default=["pcgrad", "npo", "random_modules"])
     options = parser.parse_args()
@@ -266,28 +278,40 @@ def main() -> None:
     if options.change:
         print(changes(by_data, options.others, options.change))
         return
+    column = options.column
     paired = {other: pairs_of(by_data, other) for other in options.others}
-    both = {o: [(a["residual"], b["residual"]) for a, b in of] for o, of in paired.items()}
+    both = {o: [(a.get(column), b.get(column)) for a, b in of] for o, of in paired.items()}
     apart = {o: np.array([b - a for a, b in of if None not in (a, b)]) for o, of in both.items()}
     if few := [other for other, more in apart.items() if len(more) < 2]:
-        parser.error(f"{', '.join(few)}: fewer than two seeds on which `cure` has a residual, too")
-    print(
-        "| method | seeds | residual less `cure`'s | 95 % over seeds | `cure` nearer on | p of ranks "
-        "| p, t, Holm | of the means |\n" + "|---" * 8 + "|"
-    )
+        parser.error(f"{', '.join(few)}: fewer than two seeds on which `cure` has a {column}, too")
+    near = "`cure` nearer on" if column == "residual" else "`cure`'s is less on"
+    heads = [
+        "method",
+        "seeds",
+        f"{column} less `cure`'s",
+        "95 % over seeds",
+        near,
+        "p of ranks",
+        "p, t, Holm",
+    ]
+    heads += ["of the means"] * (column == "residual")
+    print(f"| {' | '.join(heads)} |\n" + "|---" * len(heads) + "|")
     alone = [float(stats.ttest_1samp(more, 0.0).pvalue) for more in apart.values()]
     for (other, more), corrected in zip(apart.items(), holm(alone), strict=True):
         low, high = stats.t.interval(0.95, len(more) - 1, more.mean(), stats.sem(more))
         p = stats.wilcoxon(more).pvalue
         print(
             f"| {other} | {len(more)} | {more.mean():+.3f} | {low:.3f} to {high:.3f} "
-            f"| {(more > 0).sum()} of {len(more)} | {p:.4f} | {corrected:.4f} "
-            "| {:+.3f} ({:.3f} to {:.3f}) |".format(*of_means(paired[other]))
+            f"| {(more > 0).sum()} of {len(more)} | {p:.4f} | {corrected:.4f} |"
+            + (" {:+.3f} ({:.3f} to {:.3f}) |".format(*of_means(paired[other])) if len(heads) == 8 else "")
         )
-    own = np.array([r for rows in by_data.values() for r in values_of("residual", rows)["cure"].values()])
+    own = np.array([r for rows in by_data.values() for r in values_of(column, rows)["cure"].values()])
     low, high = stats.t.interval(0.95, len(own) - 1, own.mean(), stats.sem(own))
-    print(f"\n`cure`'s residuals: mean {own.mean():.3f} ({low:.3f} to {high:.3f}), {len(own)} seeds")
-    for remark in remarks(by_data, ["cure", *options.others]):
+    what = column.replace("_", " ")
+    print(f"\n`cure`'s {what}s: mean {own.mean():.3f} ({low:.3f} to {high:.3f}), {len(own)} seeds")
+    methods = ["cure", *options.others]
+    of_residuals = column == "residual"
+    for remark in remarks(by_data, methods) if of_residuals else lacking(by_data, methods, column):
         print(f"- {remark}")
 
 

@@ -123,6 +123,18 @@ def test_a_seed_without_room_counts_in_the_ratios_of_means(over_seeds, folder, m
     assert "npo is left out on 4: the ceiling is not above the floor" in text
 
 
+def test_another_column_is_compared_where_both_have_it(over_seeds, folder, monkeypatch, capsys):
+    ratios = {("cure", 1): 0.5, ("cure", 2): 0.9, ("cure", 4): 0.7, ("npo", 1): 0.3, ("npo", 4): 0.6}
+    lines = [json.loads(line) for line in (folder / "rows.jsonl").read_text().splitlines()]
+    for row in lines:
+        row["relearn_ratio"] = ratios.get((row["method"], row["seed"]))
+    (folder / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in lines))
+    text = printed(over_seeds, monkeypatch, capsys, folder, "--others", "npo", "--column", "relearn_ratio")
+    assert "| npo | 2 | -0.150 |" in text and "| 0 of 2 |" in text and "nearer" not in text
+    assert "`cure`'s relearn ratios: mean 0.700" in text and "of the means" not in text
+    assert "ml-100k: npo has no relearn_ratio on 2, 3 and is left out there" in text
+
+
 def test_one_seed_is_no_comparison(over_seeds, folder, monkeypatch, capsys):
     with pytest.raises(SystemExit):
         printed(over_seeds, monkeypatch, capsys, folder, "--others", "npo", "--without", "1", "2")
