@@ -37,7 +37,7 @@ from curerec.bench.significance import holm
 
 ANSWERS = ("residual", "membership_gap", "test_auc", "test_ece")
 COSTS = ("retrain_ratio", "trainable_parameters", "circuit_size")
-MEANS = (*ANSWERS, "relearn_ratio", *COSTS)
+MEANS = (*ANSWERS, "relearn_ratio", "verified", *COSTS)
 #: Of the original, where a method hands it back; what its training cost is no cost of the method.
 KEPT = (*ANSWERS, "jsd", "floor", "ceiling", "excess_jsd", "rankable")
 NO_ROOM = "the ceiling is not above the floor (it counts in the ratios of means alone)"
@@ -108,7 +108,10 @@ def as_it_ended(row: dict[str, Any], original: dict[str, Any] | None) -> dict[st
 
 
 def values_of(column: str, rows: Rows) -> Found:
-    """A column by method and seed, where it has a value."""
+    """A column by method and seed, where it has a value; ``verified`` is 1 where the verdict says it, or 0."""
+    if column == "verified":
+        said = {name: {s: row.get("verdict") for s, row in of.items()} for name, of in rows.items()}
+        return {n: {s: float(v["verified"] is True) for s, v in of.items() if v} for n, of in said.items()}
     return {
         name: {seed: row[column] for seed, row in of.items() if row.get(column) is not None}
         for name, of in rows.items()
