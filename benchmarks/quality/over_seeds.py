@@ -108,7 +108,7 @@ def as_it_ended(row: dict[str, Any], original: dict[str, Any] | None) -> dict[st
 
 
 def values_of(column: str, rows: Rows) -> Found:
-    """A column by method and seed, where it has a value; ``verified`` is 1 where the verdict says it, or 0."""
+    """A column by method and seed, where it has a value; ``verified`` is 1 where the verdict says so."""
     if column == "verified":
         said = {name: {s: row.get("verdict") for s, row in of.items()} for name, of in rows.items()}
         return {n: {s: float(v["verified"] is True) for s, v in of.items() if v} for n, of in said.items()}
