@@ -135,6 +135,20 @@ def test_another_column_is_compared_where_both_have_it(over_seeds, folder, monke
     assert "ml-100k: npo has no relearn_ratio on 2, 3 and is left out there" in text
 
 
+def test_means_say_what_share_was_verified(over_seeds, folder, monkeypatch, capsys):
+    """A verdict that could not judge is none that verifies; a model that was not judged counts nowhere."""
+    lines = [json.loads(line) for line in (folder / "rows.jsonl").read_text().splitlines()]
+    for row in lines:
+        if row["method"] == "cure":
+            said = {1: {"verified": True}, 2: {"verified": None}, 3: {"verified": False}}
+            row["verdict"] = said.get(row["seed"])
+    (folder / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in lines))
+    text = printed(over_seeds, monkeypatch, capsys, folder, "--others", "npo", "--means")
+    heads, *_ = (line.split("|") for line in text.splitlines() if line.startswith("| method"))
+    line = next(line for line in text.splitlines() if line.startswith("| cure |"))
+    assert line.split("|")[heads.index(" verified ")].startswith(" 0.333 ±")
+
+
 def test_one_seed_is_no_comparison(over_seeds, folder, monkeypatch, capsys):
     with pytest.raises(SystemExit):
         printed(over_seeds, monkeypatch, capsys, folder, "--others", "npo", "--without", "1", "2")
