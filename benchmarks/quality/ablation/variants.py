@@ -233,7 +233,18 @@ def of_small_model(recipe: Recipe) -> dict[str, tuple[str, Any]]:
         **with_what_cure_has(recipe),
         **two_arms(recipe),
         **in_fewer_rows(recipe),
+        **looked_at_earlier(recipe),
     }
+
+
+def looked_at_earlier(recipe: Recipe) -> dict[str, tuple[str, Any]]:
+    """More looks at the membership gap: the first third of the steps is most of the way, pushed unseen."""
+    found = {}
+    for every, size in ((10, 300), (5, 300), (5, 600), (3, 600)):
+        looks = {"check_every": every, "check_size": size}
+        update = {"update": recipe.cure.update.model_copy(update=looks)}
+        found[f"cure, looks every {every} at {size}"] = ("cure", recipe.cure.model_copy(update=update))
+    return found
 
 
 def in_fewer_rows(recipe: Recipe) -> dict[str, tuple[str, Any]]:
