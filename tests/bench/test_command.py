@@ -20,7 +20,7 @@ from made_commands import curerec, refused, tree
     [
         ([], "one of --recipe and --table"),
         (["--recipe", "nano", "--table", "x"], "one of --recipe and --table"),
-        (["--recipe", "nosuch"], "Choose from nano, paper, scale"),
+        (["--recipe", "nosuch"], "Choose from nano, nano_searched, paper, scale"),
         (["--table", "."], "holds no benchmark"),
         (["--recipe", "nano", "--data", "ml-100k"], "Write NAME=PATH"),
         (["--recipe", "nano", "--data", "x=y"], "names no data set"),

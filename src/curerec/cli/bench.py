@@ -13,7 +13,8 @@ from curerec.cli import together
 Recipe = Annotated[
     str | None,
     typer.Option(
-        "--recipe", help="YAML file, or one that ships: nano, nano_searched, smollm2, paper, scale."
+        "--recipe",
+        help="Bench recipe that ships (nano, nano_searched, smollm2, paper, scale) or a YAML file.",
     ),
 ]
 BenchOut = Annotated[
