@@ -14,10 +14,11 @@ from curerec.bench.rows import NEEDED
 QUALITY = Path(__file__).resolve().parents[2] / "benchmarks" / "quality"
 
 
-FOLDERS = ["in_a_row", "movielens-1m", "nano", "nano/last_two", "nano/others", "nano/twins", "ten_seeds"]
+FOLDERS = ["in_a_row", "movielens-1m", "nano", "nano/last_two", "nano/others", "nano/twins"]
+FOLDERS += ["nano/two_hours", "quarter", "quarter/fresh", "quarter/harder", "ten_seeds"]
 
 
-@pytest.mark.parametrize("folder", [*FOLDERS, "quarter", "quarter/fresh", "quarter/harder"])
+@pytest.mark.parametrize("folder", FOLDERS)
 def test_rows_of_cure_and_its_controls_stand(folder):
     """`demo` got other settings, and a run that went on would have measured what was there anew.
 
