@@ -287,17 +287,10 @@ def main() -> None:
     apart = {o: np.array([b - a for a, b in of if None not in (a, b)]) for o, of in both.items()}
     if few := [other for other, more in apart.items() if len(more) < 2]:
         parser.error(f"{', '.join(few)}: fewer than two seeds on which `cure` has a {column}, too")
-    near = "`cure` nearer on" if column == "residual" else "`cure`'s is less on"
-    heads = [
-        "method",
-        "seeds",
-        f"{column} less `cure`'s",
-        "95 % over seeds",
-        near,
-        "p of ranks",
-        "p, t, Holm",
-    ]
-    heads += ["of the means"] * (column == "residual")
+    of_residuals = column == "residual"
+    near = "`cure` nearer on" if of_residuals else "`cure`'s is less on"
+    heads = ["method", "seeds", f"{column} less `cure`'s", "95 % over seeds", near]
+    heads += ["p of ranks", "p, t, Holm", *["of the means"] * of_residuals]
     print(f"| {' | '.join(heads)} |\n" + "|---" * len(heads) + "|")
     alone = [float(stats.ttest_1samp(more, 0.0).pvalue) for more in apart.values()]
     for (other, more), corrected in zip(apart.items(), holm(alone), strict=True):
@@ -306,14 +299,13 @@ def main() -> None:
         print(
             f"| {other} | {len(more)} | {more.mean():+.3f} | {low:.3f} to {high:.3f} "
             f"| {(more > 0).sum()} of {len(more)} | {p:.4f} | {corrected:.4f} |"
-            + (" {:+.3f} ({:.3f} to {:.3f}) |".format(*of_means(paired[other])) if len(heads) == 8 else "")
+            + (" {:+.3f} ({:.3f} to {:.3f}) |".format(*of_means(paired[other])) if of_residuals else "")
         )
     own = np.array([r for rows in by_data.values() for r in values_of(column, rows)["cure"].values()])
     low, high = stats.t.interval(0.95, len(own) - 1, own.mean(), stats.sem(own))
     what = column.replace("_", " ")
     print(f"\n`cure`'s {what}s: mean {own.mean():.3f} ({low:.3f} to {high:.3f}), {len(own)} seeds")
     methods = ["cure", *options.others]
-    of_residuals = column == "residual"
     for remark in remarks(by_data, methods) if of_residuals else lacking(by_data, methods, column):
         print(f"- {remark}")
 

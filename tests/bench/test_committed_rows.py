@@ -15,7 +15,7 @@ QUALITY = Path(__file__).resolve().parents[2] / "benchmarks" / "quality"
 
 
 FOLDERS = ["in_a_row", "movielens-1m", "nano", "nano/last_two", "nano/others", "nano/twins"]
-FOLDERS += ["nano/two_hours", "quarter", "quarter/fresh", "quarter/harder", "ten_seeds"]
+FOLDERS += ["nano/seeds241", "quarter", "quarter/fresh", "quarter/harder", "ten_seeds"]
 
 
 @pytest.mark.parametrize("folder", FOLDERS)

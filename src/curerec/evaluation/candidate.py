@@ -23,12 +23,12 @@ class Candidate:
             is always measured with the histories as they are: it asks what the weights remember.
         logits: by part, with rebuilt histories.
         memory: by part, with histories as they are.
-        stop_reason: why its making ended, in words; empty where nothing stops it.
         known: of ``memory`` what need not be asked, by part, [n, 2]; rows of NaN are asked all the same.
         forward_equivalents, peak_mem_bytes, mem_rise_bytes: of :class:`curerec.evaluation.cost.Meter`.
         timed_on: what its seconds depend on beside the work: ``processor``, ``threads`` and
             ``shared_machine`` (whether other work was done there meanwhile); what is not there, or None, is
             not known.
+        stop_reason: why its making ended, in words; empty where nothing stops it.
         memo: what metrics computed of this model and another scene may use again.
     """
 
