@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shutil
 import types
+from contextlib import contextmanager
 from dataclasses import replace
 
 import numpy as np
@@ -23,7 +24,7 @@ from curerec.methods import METHODS, CureConfig, UnlearnConfig
 from curerec.opened import base_model, open_recommender
 from curerec.pipeline import save_unlearned, unlearn
 from curerec.plan import plan
-from curerec.progress import Clock, Silent
+from curerec.progress import Clock
 from curerec.recommender import lower
 from curerec.recommender.storage import read_card
 from curerec.result import result_of
@@ -156,8 +157,11 @@ def test_what_an_earlier_request_left_is_not_counted(asked, tmp_path):
     forget_score=["gradient", "path"],
     looks=[(None, "base"), (0.1, "base"), (0.1, "expected")],
     arms=[1, 2],
+    pace=[None, "start"],
 )
-def test_passes_are_counted_as_they_are_taken(anew, forget_loss, forget_score, looks, arms, monkeypatch):
+def test_passes_are_counted_as_they_are_taken(
+    anew, forget_loss, forget_score, looks, arms, pace, monkeypatch
+):
     """Forward passes of a prompt by stage: of the configuration, and of the run."""
     (every, all_steps_from), (open_gap, target) = anew, looks
     # Half of these short prompts is the template's: what they share would be computed in passes of its own.
@@ -181,6 +185,8 @@ def test_passes_are_counted_as_they_are_taken(anew, forget_loss, forget_score, l
             "update": {
                 "open_gap": open_gap,
                 "target": target,
+                "paced": pace is not None,
+                "pace_from": pace,
                 "forget_loss": forget_loss,
                 "schedule": "linear",  # all steps are taken
                 "max_steps": 7,
@@ -198,11 +204,14 @@ def test_passes_are_counted_as_they_are_taken(anew, forget_loss, forget_score, l
     work = of_cure(config, sizes_of(task))
     stage, seen = None, {}
 
-    class Noted(Silent):
-        def stage(self, name):
+    class Noting(Clock):
+        @contextmanager
+        def stage(self, name, *, told=True):
             nonlocal stage
-            stage = name
-            return super().stage(name)
+            before, stage = stage, name
+            with super().stage(name, told=told) as advance:
+                yield advance
+            stage = before
 
     decoder = type(task.original.model.get_decoder())
 
@@ -210,7 +219,7 @@ def test_passes_are_counted_as_they_are_taken(anew, forget_loss, forget_score, l
         if type(module) is decoder:
             seen[stage] = seen.get(stage, 0) + len(output.last_hidden_state)
 
-    task.clock = Clock(Noted())
+    task.clock = Noting()
     handle = torch.nn.modules.module.register_module_forward_hook(passed)
     try:
         outcome = METHODS["cure"][0](task, config)

@@ -198,12 +198,15 @@ def of_cure(config: CureConfig, sizes: Sizes, kept: Collection[str] = ()) -> dic
     if arm := config.second_arm_for(sizes.forget, sizes.retain, adapter=sizes.adapter):
         steps += [*_steps(arm.of(update), sizes, look), *_looked(update, sizes, look)]
         copies = 2
+    start = []  # the look at D_f and D_c from which each update's pace is reckoned
+    if update.pace_from:
+        start = [replace(w, times=copies) for w in (_looked(update, sizes, look)[0], look[1])]
     return {
         "counterfactuals": [] if "circuit" in kept else counterfactuals,
         **({} if "circuit" in kept else {"circuit": circuit}),
         "contributions": contributions,
         "groups": [Work("assign", config.draws), *wrote],
-        "prepare": [*watch, *depths, Work("copy", times=copies), *([] if gradient else objective)],
+        "prepare": [*watch, *depths, Work("copy", times=copies), *start, *([] if gradient else objective)],
         "update": steps,
     }
 

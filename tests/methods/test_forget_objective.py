@@ -17,8 +17,10 @@ from curerec.methods.cure.gradient_share import at_original, gradient_shares
 from curerec.methods.forget_objective import ForgetObjective
 from curerec.methods.loop import free, tuned_names
 from curerec.methods.pace import MOST, Pace
+from curerec.methods.rollback import roll_back
 from curerec.methods.rules import Rules, uniform
 from curerec.methods.unlearn import UnlearnConfig, run
+from curerec.methods.unseen import Unseen
 from curerec.recommender.tune import TuneConfig, optimise
 from curerec.recommender.units import inner_products, units_of
 from made_tasks import made_task, short_cure
@@ -125,6 +127,41 @@ def test_after_a_rest_the_push_goes_on_as_it_was():
     pace = Pace(watching(0.5, 0.6), 60, 1.5)
     assert pace.push({"step": 20, "membership_auc": 0.499}) == 0
     assert pace.push({"step": 40, "membership_auc": 0.501}) == 1.5
+
+
+def test_what_went_back_before_the_first_step_is_no_pace():
+    """Nine tenths of the gap were gone back; reckoned from theta_o the steps seem to have closed them."""
+    seen = {"step": 20, "membership_auc": 0.508}
+    assert Pace(watching(0.5, 0.6), 60, 4.0, start=0.51).push(seen) == pytest.approx(4 * MOST)
+    assert Pace(watching(0.5, 0.6), 60, 4.0).push(seen) < 0.5
+
+
+@pytest.mark.parametrize("back", [False, True])
+def test_the_pace_is_reckoned_from_what_the_steps_begin_with(back, monkeypatch):
+    """What went back, unseen words' embeddings included."""
+    task, starts = made_task("full", of="items"), []
+    real = Pace.__init__
+
+    def spied(self, watch, steps, push, start=None):
+        starts.append((watch, start))
+        real(self, watch, steps, push, start)
+
+    monkeypatch.setattr(Pace, "__init__", spied)
+    short = {"max_steps": 3, "check_every": 1, "check_size": 40, "schedule": "linear", "paced": True}
+    units = units_of(task.original.model, "projection")
+    kept = np.full(len(units.names), 0.5) if back else None
+    for pace_from in (None, "start"):
+        config = UnlearnConfig.model_validate({**short, "pace_from": pace_from, "unseen_tokens": "base"})
+        run(task, Rules(units, uniform(units)), config, kept)
+    (_, none), (watch, start) = starts
+    assert none is None
+    model = task.copy_of_model()
+    if back:
+        roll_back(model, units, task.deltas(units), kept)
+    unseen = Unseen.of(task)
+    assert unseen is not None and len(unseen.rows)
+    unseen.put_back(model)
+    assert start == watch.membership(model) != watch.first["membership_auc"]
 
 
 @pytest.mark.parametrize("loss", ["rewind", "npo", "grad_ascent"])

@@ -21,14 +21,17 @@ class Pace:
         watch: knows the target and the first look.
         steps: of the update.
         push: weight of the forget loss at the start.
+        start: membership AUC of what the steps begin with. None: theta_o's, so that what went back before the
+            first step counts as pace, and the push is cut at the first look.
 
     Source: this project's own. Only D_f, D_c and the base model enter.
     """
 
-    def __init__(self, watch: Watch, steps: int, push: float) -> None:
+    def __init__(self, watch: Watch, steps: int, push: float, start: float | None = None) -> None:
         self.watch, self.total = watch, steps
         self.weight, self.most = push, MOST * push
-        self.before = {"step": 0.0, **watch.first}
+        first = watch.first["membership_auc"] if start is None else start
+        self.before: Log = {"step": 0.0, "membership_auc": first}
         self.rested = False
 
     def push(self, point: Log) -> float:

@@ -46,7 +46,7 @@ class SmallRequests(Strict):
     weights, which may go back further.
     """
 
-    added = ("rolled_back", "anchor", "max_steps", "push", "saliency")
+    added = ("rolled_back", "anchor", "max_steps", "push", "saliency", "pace_from")
 
     below: float = Field(..., gt=0, lt=1, description="share of the training examples that are small")
     lr: float | None = Field(None, gt=0, description="none: as for others")
@@ -62,6 +62,9 @@ class SmallRequests(Strict):
     anchor: float | None = Field(None, ge=0, lt=1, description="none: as for others")
     max_steps: int | None = Field(None, gt=0, description="none: as for others")
     push: float | None = Field(None, gt=0, description="none: as for others")
+    pace_from: Literal["start"] | None = Field(
+        None, description="as in the update's own; none: from theta_o, whatever others do"
+    )
 
 
 class UnlearnConfig(LoopConfig):
@@ -70,6 +73,7 @@ class UnlearnConfig(LoopConfig):
     added = (
         *LoopConfig.added,
         *("open_gap", "all_steps_from", "alpha", "projection", "small", "changed_prompts", "anchor"),
+        "pace_from",
     )
 
     forget_loss: ForgetLoss = Field(
@@ -134,6 +138,11 @@ class UnlearnConfig(LoopConfig):
         description="a look on the way sets the push so that the steps left close the gap at the pace so "
         "far (``pace.py``); else it rests the push while the gap is closed",
     )
+    pace_from: Literal["start"] | None = Field(
+        None,
+        description="start: the pace before the first look is reckoned from what the steps begin with. None: "
+        "from theta_o, so what went back before the first step counts as pace",
+    )
     all_steps_from: float | None = Field(
         None,
         gt=0,
@@ -150,6 +159,8 @@ class UnlearnConfig(LoopConfig):
             return "projection is of AdamW's steps: leave it null, or use optimizer adamw"
         if self.paced and self.schedule == "constant":
             return "paced is of a rate that falls: leave it false, or use schedule linear"
+        if self.pace_from and not self.paced:
+            return "pace_from is of a push that is paced: leave it null, or set paced"
         if self.alpha is not None and self.forget_loss != "teacher":
             return "alpha is of forget_loss teacher: leave it null, or use that loss"
         return super().idle()
@@ -173,11 +184,15 @@ class UnlearnConfig(LoopConfig):
             >>> gentle = UnlearnConfig(lr=8e-4, small=SmallRequests(below=0.03, lr=4e-4))
             >>> [gentle.for_request(n, 1000 - n).lr for n in (10, 100)]
             [0.0004, 0.0008]
+            >>> started = gentle.model_copy(update={"pace_from": "start"})
+            >>> [started.for_request(n, 1000 - n).pace_from for n in (10, 100)]
+            [None, 'start']
         """
         share = n_forget / (n_forget + n_retain)
         if small := self.small_for(n_forget, n_retain):
             values = small.model_dump(exclude={"below", "rolled_back", "saliency"}, exclude_none=True)
-            return self.model_copy(update={**values, "small": None}).for_request(n_forget, n_retain)
+            values |= {"small": None, "pace_from": small.pace_from}
+            return self.model_copy(update=values).for_request(n_forget, n_retain)
         if self.all_steps_from is None:
             return self
         part = min(1.0, share / self.all_steps_from)
@@ -245,13 +260,16 @@ def run(
             model, depth = task.copy_of_model(), None
         else:
             model, depth = rolled_back(task, rules, kept, rolled, watch, config.open_gap, unseen, taken_back)
+        if unseen:
+            unseen.put_back(model)
+        start = watch.membership(model) if config.pace_from else None
     parameters = dict(model.named_parameters(remove_duplicate=False))
     names = [n for n in rules.trainable() if n in parameters]
     params = free(model, names)
     n = len(objective.prompts)
     rng = np.random.default_rng([task.seed, 61])
     stream = endless(objective.prompts.lengths, min(config.batch_size, n), rng)
-    pace = Pace(watch, config.max_steps, config.push) if config.paced else None
+    pace = Pace(watch, config.max_steps, config.push, start) if config.paced else None
     taken: tuple[list[torch.Tensor], float] | None = None
     push = config.push
     combining = Combining(rules, config, dict(zip(names, params, strict=True)), unseen)
