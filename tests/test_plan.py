@@ -157,13 +157,13 @@ def test_what_an_earlier_request_left_is_not_counted(asked, tmp_path):
     forget_score=["gradient", "path"],
     looks=[(None, "base"), (0.1, "base"), (0.1, "expected")],
     arms=[1, 2],
-    pace=[None, "start"],
+    pace=[(None, None), ("start", "way")],
 )
 def test_passes_are_counted_as_they_are_taken(
     anew, forget_loss, forget_score, looks, arms, pace, monkeypatch
 ):
     """Forward passes of a prompt by stage: of the configuration, and of the run."""
-    (every, all_steps_from), (open_gap, target) = anew, looks
+    (every, all_steps_from), (open_gap, target), (pace_from, way) = anew, looks, pace
     # Half of these short prompts is the template's: what they share would be computed in passes of its own.
     monkeypatch.setattr("curerec.recommender.score.can_share", lambda model: False)
     monkeypatch.setattr("curerec.methods.unlearn.LEAST_STEPS", 2)
@@ -185,8 +185,9 @@ def test_passes_are_counted_as_they_are_taken(
             "update": {
                 "open_gap": open_gap,
                 "target": target,
-                "paced": pace is not None,
-                "pace_from": pace,
+                "paced": pace_from is not None,
+                "pace_from": pace_from,
+                "looks": way,
                 "forget_loss": forget_loss,
                 "schedule": "linear",  # all steps are taken
                 "max_steps": 7,

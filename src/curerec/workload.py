@@ -16,7 +16,7 @@ from curerec.methods.cure.method import CureConfig
 from curerec.methods.expected import POOL
 from curerec.methods.rollback import DEPTHS, FARTHER
 from curerec.methods.teachers import CONTROL, TUNING
-from curerec.methods.unlearn import UnlearnConfig
+from curerec.methods.unlearn import UnlearnConfig, looked_at
 
 #: ``corrupt``: prompts of D_v with their history altered. ``test``: asked when the result is measured.
 Part = Literal["forget", "retain", "control", "valid", "corrupt", "test"]
@@ -253,6 +253,8 @@ def _steps(update: UnlearnConfig, sizes: Sizes, look: list[Work]) -> list[Work]:
         taken = -(-steps // update.forget_every)
         work.append(Work("gradient", min(update.forget_size, sizes.forget), "forget", times=taken))
     looks = -(-steps // update.check_every)
+    if update.looks:  # of few steps some would fall together
+        looks = len(looked_at(steps, update.check_every))
     return [*work, *(replace(w, times=looks) for w in _looked(update, sizes, look))]
 
 

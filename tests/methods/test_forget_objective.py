@@ -19,7 +19,7 @@ from curerec.methods.loop import free, tuned_names
 from curerec.methods.pace import MOST, Pace
 from curerec.methods.rollback import roll_back
 from curerec.methods.rules import Rules, uniform
-from curerec.methods.unlearn import UnlearnConfig, run
+from curerec.methods.unlearn import UnlearnConfig, looked_at, run
 from curerec.methods.unseen import Unseen
 from curerec.recommender.tune import TuneConfig, optimise
 from curerec.recommender.units import inner_products, units_of
@@ -162,6 +162,29 @@ def test_the_pace_is_reckoned_from_what_the_steps_begin_with(back, monkeypatch):
     assert unseen is not None and len(unseen.rows)
     unseen.put_back(model)
     assert start == watch.membership(model) != watch.first["membership_auc"]
+
+
+def test_looks_lie_at_equal_parts_of_the_way():
+    """Of the sum of a rate that falls to 0: the first third of the steps is more than half of it."""
+    steps, n = 600, 6
+    way = np.cumsum(np.arange(steps, 0, -1)) / np.arange(steps, 0, -1).sum()
+    at = [way[step - 1] for step in sorted(looked_at(steps, steps // n))]
+    np.testing.assert_allclose(at, np.arange(1, n + 1) / n, atol=2e-3)
+    for few in range(1, 20):
+        for every in range(1, few + 1):
+            found = looked_at(few, every)
+            assert few in found and min(found) >= 1 and len(found) <= -(-few // every)
+
+
+def test_an_update_looks_where_it_says(monkeypatch):
+    task = made_task("full")
+    short = {"max_steps": 12, "check_every": 4, "check_size": 40, "schedule": "linear", "looks": "way"}
+    units = units_of(task.original.model, "projection")
+    done = run(task, Rules(units, uniform(units)), UnlearnConfig.model_validate(short))
+    assert [point["step"] for point in done.trace] == [0, 2, 5, 12]
+    small = {**short, "max_steps": 8, "small": {"below": 0.9}}
+    done = run(task, Rules(units, uniform(units)), UnlearnConfig.model_validate(small))
+    assert [point["step"] for point in done.trace] == [0, 4, 8]  # small requests have their own
 
 
 @pytest.mark.parametrize("loss", ["rewind", "npo", "grad_ascent"])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Literal
@@ -46,7 +47,7 @@ class SmallRequests(Strict):
     weights, which may go back further.
     """
 
-    added = ("rolled_back", "anchor", "max_steps", "push", "saliency", "pace_from")
+    added = ("rolled_back", "anchor", "max_steps", "push", "saliency", "pace_from", "looks")
 
     below: float = Field(..., gt=0, lt=1, description="share of the training examples that are small")
     lr: float | None = Field(None, gt=0, description="none: as for others")
@@ -65,6 +66,9 @@ class SmallRequests(Strict):
     pace_from: Literal["start"] | None = Field(
         None, description="as in the update's own; none: from theta_o, whatever others do"
     )
+    looks: Literal["way"] | None = Field(
+        None, description="as in the update's own; none: at equal numbers of steps, whatever others do"
+    )
 
 
 class UnlearnConfig(LoopConfig):
@@ -73,7 +77,7 @@ class UnlearnConfig(LoopConfig):
     added = (
         *LoopConfig.added,
         *("open_gap", "all_steps_from", "alpha", "projection", "small", "changed_prompts", "anchor"),
-        "pace_from",
+        *("pace_from", "looks"),
     )
 
     forget_loss: ForgetLoss = Field(
@@ -143,6 +147,12 @@ class UnlearnConfig(LoopConfig):
         description="start: the pace before the first look is reckoned from what the steps begin with. None: "
         "from theta_o, so what went back before the first step counts as pace",
     )
+    looks: Literal["way"] | None = Field(
+        None,
+        description="way: as many looks as one every check_every steps makes, at equal parts of the way, "
+        "which a falling rate covers the faster the earlier: after 5, 11, 18, 25, 36 and 60 of 60 steps for "
+        "six. None: at equal numbers of steps",
+    )
     all_steps_from: float | None = Field(
         None,
         gt=0,
@@ -161,6 +171,8 @@ class UnlearnConfig(LoopConfig):
             return "paced is of a rate that falls: leave it false, or use schedule linear"
         if self.pace_from and not self.paced:
             return "pace_from is of a push that is paced: leave it null, or set paced"
+        if self.looks and self.schedule == "constant":
+            return "looks: way is of a rate that falls: leave it null, or use schedule linear"
         if self.alpha is not None and self.forget_loss != "teacher":
             return "alpha is of forget_loss teacher: leave it null, or use that loss"
         return super().idle()
@@ -191,7 +203,7 @@ class UnlearnConfig(LoopConfig):
         share = n_forget / (n_forget + n_retain)
         if small := self.small_for(n_forget, n_retain):
             values = small.model_dump(exclude={"below", "rolled_back", "saliency"}, exclude_none=True)
-            values |= {"small": None, "pace_from": small.pace_from}
+            values |= {"small": None, "pace_from": small.pace_from, "looks": small.looks}
             return self.model_copy(update=values).for_request(n_forget, n_retain)
         if self.all_steps_from is None:
             return self
@@ -327,6 +339,7 @@ def run(
         params,
         gradients,
         config.max_steps,
+        due=None if config.looks is None else looked_at(config.max_steps, config.check_every).__contains__,
         steer=steer,
         anchor=config.anchor or 0.0,
         moved=combining.moved,
@@ -341,6 +354,20 @@ def run(
     free_tuned(model)
     conflicts = combining.conflicts.found()
     return replace(done, n_trainable=movable, depth=depth, conflicts=conflicts)
+
+
+def looked_at(steps: int, every: int) -> set[int]:
+    """Steps after which to look so that equal parts of the way lie between looks; the rate falls to 0.
+
+    Args:
+        steps: of the update.
+        every: as many looks as one every so many steps makes.
+
+    >>> sorted(looked_at(60, 10)), sorted(looked_at(60, 20))
+    ([5, 11, 18, 25, 36, 60], [11, 25, 60])
+    """
+    n = -(-steps // every)
+    return {max(1, round(steps * (1 - math.sqrt(1 - k / n)))) for k in range(1, n + 1)}
 
 
 class Combining:
