@@ -244,7 +244,23 @@ def looked_at_earlier(recipe: Recipe) -> dict[str, tuple[str, Any]]:
         looks = {"check_every": every, "check_size": size}
         update = {"update": recipe.cure.update.model_copy(update=looks)}
         found[f"cure, looks every {every} at {size}"] = ("cure", recipe.cure.model_copy(update=update))
+    six = {"check_every": 10, "looks": "way", "pace_from": "start"}
+    parts: dict[str, dict[str, Any]] = {
+        "six looks": {},
+        "six looks, gradient every 20": {"forget_every": 20},
+        "six looks, gradient every 10": {"forget_every": 10},
+        "six looks, push 2.5": {"push": 2.5},
+        "six looks, push 6": {"push": 6.0},
+        "six looks, gradient every 10, push 2.5": {"forget_every": 10, "push": 2.5},
+    }
+    for name, part in parts.items():
+        update = {"update": recipe.cure.update.model_copy(update={**six, **part})}
+        cure = recipe.cure.model_copy(update=update)
+        found |= {f"{who}, {name}": (method, cure) for who, method in WITH_GROUPS.items()}
     return found
+
+
+WITH_GROUPS = {"cure": "cure", "random groups, weights chosen in them": "random_groups"}
 
 
 def in_fewer_rows(recipe: Recipe) -> dict[str, tuple[str, Any]]:
