@@ -37,7 +37,7 @@ check: lint
 	@$(BIN)/python -c "$$AUDITED" $(VENV)/audit.json
 
 test: lint
-	$(BIN)/python -m pytest -m "not soak and not network" -n auto --maxprocesses 4 --dist loadfile
+	$(BIN)/python -m pytest -m "not soak and not network" -n auto --maxprocesses 4 --dist loadfile --durations 60 --durations-min 2
 
 soak: install
 	$(BIN)/python -m pytest -m soak -vv # a name a line as each ends: half an hour is often cut short

@@ -8,7 +8,8 @@ method with another model of the recipe: `cure@base` for `cure` with the setting
 the methods of a folder under `--named NAME=FOLDER` are all `METHOD@NAME`. `--change NAME` asks how much
 farther from `cure` each method has become: `METHOD` less `cure`, against `METHOD@NAME` less `cure@NAME`.
 `METHOD/REQUEST` is a method on another request of the same seeds: `cure/users-0.1-random-x10`. Where a folder
-has the second of `--instead NAME=OTHER`, that stands there for the first (`cure=cure@one_arm`). The last
+has the second of `--instead NAME=OTHER`, that stands there for the first (`cure=cure@one_arm`; one name may
+have several, for folders that call it differently). The last
 column is the difference of the ratios of means, as `curerec bench --table` has them, with the jackknife's
 interval over seeds: a seed with little to forget weighs less in it, and one whose ceiling is not above its
 floor counts in it alone. Below the table stands the mean of `cure`'s own residuals, and what a reader has to
@@ -51,7 +52,7 @@ def rows_of(
     request: str,
     model: str,
     without: list[int],
-    instead: dict[str, str],
+    instead: list[tuple[str, str]],
     named: dict[Path, str],
 ) -> Rows:
     """Rows by method and seed; of other models than this by ``method@model``, of others by request.
@@ -81,7 +82,7 @@ def rows_of(
                 if row.get("settings") is not None and chosen.setdefault(name, choice) != choice:
                     raise SystemExit(f"{folder}: {name} has rows of several choices of the search")
                 mine.setdefault(name, {})[row["seed"]] = as_it_ended(row, originals.get(beside(row)))
-        for name, other in instead.items():
+        for name, other in instead:
             if other in mine:
                 mine[name] = mine.pop(other)
         for method, values in mine.items():
@@ -266,7 +267,7 @@ def main() -> None:
         wanted = [f"{name}{of}" for name in ("cure", *wanted) for of in ("", f"@{options.change}")]
     by_data = {}
     for dataset in options.dataset:
-        instead = dict(pair.split("=", 1) for pair in options.instead)
+        instead = [(name, other) for name, _, other in (pair.partition("=") for pair in options.instead)]
         folders = [*options.folders, *named]
         where = folders, dataset, options.request, options.model, options.without, instead, named
         rows = by_data[dataset] = rows_of(*where)

@@ -14,7 +14,7 @@ from curerec.bench.rows import NEEDED
 QUALITY = Path(__file__).resolve().parents[2] / "benchmarks" / "quality"
 
 
-FOLDERS = ["in_a_row", "movielens-1m", "nano", "nano/last_two", "nano/others", "nano/twins"]
+FOLDERS = ["in_a_row", "looks", "movielens-1m", "nano", "nano/last_two", "nano/others", "nano/twins"]
 FOLDERS += ["nano/seeds241", "quarter", "quarter/fresh", "quarter/harder", "ten_seeds"]
 
 

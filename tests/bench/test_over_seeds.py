@@ -176,7 +176,7 @@ def test_a_folder_may_call_a_method_otherwise(over_seeds, folder, tmp_path, monk
     rows = [{**a_row("cure", s, 0.016), "model": "shipped"} for s in (5, 6)]  # what counts there
     rows += [a_row("cure", s, 0.05) for s in (5, 6)] + [a_row("npo", s, 0.02) for s in (5, 6)]
     (other / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
-    instead = ("--instead", "cure=cure@shipped", "--others", "npo")
+    instead = ("--instead", "cure=cure@elsewhere", "cure=cure@shipped", "--others", "npo")
     text = printed(over_seeds, monkeypatch, capsys, folder, other, *instead)
     apart = [(0.02 - 0.012) / 0.021, (0.032 - 0.012) / 0.022, (0.022 - 0.012) / 0.024]
     apart += [0.004 / (0.02 + s / 1000) for s in (5, 6)]
