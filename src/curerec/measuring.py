@@ -19,13 +19,13 @@ from curerec.circuits.patching import patched_margins
 from curerec.circuits.path import path_scores
 from curerec.circuits.scorers import atp
 from curerec.groups.assign import SHARED, assign, comparable
+from curerec.methods.combining import Combining
 from curerec.methods.cure.method import CureConfig
 from curerec.methods.expected import clusters, items_gone, pool
 from curerec.methods.forget_objective import ForgetObjective
 from curerec.methods.loop import free, tuning_of
 from curerec.methods.rules import Rules, uniform
 from curerec.methods.task import Task
-from curerec.methods.unlearn import Combining
 from curerec.progress import Clock
 from curerec.prompts.counterfactual import counterfactual_pairs
 from curerec.prompts.encoding import Prompts, queries

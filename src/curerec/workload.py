@@ -14,9 +14,10 @@ from curerec.circuits.selection import sizes_to_judge
 from curerec.methods.cure.gradient_share import CHUNKS
 from curerec.methods.cure.method import CureConfig
 from curerec.methods.expected import POOL
+from curerec.methods.pace import looked_at
 from curerec.methods.rollback import DEPTHS, FARTHER
 from curerec.methods.teachers import CONTROL, TUNING
-from curerec.methods.unlearn import UnlearnConfig, looked_at
+from curerec.methods.unlearn import UnlearnConfig
 
 #: ``corrupt``: prompts of D_v with their history altered. ``test``: asked when the result is measured.
 Part = Literal["forget", "retain", "control", "valid", "corrupt", "test"]

@@ -16,10 +16,10 @@ from curerec.methods.cure import gradient_share
 from curerec.methods.cure.gradient_share import at_original, gradient_shares
 from curerec.methods.forget_objective import ForgetObjective
 from curerec.methods.loop import free, tuned_names
-from curerec.methods.pace import MOST, Pace
+from curerec.methods.pace import MOST, Pace, looked_at
 from curerec.methods.rollback import roll_back
 from curerec.methods.rules import Rules, uniform
-from curerec.methods.unlearn import UnlearnConfig, looked_at, run
+from curerec.methods.unlearn import UnlearnConfig, run
 from curerec.methods.unseen import Unseen
 from curerec.recommender.tune import TuneConfig, optimise
 from curerec.recommender.units import inner_products, units_of
@@ -176,15 +176,15 @@ def test_looks_lie_at_equal_parts_of_the_way():
             assert few in found and min(found) >= 1 and len(found) <= -(-few // every)
 
 
-def test_an_update_looks_where_it_says(monkeypatch):
+def test_an_update_looks_where_it_says():
     task = made_task("full")
     short = {"max_steps": 12, "check_every": 4, "check_size": 40, "schedule": "linear", "looks": "way"}
     units = units_of(task.original.model, "projection")
     done = run(task, Rules(units, uniform(units)), UnlearnConfig.model_validate(short))
     assert [point["step"] for point in done.trace] == [0, 2, 5, 12]
-    small = {**short, "max_steps": 8, "small": {"below": 0.9}}
+    small = {**short, "small": {"below": 0.9, "max_steps": 8, "check_every": 2}}
     done = run(task, Rules(units, uniform(units)), UnlearnConfig.model_validate(small))
-    assert [point["step"] for point in done.trace] == [0, 4, 8]  # small requests have their own
+    assert [point["step"] for point in done.trace] == [0, 1, 2, 4, 8]
 
 
 @pytest.mark.parametrize("loss", ["rewind", "npo", "grad_ascent"])

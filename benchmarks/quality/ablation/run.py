@@ -52,6 +52,13 @@ def chosen_recipe(name: str) -> Recipe:
     return found.setting(*found.places_of(found.requests[0])[0], ask=found.requests[0])
 
 
+def named(recipe: str) -> str:
+    """The recipe as a row names it: one beside this script by its place in the project."""
+    path = Path(recipe)
+    beside = path.is_file() and path.resolve().parent == HERE.resolve()
+    return f"benchmarks/quality/ablation/{path.name}" if beside else recipe
+
+
 def main() -> None:
     """Train, run every variant, append a row each."""
     parser = argparse.ArgumentParser(description=__doc__)
@@ -104,7 +111,7 @@ def main() -> None:
                 before, after = (p_yes(one.logits["valid"]) for one in (original, new))
                 line = {
                     "variant": name,
-                    "recipe": options.recipe,
+                    "recipe": named(options.recipe),
                     "once": options.once,
                     "seed": seed,
                     "gap_to_base": row["membership_auc"] - found.metrics["base"]["membership_auc"],

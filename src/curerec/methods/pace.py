@@ -1,6 +1,8 @@
-"""How hard to push for the rest of an update, from how far it has come."""
+"""When an update looks how far it has come, and how hard it pushes for the rest."""
 
 from __future__ import annotations
+
+import math
 
 from curerec.methods.descent import Log
 from curerec.methods.stopping import Watch
@@ -53,3 +55,17 @@ class Pace:
         factor = wanted / ahead if ahead > 0 else MOST
         self.weight = min(self.most, self.weight * factor)
         return self.weight
+
+
+def looked_at(steps: int, every: int) -> set[int]:
+    """Steps after which to look so that equal parts of the way lie between looks; the rate falls to 0.
+
+    Args:
+        steps: of the update.
+        every: as many looks as one every so many steps makes.
+
+    >>> sorted(looked_at(60, 10)), sorted(looked_at(60, 20))
+    ([5, 11, 18, 25, 36, 60], [11, 25, 60])
+    """
+    n = -(-steps // every)
+    return {max(1, round(steps * (1 - math.sqrt(1 - k / n)))) for k in range(1, n + 1)}

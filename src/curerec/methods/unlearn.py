@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import math
-from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Literal
 
@@ -13,13 +11,12 @@ from pydantic import Field
 
 from curerec.config import Strict
 from curerec.methods.batches import RetainBatches
-from curerec.methods.conflicts import Watcher
+from curerec.methods.combining import Combining
 from curerec.methods.descent import Log
 from curerec.methods.forget_objective import ForgetObjective
 from curerec.methods.loop import LoopConfig, Update, free, walk
 from curerec.methods.losses import ForgetLoss, kl_to
-from curerec.methods.pace import Pace
-from curerec.methods.preconditioner import Preconditioner
+from curerec.methods.pace import Pace, looked_at
 from curerec.methods.rollback import TakenBack, rolled_back
 from curerec.methods.rules import Masks, Rules
 from curerec.methods.stopping import Watch
@@ -47,7 +44,7 @@ class SmallRequests(Strict):
     weights, which may go back further.
     """
 
-    added = ("rolled_back", "anchor", "max_steps", "push", "saliency", "pace_from", "looks")
+    added = ("rolled_back", "anchor", "max_steps", "push", "saliency")
 
     below: float = Field(..., gt=0, lt=1, description="share of the training examples that are small")
     lr: float | None = Field(None, gt=0, description="none: as for others")
@@ -63,12 +60,6 @@ class SmallRequests(Strict):
     anchor: float | None = Field(None, ge=0, lt=1, description="none: as for others")
     max_steps: int | None = Field(None, gt=0, description="none: as for others")
     push: float | None = Field(None, gt=0, description="none: as for others")
-    pace_from: Literal["start"] | None = Field(
-        None, description="as in the update's own; none: from theta_o, whatever others do"
-    )
-    looks: Literal["way"] | None = Field(
-        None, description="as in the update's own; none: at equal numbers of steps, whatever others do"
-    )
 
 
 class UnlearnConfig(LoopConfig):
@@ -196,15 +187,11 @@ class UnlearnConfig(LoopConfig):
             >>> gentle = UnlearnConfig(lr=8e-4, small=SmallRequests(below=0.03, lr=4e-4))
             >>> [gentle.for_request(n, 1000 - n).lr for n in (10, 100)]
             [0.0004, 0.0008]
-            >>> started = gentle.model_copy(update={"pace_from": "start"})
-            >>> [started.for_request(n, 1000 - n).pace_from for n in (10, 100)]
-            [None, 'start']
         """
         share = n_forget / (n_forget + n_retain)
         if small := self.small_for(n_forget, n_retain):
             values = small.model_dump(exclude={"below", "rolled_back", "saliency"}, exclude_none=True)
-            values |= {"small": None, "pace_from": small.pace_from, "looks": small.looks}
-            return self.model_copy(update=values).for_request(n_forget, n_retain)
+            return self.model_copy(update={**values, "small": None}).for_request(n_forget, n_retain)
         if self.all_steps_from is None:
             return self
         part = min(1.0, share / self.all_steps_from)
@@ -270,10 +257,10 @@ def run(
         unseen = Unseen.of(task) if config.unseen_tokens else None
         if kept is None:
             model, depth = task.copy_of_model(), None
+            if unseen:
+                unseen.put_back(model)
         else:
             model, depth = rolled_back(task, rules, kept, rolled, watch, config.open_gap, unseen, taken_back)
-        if unseen:
-            unseen.put_back(model)
         start = watch.membership(model) if config.pace_from else None
     parameters = dict(model.named_parameters(remove_duplicate=False))
     names = [n for n in rules.trainable() if n in parameters]
@@ -354,72 +341,6 @@ def run(
     free_tuned(model)
     conflicts = combining.conflicts.found()
     return replace(done, n_trainable=movable, depth=depth, conflicts=conflicts)
-
-
-def looked_at(steps: int, every: int) -> set[int]:
-    """Steps after which to look so that equal parts of the way lie between looks; the rate falls to 0.
-
-    Args:
-        steps: of the update.
-        every: as many looks as one every so many steps makes.
-
-    >>> sorted(looked_at(60, 10)), sorted(looked_at(60, 20))
-    ([5, 11, 18, 25, 36, 60], [11, 25, 60])
-    """
-    n = -(-steps // every)
-    return {max(1, round(steps * (1 - math.sqrt(1 - k / n)))) for k in range(1, n + 1)}
-
-
-class Combining:
-    """What a step does with its two gradients before the optimiser is given their mix, and notes after it.
-
-    Args:
-        rules: roles of the units.
-        config: projection and damping.
-        parameters: that may change, by name.
-        unseen: rows that are held where they are; none: no rows.
-    """
-
-    def __init__(
-        self,
-        rules: Rules,
-        config: UnlearnConfig,
-        parameters: Mapping[str, torch.nn.Parameter],
-        unseen: Unseen | None = None,
-    ) -> None:
-        self.rules, self.parameters, self.unseen = rules, parameters, unseen
-        scaling = config.projection == "preconditioned" and config.optimizer == "adamw"
-        self.preconditioner = Preconditioner(config.damping) if scaling else None
-        self.conflicts = Watcher(rules.units, rules.owners)
-
-    def combine(
-        self, forget: Sequence[torch.Tensor], retain: Sequence[torch.Tensor], push: float
-    ) -> dict[str, torch.Tensor]:
-        """Put the direction into ``.grad``; returns what :meth:`Rules.combine` saw on the way.
-
-        Args:
-            forget, retain: gradients, in the order of the parameters.
-            push: weight of the first.
-        """
-        rules = self.rules
-        g_f = {name: push * g for name, g in zip(self.parameters, forget, strict=True)}
-        if self.unseen:
-            self.unseen.hold(g_f)
-        # Masked once: what follows, their sum included, is then of weights that may move.
-        g_f, g_r = rules.inside(g_f), rules.inside(dict(zip(self.parameters, retain, strict=True)))
-        scale = None
-        if self.preconditioner:
-            total = {n: g + rules.weight * g_r[n] for n, g in g_f.items()}
-            scale = self.preconditioner.factors(rules.moving(total))
-        direction, seen = rules.combine(g_f, g_r, scale, masked=True)
-        self.conflicts.combined(seen, self.parameters)
-        for name, p in self.parameters.items():
-            p.grad = direction[name].to(p.dtype)
-        return seen
-
-    def moved(self) -> None:
-        """After the optimiser's step."""
-        self.conflicts.moved(self.parameters)
 
 
 def _summary(loss_f: float | torch.Tensor, loss_r: torch.Tensor, seen: dict[str, torch.Tensor]) -> Log:
