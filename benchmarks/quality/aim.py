@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import argparse
 import json
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -56,20 +57,30 @@ def row_of(shop: Workshop, cell: Job) -> dict[str, Any]:
     return row
 
 
-def main() -> None:
-    """Print a line for each pair."""
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("out", type=Path)
-    parser.add_argument("recipe")
-    parser.add_argument("model")
-    parser.add_argument("--data", nargs="+", default=[], metavar="NAME=PLACE")
-    options = parser.parse_args()
+def pairs(options: argparse.Namespace) -> Iterator[tuple[Workshop, Job]]:
+    """Each data set and seed on which the model's recipe has `cure` for a tenth of the users."""
     recipe = load_bench(options.recipe)
     shop = Workshop(recipe, options.out, dict(pair.split("=", 1) for pair in options.data))
     for cell in plan(recipe):
         whole = cell.kind == "cell" and (cell.method, cell.model) == ("cure", options.model)
         if whole and cell.request == "users-0.1-random" and cell.ask and cell.ask.parts == 1:
-            print(json.dumps(row_of(shop, cell)), flush=True)
+            yield shop, cell
+
+
+def parser(about: str | None) -> argparse.ArgumentParser:
+    """Of what names a benchmark's folder."""
+    found = argparse.ArgumentParser(description=about)
+    found.add_argument("out", type=Path)
+    found.add_argument("recipe")
+    found.add_argument("model")
+    found.add_argument("--data", nargs="+", default=[], metavar="NAME=PLACE")
+    return found
+
+
+def main() -> None:
+    """Print a line for each pair."""
+    for shop, cell in pairs(parser(__doc__).parse_args()):
+        print(json.dumps(row_of(shop, cell)), flush=True)
 
 
 if __name__ == "__main__":
