@@ -84,7 +84,7 @@ def test_its_epsilon_is_of_the_weights_that_may_move_as_adamws_is(what, monkeypa
         seen.setdefault("step", self.param_groups[0]["eps"])
         return real(self, *rest, **more)
 
-    monkeypatch.setattr("curerec.methods.unlearn.Preconditioner", Watched)
+    monkeypatch.setattr("curerec.methods.combining.Preconditioner", Watched)
     monkeypatch.setattr(torch.optim.AdamW, "step", step)
     # No unit is task-shared, so nothing is projected and the direction is the plain sum.
     role = torch.full_like(uniform(units), FORGET)
