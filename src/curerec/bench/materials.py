@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import json
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -16,6 +17,7 @@ from curerec.bench.plan import Job
 from curerec.bench.recipe import BenchRecipe
 from curerec.bench.shapes import made_shape
 from curerec.data.fetch import DATASETS, load
+from curerec.evaluation import METRICS, reused
 from curerec.evaluation.candidate import Candidate
 from curerec.evaluation.inputs import p_yes
 from curerec.evaluation.residual import Reference
@@ -224,10 +226,44 @@ class Materials:
             original.model = opened.recommender.model
             for k, name in enumerate(self.recipe.references):
                 references[name].model = self._model_of(job, self._reference(job, k))
+            self._take_up(job)
             yield
         finally:
             for one in (original, *references.values()):
                 one.let_go()
+
+    # What attacks find of original and retrains: the same for every cell, whichever process measures it.
+
+    def _found_by_attacks(self, job: Job) -> tuple[Path, dict[str, str]]:
+        """File of what the recipe's columns found of a request's original and retrains, and what it is of."""
+        recipe = self._opened(job).recipe
+        about = {
+            "yardstick": self._yardstick(job)[2],
+            "columns": json.dumps({name: METRICS[name].version for name in sorted(self.recipe.columns)}),
+            "tuning": json.dumps(recipe.model.tuning.model_dump(mode="json"), sort_keys=True),
+            "seed": str(job.seed),
+        }
+        return self.out / kept.YARDSTICKS / f"{kept.digest(about)[:16]}.safetensors", about
+
+    def _keep_found(self, job: Job) -> None:
+        """Write down what all columns, asked of the original, found of it and of the retrains."""
+        path, about = self._found_by_attacks(job)
+        original, references, _ = self._yardstick(job)
+        arrays = {
+            f"{n}/{key}": array
+            for n, one in {"original": original, **references}.items()
+            for key, array in reused.found(one).items()
+        }
+        kept.write_arrays(path, arrays, about)
+
+    def _take_up(self, job: Job) -> None:
+        """Read that back; what is not there is found again."""
+        path, about = self._found_by_attacks(job)
+        original, references, _ = self._yardstick(job)
+        arrays = kept.read_arrays(path, about) or {}
+        for n, one in {"original": original, **references}.items():
+            own = {k.removeprefix(f"{n}/"): a for k, a in arrays.items() if k.startswith(f"{n}/")}
+            reused.take_up(one, original, own, seed=job.seed)
 
     def _scale(self, job: Job) -> dict[str, Any]:
         """Floor and ceiling on D_f, and whether methods may be ranked by them."""

@@ -26,7 +26,7 @@ from curerec.evaluation.cost import Meter, latency_ratio
 from curerec.evaluation.guard import nothing_happened
 from curerec.evaluation.inputs import p_yes
 from curerec.evaluation.metric import Metric, Value, evaluate
-from curerec.evaluation.scene import PARTS, scenes
+from curerec.evaluation.scene import PARTS, Scene, scenes
 from curerec.judge import judge
 from curerec.machine import timed_on, versions
 from curerec.measure import candidate, cells, chosen_metrics
@@ -84,11 +84,26 @@ class Workshop(Materials):
             n: {k: evaluate(m, scene) for k, m in self._metrics().items()} for n, scene in stages.items()
         }
         said = {n: self._verdict(job, one) for n, one in {**models, **references}.items()}
+        self._attack_once(job, stages["original"])
         seconds = time.perf_counter() - start
         return [
             rows.explained(self._row(job, n, found[n], split, name, seconds, verdict=said[n]))
             for n in self.recipe.measured_once
         ]
+
+    def _attack_once(self, job: Job, scene: Scene) -> None:
+        """Find for all cells what the recipe's columns ask of the original and of the retrains."""
+        if not self.recipe.columns:
+            return
+        try:
+            with self._yardstick_models(job):
+                for metric in chosen_metrics(self.recipe.columns).values():
+                    evaluate(metric, scene)
+                self._keep_found(job)
+        except StorageError:
+            raise
+        except Exception:  # an attack that fails is found to fail, and told, by each cell
+            self._tidy()
 
     def _metrics(self) -> dict[str, Metric]:
         """The metrics of every row."""
