@@ -4,7 +4,10 @@
 `curerec bench --recipe RECIPE` wrote, with its models. No update is made. For each data set and seed of MODEL
 whose recipe has `cure` on a tenth of the users it prints a JSON line: of looks at 300 and 1,000 examples the
 aim (``methods/expected.py``), the AUC of the base and of theta_o, and the mean AUC of the retrains, all on
-the same examples; and the retrains' on all. Retrains are opened here: aims are judged by it, never set.
+the same examples; and the retrains' on all. Then where an aim can be wrong: what theta_o and retrains say of
+D_c's ratings by the deleted people against those by others (a retrain has seen nothing of these people,
+theta_o their other ratings), and theta_o of D_r, of all of it and of the pool that the memory is learned of.
+Retrains are opened here: aims are judged by it, never set.
 """
 
 from __future__ import annotations
@@ -21,6 +24,7 @@ from sklearn.metrics import roc_auc_score
 from curerec.bench.plan import Job, plan
 from curerec.bench.recipe import load_bench
 from curerec.bench.work import Workshop
+from curerec.methods.expected import clusters, pool
 from curerec.methods.stopping import Watch
 from curerec.pipeline import task_for
 from curerec.recommender.score import label_nll
@@ -54,6 +58,16 @@ def row_of(shop: Workshop, cell: Job) -> dict[str, Any]:
             "original": expected.first["membership_auc"],
             "retrains": float(np.mean([auc(f[expected.index], c[control]) for f, c in losses])),
         }
+    deleted = np.isin(*(task.data.user_code[part.target] for part in (split.control, split.forget)))
+    original = label_nll(task.original_logits(split.control), split.control.label)
+    said = {"original": [original], "retrains": [control for _, control in losses]}
+    row["control_of_deleted"] = {
+        name: float(np.mean([auc(one[deleted], one[~deleted]) for one in each]))
+        for name, each in said.items()
+    }
+    seen = label_nll(task.original_logits(task.retain), task.retain.label)
+    asked = pool(clusters(task)[task.retain.target])
+    row["original_on_retain"] = {"all": auc(seen, original), "pool": auc(seen[asked], original)}
     return row
 
 
