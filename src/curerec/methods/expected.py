@@ -9,8 +9,9 @@ differs between users. The two estimates are weighed by what each leaves open, a
 
 Most ratings of D_c are by people whose other ratings were trained on, and all are of items that were: they
 teach what a model answers about ratings that it has not seen. Where single ratings are deleted, a retrain is
-in that very position. Of deleted people it has seen nothing, so a little more is expected than retrains show:
-.002 to .004 (docs/method.md). Of deleted items they teach nothing, and the base's AUC is what is expected then.
+in that very position. Of deleted people it has seen nothing, so a little more is expected than retrains show,
+.002 to .004 (docs/method.md). Of deleted items they teach nothing, and the base's AUC is what is expected
+then.
 
 No retrain and no test example enters.
 """
