@@ -22,7 +22,6 @@ from curerec.bench.search import choice
 from curerec.bench.summary import summarise, write_summary
 from curerec.bench.work import ROWS, TRIALS, Workshop
 from curerec.errors import StorageError
-from curerec.evaluation import depth, quantise, relearn
 from curerec.methods import METHODS
 from curerec.records import Outcome
 from curerec.reports.bench_page import render_bench
@@ -268,44 +267,6 @@ def test_the_seconds_of_a_cell_are_of_all_that_is_measured(made, monkeypatch):
     start = time.perf_counter()
     ((_, row),) = shop.do(job, {})
     assert row["wall_s"] > time.perf_counter() - start - 1.5
-
-
-def test_what_attacks_find_of_the_retrains_is_found_once_for_all_processes(made, tmp_path, monkeypatch):
-    """A cell in another process fine-tunes and rounds its own model alone, and measures the same."""
-    monkeypatch.setenv("CUREREC_CACHE", str(made.folder / "cache"))
-    monkeypatch.setattr(
-        relearn, "levels", lambda scene: [0.6, None, 0.5, 0.01, 0.69]
-    )  # here nothing is forgotten
-    monkeypatch.setattr(depth, "LEAST", -1.0), monkeypatch.setattr(depth, "Z", -1e9)
-    monkeypatch.setattr(relearn, "MAX_STEPS", 4)
-    columns = ["relearn_ratio", "depth", "membership_gap_int8"]
-    recipe = made_recipe(requests=ASKS, search=SEARCH, seeds=[20, 21], columns=columns)
-    out, calls = tmp_path / "out", dict.fromkeys(("curve", "quantised"), 0)
-    shutil.copytree(made.out, out)
-    before = set(out.glob("yardsticks/*"))
-    for module, name in ((relearn, "curve"), (quantise, "quantised")):
-
-        def counted(*args, real=getattr(module, name), name=name, **rest):
-            calls[name] += 1
-            return real(*args, **rest)
-
-        monkeypatch.setattr(module, name, counted)
-
-    def asked(kind):
-        calls.update(curve=0, quantised=0)
-        job = next(j for j in plan(recipe) if j.kind == kind and j.method in ("", "grad_diff"))
-        shop = Workshop(recipe, out, made.places)  # as another process would have it
-        return shop.do(job, {})[-1][1], dict(calls)
-
-    anew, cost = asked("cell")
-    assert cost == {"curve": 4 * 3, "quantised": 4} and set(out.glob("yardsticks/*")) == before
-    asked("yardstick")
-    assert len(set(out.glob("yardsticks/*")) - before) == 1
-    row, cost = asked("cell")
-    assert cost == {"curve": 4, "quantised": 1}
-    for name in ("relearn_ratio", "depth", "membership_gap_int8"):
-        for column in (name, f"{name}_low", f"{name}_high"):
-            assert row[column] == anew[column] is not None
 
 
 def test_a_worker_that_moves_on_lets_the_recommender_go(made, monkeypatch):
