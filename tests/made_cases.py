@@ -31,6 +31,24 @@ def soaked(*values: Any) -> Any:
     return pytest.param(*values, marks=[pytest.mark.soak])
 
 
+def in_turn(**axes: Iterable[Any]) -> pytest.MarkDecorator:
+    """Parametrise by all combinations of two arguments, of which each value of the first is fast once.
+
+    Args:
+        axes: the name of an argument -> its values, twice. The values of the second take turns.
+
+    Returns:
+        One mark for both arguments.
+    """
+    (one, firsts), (other, seconds) = ((name, list(values)) for name, values in axes.items())
+    cases = [
+        (a, b) if k % len(seconds) == j else soaked(a, b)
+        for k, a in enumerate(firsts)
+        for j, b in enumerate(seconds)
+    ]
+    return pytest.mark.parametrize((one, other), cases)
+
+
 def every_pair(**axes: Iterable[Any]) -> pytest.MarkDecorator:
     """Parametrise by all combinations, of which few fast ones hold every pair of two axes' values.
 

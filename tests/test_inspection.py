@@ -26,6 +26,7 @@ from curerec.inspection import InspectConfig, inspect
 from curerec.prompts.encoding import Encoder, queries
 from curerec.recommender.storage import load_base
 from curerec.recommender.units import units_of
+from made_cases import soaked
 from made_recommender import opened, trained
 
 SMALL = InspectConfig(
@@ -81,7 +82,9 @@ def by_hand(made, sets, level):
     return [(k - empty) / (full - empty) for k in kept]
 
 
-@pytest.mark.parametrize(("kind", "granularity"), [("full", "projection"), ("lora", "rank"), ("lora", "row")])
+@pytest.mark.parametrize(
+    ("kind", "granularity"), [soaked("full", "projection"), ("lora", "rank"), soaked("lora", "row")]
+)
 def test_what_fine_tuning_stored_is_what_the_adapter_scorer_says(folder, kind, granularity, tmp_path):
     made = opened(trained(folder, kind))
     config = BARE.model_copy(update={"units": granularity, "unit_prompts": 20, "select": "top:3"})
@@ -203,6 +206,7 @@ def test_connections_have_as_many_resamples_as_were_asked_for(made, monkeypatch)
         assert (asked["draws"], asked["scorer"], asked["select"]) == (33, other, "top:5")
 
 
+@pytest.mark.soak
 def test_parts_are_looked_for_with_more_pairs_where_resamples_overturn_them(made, monkeypatch):
     """Sixty-four to begin with, and the others where those are not enough."""
     from curerec.circuits import core as core_module
@@ -255,6 +259,7 @@ def test_a_circuit_of_so_many_parts(made):
         inspect(made, BARE.model_copy(update={"select_edges": "best"}))
 
 
+@pytest.mark.soak
 def test_memory_that_ran_out_while_sets_were_judged_is_noted(made, monkeypatch):
     config = BARE.model_copy(update={"compact": True, "test": 40, "batch_size": 8})
     full = inspection.judge_modules

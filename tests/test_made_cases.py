@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 
-from made_cases import alike_soaked, every_pair
+from made_cases import alike_soaked, every_pair, in_turn
 from made_families import ALIKE, TYPES
 
 
@@ -27,3 +27,13 @@ def test_every_type_is_fast_or_alike_another():
     marked = {k.values[0] for k in kinds if not isinstance(k, str)}
     assert marked == {*ALIKE, "qwen3+lora"}
     assert set(TYPES) - marked == {"llama", "gpt2", "gemma2", "phi", "phi3"}
+
+
+def test_in_turn_every_value_is_fast_once_and_all_pairs_are_run_by_someone():
+    names, cases = in_turn(a="vwxyz", b=(1, 2)).args
+    assert names == ("a", "b")
+    assert [case if isinstance(case, tuple) else case.values for case in cases] == list(
+        itertools.product("vwxyz", (1, 2))
+    )
+    fast = [case for case in cases if isinstance(case, tuple)]
+    assert fast == [("v", 1), ("w", 2), ("x", 1), ("y", 2), ("z", 1)]

@@ -106,9 +106,7 @@ def test_the_plan_has_every_stage_that_the_command_tells_of(made_path):
     assert made.mem_bytes >= made.request_bytes
 
 
-@pytest.mark.parametrize("kind", ["full", "lora"])
-@pytest.mark.parametrize("stored", [True, False])
-@pytest.mark.parametrize("clusters", [5, 1000])
+@every_pair(clusters=[5, 1000], stored=[True, False], kind=["full", "lora"])
 def test_measuring_passes_as_many_prompts_as_are_planned(made_path, kind, stored, clusters, monkeypatch):
     """Also where the verdict asks about some of D_r, and where there are too few people for that."""
     monkeypatch.setattr("curerec.recommender.score.can_share", lambda model: False)
@@ -132,6 +130,7 @@ def test_measuring_passes_as_many_prompts_as_are_planned(made_path, kind, stored
     assert (taken > 3 * parts) == (not stored and clusters == 5)
 
 
+@pytest.mark.soak
 def test_what_an_earlier_request_left_is_not_counted(asked, tmp_path):
     assert plan(asked.opened, asked.request, "cure", retain_side=tmp_path).kept == ()
     assert not list(tmp_path.iterdir())
@@ -341,6 +340,7 @@ def test_a_circuit_among_upper_layers_is_planned_as_less():
     assert seconds(9) < 0.6 * seconds(0)
 
 
+@pytest.mark.soak
 def test_a_plan_where_states_are_kept_measures_both_passes(monkeypatch):
     monkeypatch.setattr(lower, "STATES", lower.States())
     task = made_task("lora", layers=(1,))

@@ -101,6 +101,7 @@ def test_rows_of_other_ratings_or_titles_are_run_again(changed, tmp_path, monkey
     assert summarise(out)["left_out"] == 0
 
 
+@pytest.mark.soak
 def test_a_yardstick_is_of_the_examples_that_are_asked_about(tmp_path, monkeypatch):
     """Which a setting of the split changes without changing what any model was trained on."""
     monkeypatch.setenv("CUREREC_CACHE", str(tmp_path / "cache"))
@@ -157,6 +158,7 @@ def test_cells_of_one_request_are_measured_with_one_set_of_retrains(tmp_path, mo
     assert {row["yardstick"] for row in rows.newest(read_lines(out / ROWS))} == {first_yardstick(out)}
 
 
+@pytest.mark.soak
 def test_a_choice_is_of_trials_of_one_original(tmp_path, monkeypatch):
     """Where it is trained anew to other bits in the middle of a search, earlier trials are made again."""
     monkeypatch.setenv("CUREREC_CACHE", str(tmp_path / "cache"))

@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 
 from curerec.bench.summary import write_summary
+from made_cases import in_turn
 
 for folder in ("bench", "browser"):
     sys.path.append(str(Path(__file__).resolve().parents[1] / folder))
@@ -35,8 +36,7 @@ def page_of_all(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder / "bench.html"
 
 
-@pytest.mark.parametrize("scheme", ["light", "dark"])
-@pytest.mark.parametrize("width", [report.WIDE, report.NARROW])
+@in_turn(width=[report.WIDE, report.NARROW], scheme=["light", "dark"])
 def test_the_page_is_quiet_fits_and_can_be_read(
     browser: Any, page_of_all: Path, width: int, scheme: str, tmp_path: Path
 ) -> None:

@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 
 from curerec.reports.circuit_page import write_circuit_page
+from made_cases import in_turn
 
 sys.path[:0] = [str(Path(__file__).resolve().parents[1] / "reports"), str(Path(__file__).resolve().parent)]
 made_circuit = importlib.import_module("made_circuit").made_circuit
@@ -34,8 +35,7 @@ def page_file(request: pytest.FixtureRequest, tmp_path: Path) -> Path:
     return write_circuit_page(made_circuit(layers=layers, heads=heads), tmp_path / "circuit.html")
 
 
-@pytest.mark.parametrize("scheme", ["light", "dark"])
-@pytest.mark.parametrize("width", [WIDE, NARROW])
+@in_turn(width=[WIDE, NARROW], scheme=["light", "dark"])
 def test_the_page_is_quiet_fits_and_can_be_read(
     browser: Any, page_file: Path, width: int, scheme: str, tmp_path: Path
 ) -> None:

@@ -13,6 +13,7 @@ import pytest
 
 from curerec.reports.html import write_report
 from curerec.reports.schema import SCHEMA
+from made_cases import in_turn
 
 # The records live with the tests of the pictures; that folder is not on the path when this one runs alone.
 sys.path.append(str(Path(__file__).resolve().parents[1] / "reports"))
@@ -141,8 +142,7 @@ FAINT = """() => {
 }"""
 
 
-@pytest.mark.parametrize("scheme", ["light", "dark"])
-@pytest.mark.parametrize("width", [WIDE, NARROW])
+@in_turn(width=[WIDE, NARROW], scheme=["light", "dark"])
 def test_the_page_is_quiet_fits_and_can_be_read(
     browser: Any, report: Path, width: int, scheme: str, tmp_path: Path
 ) -> None:

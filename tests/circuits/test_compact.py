@@ -11,6 +11,7 @@ from curerec.circuits.core import find_core
 from curerec.circuits.faithfulness import Faithfulness
 from curerec.errors import PromptError
 from curerec.testing.planted import planted
+from made_cases import in_turn
 
 
 def together(sets):
@@ -67,8 +68,7 @@ def test_planted_circuits_are_found(kind, by_gradient, monkeypatch):
     assert {names[k] for k in found.members} <= truth.modules and found.faithfulness >= 0.9
 
 
-@pytest.mark.parametrize("by_gradient", [False, True])
-@pytest.mark.parametrize("seed", range(4))
+@in_turn(seed=range(4), by_gradient=[False, True])
 def test_of_an_or_gate_one_arm_is_enough(seed, by_gradient, monkeypatch):
     if by_gradient:
         monkeypatch.setattr(module, "TRIED_ONE_BY_ONE", 0)

@@ -137,6 +137,7 @@ def test_settings_of_another_recipe_need_no_training(made_path, tmp_path):
         refused(curerec("unlearn", *args, "--recipe", "nosuch", "--out", tmp_path / "none"), "quick")
 
 
+@pytest.mark.soak
 def test_shadows_are_of_the_settings_that_the_model_was_unlearned_by(made_path, tmp_path):
     """Else U-LiRA would attack another method than the one that is judged, and not say so."""
     trained = storage.read_card(made_path.full)["recipe"]
@@ -345,6 +346,7 @@ def test_a_verdict_that_is_asked_for_decides_the_exit_code(made_path):
     assert (result.code == 0) == ("verified" in result.out.splitlines())
 
 
+@pytest.mark.soak
 def test_the_split_of_e2urec_from_the_command(made_path, tmp_path):
     recipe = tmp_path / "r.yaml"
     split = made_path.recipe_lora.read_text().replace("split: {", "split: {kind: e2urec, ")

@@ -152,7 +152,7 @@ def test_a_call_that_fails(number, stride, begun, place, capsys):
         print(f"\n  fault injection: {len(places)} of {calls} calls, {refused} refusals, 0 lost")
 
 
-@pytest.mark.parametrize("stride", [80, pytest.param(1, marks=pytest.mark.soak)])
+@pytest.mark.parametrize("stride", [160, pytest.param(1, marks=pytest.mark.soak)])
 def test_any_system_call_that_fails(stride, memory, tmp_path, capsys):
     """Of Python, SQLite and Arrow alike: every write, fsync, rename and truncation."""
     compiler = shutil.which("cc") or shutil.which("gcc")

@@ -6,7 +6,6 @@ import traceback
 from pathlib import Path
 
 import numpy as np
-import pytest
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
@@ -23,6 +22,7 @@ from curerec.methods.unlearn import UnlearnConfig
 from curerec.methods.weighted_sum.method import WeightedSumConfig
 from curerec.recommender.score import score
 from curerec.recommender.shared import last_states
+from made_cases import in_turn
 from made_models import made_model, made_prompts, other_titles
 from made_steps import Steps
 from made_tasks import made_task
@@ -81,8 +81,7 @@ class Within(TorchDispatchMode):
         return func(*args, **(kwargs or {}))
 
 
-@pytest.mark.parametrize("kind", ["full", "lora"])
-@pytest.mark.parametrize("method", CASES)
+@in_turn(method=CASES, kind=["full", "lora"])
 def test_a_step_reads_nothing_back(method, kind, monkeypatch):
     """But the first, which reckons the damping and, with ``forget_every``, the loss on all of D_f.
 
@@ -110,8 +109,7 @@ def test_a_step_reads_nothing_back(method, kind, monkeypatch):
     assert steps.noted[1:] == [[]] * 5
 
 
-@pytest.mark.parametrize("kind", ["full", "lora"])
-@pytest.mark.parametrize("method", CASES)
+@in_turn(method=CASES, kind=["full", "lora"])
 def test_a_step_uploads_nothing_but_its_batches(method, kind, monkeypatch):
     """What goes to a GPU unpinned is waited for, and so is an array that indexes a tensor there."""
     steps = Steps(monkeypatch)

@@ -11,6 +11,7 @@ import torch
 from curerec.groups.assign import FORGET, FROZEN, RETAIN, SHARED
 from curerec.methods.pcgrad.method import projected
 from curerec.methods.rules import Rules, times, uniform
+from made_cases import soaked
 from made_models import made_encoder
 from made_updates import setting
 
@@ -67,7 +68,8 @@ def test_with_factors_it_is_the_scaled_steps_that_no_longer_conflict(granularity
 
 @pytest.mark.parametrize(("granularity", "lora"), CASES)
 @pytest.mark.parametrize(
-    ("kind", "weight"), [("llama", 0.0), ("llama", 1.0), ("llama", 3.0), ("gpt2", 2.0), ("phi3", 2.0)]
+    ("kind", "weight"),
+    [("llama", 0.0), ("llama", 1.0), soaked("llama", 3.0), soaked("gpt2", 2.0), ("phi3", 2.0)],
 )
 @pytest.mark.parametrize("both", [False, True])
 def test_combine_against_one_unit_at_a_time(kind, granularity, lora, weight, both):

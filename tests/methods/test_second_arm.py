@@ -19,6 +19,7 @@ from curerec.methods.rules import Rules
 from curerec.methods.unlearn import retain_weight, run
 from curerec.recipe import Recipe
 from curerec.reports.build import update_part
+from made_cases import soaked
 from made_tasks import made_task
 from made_updates import setting
 
@@ -56,7 +57,7 @@ def test_the_mean_is_that_of_two_updates_made_by_themselves():
     assert str(out.trace[:-1]) == str(first.trace) and out.trace[-1]["step"] == out.details["steps"] == 8
 
 
-@pytest.mark.parametrize("method", ["random_modules", "random_groups"])
+@pytest.mark.parametrize("method", [soaked("random_modules"), "random_groups"])
 def test_the_twins_have_two_arms_too(method):
     out = METHODS[method][0](made_task(), config_of())
     assert out.details["second_arm"]["steps"] == 4 and out.details["steps"] == 8

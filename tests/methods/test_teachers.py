@@ -70,7 +70,7 @@ def test_the_teacher_is_theta_o_less_what_tuning_on_d_f_raises(monkeypatch):
     [
         ("lora", "label_free"),
         ("full", "teacher"),
-        ("lora", "calibrated"),
+        soaked("lora", "calibrated"),
         soaked("full", "label_free"),
         soaked("lora", "teacher"),
         soaked("full", "calibrated"),

@@ -20,6 +20,7 @@ from curerec.recommender.runtime import STEP, Offload, RuntimeConfig, compiled_l
 from curerec.recommender.score import answer_logits, score, to_batch
 from curerec.recommender.storage import load_frozen
 from curerec.recommender.tune import TuneConfig, tune
+from made_cases import soaked
 from made_families import lora_on, made_family_model
 from made_few_bits import Linear8bitLt, put_in_place
 from made_models import ALL, made_model, made_prompts, with_lora
@@ -101,7 +102,7 @@ def test_what_is_held_is_counted_until_the_graph_lets_go_of_it():
 
 
 @pytest.mark.filterwarnings("ignore:The .grad attribute:UserWarning")  # torch looks at it while it compiles
-@pytest.mark.parametrize("lora", [False, True])
+@pytest.mark.parametrize("lora", [soaked(False), True])
 def test_a_compiled_training_ends_where_a_plain_one_ends(lora, monkeypatch):
     torch._dynamo.reset()
     graphs = []

@@ -231,6 +231,7 @@ def test_a_committed_version_is_ready_for_the_next_request(store, mine, monkeypa
     assert not folder.exists() and left()[1] == set()  # destroyed with the version, and not asked for again
 
 
+@pytest.mark.soak
 def test_answers_as_trained_go_from_version_to_version_if_the_policy_says_so(
     store, made_path, tmp_path, monkeypatch
 ):
