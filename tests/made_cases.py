@@ -42,7 +42,7 @@ def in_turn(**axes: Iterable[Any]) -> pytest.MarkDecorator:
     """
     (one, firsts), (other, seconds) = ((name, list(values)) for name, values in axes.items())
     cases = [
-        (a, b) if k % len(seconds) == j else soaked(a, b)
+        pytest.param(a, b) if k % len(seconds) == j else soaked(a, b)
         for k, a in enumerate(firsts)
         for j, b in enumerate(seconds)
     ]
