@@ -330,7 +330,6 @@ def test_a_process_that_ends_after_its_row_costs_nothing(tmp_path):
 
 
 @pytest.mark.soak
-@pytest.mark.soak
 def test_a_process_that_died_while_it_was_idle_is_replaced(tmp_path):
     """Its next job never began, so it is no failure of that job."""
     recipe = made_recipe()
