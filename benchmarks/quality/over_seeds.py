@@ -1,25 +1,25 @@
 """How much nearer to the retrains `cure` lies than other methods, seed by seed, over several runs.
 
-`python benchmarks/quality/over_seeds.py FOLDER...`: the folders' seeds must differ; so may their settings,
-which the reader has to bear in mind. Prints the mean difference of the residuals with its t interval over
-seeds, on how many seeds `cure` is nearer, the p of Wilcoxon's signed-rank test, and that of the t test after
-Holm's correction for all that are named: what is called told has that under .05. `METHOD@MODEL` is a
-method with another model of the recipe: `cure@base` for `cure` with the settings that the recipe calls so;
-the methods of a folder under `--named NAME=FOLDER` are all `METHOD@NAME`. `--change NAME` asks how much
-farther from `cure` each method has become: `METHOD` less `cure`, against `METHOD@NAME` less `cure@NAME`.
-`METHOD/REQUEST` is a method on another request of the same seeds: `cure/users-0.1-random-x10`. Where a folder
-has the second of `--instead NAME=OTHER`, that stands there for the first (`cure=cure@one_arm`; one name may
-have several, for folders that call it differently). The last
+`python benchmarks/quality/over_seeds.py FOLDER...`: no two folders have a method on the same seed; settings
+may differ, which the reader has to bear in mind. Prints the mean difference of the residuals with its t
+interval over seeds, on how many seeds `cure` is nearer, the p of Wilcoxon's signed-rank test, and that of
+the t test after Holm's correction for all that are named: what is called told has that under .05.
+`METHOD@MODEL` is a method with another model of the recipe: `cure@base` for `cure` with the settings that
+the recipe calls so; the methods of a folder under `--named NAME=FOLDER` are all `METHOD@NAME`. `--change
+NAME` asks how much farther from `cure` each method has become: `METHOD` less `cure`, against `METHOD@NAME`
+less `cure@NAME`. `METHOD/REQUEST` is a method on another request of the same seeds:
+`cure/users-0.1-random-x10`. Where a folder has the second of `--instead NAME=OTHER`, that stands there for
+the first (`cure=cure@one_arm`; one name may have several, for folders that call it differently). The last
 column is the difference of the ratios of means, as `curerec bench --table` has them, with the jackknife's
 interval over seeds: a seed with little to forget weighs less in it, and one whose ceiling is not above its
-floor counts in it alone. Below the table stands the mean of `cure`'s own residuals, and what a reader has to
-know of the seeds: on which a method handed the original back (which counts as its residual), on which it has
-none and why, on which it was measured beside other retrains than `cure`, and on which the retrains differ by
-more than half of what was to be forgotten. `--means` prints instead each method's own values, the mean over
-seeds and the half-width of its t interval; a seed's retrains count as one. `--without SEED...` leaves seeds
-out. Of several data sets (`--dataset ml-100k goodbooks-10k`) all seeds are taken together, in pairs inside
-each. `--column relearn_ratio` compares another column than the residual, on the seeds on which both methods
-have it.
+floor counts in it alone. Below the table stands the mean of `cure`'s own residuals, and what a reader has
+to know of the seeds: on which a method handed the original back (which counts as its residual), on which it
+has none and why, on which it was measured beside other retrains than `cure`, and on which the retrains
+differ by more than half of what was to be forgotten. `--means` prints instead each method's own values, the
+mean over seeds and the half-width of its t interval; a seed's retrains count as one. `--without SEED...`
+leaves seeds out. Of several data sets (`--dataset ml-100k goodbooks-10k`) all seeds are taken together, in
+pairs inside each. `--column relearn_ratio` compares another column than the residual, on the seeds on which
+both methods have it.
 """
 
 from __future__ import annotations
@@ -60,8 +60,8 @@ def rows_of(
     Where a method handed the original back, the original's figures are its own, and ``handed_back`` is true.
 
     Raises:
-        SystemExit: two folders have a row of the same method and seed, or one has rows of it with several
-            settings.
+        SystemExit: two folders have a row of the same method and seed (but for the same original, base or
+            retrain), or one has rows of it with several settings.
     """
     found: Rows = {}
     texts = [(folder / "rows.jsonl").read_text(encoding="utf-8") for folder in folders]
@@ -86,13 +86,20 @@ def rows_of(
             if other in mine:
                 mine[name] = mine.pop(other)
         for method, values in mine.items():
-            twice = set(values) & set(found.get(method, {}))
+            there = found.get(method, {})
+            twice = {seed for seed in set(values) & set(there) if not the_same(values[seed], there[seed])}
             if twice:
                 raise SystemExit(
                     f"{folder}: {method} has rows of seeds {sorted(twice)} in another folder, too"
                 )
             found.setdefault(method, {}).update(values)
     return found
+
+
+def the_same(row: dict[str, Any], other: dict[str, Any]) -> bool:
+    """Whether two rows are of one model: originals and retrains that two runs share stand in both."""
+    once = row["method"] in ("original", "base") or row["method"].startswith("retrain")
+    return once and all(row.get(key) == other.get(key) for key in ("jsd", "floor", "ceiling"))
 
 
 def beside(row: dict[str, Any]) -> tuple[Any, ...]:

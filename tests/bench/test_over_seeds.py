@@ -274,3 +274,17 @@ def test_how_much_farther_from_cure_a_method_has_become(over_seeds, folder, tmp_
     assert line.startswith(f"| npo | 2 | {change:+.3f} |") and "2 of 2" in line
     both = printed(over_seeds, monkeypatch, capsys, *arguments[:3], "--others", "cure@then")
     assert "| cure@then | 2 | -" in both  # rows of one method in two folders, told apart by the name
+
+
+def test_two_runs_may_share_an_original_and_no_method(over_seeds, folder, tmp_path, monkeypatch, capsys):
+    """Other requests of the same models stand in another folder, beside the same original."""
+    beside = tmp_path / "beside"
+    beside.mkdir()
+    rows = [a_row("original", 1, 0.031), {**a_row("cure", 1, 0.013), "request": "users-0.1-random-x10"}]
+    (beside / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    found = over_seeds.rows_of([folder, beside], "ml-100k", "users-0.1-random", "nano", [], [], {})
+    assert set(found["original"]) == {1, 2, 3, 4} and set(found["cure/users-0.1-random-x10"]) == {1}
+    for other in (a_row("original", 1, 0.03), a_row("cure", 1, 0.012)):  # another one; a method, though alike
+        (beside / "rows.jsonl").write_text(json.dumps(other) + "\n")
+        with pytest.raises(SystemExit, match="in another folder, too"):
+            over_seeds.rows_of([folder, beside], "ml-100k", "users-0.1-random", "nano", [], [], {})
