@@ -144,6 +144,23 @@ def test_a_chain_keeps_its_key(pem, tmp_path):
     assert not audit(root).faults
 
 
+def test_a_key_that_was_named_from_one_folder_is_found_from_another(pem, tmp_path, monkeypatch):
+    monkeypatch.chdir(pem)
+    root = made_store(tmp_path / "store", sign_key="key.pem")
+    monkeypatch.chdir(tmp_path)
+    with Store(root) as store:
+        assert store.sign_key == pem / "key.pem"
+        store.ledger.add(users(1))
+        assert run(store, stand())[0].committed
+    assert not audit(root, public=pem / "pub.pem").faults
+    # Named by hand in the store's own policy, it is of the store's folder.
+    shutil.copy(pem / "key.pem", root / "mine.pem")
+    policy = root / "policy.yaml"
+    policy.write_text(policy.read_text().replace(str(pem / "key.pem"), "mine.pem"))
+    with Store(root) as store:
+        store.check_signing()
+
+
 @pytest.mark.parametrize("last", ["init", "deletion", "retrain", "ingest", "shred", "rollback"])
 def test_another_table_shows_whatever_was_last(last, tmp_path):
     """A table that is whole and well named, and not the one of the chain."""

@@ -115,8 +115,8 @@ class Store:
 
     @property
     def sign_key(self) -> Path | None:
-        """Private key that records are signed with."""
-        return Path(self.policy.sign_key) if self.policy.sign_key else None
+        """Private key that records are signed with; a relative path is one in the store."""
+        return self.root / self.policy.sign_key if self.policy.sign_key else None
 
     def check_signing(self) -> None:
         """Refuse to write a record that the store's public key would not pass, before any work is done.
@@ -214,6 +214,8 @@ def create(
         StorageError: something is there, or the disk is full.
     """
     policy = policy or Policy()
+    if policy.sign_key:  # named from where this is called; later commands are called elsewhere
+        policy = policy.model_copy(update={"sign_key": str(Path(policy.sign_key).absolute())})
     check_out(root, inputs=[source])
     if root.exists() and any(root.iterdir()):
         raise StorageError("is there already", where=root.name, mend="Name another folder")
