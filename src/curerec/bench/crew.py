@@ -103,6 +103,7 @@ class Alone:
     def start(self, job: Job, settings: Mapping[str, Any]) -> None:
         """Do it."""
         self.last = job.place
+        self.shop.reporter = _Heard(job, self.told)
         try:
             done = self.shop.do(job, settings)
         except Exception as error:
@@ -219,6 +220,17 @@ class _Hand:
         self.process.kill()
         self.process.join(10)
         self.pipe.close()
+
+
+class _Heard:
+    """A reporter in the employer's own process."""
+
+    def __init__(self, job: Job, events: list[Event]) -> None:
+        self.job, self.events = job, events
+
+    def stage(self, name: str) -> Advance:
+        self.events.append(Event("stage", self.job, name))
+        return lambda done, total: None
 
 
 class _Told:

@@ -142,6 +142,7 @@ class _Foreman:
         self.open = self._needed()
         self.broken: dict[str, str] = {}
         self.begun: dict[str, float] = {}
+        self.at_work: set[str] = set()  # keys of jobs that told of a stage
         self.deadline: float | None = None
         reported = [j for j in self.jobs.values() if j.kind in ("cell", "yardstick")]
         self.sitting = Sitting(sum(j.key in self.settled for j in reported), len(reported))
@@ -220,6 +221,7 @@ class _Foreman:
             file, row = event.value
             self._write(file, row, job)
         elif event.what == "stage":
+            self.at_work.add(job.key)
             self.tell(f"  {job.label}: {event.value}")
         elif event.what == "done" or (event.what == "died" and job.key in self.written):
             self._settle(job)
@@ -246,7 +248,10 @@ class _Foreman:
     def _settle(self, job: Job) -> None:
         begun = self.begun.get(job.key)
         seconds = 0.0 if begun is None else time.monotonic() - begun
-        if begun is not None:
+        found = (
+            job.kind in ("base", "original", "retrain") and job.key not in self.at_work
+        )  # was there already
+        if begun is not None and not found:
             self.estimate.learn(job, seconds)
         self.settled.add(job.key)
         if job.kind == "original":

@@ -9,9 +9,14 @@ from typing import Any
 import numpy as np
 
 from curerec.bench.plan import Job
+from curerec.methods import METHODS
 
-#: Before anything was seen, seconds; of the nano model on one processor.
-PRIOR = {"base": 40.0, "original": 80.0, "retrain": 75.0, "yardstick": 15.0, "trial": 35.0, "cell": 30.0}
+#: Before anything was seen, seconds; of the nano model on one processor, a yardstick with its attacks.
+PRIOR = {"base": 50.0, "original": 90.0, "retrain": 80.0, "yardstick": 70.0, "trial": 35.0, "cell": 35.0}
+#: Of a request in parts, whose single ones are small: seconds of a part over those of the whole at once.
+OF_A_PART = 0.5
+#: Of a method that trains its shards in every cell: seconds over those of training the original.
+OF_ALL_SHARDS = 2.0
 
 
 class Estimate:
@@ -33,23 +38,27 @@ class Estimate:
                     self._add(kind, line["dataset"], line["model"], line["method"], parts, line["wall_s"])
 
     def learn(self, job: Job, seconds: float) -> None:
-        """A job was done."""
+        """A job was done; what found its work done already is not to be learnt from."""
         self._add(*self._of(job), seconds)
 
     def seconds(self, job: Job) -> float:
         """Seconds that a job will take: the mean of those most like it that were seen."""
-        kind, dataset, model, method, parts = self._of(job)
+        return self._seconds(*self._of(job))
+
+    def _seconds(self, kind: str, dataset: str, model: str, method: str, parts: int) -> float:
         other = "trial" if kind == "cell" else "cell"
-        like = (
-            (kind, dataset, model, method, parts),
-            (other, dataset, model, method, parts),
-            (kind, model, method, parts),
-            (kind, dataset, model),
-            (kind, model),
-            (kind,),
-        )
-        found = next((self.seen[key] for key in like if key in self.seen), None)
-        return float(np.mean(found[-20:])) if found else PRIOR[kind] * max(1.0, parts / 3)
+        its_own = ((kind, dataset, model, method, parts), (other, dataset, model, method, parts))
+        found = self._mean(*its_own, (kind, model, method, parts))
+        if found is None and parts > 1:
+            return OF_A_PART * parts * self._seconds(kind, dataset, model, method, 1)
+        if found is None and method and _trains_shards(method):
+            return OF_ALL_SHARDS * self._seconds("original", dataset, model, "", 1)
+        found = self._mean((kind, dataset, model), (kind, model), (kind,)) if found is None else found
+        return PRIOR[kind] if found is None else found
+
+    def _mean(self, *keys: tuple[Any, ...]) -> float | None:
+        found = next((self.seen[key] for key in keys if key in self.seen), None)
+        return float(np.mean(found[-20:])) if found else None
 
     def _add(self, kind: str, dataset: str, model: str, method: str, parts: int, seconds: float) -> None:
         keys: list[tuple[Any, ...]] = [(kind, dataset, model, method, parts), (kind, model, method, parts)]
@@ -61,6 +70,11 @@ class Estimate:
     def _of(self, job: Job) -> tuple[str, str, str, str, int]:
         parts = job.ask.parts if job.ask and job.kind == "cell" else 1
         return job.kind, job.dataset, job.model, job.method, parts
+
+
+def _trains_shards(method: str) -> bool:
+    config = METHODS[method][1] if method in METHODS else None
+    return config is not None and "shards" in config.model_fields
 
 
 def duration(seconds: float) -> str:
