@@ -248,10 +248,8 @@ class _Foreman:
     def _settle(self, job: Job) -> None:
         begun = self.begun.get(job.key)
         seconds = 0.0 if begun is None else time.monotonic() - begun
-        found = (
-            job.kind in ("base", "original", "retrain") and job.key not in self.at_work
-        )  # was there already
-        if begun is not None and not found:
+        trains = job.kind in ("base", "original", "retrain")
+        if begun is not None and (job.key in self.at_work or not trains):  # or its model was there already
             self.estimate.learn(job, seconds)
         self.settled.add(job.key)
         if job.kind == "original":
