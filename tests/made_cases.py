@@ -31,6 +31,23 @@ def soaked(*values: Any) -> Any:
     return pytest.param(*values, marks=[pytest.mark.soak])
 
 
+def of_all(fast: Iterable[tuple[Any, ...]], **axes: Iterable[Any]) -> pytest.MarkDecorator:
+    """Parametrise by all combinations of some arguments, of which these are fast and the rest is soaked.
+
+    Args:
+        fast: combinations, in the order of the arguments.
+        axes: name of an argument -> its values.
+
+    Returns:
+        One mark for all arguments.
+    """
+    chosen = list(fast)
+    cases = itertools.product(*axes.values())
+    return pytest.mark.parametrize(
+        tuple(axes), [pytest.param(*case) if case in chosen else soaked(*case) for case in cases]
+    )
+
+
 def in_turn(**axes: Iterable[Any]) -> pytest.MarkDecorator:
     """Parametrise by all combinations of two arguments, of which each value of the first is fast once.
 
@@ -40,13 +57,9 @@ def in_turn(**axes: Iterable[Any]) -> pytest.MarkDecorator:
     Returns:
         One mark for both arguments.
     """
-    (one, firsts), (other, seconds) = ((name, list(values)) for name, values in axes.items())
-    cases = [
-        pytest.param(a, b) if k % len(seconds) == j else soaked(a, b)
-        for k, a in enumerate(firsts)
-        for j, b in enumerate(seconds)
-    ]
-    return pytest.mark.parametrize((one, other), cases)
+    axes = {name: list(values) for name, values in axes.items()}
+    firsts, seconds = axes.values()
+    return of_all(zip(firsts, itertools.cycle(seconds), strict=False), **axes)
 
 
 def every_pair(**axes: Iterable[Any]) -> pytest.MarkDecorator:
@@ -61,13 +74,11 @@ def every_pair(**axes: Iterable[Any]) -> pytest.MarkDecorator:
     Returns:
         One mark for all arguments.
     """
-    cases = list(itertools.product(*(list(values) for values in axes.values())))
+    axes = {name: list(values) for name, values in axes.items()}
+    cases = list(itertools.product(*axes.values()))
     pairs = {case: set(itertools.combinations(enumerate(map(repr, case)), 2)) for case in cases}
-    left, fast = set().union(*pairs.values()), set()
+    left, fast = set().union(*pairs.values()), []
     while left:
-        best = max(cases, key=lambda case: len(pairs[case] & left))  # the first of the best
-        fast.add(best)
-        left -= pairs[best]
-    return pytest.mark.parametrize(
-        tuple(axes), [pytest.param(*case) if case in fast else soaked(*case) for case in cases]
-    )
+        fast.append(max(cases, key=lambda case: len(pairs[case] & left)))  # the first of the best
+        left -= pairs[fast[-1]]
+    return of_all(fast, **axes)

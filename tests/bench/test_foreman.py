@@ -379,23 +379,3 @@ def finished(crew):
         for event in crew.poll(1):
             if event.what in ("done", "failed", "died"):
                 return event.what
-
-
-def test_what_was_there_already_says_nothing_of_how_long_it_takes(tmp_path, monkeypatch):
-    """Or a run that goes on would say that all its trainings take no time."""
-    learnt = []
-    learn = Estimate.learn
-
-    def noted(self, job, seconds):
-        learnt.append(job.kind)
-        learn(self, job, seconds)
-
-    monkeypatch.setattr(Estimate, "learn", noted)
-    monkeypatch.setenv("CUREREC_CACHE", str(tmp_path / "cache"))
-    recipe = made_recipe(requests=[{"share": 0.2, "methods": ["npo"]}])
-    run(recipe, tmp_path / "out", places=made_place(tmp_path))
-    assert {"original", "retrain", "yardstick", "cell"} <= set(learnt)
-    learnt.clear()
-    (tmp_path / "out" / "rows.jsonl").unlink()
-    run(recipe, tmp_path / "out", places=made_place(tmp_path))
-    assert {"yardstick", "cell"} <= set(learnt) and not {"original", "retrain"} & set(learnt)

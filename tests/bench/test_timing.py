@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import pytest
+from made_bench import made_place, made_recipe
 
 from curerec.bench.plan import Job
 from curerec.bench.recipe import Ask
+from curerec.bench.run import run
 from curerec.bench.timing import OF_A_PART, OF_ALL_SHARDS, PRIOR, Estimate
 
 WHOLE, PARTS = (Ask.model_validate({"kind": "users", "share": 0.1, "parts": n}) for n in (1, 10))
@@ -45,3 +47,23 @@ def test_a_cell_that_trains_its_shards_costs_trainings(method):
     assert told.seconds(cell(method)) == OF_ALL_SHARDS * 40.0
     told.learn(cell(method), 50.0)
     assert told.seconds(cell(method)) == 50.0
+
+
+def test_what_was_there_already_says_nothing_of_how_long_it_takes(tmp_path, monkeypatch):
+    """Or a run that goes on would say that all its trainings take no time."""
+    learnt = []
+    learn = Estimate.learn
+
+    def noted(self, job, seconds):
+        learnt.append(job.kind)
+        learn(self, job, seconds)
+
+    monkeypatch.setattr(Estimate, "learn", noted)
+    monkeypatch.setenv("CUREREC_CACHE", str(tmp_path / "cache"))
+    recipe = made_recipe(requests=[{"share": 0.2, "methods": ["npo"]}])
+    run(recipe, tmp_path / "out", places=made_place(tmp_path))
+    assert {"original", "retrain", "yardstick", "cell"} <= set(learnt)
+    learnt.clear()
+    (tmp_path / "out" / "rows.jsonl").unlink()
+    run(recipe, tmp_path / "out", places=made_place(tmp_path))
+    assert {"yardstick", "cell"} <= set(learnt) and not {"original", "retrain"} & set(learnt)

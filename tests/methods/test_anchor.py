@@ -11,7 +11,7 @@ from curerec.methods.cure.method import CureConfig
 from curerec.methods.unlearn import SmallRequests, UnlearnConfig
 from curerec.methods.weighted_sum import WeightedSumConfig
 from curerec.recipe import Recipe
-from made_cases import soaked
+from made_cases import of_all
 from made_tasks import made_task
 
 STEPS = {"forget_loss": "rewind", "lr": 1e-2, "max_steps": 6, "check_every": 6, "average": 0.0}
@@ -30,20 +30,11 @@ def distance(a, b):
     return sum(float((a[name] - b[name]).detach().square().sum()) for name in a) ** 0.5
 
 
-@pytest.mark.parametrize(
-    ("method", "kind", "schedule"),
-    [
-        ("cure", "full", "linear"),
-        ("random_modules", "lora", "constant"),
-        *(
-            soaked(method, kind, schedule)
-            for method in ("cure", "random_modules")
-            for kind in ("full", "lora")
-            for schedule in ("constant", "linear")
-            if (method, kind, schedule)
-            not in (("cure", "full", "linear"), ("random_modules", "lora", "constant"))
-        ),
-    ],
+@of_all(
+    [("cure", "full", "linear"), ("random_modules", "lora", "constant")],
+    method=["cure", "random_modules"],
+    kind=["full", "lora"],
+    schedule=["constant", "linear"],
 )
 def test_the_more_it_draws_the_less_is_left_of_the_steps(method, kind, schedule):
     """It draws to the weights that went back, not to theta_o: that is where the steps begin."""

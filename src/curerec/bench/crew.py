@@ -8,7 +8,7 @@ import os
 import signal
 import threading
 import warnings
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from multiprocessing.connection import Connection, wait
 from pathlib import Path
@@ -103,7 +103,7 @@ class Alone:
     def start(self, job: Job, settings: Mapping[str, Any]) -> None:
         """Do it."""
         self.last = job.place
-        self.shop.reporter = _Heard(job, self.told)
+        self.shop.reporter = _Told(lambda name: self.told.append(Event("stage", job, name)))
         try:
             done = self.shop.do(job, settings)
         except Exception as error:
@@ -222,25 +222,14 @@ class _Hand:
         self.pipe.close()
 
 
-class _Heard:
-    """A reporter in the employer's own process."""
-
-    def __init__(self, job: Job, events: list[Event]) -> None:
-        self.job, self.events = job, events
-
-    def stage(self, name: str) -> Advance:
-        self.events.append(Event("stage", self.job, name))
-        return lambda done, total: None
-
-
 class _Told:
     """A reporter that tells the employer which stage was begun."""
 
-    def __init__(self, pipe: Connection) -> None:
-        self.pipe = pipe
+    def __init__(self, tell: Callable[[str], None]) -> None:
+        self.tell = tell
 
     def stage(self, name: str) -> Advance:
-        self.pipe.send(("stage", name, False))
+        self.tell(name)
         return lambda done, total: None
 
 
@@ -267,9 +256,8 @@ def serve(pipe: Connection, orders: Orders, seat: int = 0) -> None:
         torch.set_num_threads(orders.threads)
     if torch.cuda.device_count() > 1:
         torch.cuda.set_device(seat % torch.cuda.device_count())
-    shop = Workshop(
-        orders.recipe, orders.out, orders.places, orders.shared, orders.cache, reporter=_Told(pipe)
-    )
+    reporter = _Told(lambda name: pipe.send(("stage", name, False)))
+    shop = Workshop(orders.recipe, orders.out, orders.places, orders.shared, orders.cache, reporter=reporter)
     while True:
         try:
             job, settings = pipe.recv()

@@ -57,6 +57,11 @@ class Job:
         return self.dataset, self.model, self.seed, self.request if measures else ""
 
     @property
+    def trains(self) -> bool:
+        """Whether it makes a model that other jobs share, and finds it where it was made before."""
+        return self.kind in ("base", "original", "retrain")
+
+    @property
     def key(self) -> str:
         """Names the job within its run."""
         asked = self.ask.key if self.ask else ""

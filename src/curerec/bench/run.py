@@ -195,7 +195,7 @@ class _Foreman:
 
     def _in_hand(self, job: Job) -> bool:
         """Whether the same training is being done for another model entry; it will then be found whole."""
-        if job.kind not in ("base", "original", "retrain"):
+        if not job.trains:
             return False
         running = (self.jobs[k] for k in self.begun if k not in self.settled and k not in self.broken)
         return any(j.kind == job.kind and self._training(j) == self._training(job) for j in running)
@@ -248,8 +248,8 @@ class _Foreman:
     def _settle(self, job: Job) -> None:
         begun = self.begun.get(job.key)
         seconds = 0.0 if begun is None else time.monotonic() - begun
-        trains = job.kind in ("base", "original", "retrain")
-        if begun is not None and (job.key in self.at_work or not trains):  # or its model was there already
+        # A training that told of no stage has found its model there.
+        if begun is not None and (job.key in self.at_work or not job.trains):
             self.estimate.learn(job, seconds)
         self.settled.add(job.key)
         if job.kind == "original":
