@@ -289,3 +289,24 @@ def test_ctrl_c_while_a_library_makes_its_classes_is_ctrl_c(monkeypatch, capsys)
     monkeypatch.setattr(cli, "_run", lambda arguments: (_ for _ in ()).throw(RuntimeError("another")))
     with pytest.raises(RuntimeError, match="another"):
         cli.main()
+
+
+def test_ctrl_c_that_a_library_made_an_error_of_is_ctrl_c(made_path, tmp_path, monkeypatch):
+    """As where Python before 3.12 wraps it while a base model is loaded, which reads as a damaged file."""
+    from transformers import AutoConfig
+
+    def interrupted(*_, **__):
+        try:
+            signal.raise_signal(signal.SIGINT)
+        except KeyboardInterrupt as gone:
+            raise RuntimeError("Error calling __set_name__") from gone
+
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    monkeypatch.setattr(sys, "unraisablehook", sys.unraisablehook)
+    monkeypatch.setattr(AutoConfig, "from_pretrained", interrupted)
+    try:
+        with untouched(tmp_path):
+            result = curerec(*commands(made_path, tmp_path / "out")["unlearn"])
+            refused(result, "interrupted", "half-written", stages=True)
+    finally:
+        signal.signal(signal.SIGINT, before)

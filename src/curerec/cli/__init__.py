@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import os
 import sys
+from typing import Any
 
 from curerec.cli import interrupts
 
@@ -64,7 +65,7 @@ def _run(arguments: list[str]) -> int:
     try:
         # Not app(), which prints errors over several lines and turns Ctrl-C into an exit code.
         with command.make_context("curerec", arguments) as context:
-            command.invoke(context)
+            _invoke(command, context)
         sys.stdout.flush()
     except typer.Exit as done:
         return int(done.exit_code)
@@ -83,6 +84,18 @@ def _run(arguments: list[str]) -> int:
         name = os.path.basename(str(error.filename)) if error.filename else "output"
         _stop(f"{name}: {error.strerror}. Check the path, its permissions and the room on the disk", 2)
     return 0
+
+
+def _invoke(command: Any, context: Any) -> None:
+    import typer
+
+    try:
+        command.invoke(context)
+    except typer.Exit:
+        raise
+    except Exception:
+        interrupts.check()  # Ctrl-C it was, and a library made an error of its own of it
+        raise
 
 
 def _stop(message: str, code: int) -> None:
