@@ -76,6 +76,21 @@ def test_checks_are_made_once_for_all_definitions(defined, monkeypatch):
     assert len(made) == 1
 
 
+def test_of_many_calls_one_in_so_many_is_checked(defined):
+    add, x = defined.adding(0.0), np.zeros(3)
+    refused = []
+    for call in range(1, 4 * made_checks.OFTEN + 1):
+        try:
+            add(x, np.zeros(1))
+        except TypeCheckError:
+            refused.append(call)
+    every = made_checks.OFTEN
+    assert refused == [*range(1, every + 1), 2 * every, 3 * every, 4 * every]
+    made_checks.forget_calls()
+    with pytest.raises(TypeCheckError):
+        add(x, np.zeros(1))
+
+
 def test_shapes_and_types_are_checked_every_time(defined):
     for shift in (0.0, 1.0):
         add, x = defined.adding(shift), np.zeros(3)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import functools
 import os
 import sys
 from typing import Any
@@ -57,11 +58,10 @@ def main() -> None:
 def _run(arguments: list[str]) -> int:
     import typer
 
-    from curerec.cli.app import app
     from curerec.errors import CurerecError
 
     usage_error: type[Exception] = typer.BadParameter.__mro__[1]  # typer names only this kind of it
-    command = typer.main.get_command(app)
+    command = _command()
     try:
         # Not app(), which prints errors over several lines and turns Ctrl-C into an exit code.
         with command.make_context("curerec", arguments) as context:
@@ -84,6 +84,15 @@ def _run(arguments: list[str]) -> int:
         name = os.path.basename(str(error.filename)) if error.filename else "output"
         _stop(f"{name}: {error.strerror}. Check the path, its permissions and the room on the disk", 2)
     return 0
+
+
+@functools.cache
+def _command() -> Any:
+    import typer
+
+    from curerec.cli.app import app
+
+    return typer.main.get_command(app)  # reads every option of every command
 
 
 def _invoke(command: Any, context: Any) -> None:
