@@ -200,7 +200,7 @@ def of_cure(config: CureConfig, sizes: Sizes, kept: Collection[str] = ()) -> dic
         steps += [*_steps(arm.of(update), sizes, look), *_looked(update, sizes, look)]
         copies = 2
     start = []  # the look at D_f and D_c from which each update's pace is reckoned
-    if update.pace_from:
+    if update.pace_from == "start":
         start = [replace(w, times=copies) for w in (_looked(update, sizes, look)[0], look[1])]
     return {
         "counterfactuals": [] if "circuit" in kept else counterfactuals,
@@ -254,7 +254,7 @@ def _steps(update: UnlearnConfig, sizes: Sizes, look: list[Work]) -> list[Work]:
         taken = -(-steps // update.forget_every)
         work.append(Work("gradient", min(update.forget_size, sizes.forget), "forget", times=taken))
     looks = -(-steps // update.check_every)
-    if update.looks:  # of few steps some would fall together
+    if update.looks == "way":  # of few steps some would fall together
         looks = len(looked_at(steps, update.check_every))
     return [*work, *(replace(w, times=looks) for w in _looked(update, sizes, look))]
 

@@ -36,6 +36,10 @@ LEAST_STEPS = 15
 LOOK_RATIO, LEAST_LOOK = 4, 300
 
 
+PaceFrom = Literal["start", "original"]
+Looks = Literal["way", "steps"]
+
+
 class SmallRequests(Strict):
     """What differs for small requests.
 
@@ -44,7 +48,7 @@ class SmallRequests(Strict):
     weights, which may go back further.
     """
 
-    added = ("rolled_back", "anchor", "max_steps", "push", "saliency")
+    added = ("rolled_back", "anchor", "max_steps", "push", "saliency", "pace_from", "looks")
 
     below: float = Field(..., gt=0, lt=1, description="share of the training examples that are small")
     lr: float | None = Field(None, gt=0, description="none: as for others")
@@ -60,6 +64,8 @@ class SmallRequests(Strict):
     anchor: float | None = Field(None, ge=0, lt=1, description="none: as for others")
     max_steps: int | None = Field(None, gt=0, description="none: as for others")
     push: float | None = Field(None, gt=0, description="none: as for others")
+    pace_from: PaceFrom | None = Field(None, description="none: as for others")
+    looks: Looks | None = Field(None, description="none: as for others")
 
 
 class UnlearnConfig(LoopConfig):
@@ -133,16 +139,16 @@ class UnlearnConfig(LoopConfig):
         description="a look on the way sets the push so that the steps left close the gap at the pace so "
         "far (``pace.py``); else it rests the push while the gap is closed",
     )
-    pace_from: Literal["start"] | None = Field(
+    pace_from: PaceFrom | None = Field(
         None,
-        description="start: the pace before the first look is reckoned from what the steps begin with. None: "
-        "from theta_o, so what went back before the first step counts as pace",
+        description="start: the pace before the first look is reckoned from what the steps begin with. "
+        "original, or None: from theta_o, so what went back before the first step counts as pace",
     )
-    looks: Literal["way"] | None = Field(
+    looks: Looks | None = Field(
         None,
         description="way: as many looks as one every check_every steps makes, at equal parts of the way, "
         "which a falling rate covers the faster the earlier: after 5, 11, 18, 25, 36 and 60 of 60 steps for "
-        "six. None: at equal numbers of steps",
+        "six. steps, or None: at equal numbers of steps",
     )
     all_steps_from: float | None = Field(
         None,
@@ -160,9 +166,10 @@ class UnlearnConfig(LoopConfig):
             return "projection is of AdamW's steps: leave it null, or use optimizer adamw"
         if self.paced and self.schedule == "constant":
             return "paced is of a rate that falls: leave it false, or use schedule linear"
-        if self.pace_from and not self.paced:
-            return "pace_from is of a push that is paced: leave it null, or set paced"
-        if self.looks and self.schedule == "constant":
+        small = self.small
+        if "start" in (self.pace_from, small and small.pace_from) and not self.paced:
+            return "pace_from: start is of a push that is paced: leave it null, or set paced"
+        if "way" in (self.looks, small and small.looks) and self.schedule == "constant":
             return "looks: way is of a rate that falls: leave it null, or use schedule linear"
         if self.alpha is not None and self.forget_loss != "teacher":
             return "alpha is of forget_loss teacher: leave it null, or use that loss"
@@ -261,7 +268,7 @@ def run(
                 unseen.put_back(model)
         else:
             model, depth = rolled_back(task, rules, kept, rolled, watch, config.open_gap, unseen, taken_back)
-        start = watch.membership(model) if config.pace_from else None
+        start = watch.membership(model) if config.pace_from == "start" else None
     parameters = dict(model.named_parameters(remove_duplicate=False))
     names = [n for n in rules.trainable() if n in parameters]
     params = free(model, names)
@@ -326,7 +333,7 @@ def run(
         params,
         gradients,
         config.max_steps,
-        due=None if config.looks is None else looked_at(config.max_steps, config.check_every).__contains__,
+        due=looked_at(config.max_steps, config.check_every).__contains__ if config.looks == "way" else None,
         steer=steer,
         anchor=config.anchor or 0.0,
         moved=combining.moved,
