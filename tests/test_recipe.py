@@ -151,6 +151,9 @@ OF_ADAPTERS = {
     ("kept",): {"forget": 1.0, "retain": 1.0, "shared": 1.0},
     ("project",): None,
     ("update", "push"): 1.5,
+    ("update", "check_every"): 20,
+    ("update", "looks"): "steps",
+    ("update", "pace_from"): "original",
     ("update", "open_gap"): None,
     ("update", "projection"): None,
     ("update", "anchor"): None,
@@ -189,6 +192,7 @@ def test_ready_recipes_have_the_settings_in_force(name):
 def test_quick_is_the_demo_with_fewer_prompts():
     quick, demo = load_recipe("quick"), load_recipe("demo")
     fewer = {"retain_batch_size": 24, "lr": 6e-4, "push": 1.5, "check_size": 150}
+    fewer |= {"check_every": 20, "looks": "steps", "pace_from": "original"}
     assert flat(quick.cure.model_dump()) == set_alone(
         {**flat(demo.cure.model_dump()), **{("update", key): value for key, value in fewer.items()}}
     )
