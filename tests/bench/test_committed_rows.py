@@ -16,7 +16,14 @@ QUALITY = Path(__file__).resolve().parents[2] / "benchmarks" / "quality"
 
 FOLDERS = ["in_a_row", "looks", "movielens-1m", "nano", "nano/last_two", "nano/others", "nano/twins"]
 FOLDERS += ["nano/seeds241", "nano/seeds251", "nano/other_requests", "looks/seeds251", "looks/seeds256"]
-FOLDERS += ["looks/other_requests", "quarter", "quarter/fresh", "quarter/harder", "ten_seeds"]
+FOLDERS += [
+    "looks/other_requests",
+    "looks/seeds256/pushed",
+    "quarter",
+    "quarter/fresh",
+    "quarter/harder",
+    "ten_seeds",
+]
 
 
 @pytest.mark.parametrize("folder", FOLDERS)

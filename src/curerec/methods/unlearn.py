@@ -35,7 +35,7 @@ LEAST_STEPS = 15
 #: membership AUC is that of its smaller set; more than four times D_f take less than an eighth off it.
 LOOK_RATIO, LEAST_LOOK = 4, 300
 
-
+#: The second of each is what no setting means, too: a small request can have it where others have the first.
 PaceFrom = Literal["start", "original"]
 Looks = Literal["way", "steps"]
 
