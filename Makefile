@@ -2,6 +2,7 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
+TESTED = $(BIN)/python -m pytest -n auto --maxprocesses 4 --dist loadfile --durations 60 --durations-min 1
 
 # pip-audit ends well also where its advisory service knows none of the packages, or cannot be asked.
 define AUDITED
@@ -13,7 +14,7 @@ sys.exit(2 * asked < len(found))
 endef
 export AUDITED
 
-.PHONY: install demo test lint check soak clean
+.PHONY: install demo test lint check slow soak clean
 
 install: $(STAMP)
 
@@ -37,7 +38,10 @@ check: lint
 	@$(BIN)/python -c "$$AUDITED" $(VENV)/audit.json
 
 test: lint
-	$(BIN)/python -m pytest -m "not soak and not network" -n auto --maxprocesses 4 --dist loadfile --durations 60 --durations-min 2
+	$(TESTED) -m "not slow and not soak and not network"
+
+slow: install
+	$(TESTED) -m "slow and not soak and not network"
 
 soak: install
 	$(BIN)/python -m pytest -m soak -vv # a name a line as each ends: half an hour is often cut short

@@ -30,6 +30,7 @@ made_checks.install(CHECKED, "beartype.beartype")
 from curerec.data import cache, fetch, sources  # noqa: E402
 from curerec.data.fetch import Public  # noqa: E402
 from curerec.data.readers import read  # noqa: E402
+from made_cases import mark_slow  # noqa: E402
 from made_ratings import LAYOUTS  # noqa: E402
 from made_sources import NAME, Quiet  # noqa: E402
 
@@ -40,6 +41,14 @@ gc.set_threshold(100_000, 50, 100)
 # How long an example takes depends on what runs beside it.
 hypothesis.settings.register_profile("curerec", deadline=None)
 hypothesis.settings.load_profile("curerec")
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_pycollect_makeitem(collector, name, obj):
+    """Tests of which some cases alone are fast: what else they are marked with is known by then."""
+    made = yield
+    mark_slow(made if isinstance(made, list) else [])
+    return made
 
 
 @pytest.fixture(autouse=True)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fnmatch
 import itertools
 from collections.abc import Iterable
 from typing import Any
@@ -82,3 +83,26 @@ def every_pair(**axes: Iterable[Any]) -> pytest.MarkDecorator:
         fast.append(max(cases, key=lambda case: len(pairs[case] & left)))  # the first of the best
         left -= pairs[fast[-1]]
     return of_all(fast, **axes)
+
+
+def mark_slow(items: Iterable[Any]) -> None:
+    """Mark what ``pytest.mark.slow_but`` of a function does not name as slow.
+
+    Args:
+        items: all tests that one function makes. The mark's arguments are patterns (:mod:`fnmatch`) of the
+            ids of cases, which are ``[...]`` of a test's name.
+
+    Raises:
+        ValueError: for a pattern of no case, which would keep nothing fast.
+    """
+    by_patterns: dict[tuple[str, ...], list[Any]] = {}
+    for item in items:
+        if mark := item.get_closest_marker("slow_but"):
+            by_patterns.setdefault(mark.args, []).append(item)
+    for patterns, marked in by_patterns.items():
+        ids = [item.callspec.id for item in marked]
+        if missed := [p for p in patterns if not fnmatch.filter(ids, p)]:
+            raise ValueError(f"{marked[0].originalname}: slow_but names no case: {', '.join(missed)}")
+        for item, case in zip(marked, ids, strict=True):
+            if not any(fnmatch.fnmatchcase(case, p) for p in patterns):
+                item.add_marker("slow")

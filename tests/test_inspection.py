@@ -82,6 +82,7 @@ def by_hand(made, sets, level):
     return [(k - empty) / (full - empty) for k in kept]
 
 
+@pytest.mark.slow_but("full-projection")
 @pytest.mark.parametrize(
     ("kind", "granularity"), [soaked("full", "projection"), ("lora", "rank"), soaked("lora", "row")]
 )
@@ -191,6 +192,7 @@ def test_what_is_said_of_pairs_and_cost(file):
     assert file.edges_knockouts.keys() == file.knockouts.keys()
 
 
+@pytest.mark.slow
 def test_connections_have_as_many_resamples_as_were_asked_for(made, monkeypatch):
     asked = {}
 
@@ -206,6 +208,7 @@ def test_connections_have_as_many_resamples_as_were_asked_for(made, monkeypatch)
         assert (asked["draws"], asked["scorer"], asked["select"]) == (33, other, "top:5")
 
 
+@pytest.mark.slow
 @pytest.mark.soak
 def test_parts_are_looked_for_with_more_pairs_where_resamples_overturn_them(made, monkeypatch):
     """Sixty-four to begin with, and the others where those are not enough."""
@@ -223,6 +226,7 @@ def test_parts_are_looked_for_with_more_pairs_where_resamples_overturn_them(made
     assert any("with 64 pairs: went on with 80" in note for note in found.notes)
 
 
+@pytest.mark.slow
 def test_a_scorer_of_noise_does_not_agree_with_the_others(made, monkeypatch):
     """With few modules the exact ranking would stand in for each of them, and all would agree."""
 
@@ -244,6 +248,7 @@ def test_a_scorer_of_noise_does_not_agree_with_the_others(made, monkeypatch):
     assert matrix[0, 1] > matrix[2, :2].max() and table.mean < 0.9
 
 
+@pytest.mark.slow
 def test_what_heads_read_does_not_depend_on_what_else_is_measured(made):
     """The prompts whose attention is read had been drawn after those of the test, if there were any."""
     found = [inspect(made, BARE.model_copy(update={"reading": 8, "test": test})).nodes for test in (0, 10)]
@@ -259,6 +264,7 @@ def test_a_circuit_of_so_many_parts(made):
         inspect(made, BARE.model_copy(update={"select_edges": "best"}))
 
 
+@pytest.mark.slow
 @pytest.mark.soak
 def test_memory_that_ran_out_while_sets_were_judged_is_noted(made, monkeypatch):
     config = BARE.model_copy(update={"compact": True, "test": 40, "batch_size": 8})

@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import itertools
+from types import SimpleNamespace
 
-from made_cases import alike_soaked, every_pair, in_turn
+import pytest
+
+from made_cases import alike_soaked, every_pair, in_turn, mark_slow
 from made_families import ALIKE, TYPES
 
 
@@ -35,3 +38,38 @@ def test_in_turn_every_value_is_fast_once_and_all_pairs_are_run_by_someone():
     assert [case.values for case in cases] == list(itertools.product("vwxyz", (1, 2)))
     fast = [case.values for case in cases if not case.marks]
     assert fast == [("v", 1), ("w", 2), ("x", 1), ("y", 2), ("z", 1)]
+
+
+def made_items(patterns, ids):
+    """Tests of one function, as pytest makes them, and where what they are marked with lands."""
+    added: dict[str, list[str]] = {case: [] for case in ids}
+    mark = None if patterns is None else SimpleNamespace(args=patterns)
+    items = [
+        SimpleNamespace(
+            originalname="test_it",
+            callspec=SimpleNamespace(id=case),
+            get_closest_marker={"slow_but": mark}.get,
+            add_marker=added[case].append,
+        )
+        for case in ids
+    ]
+    return items, added
+
+
+def test_all_but_what_is_named_is_slow():
+    items, added = made_items(("cure-*", "*-full"), ["cure-lora", "npo-lora", "npo-full"])
+    mark_slow(items)
+    assert added == {"cure-lora": [], "npo-lora": ["slow"], "npo-full": []}
+
+
+def test_without_the_mark_nothing_is_slow():
+    items, added = made_items(None, ["a", "b"])
+    mark_slow(items)
+    assert added == {"a": [], "b": []}
+
+
+def test_a_name_of_no_case_is_told():
+    """A case that was renamed would leave nothing of its test fast."""
+    items, _ = made_items(("cure", "nop"), ["cure", "npo"])
+    with pytest.raises(ValueError, match="test_it: slow_but names no case: nop"):
+        mark_slow(items)

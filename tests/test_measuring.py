@@ -39,6 +39,7 @@ def slow_at_first(real, seconds=lambda *args, **more: 0.0):
     return run
 
 
+@pytest.mark.slow
 def test_one_slow_copy_is_not_taken_for_all(monkeypatch):
     monkeypatch.setattr(Task, "copy_of_model", slow_at_first(Task.copy_of_model))
     assert calibrate(made_task(), CureConfig()).lines["copy"].fixed < SLOW / 3
@@ -64,6 +65,7 @@ def test_one_slow_resampling_hides_no_rate(monkeypatch):
     assert found.rate == pytest.approx(5e-3, rel=0.5) and found.fixed < SLOW / 3
 
 
+@pytest.mark.slow
 def test_titles_are_encoded_together_as_in_a_run(monkeypatch):
     task = made_task()
     assert len(task.data.items) > 7
@@ -114,6 +116,7 @@ class Told:
         monkeypatch.setattr(Averager, "update", update)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("settings", "update"),
     [({}, {}), ({"saliency": 0.2, "project": "both"}, {"projection": "preconditioned", "anchor": 0.25})],

@@ -136,6 +136,7 @@ def test_the_card_says_what_its_seconds_depend_on(tmp_path):
     assert set(timed_on(True).items()) >= {("threads", torch.get_num_threads()), ("shared_machine", True)}
 
 
+@pytest.mark.slow
 def test_what_is_trained_is_float32_where_frozen_weights_are_not(tmp_path, monkeypatch):
     """As on a GPU: in bfloat16 AdamW's steps and running averages would be rounded away."""
     monkeypatch.setattr(storage, "type_on", lambda device: torch.bfloat16)

@@ -53,6 +53,7 @@ def arguments(made_path):
     )
 
 
+@pytest.mark.slow
 def test_the_command_says_what_it_would_cost_and_writes_nothing(made_path):
     weights = read_card(made_path.full)["weights_sha256"]
     shutil.rmtree(retain_side_at(weights), ignore_errors=True)  # nobody's request came before
@@ -71,6 +72,7 @@ def test_the_command_says_what_it_would_cost_and_writes_nothing(made_path):
     assert "\nretrain " in retrain.out and "\nupdate " not in retrain.out
 
 
+@pytest.mark.slow
 def test_stages_are_those_of_the_run_and_the_model_stays(asked, tmp_path):
     model = asked.opened.recommender.model
     before = {n: p.clone() for n, p in model.named_parameters()}
@@ -87,6 +89,7 @@ def test_stages_are_those_of_the_run_and_the_model_stays(asked, tmp_path):
     assert made.time_s == sum(s.time_s for s in made.stages)
 
 
+@pytest.mark.slow
 def test_stages_of_a_retrain_are_those_of_its_run(asked):
     """The plan called its steps an update, and the run noted nothing."""
     made = plan(asked.opened, asked.request, "retrain")
@@ -106,6 +109,7 @@ def test_the_plan_has_every_stage_that_the_command_tells_of(made_path):
     assert made.mem_bytes >= made.request_bytes
 
 
+@pytest.mark.slow_but("5-True-full")
 @every_pair(clusters=[5, 1000], stored=[True, False], kind=["full", "lora"])
 def test_measuring_passes_as_many_prompts_as_are_planned(made_path, kind, stored, clusters, monkeypatch):
     """Also where the verdict asks about some of D_r, and where there are too few people for that."""
@@ -130,6 +134,7 @@ def test_measuring_passes_as_many_prompts_as_are_planned(made_path, kind, stored
     assert (taken > 3 * parts) == (not stored and clusters == 5)
 
 
+@pytest.mark.slow
 @pytest.mark.soak
 def test_what_an_earlier_request_left_is_not_counted(asked, tmp_path):
     assert plan(asked.opened, asked.request, "cure", retain_side=tmp_path).kept == ()
@@ -150,6 +155,7 @@ def test_what_an_earlier_request_left_is_not_counted(asked, tmp_path):
     assert set(later["contributions"]) < set(first["contributions"])
 
 
+@pytest.mark.slow_but("anew181*", "anew96*", "anew129*")
 @every_pair(
     anew=[(None, None), (3, None), (3, 0.9)],
     forget_loss=["rewind", "npo", "calibrated"],
@@ -340,6 +346,7 @@ def test_a_circuit_among_upper_layers_is_planned_as_less():
     assert seconds(9) < 0.6 * seconds(0)
 
 
+@pytest.mark.slow
 @pytest.mark.soak
 def test_a_plan_where_states_are_kept_measures_both_passes(monkeypatch):
     monkeypatch.setattr(lower, "STATES", lower.States())

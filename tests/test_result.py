@@ -44,6 +44,7 @@ def numbers(value, path=""):
     return {path: value} if isinstance(value, int | float) else {}
 
 
+@pytest.mark.slow_but("full")
 def test_what_training_kept_is_not_asked_again_and_the_numbers_are_the_same(recommender, scored):
     at = opened(recommender)
     outcome, split = pipeline.unlearn(at, USERS, "cure")

@@ -63,6 +63,7 @@ def test_kinds_that_are_none_are_refused():
         parse(Recipe, {"request": {"kind": "items", "choice": "e2urec"}}, where="test")
 
 
+@pytest.mark.slow
 @pytest.mark.shared
 @pytest.mark.skipif(not SHARED.is_dir(), reason="no shared data: set CUREREC_DATA")
 def test_counts_of_the_recipe_on_ml_1m():

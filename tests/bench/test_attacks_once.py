@@ -48,6 +48,7 @@ def bench(tmp_path, monkeypatch):
     return types.SimpleNamespace(do=do, yardsticks=out / "yardsticks")
 
 
+@pytest.mark.slow
 def test_a_cell_finds_of_its_own_model_alone_and_measures_the_same(bench):
     levels = len([level for level in LEVELS if level])
     anew, cost = bench.do("cell")
@@ -65,6 +66,7 @@ def test_a_cell_finds_of_its_own_model_alone_and_measures_the_same(bench):
     assert cost["quantised"] == 4 and row["relearn_ratio"] == anew["relearn_ratio"]
 
 
+@pytest.mark.slow
 def test_an_attack_that_fails_leaves_nothing_behind(bench, monkeypatch):
     """Each cell finds out by itself, and says why."""
     monkeypatch.setattr(depth, "family_of", lambda model: 1 / 0)

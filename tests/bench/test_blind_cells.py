@@ -135,20 +135,24 @@ def test_nothing_else_differs(twins):
     assert one.answered and other.answered and one.waypoints and other.waypoints
 
 
+@pytest.mark.slow_but("cure", "npo", "cragru", "finetune", "retrain")
 @pytest.mark.parametrize("name", METHODS)
 def test_a_cell_is_the_same_whatever_the_test_set_is(twins, name):
     same(*(cell_of(opened, name) for opened in twins))
 
 
+@pytest.mark.slow_but("cragru-*")
 @pytest.mark.parametrize(("name", "kind"), [("cure", "items"), ("cragru", "interactions")])
 def test_so_is_one_of_another_kind_of_request(twins, name, kind):
     same(*(cell_of(opened, name, kind) for opened in twins))
 
 
+@pytest.mark.slow
 def test_so_is_a_sequence(twins):
     same(*(cell_of(opened, "npo", parts=2) for opened in twins))
 
 
+@pytest.mark.slow
 def test_a_cell_opens_answers_of_retrains_and_to_the_test_set_when_its_method_is_done(tmp_path, monkeypatch):
     """Neither the yardstick nor a retrain is read before there is an outcome, in one piece or in parts."""
     monkeypatch.setenv("CUREREC_CACHE", str(tmp_path / "cache"))
@@ -180,6 +184,7 @@ def test_a_cell_opens_answers_of_retrains_and_to_the_test_set_when_its_method_is
 # Such a dependence would be found.
 
 
+@pytest.mark.slow_but("receraser-*")
 @pytest.mark.parametrize(
     ("name", "module", "function"),
     [

@@ -94,6 +94,7 @@ def test_a_shape_is_a_base_that_loads(tmp_path):
     assert (folder / "model.safetensors").stat().st_mtime_ns == before
 
 
+@pytest.mark.slow
 def test_costs_of_random_weights(tmp_path, monkeypatch):
     """The path of the scale recipe, at a size that fits here."""
     from made_bench import CHANGE, SHORT

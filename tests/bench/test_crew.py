@@ -32,6 +32,7 @@ class Murderous(Processes):
         return out
 
 
+@pytest.mark.slow
 def test_a_process_that_the_system_kills_costs_one_cell(tmp_path, monkeypatch):
     monkeypatch.setenv("CUREREC_CACHE", str(tmp_path / "cache"))
     told_lines: list[str] = []

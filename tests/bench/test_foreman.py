@@ -347,6 +347,7 @@ def test_a_process_that_died_while_it_was_idle_is_replaced(tmp_path):
         crew.close()
 
 
+@pytest.mark.slow
 @pytest.mark.soak
 def test_a_process_that_ends_after_a_job_takes_no_other_with_it(tmp_path, monkeypatch):
     """The next job was not begun when its GPU was found lost, so it is no failure of that job."""

@@ -22,6 +22,7 @@ from curerec.methods import METHODS
 from curerec.records import Outcome
 
 
+@pytest.mark.slow
 def test_a_run_that_is_killed_goes_on(tmp_path, monkeypatch):
     """kill -9 at five moments; in the end the rows are those of a run that nobody disturbed."""
     monkeypatch.setenv("CUREREC_CACHE", str(tmp_path / "cache"))
@@ -80,6 +81,7 @@ def killed_once_there(recipe, out, places, pattern):
     os.waitpid(pid, 0)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("changed", [pytest.param("u.data", marks=pytest.mark.soak), "u.item"])
 def test_rows_of_other_ratings_or_titles_are_run_again(changed, tmp_path, monkeypatch):
     """A name or a file that stands for other data now."""
@@ -101,6 +103,7 @@ def test_rows_of_other_ratings_or_titles_are_run_again(changed, tmp_path, monkey
     assert summarise(out)["left_out"] == 0
 
 
+@pytest.mark.slow
 @pytest.mark.soak
 def test_a_yardstick_is_of_the_examples_that_are_asked_about(tmp_path, monkeypatch):
     """Which a setting of the split changes without changing what any model was trained on."""
@@ -114,6 +117,7 @@ def test_a_yardstick_is_of_the_examples_that_are_asked_about(tmp_path, monkeypat
     assert len({row["yardstick"] for row in read_lines(out / ROWS)}) == 2
 
 
+@pytest.mark.slow
 def test_cells_of_one_request_are_measured_with_one_set_of_retrains(tmp_path, monkeypatch):
     """Models that are gone are trained anew, with other weights where threads or the processor are others."""
     monkeypatch.setenv("CUREREC_CACHE", str(tmp_path / "cache"))
@@ -158,6 +162,7 @@ def test_cells_of_one_request_are_measured_with_one_set_of_retrains(tmp_path, mo
     assert {row["yardstick"] for row in rows.newest(read_lines(out / ROWS))} == {first_yardstick(out)}
 
 
+@pytest.mark.slow
 @pytest.mark.soak
 def test_a_choice_is_of_trials_of_one_original(tmp_path, monkeypatch):
     """Where it is trained anew to other bits in the middle of a search, earlier trials are made again."""

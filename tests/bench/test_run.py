@@ -236,6 +236,7 @@ def test_progress_says_how_much_is_left(made):
     assert "nothing left" in made.told[-1]
 
 
+@pytest.mark.slow_but("1-False-")
 @pytest.mark.parametrize(
     ("threads", "shared", "told"),
     [(0, False, "threads (0, here 1)"), (1, True, "other work"), (1, False, "")],
@@ -258,6 +259,7 @@ def test_a_cell_of_another_sitting_than_its_retrains_has_no_ratio(
     assert (row["retrain_ratio"] is None) == bool(told) and told in row["missing"].get("retrain_ratio", "")
 
 
+@pytest.mark.slow
 def test_the_seconds_of_a_cell_are_of_all_that_is_measured(made, monkeypatch):
     """The next sitting goes by them: verdict and latency take some as well."""
     monkeypatch.setenv("CUREREC_CACHE", str(made.folder / "cache"))
@@ -287,6 +289,7 @@ def test_a_worker_that_moves_on_lets_the_recommender_go(made, monkeypatch):
     assert shop._yardstick(second) and alive == [False]
 
 
+@pytest.mark.slow
 def test_a_failed_cell_is_tried_again_when_asked(made, tmp_path, monkeypatch):
     out = tmp_path / "out"
     shutil.copytree(made.out, out)
@@ -298,6 +301,7 @@ def test_a_failed_cell_is_tried_again_when_asked(made, tmp_path, monkeypatch):
     assert {label.split(": ")[-1] for label, _ in done.failed} == {"rome", "gru", "cragru"}
 
 
+@pytest.mark.slow
 def test_damaged_references_are_made_anew(made, tmp_path, monkeypatch):
     out = tmp_path / "out"
     shutil.copytree(made.out, out)
@@ -332,6 +336,7 @@ def cards(names):
     return {name for name in names if name.endswith("curerec.json")}  # hold seconds
 
 
+@pytest.mark.slow
 def test_a_reference_that_cannot_be_trained_blocks_its_cells_alone(tmp_path, monkeypatch):
     monkeypatch.setenv("CUREREC_CACHE", str(tmp_path / "cache"))
     real = artefacts.train
@@ -358,6 +363,7 @@ def test_a_reference_that_cannot_be_trained_blocks_its_cells_alone(tmp_path, mon
     assert not any(x["failures"] for x in summarise(tmp_path / "out")["blocks"][0]["lines"])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("what", [pytest.param(TRIALS, marks=pytest.mark.soak), artefacts.PREDICTIONS])
 def test_a_full_disk_is_no_failure_of_a_method(what, tmp_path, monkeypatch):
     """Nothing is written down against it, and the same command does it once there is room."""

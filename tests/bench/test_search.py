@@ -107,6 +107,7 @@ def test_a_spy_reads_no_test_rating(shop, monkeypatch):
     assert row["failure"] is None and np.isfinite(row["kl_valid"])
 
 
+@pytest.mark.slow
 def test_a_trial_is_the_same_whatever_the_test_ratings_are(shop, monkeypatch):
     """Changing D_t alone changes nothing that a setting is chosen by."""
     opened = shop.opened

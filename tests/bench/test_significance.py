@@ -70,6 +70,7 @@ def means_of(yards, a, b):
     ]
 
 
+@pytest.mark.slow_but("0.05-3", "*6-3")
 @pytest.mark.parametrize("n_seeds", [3, 5])
 @pytest.mark.parametrize("level", [0.05, 0.05 / 3])
 def test_equals_are_told_apart_as_rarely_as_it_says(n_seeds, level):

@@ -42,6 +42,7 @@ def filled(script, rows):
     return made, found
 
 
+@pytest.mark.slow
 def test_a_seed_that_a_kill_stopped_is_made_again_and_no_row_is_glued_to_what_it_left(script, tmp_path):
     rows = tmp_path / "rows.jsonl"
     whole = [(seed, part) for seed in (1, 2) for part in range(3)]

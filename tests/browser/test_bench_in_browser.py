@@ -36,6 +36,7 @@ def page_of_all(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder / "bench.html"
 
 
+@pytest.mark.slow_but("390-light", "1280-dark")
 @in_turn(width=[report.WIDE, report.NARROW], scheme=["light", "dark"])
 def test_the_page_is_quiet_fits_and_can_be_read(
     browser: Any, page_of_all: Path, width: int, scheme: str, tmp_path: Path

@@ -35,6 +35,7 @@ def page_file(request: pytest.FixtureRequest, tmp_path: Path) -> Path:
     return write_circuit_page(made_circuit(layers=layers, heads=heads), tmp_path / "circuit.html")
 
 
+@pytest.mark.slow_but("small-390-light", "large-1280-dark")
 @in_turn(width=[WIDE, NARROW], scheme=["light", "dark"])
 def test_the_page_is_quiet_fits_and_can_be_read(
     browser: Any, page_file: Path, width: int, scheme: str, tmp_path: Path

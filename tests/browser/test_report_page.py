@@ -142,6 +142,7 @@ FAINT = """() => {
 }"""
 
 
+@pytest.mark.slow_but("bare-390-light", "full-1280-dark", "failing-390-dark")
 @in_turn(width=[WIDE, NARROW], scheme=["light", "dark"])
 def test_the_page_is_quiet_fits_and_can_be_read(
     browser: Any, report: Path, width: int, scheme: str, tmp_path: Path
@@ -208,6 +209,7 @@ def test_an_attack_in_the_record_does_nothing(browser: Any, tmp_path: Path) -> N
     page.close()
 
 
+@pytest.mark.slow
 def test_print_shows_what_is_folded_on_screen(browser: Any, tmp_path: Path) -> None:
     page, _ = opened(
         browser, write_report(made_records.full_record(), tmp_path / "report.html"), scheme="dark"

@@ -96,6 +96,7 @@ def test_without_the_token_the_page_shows_nothing(browser: Any, service: Any) ->
     page.context.close()
 
 
+@pytest.mark.slow
 def test_requests_progress_and_report(browser: Any, service: Any) -> None:
     _, port, late, odd = service
     page, noise = logged_in(browser, port)

@@ -47,6 +47,7 @@ def shrunk(model, base, scale):
     return model
 
 
+@pytest.mark.slow_but("*-True")
 @pytest.mark.parametrize("lora", [False, True])
 @pytest.mark.parametrize("model_type", TYPES)
 def test_the_first_order_score_tends_to_it_for_small_changes(model_type, lora):

@@ -93,6 +93,7 @@ def test_of_heads_as_units_those_without_one_are_not_sought_among():
     assert len(modules_with_units(model, "row")) == len(modules_with_units(model)) == 8
 
 
+@pytest.mark.slow
 def test_what_a_circuit_is_sought_among_is_all_that_is_patched():
     model = made_model(WORDS, layers=3)
     among = modules_with_units(lora_on(made_model(WORDS, layers=3), layers=(2,)))
@@ -113,6 +114,7 @@ def test_what_a_circuit_is_sought_among_is_all_that_is_patched():
     assert again.core == whole.core and again.fixed == whole.fixed == 0
 
 
+@pytest.mark.slow_but("1")
 @pytest.mark.parametrize("layer", [0, 1])
 def test_an_adapter_on_one_layer_leaves_something_to_update(layer):
     """The core of the whole model may lie in the other layer; every unit was frozen then."""

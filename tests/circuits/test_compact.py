@@ -57,6 +57,7 @@ def test_two_that_stand_in_for_each_other_do_not_go_together():
     assert len(elimination_order(f, share=0.9)) == 20 and elimination_order(f, share=0.9)[0] in (0, 1)
 
 
+@pytest.mark.slow_but("True-*")
 @pytest.mark.parametrize("kind", ["head", "mlp", "two_step", "and"])
 @pytest.mark.parametrize("by_gradient", [False, True])
 def test_planted_circuits_are_found(kind, by_gradient, monkeypatch):
@@ -68,6 +69,7 @@ def test_planted_circuits_are_found(kind, by_gradient, monkeypatch):
     assert {names[k] for k in found.members} <= truth.modules and found.faithfulness >= 0.9
 
 
+@pytest.mark.slow_but("0-False")
 @in_turn(seed=range(4), by_gradient=[False, True])
 def test_of_an_or_gate_one_arm_is_enough(seed, by_gradient, monkeypatch):
     if by_gradient:

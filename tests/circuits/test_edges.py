@@ -39,6 +39,7 @@ LLAMA = made_model(WORDS)
 KINDS = [*TYPES, *WITH_LORA, *PARTLY, *DEEP, *MULTI_QUERY]
 
 
+@pytest.mark.slow_but("llama*-atp", "llama*-relp", "gpt2*", "phi3*", "gemma2-*")
 @pytest.mark.parametrize("scorer", EDGE_SCORERS)
 @pytest.mark.parametrize("kind", alike_soaked(KINDS))
 def test_a_sources_edges_add_up_to_its_node_score(kind, scorer):
@@ -56,6 +57,7 @@ def test_a_sources_edges_add_up_to_its_node_score(kind, scorer):
     )
 
 
+@pytest.mark.slow_but("llama", "llama+lora", "llama+mqa", "gpt2", "gpt2+lora", "phi", "phi3", "gemma2")
 @pytest.mark.parametrize("kind", alike_soaked(KINDS))
 def test_edge_scores_against_central_differences(kind):
     with in_double(model_of_kind(kind, WORDS)) as model:

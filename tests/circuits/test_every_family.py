@@ -114,6 +114,7 @@ def test_scores_beside_patched_modules_against_central_differences(model_type):
     close(found.values, want, 1e-3)
 
 
+@pytest.mark.slow_but("llama-*", "gpt2-*", "phi3-*", "gemma2-*")
 @pytest.mark.parametrize(
     ("lora", "granularity"),
     [(lora, g) for lora in (False, True) for g in ("projection", "head_mlp", *(["rank"] if lora else []))],
@@ -148,6 +149,7 @@ def test_adapter_scores_against_central_differences(model_type, lora, granularit
     close(got, want, 1e-3)
 
 
+@pytest.mark.slow_but("*-llama", "*-gpt2", "all-*")
 @pytest.mark.parametrize("model_type", alike_soaked(TYPES))
 @pytest.mark.parametrize("which", ["full", "all", 0, 1, 2])
 def test_units_share_out_the_whole_of_the_change(model_type, which):
@@ -175,6 +177,7 @@ def test_units_share_out_the_whole_of_the_change(model_type, which):
                 assert got[n].sum() == pytest.approx(total, rel=1e-9, abs=1e-12)
 
 
+@pytest.mark.slow_but("llama*", "gpt2*", "gemma2*", "phi*")
 @pytest.mark.parametrize(
     ("kind", "state"),
     [
@@ -225,6 +228,7 @@ def assert_same(got, want):
         np.testing.assert_allclose(got[name], value, atol=1e-5 * scale, rtol=0, err_msg=name)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("model_type", "lora"),
     [
@@ -291,6 +295,7 @@ CHECKPOINTED = {
 }
 
 
+@pytest.mark.slow_but("llama-*", "gpt2-*")
 @every_pair(model_type=["llama", "gpt2", "gemma2", "phi", "phi3"], name=CHECKPOINTED)
 def test_layers_with_gradient_checkpointing_run_twice_and_give_the_same(model_type, name):
     score, forwards, backwards = CHECKPOINTED[name]
@@ -312,6 +317,7 @@ def test_layers_with_gradient_checkpointing_run_twice_and_give_the_same(model_ty
             np.testing.assert_allclose(got, want, rtol=1e-12, atol=1e-12 * np.abs(want).max())
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("model_type", few(TYPES, ("gpt2",)))
 def test_half_precision_ranks_the_modules_alike(model_type):
     options = {"hidden_size": 64, "num_hidden_layers": 4, "num_attention_heads": 8}

@@ -177,6 +177,7 @@ def test_pruning_by_hand():
     assert pruned([dangling, *path], wiring) == tuple(path)
 
 
+@pytest.mark.slow_but("llama", "phi", "phi3", "gemma2", "qwen3")
 @pytest.mark.parametrize("model_type", TYPES)
 def test_edge_circuits_of_every_family(model_type):
     model = made_family_model(model_type, WORDS)

@@ -66,6 +66,7 @@ def edges_fit(model_type, layers):
     return peak_of(edge_scores, model) - one_pass(model) <= SLACK * room
 
 
+@pytest.mark.slow_but("*-2", "gpt2-*")
 @pytest.mark.parametrize("layers", [2, 6])
 @pytest.mark.parametrize("model_type", ["llama", "gpt2"])
 def test_scores_hold_only_the_differences(model_type, layers):
@@ -104,6 +105,7 @@ def test_edges_do_not_grow_with_the_square_of_the_layers():
     assert taken <= room
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("model_type", ["llama", "gpt2"])
 def test_all_sources_at_once_would_not_keep_to_these_bounds(model_type, monkeypatch):
     model = made_family_model(model_type, WORDS, num_hidden_layers=6)

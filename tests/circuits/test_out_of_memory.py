@@ -41,6 +41,7 @@ def room_for(n, error=torch.OutOfMemoryError):
         handle.remove()
 
 
+@pytest.mark.slow_but("exact", "atp*", "relp", "adapter")
 @pytest.mark.parametrize("name", SCORERS)
 def test_the_batch_is_halved_and_the_scores_are_the_same(name):
     want = SCORERS[name](MODEL, CLEAN, CORRUPT, ANSWERS)
@@ -52,6 +53,7 @@ def test_the_batch_is_halved_and_the_scores_are_the_same(name):
     assert not any(m._forward_hooks or m._forward_pre_hooks for m in MODEL.modules())
 
 
+@pytest.mark.slow
 def test_the_record_says_so():
     with room_for(2):
         circuit = find_core(MODEL, CLEAN, CORRUPT, ANSWERS, draws=4, batch_size=6)

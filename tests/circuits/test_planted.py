@@ -23,12 +23,14 @@ from made_cases import few
 SEEDS = [pytest.param(4, id="few"), pytest.param(20, id="twenty", marks=pytest.mark.soak)]
 
 
+@pytest.mark.slow_but("atp-few", "relp-few")
 @pytest.mark.parametrize("seeds", SEEDS)
 @pytest.mark.parametrize("name", [n for n in SCORERS if n not in ("adapter", "ig_node")])
 def test_every_scorer_tells_the_circuit_from_the_rest(name, seeds):
     check_scorer(SCORERS[name], seeds=seeds)
 
 
+@pytest.mark.slow
 def test_integrated_gradients_by_node_do_so_too():
     check_scorer(SCORERS["ig_node"], seeds=1, steps=3)
 
@@ -59,6 +61,7 @@ def test_the_gates_do_what_they_are_called(kind):
         assert less < 0.1
 
 
+@pytest.mark.slow_but("or-few", "head-few")
 @pytest.mark.parametrize("seeds", SEEDS)
 @pytest.mark.parametrize("kind", KINDS)
 def test_the_selection_is_the_planted_circuit(kind, seeds):
@@ -77,6 +80,7 @@ def test_the_selection_is_the_planted_circuit(kind, seeds):
     assert np.mean([r.recall for r in found]) >= 0.95
 
 
+@pytest.mark.slow_but("or-few")
 @pytest.mark.parametrize("seeds", SEEDS)
 @pytest.mark.parametrize("kind", few(KINDS, ("or", "two_step")))
 def test_the_edges_are_those_of_the_planted_path(kind, seeds):

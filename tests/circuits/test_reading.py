@@ -108,6 +108,7 @@ def test_a_planted_head_reads_its_part_and_no_other_does(part, head):
     assert claims[head]["mass"] == pytest.approx(has_it.mean(), abs=0.05)
 
 
+@pytest.mark.slow
 def test_of_three_parts_one_is_the_largest_by_chance():
     """Heads that prefer none: a claim about the largest of three is made of hardly any."""
     rng = np.random.default_rng(1)

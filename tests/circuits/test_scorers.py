@@ -97,6 +97,7 @@ def test_a_prompt_patched_with_itself_scores_nothing(name):
     np.testing.assert_allclose(got.values, 0, atol=1e-5)
 
 
+@pytest.mark.slow_but("atp*", "exact", "relp", "adapter")
 @pytest.mark.parametrize("name", SCORERS)
 def test_training_mode_checkpointing_and_merged_adapters_change_nothing(name):
     model = with_lora(made_model(WORDS))
@@ -110,6 +111,7 @@ def test_training_mode_checkpointing_and_merged_adapters_change_nothing(name):
     np.testing.assert_allclose(SCORERS[name](model, CLEAN, CORRUPT, ANSWERS).values, plain, atol=1e-4)
 
 
+@pytest.mark.slow_but("gpt2")
 @pytest.mark.parametrize("model_type", ["llama", "gpt2"])
 def test_the_side_of_the_padding_does_not_matter(model_type):
     model = lora_on(made_family_model(model_type, WORDS))
@@ -145,6 +147,7 @@ def test_half_precision_ranks_as_single_does(name):
     assert spearmanr(single, half.values.mean(0)).statistic >= 0.98
 
 
+@pytest.mark.slow_but("llama")
 @pytest.mark.parametrize("model_type", few(TYPES, ("llama", "phi")))
 def test_the_midpoint_rule_accounts_for_the_whole_change_and_its_error_falls_by_the_square(model_type):
     few = {"gemma3_text": 100, "phi": 100}.get(model_type, 25)  # these two are steep: before, it falls faster
@@ -185,6 +188,7 @@ def test_costs_keep_to_their_budget():
     assert atp_ig.score(LORA, CLEAN, CORRUPT, ANSWERS, steps=5).cost.forward_equivalents <= 13
 
 
+@pytest.mark.slow
 def test_integrating_a_modules_own_activation_gives_its_exact_effect():
     model = doubled(made_model(WORDS))
     want = exact.score(model, CLEAN, CORRUPT, ANSWERS).values

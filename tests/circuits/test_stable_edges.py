@@ -155,6 +155,7 @@ def test_connections_can_be_asked_for_by_number_or_score(select):
     assert 0 < circuit.jaccard_chance < 1
 
 
+@pytest.mark.slow
 def test_the_smallest_faithful_circuit_is_found_between_the_sizes_of_the_grid():
     model = made_model(WORDS)
     coarse, fine = (
@@ -195,6 +196,7 @@ def test_intervals_and_what_is_lost_with_each_connection():
     assert file.edges_knockouts == circuit.knockouts and circuit.knockouts["random"] >= 0
 
 
+@pytest.mark.slow
 def test_details_are_of_the_circuit_in_the_end_alone(monkeypatch):
     asked, whole = [], edge_core.knockouts
 

@@ -64,6 +64,7 @@ def reweigh(folder, change, *, card=True):
         edit(folder / storage.CARD, lambda c: c.update(weights_sha256=weights_digest(folder)))
 
 
+@pytest.mark.slow
 def test_the_copies_are_sound(copy, made_path):
     assert unlearn(made_path, copy / "lora", "--base", copy / "base").code in (0, 1)
     shutil.rmtree(copy / "made")
@@ -216,6 +217,7 @@ def test_damaged_card(change, copy, made_path):
         refused(unlearn(made_path, copy / "full"), "recommender full")
 
 
+@pytest.mark.slow
 def test_settings_of_methods_of_another_version_are_no_damage(copy, made_path):
     """Who trained with an older version can still delete with a newer one."""
     card = json.loads((copy / "full" / storage.CARD).read_text())

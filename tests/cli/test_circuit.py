@@ -144,6 +144,7 @@ def test_a_circuit_of_a_size_asked_for(made_path, tmp_path):
     assert "top:K" in help_text and "Connections: the same where" in help_text
 
 
+@pytest.mark.slow
 @pytest.mark.soak
 def test_history_counterfactuals_and_lora(made_path, tmp_path):
     result = curerec(

@@ -108,6 +108,7 @@ def test_the_same_request_gives_the_same_bytes(made_path):
     assert weights[0] != original
 
 
+@pytest.mark.slow
 def test_settings_of_another_recipe_need_no_training(made_path, tmp_path):
     trained = storage.read_card(made_path.full)["recipe"]
     steps = {"update": {**trained["cure"]["update"], "max_steps": 2, "check_every": 1}}
@@ -137,6 +138,7 @@ def test_settings_of_another_recipe_need_no_training(made_path, tmp_path):
         refused(curerec("unlearn", *args, "--recipe", "nosuch", "--out", tmp_path / "none"), "quick")
 
 
+@pytest.mark.slow
 @pytest.mark.soak
 def test_shadows_are_of_the_settings_that_the_model_was_unlearned_by(made_path, tmp_path):
     """Else U-LiRA would attack another method than the one that is judged, and not say so."""
@@ -192,6 +194,7 @@ assert not any(name.split(".")[0] == "curerec" for name in sys.modules)
 """
 
 
+@pytest.mark.slow
 def test_plain_libraries_load_what_was_saved(made_path, tmp_path):
     base = bases.resolve(storage.read_card(made_path.lora)["base"]["name"])
     folders = [made_path.new / "recommender", made_path.new_lora / "recommender", base]
@@ -225,6 +228,7 @@ def test_every_method_runs_from_the_command(made_path, method, tmp_path):
     assert "CURE" not in page and "metrics.cure" not in page
 
 
+@pytest.mark.slow
 def test_other_runs_of_a_method_are_averaged_with_the_one_that_is_judged(made_path, tmp_path):
     """Beside three retrains; and what is no other run of it is refused."""
     ask = ("--data", made_path.data, "--request", made_path.request)
@@ -251,6 +255,7 @@ def test_other_runs_of_a_method_are_averaged_with_the_one_that_is_judged(made_pa
     assert not (tmp_path / "x").exists()
 
 
+@pytest.mark.slow_but("given", "retrain")
 @pytest.mark.parametrize("method", ["npo", "retrain", "given"])
 def test_a_model_is_judged_under_its_own_name(made_path, method, tmp_path):
     """A retrain beside two others, and a folder whose card names no method."""
@@ -316,6 +321,7 @@ def test_a_request_that_spares_the_base_says_nothing_of_it(made_path):
     assert "Not forgotten by the base model" not in (made_path.new / "report.html").read_text()
 
 
+@pytest.mark.slow
 def test_requests_in_a_row(made_path, tmp_path):
     second = tmp_path / "second.json"
     first = made_path.request.read_text().split()[1:]
@@ -346,6 +352,7 @@ def test_a_verdict_that_is_asked_for_decides_the_exit_code(made_path):
     assert (result.code == 0) == ("verified" in result.out.splitlines())
 
 
+@pytest.mark.slow
 @pytest.mark.soak
 def test_the_split_of_e2urec_from_the_command(made_path, tmp_path):
     recipe = tmp_path / "r.yaml"

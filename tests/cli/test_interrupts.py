@@ -54,6 +54,7 @@ def disk(tmp_path):
 
 
 # The weights are 418 KB; 428 holds them and not what comes after, 460 the recommender and not its record.
+@pytest.mark.slow_but("unlearn-428", "train-*", "evaluate-*", "pack-*")
 @pytest.mark.parametrize(
     ("command", "size_kb"),
     [
@@ -82,6 +83,7 @@ def test_a_full_disk_under_the_cache(size_kb, made_path, disk, tmp_path, monkeyp
     assert not list(folder.iterdir()) and not (tmp_path / "new").exists()
 
 
+@pytest.mark.slow_but("1-*")
 @pytest.mark.parametrize("command", ["train", "unlearn", "evaluate"])
 @pytest.mark.parametrize("nth", [1, 3])
 def test_a_disk_that_fills_while_files_are_made_safe(command, nth, made_path, tmp_path, monkeypatch):
@@ -98,6 +100,7 @@ def test_a_disk_that_fills_while_files_are_made_safe(command, nth, made_path, tm
         refused(result, "disk is full", str(tmp_path / "new"), stages=True)
 
 
+@pytest.mark.slow_but("1", "2")
 @pytest.mark.parametrize("nth", [1, 2, 3])
 def test_an_earlier_output_survives_a_failed_exchange(nth, made_path, tmp_path, monkeypatch):
     shutil.copytree(made_path.full, tmp_path / "new")
@@ -143,6 +146,7 @@ MOMENTS = [
 ]
 
 
+@pytest.mark.slow_but("new-unlearn-*", "new-train-*", "replaced-train-*")
 @pytest.mark.parametrize(("command", "moment"), MOMENTS)
 @pytest.mark.parametrize("earlier", [False, True], ids=["new", "replaced"])
 def test_ctrl_c(command, moment, earlier, made_path, tmp_path):
@@ -189,6 +193,7 @@ def test_ctrl_c_that_a_library_swallowed(made_path, tmp_path):
     refused(result, "interrupted", "half-written", stages=True)
 
 
+@pytest.mark.slow_but("train*")
 @pytest.mark.parametrize("command", ["train", "unlearn"])
 def test_a_kill_leaves_nothing_that_can_be_read_as_a_result(command, made_path, tmp_path):
     place = tmp_path / "place"

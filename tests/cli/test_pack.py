@@ -30,6 +30,7 @@ def test_it_says_what_it_packed(packed, made_path):
     )
 
 
+@pytest.mark.slow
 def test_a_recommender_takes_either(packed, made_path, tmp_path):
     out, _ = packed
     trained = tmp_path / "trained"

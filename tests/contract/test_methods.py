@@ -48,6 +48,7 @@ def short(name: str) -> Any:
     return kind and kind(**SPECIAL.get(name, SHORT))
 
 
+@pytest.mark.slow_but("*-full", "cure-lora", "wise-lora", "cragru-lora", "pcgrad-lora")
 @in_turn(name=METHODS, kind=KINDS)
 def test_a_method_keeps_to_the_contract(name, kind):
     run, config = METHODS[name][0], short(name)
@@ -60,6 +61,7 @@ def test_a_method_keeps_to_the_contract(name, kind):
     contract.check_deterministic(out, run(made_task(kind), config))
 
 
+@pytest.mark.slow_but("*-phi3-lora", "wise-*", "cagrad-*")
 @pytest.mark.parametrize(
     ("family", "kind"),
     [(t, kind) if FAST.get(t) == kind else soaked(t, kind) for t in OTHERS for kind in KINDS],
@@ -91,6 +93,7 @@ IN_PARTS = ("cure", "npo", "pcgrad", "task_vector")
 
 
 # ROME and WISE listen inside the model, so their few passes are whole; CRAGRU takes no gradient.
+@pytest.mark.slow_but("npo", "pcgrad")
 @pytest.mark.parametrize(
     "name",
     [

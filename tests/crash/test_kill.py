@@ -103,6 +103,7 @@ def test_a_signal_at_random_instants(how, runs, begun, place, capsys):
         )
 
 
+@pytest.mark.slow
 @BOTH
 @pytest.mark.parametrize("stride", [4, pytest.param(1, marks=pytest.mark.soak)])
 def test_kill_at_every_change_of_the_disk(stride, begun, place, capsys):
@@ -117,6 +118,7 @@ def test_kill_at_every_change_of_the_disk(stride, begun, place, capsys):
     assert done * stride > 0.8 * calls
 
 
+@pytest.mark.slow
 @BOTH
 @pytest.mark.parametrize("stride", [6, pytest.param(1, marks=pytest.mark.soak)])
 def test_kill_at_every_statement_of_the_ledger(stride, begun, place, capsys):
@@ -131,6 +133,7 @@ def test_kill_at_every_statement_of_the_ledger(stride, begun, place, capsys):
     assert done >= 5
 
 
+@pytest.mark.slow_but("ENOSPC-*")
 @pytest.mark.parametrize("stride", [5, pytest.param(1, marks=pytest.mark.soak)])
 @pytest.mark.parametrize("number", FAULTS, ids=["ENOSPC", "EIO", "EINTR"])
 def test_a_call_that_fails(number, stride, begun, place, capsys):
@@ -152,6 +155,7 @@ def test_a_call_that_fails(number, stride, begun, place, capsys):
         print(f"\n  fault injection: {len(places)} of {calls} calls, {refused} refusals, 0 lost")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("stride", [160, pytest.param(1, marks=pytest.mark.soak)])
 def test_any_system_call_that_fails(stride, memory, tmp_path, capsys):
     """Of Python, SQLite and Arrow alike: every write, fsync, rename and truncation."""

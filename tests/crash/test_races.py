@@ -53,6 +53,7 @@ def client(root: Path, number: int, log: Path) -> None:
     (log / str(number)).write_text(str(done))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("races", [5, pytest.param(200, marks=pytest.mark.soak)])
 def test_races_of_eight_processes(races, capsys):
     memory = Path(tempfile.mkdtemp(dir="/dev/shm" if os.access("/dev/shm", os.W_OK) else None))

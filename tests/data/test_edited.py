@@ -42,6 +42,7 @@ ROWS = st.dictionaries(
 )
 
 
+@pytest.mark.slow
 @given(rows=ROWS, data=st.data())
 def test_rows_that_come_in_are_sorted_in_among_the_others(rows, data):
     flat = [(u, i, *rest) for (u, i), rest in rows.items()]

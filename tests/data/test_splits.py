@@ -175,6 +175,7 @@ def test_e2urec_forgets_the_users_that_pythons_generator_names():
     assert len(done.forget) + len(done.retain) == len(split.train)
 
 
+@pytest.mark.slow
 @pytest.mark.shared
 @pytest.mark.skipif(not SHARED.is_dir(), reason="no shared data: set CUREREC_DATA")
 def test_e2urec_counts_of_ml_1m():

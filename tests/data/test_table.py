@@ -170,6 +170,7 @@ def test_fingerprint_is_sha256_of_the_lines():
 pairs = st.lists(st.tuples(st.integers(0, 12), st.integers(0, 12)), min_size=1, max_size=40, unique=True)
 
 
+@pytest.mark.slow
 @given(pairs=pairs, shuffle=st.randoms(use_true_random=False), as_text=st.booleans())
 def test_row_order_does_not_change_the_table(pairs, shuffle, as_text):
     titles = {str(i): f"Title {i}" for i in range(13)}
@@ -185,6 +186,7 @@ def test_row_order_does_not_change_the_table(pairs, shuffle, as_text):
     assert got.fingerprint == want.fingerprint
 
 
+@pytest.mark.slow
 def test_a_million_rows_take_seconds():
     rng = np.random.default_rng(0)
     pair = rng.choice(6_000 * 3_700, 1_000_000, replace=False)

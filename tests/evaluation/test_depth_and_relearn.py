@@ -159,6 +159,7 @@ def test_only_the_adapter_is_fine_tuned():
     assert len(losses) == 61 and losses[-1] < losses[0]
 
 
+@pytest.mark.slow
 def test_the_look_that_a_step_takes_anyway_is_the_look():
     """A model in training mode, here without dropout, is looked at anew after each step."""
     scene = made_scene()

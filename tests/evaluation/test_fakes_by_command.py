@@ -61,6 +61,7 @@ def test_a_model_that_was_trained_on_the_yardstick_is_not_verified(made_path, ca
     assert checks["control_unseen"]["value"] > 0.1
 
 
+@pytest.mark.slow
 def test_attacks_are_asked_for_by_name(made_path, cache, tmp_path):
     retrains = [word for path in made_path.retrains for word in ("--retrain", path)]
     result = curerec(*made_path.judge, *retrains, "--metric", "depth", "--metric", "jsd_full")

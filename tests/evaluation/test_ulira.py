@@ -91,6 +91,7 @@ def opened(made_path, monkeypatch):
     return got, granted(got.data, got.recipe, got.split, read_request(made_path.request))
 
 
+@pytest.mark.slow
 def test_a_run_goes_on_where_it_stopped(opened, tmp_path, monkeypatch):
     got, split = opened
     trained = []
@@ -115,6 +116,7 @@ def test_a_run_goes_on_where_it_stopped(opened, tmp_path, monkeypatch):
     assert stored_in(tmp_path) == names | {f".tmp-{min(names)}-0123abcd"}
 
 
+@pytest.mark.slow
 def test_no_shadow_sees_its_other_half(opened, tmp_path, monkeypatch):
     got, split = opened
     seen = []

@@ -122,6 +122,7 @@ def test_the_interval_of_ece_holds_its_value():
         assert low <= utility(logits, label)["ece"] <= high
 
 
+@pytest.mark.slow
 def test_the_error_of_a_rise_in_calibration_is_that_of_fresh_samples():
     """Differences of many samples scatter as the bootstrap of one says: both models are drawn together."""
     rng = np.random.default_rng(0)

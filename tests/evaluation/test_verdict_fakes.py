@@ -77,6 +77,14 @@ def rate(build, **options):
     return verified, {n: np.mean([made.outcome(r)[n] is True for r in results]) for n in names}
 
 
+@pytest.mark.slow_but(
+    "does nothing-*",
+    "blocks: base rate-*",
+    "destroys: constant-*",
+    "temperature 2-*",
+    "leaves a third of the people-*",
+    "blocks: always no-*",
+)
 @pytest.mark.parametrize("confidence", [1.0, soaked(1.6)])
 @pytest.mark.parametrize("name", FAKES)
 def test_a_fake_fails_in_every_world_at_the_check_made_for_it(name, confidence):
@@ -110,6 +118,7 @@ def test_the_loss_attack_sees_through_a_temperature(temperature):
     assert auc(*sides[0]) == auc(*sides[1]) > 0.55
 
 
+@pytest.mark.slow
 def test_a_temperature_shows_in_the_calibration_of_a_calibrated_original():
     assert rate(FAKES["temperature 2"][0])[1]["calibration"] == 0
     # An over-confident original is mended by it: there the attack alone is left to refuse.

@@ -146,6 +146,7 @@ def test_votes_in_chunks_are_the_votes_of_all_draws(case, draws):
     np.testing.assert_allclose(groups.agreement, want, rtol=1e-12)
 
 
+@pytest.mark.slow
 def test_many_units_are_not_held_for_all_draws():
     """At a 7B model's rows an array [draws, units] would be of gigabytes, and there were many."""
     n_units = 20_000

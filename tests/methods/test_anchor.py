@@ -30,6 +30,7 @@ def distance(a, b):
     return sum(float((a[name] - b[name]).detach().square().sum()) for name in a) ** 0.5
 
 
+@pytest.mark.slow
 @of_all(
     [("cure", "full", "linear"), ("random_modules", "lora", "constant")],
     method=["cure", "random_modules"],
@@ -61,6 +62,7 @@ def test_a_small_request_has_an_anchor_of_its_own(below):
     assert out.details["update"].anchor == (0.0 if below == 0.99 else 0.2)
 
 
+@pytest.mark.slow
 def test_the_loop_alone_takes_it_too():
     task, moved = made_task("full"), []
     for anchor in (None, 0.5):

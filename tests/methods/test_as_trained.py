@@ -64,6 +64,7 @@ FOLLOWING = {
 }
 
 
+@pytest.mark.slow_but("scrub", "e2urec")
 @pytest.mark.parametrize("method", FOLLOWING)
 def test_methods_that_follow_theta_o_on_the_retain_side_follow_them(method, recommender, monkeypatch):
     """And on D_f leave, or aim by, the version at hand."""
@@ -111,6 +112,7 @@ def test_where_nothing_is_known_the_version_at_hand_is_asked(recommender):
     )
 
 
+@pytest.mark.slow
 def test_a_sequence_keeps_the_answers_and_not_those_of_the_version_before(recommender, monkeypatch):
     """Each part's update is handed the answers as trained; without, each one's own theta_o is asked."""
     at = opened(recommender)

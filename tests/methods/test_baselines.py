@@ -45,6 +45,7 @@ def losses(task, model, part="forget"):
     return -np.log(np.where(prompts.label == 1, p, 1 - p))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", ["full", soaked("lora")])
 def test_ascent_raises_the_loss_and_fine_tuning_lowers_it(kind):
     task = made_task(kind)
@@ -64,6 +65,7 @@ def test_flipped_answers_are_learnt():
     assert losses(task, flipped.model).mean() > before.mean() + 0.01
 
 
+@pytest.mark.slow
 def test_bad_teaching_nears_the_base_on_the_forget_set():
     task = made_task()
     prompts = task.encode(task.forget)
@@ -229,6 +231,7 @@ def test_the_loop_stops_when_the_gap_is_closed(monkeypatch):
     assert [row["step"] for row in done.trace] == [0, 5, 7] and "limit of 7" in done.stop_reason
 
 
+@pytest.mark.slow_but("all")
 @pytest.mark.parametrize("trains", [None, "all"])
 def test_e2urec_trains_an_adapter_on_q_and_v_or_all_that_fine_tuning_changed(trains):
     """The embeddings, where a small model remembers most, are beyond the adapter's reach."""
@@ -265,6 +268,7 @@ LOOK = {"check_every": 2, "check_size": 40, "max_auc_drop": 1, "batch_size": 32}
 RESTING = ("grad_diff", "label_flip", "bad_teacher", "simnpo", "cau", "scrub", "e2urec")
 
 
+@pytest.mark.slow_but("simnpo", "label_flip")
 @pytest.mark.parametrize("method", few(RESTING, ("grad_diff", "cau", "simnpo", "e2urec")))
 def test_a_falling_rate_rests_the_forget_loss_while_the_gap_is_closed(method, monkeypatch):
     """All steps are taken then; without rest they would go on past what a retrain has."""

@@ -80,6 +80,7 @@ def frozen_parts(outcome, model):
         yield branch.weight, torch.from_numpy(frozen[branch.unit]).view(shape).expand(p.shape)
 
 
+@pytest.mark.slow_but("gpt2-lora", "llama-full")
 @pytest.mark.parametrize(
     ("model_type", "kind"),
     [

@@ -36,6 +36,7 @@ def test_a_margin_that_does_not_depend_on_the_history_is_refused(kind, share, wh
     assert all(torch.equal(p, before[n]) for n, p in model.named_parameters())
 
 
+@pytest.mark.slow
 def test_rank_one_terms_are_units_of_update_of_an_adapter_alone():
     """The finest granularity goes the whole way; a recommender without an adapter is told to take another."""
     from curerec.errors import ModelError

@@ -94,6 +94,7 @@ def test_a_small_request_takes_settings_of_its_own(below):
     assert [point["step"] for point in out.trace] == ([0, 1, 2] if below == 0.9 else [0, 2])
 
 
+@pytest.mark.slow_but("full-cure")
 @pytest.mark.parametrize("method", ["cure", "random_modules"])
 @pytest.mark.parametrize("kind", ["full", "lora"])
 def test_a_request_goes_as_far_as_the_looks_say_and_the_record_says_how_far(kind, method):

@@ -27,6 +27,7 @@ def objective_of(task, loss="rewind"):
     return ForgetObjective(task, UnlearnConfig(forget_loss=loss))
 
 
+@pytest.mark.slow_but("rewind-*", "*-full")
 @pytest.mark.parametrize("kind", ["full", "lora"])
 @pytest.mark.parametrize("loss", ["rewind", "npo", "grad_ascent", "label_free", "calibrated"])
 def test_gradient_by_batches_is_that_of_the_mean_loss(kind, loss):

@@ -6,6 +6,7 @@ import traceback
 from pathlib import Path
 
 import numpy as np
+import pytest
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
@@ -81,6 +82,7 @@ class Within(TorchDispatchMode):
         return func(*args, **(kwargs or {}))
 
 
+@pytest.mark.slow_but("cure-full", "pcgrad-full", "gru-full", "ngdiff-full")
 @in_turn(method=CASES, kind=["full", "lora"])
 def test_a_step_reads_nothing_back(method, kind, monkeypatch):
     """But the first, which reckons the damping and, with ``forget_every``, the loss on all of D_f.
@@ -109,6 +111,7 @@ def test_a_step_reads_nothing_back(method, kind, monkeypatch):
     assert steps.noted[1:] == [[]] * 5
 
 
+@pytest.mark.slow_but("cure-full", "npo-full", "gru-full")
 @in_turn(method=CASES, kind=["full", "lora"])
 def test_a_step_uploads_nothing_but_its_batches(method, kind, monkeypatch):
     """What goes to a GPU unpinned is waited for, and so is an array that indexes a tensor there."""

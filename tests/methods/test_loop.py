@@ -82,6 +82,7 @@ def test_what_the_steps_began_with_is_not_handed_back_if_nobody_looked_at_it(fou
     assert bool(undone) == left == ("left as it was" in done.stop_reason)
 
 
+@pytest.mark.slow_but("*-full", "npo-lora")
 @pytest.mark.parametrize("kind", ["full", "lora"])
 @pytest.mark.parametrize("method", ["cure", "weighted_sum", "npo"])
 def test_harm_at_the_first_look_leaves_the_recommender_as_it_was(method, kind, monkeypatch):

@@ -114,6 +114,7 @@ def test_gru_has_the_bits_of_a_pull_from_the_host():
     assert pulled > 5
 
 
+@pytest.mark.slow_but("0.5", "0.0")
 @pytest.mark.parametrize("c", [0.0, 0.1, 0.5, 0.9, 0.999])
 def test_cagrad_s_dual_is_that_of_the_host_over_many_sizes(c):
     """Inner products that no vectors have, by a little, come of rounding."""
@@ -138,6 +139,7 @@ def test_the_automatic_rate_has_the_bits_of_the_host_s(sides):
     assert float(ngdiff.newton_rate(*on_device(ahead, here, behind, rate))) == want
 
 
+@pytest.mark.slow
 def test_ngdiff_ends_with_the_weights_of_rates_and_norms_from_the_host(monkeypatch):
     config = ngdiff.NgdiffConfig(max_steps=5, check_every=5, check_size=20, rate_every=2, max_auc_drop=1)
     found = METHODS["ngdiff"][0](made_task("full"), config)
@@ -189,6 +191,7 @@ def old_min_norm(gram, floor=0.0):
     return shift.T @ best
 
 
+@pytest.mark.slow_but("2-*")
 @pytest.mark.parametrize(("k", "floor"), product([2, 3], [0.0, 0.1]))
 def test_min_norm_agrees_with_least_squares(k, floor):
     """At random the weights, of sizes apart by up to six decades; of what has many solutions the length."""

@@ -54,6 +54,7 @@ def test_what_went_back_before_the_first_step_is_no_pace():
     assert Pace(watching(0.5, 0.6), 60, 4.0).push(seen) < 0.5
 
 
+@pytest.mark.slow_but("True")
 @pytest.mark.parametrize("back", [False, True])
 def test_the_pace_is_reckoned_from_what_the_steps_begin_with(back, monkeypatch):
     """What went back, unseen words' embeddings included."""

@@ -166,6 +166,7 @@ def test_other_weights_other_folders_and_damaged_files_are_not_taken(recommender
     assert whole.shared["kept"] == ["circuit", "contributions"]
 
 
+@pytest.mark.slow
 def test_without_a_folder_nothing_is_written_or_taken(recommender, at, ran):
     explained(recommender, users(0), None)
     outcome, _ = pipeline.unlearn(recommender, users(0), "cure")

@@ -43,6 +43,7 @@ def rule(role, f, r, w, both=False):
     return f + w * r
 
 
+@pytest.mark.slow_but("*-rank-*", "*-projection-*", "*-head_mlp-*", "True-row-True")
 @pytest.mark.parametrize(("granularity", "lora"), CASES)
 @pytest.mark.parametrize("both", [False, True])
 def test_with_factors_it_is_the_scaled_steps_that_no_longer_conflict(granularity, lora, both):
@@ -66,6 +67,7 @@ def test_with_factors_it_is_the_scaled_steps_that_no_longer_conflict(granularity
         torch.testing.assert_close(got[name].double().flatten(), want, atol=2e-4, rtol=1e-3)
 
 
+@pytest.mark.slow_but("*-rank-*", "*-projection-*", "*-head_mlp-*", "*-row-True", "False-phi3-2.0-row-False")
 @pytest.mark.parametrize(("granularity", "lora"), CASES)
 @pytest.mark.parametrize(
     ("kind", "weight"),
@@ -112,6 +114,7 @@ def test_a_shared_factor_takes_the_most_conservative_role(granularity, both):
     assert mixed
 
 
+@pytest.mark.slow_but("*-rank-*", "*-projection-*", "*-head_mlp-*", "1.0-row-*")
 @pytest.mark.parametrize(("granularity", "lora"), CASES)
 @pytest.mark.parametrize("scale", [1.0, 1e-5, 1e-10])
 def test_a_projected_step_does_not_undo_retaining_whatever_the_scale(granularity, lora, scale):

@@ -85,6 +85,7 @@ class Passes:
         return [len(noted) for noted in self.steps.noted]
 
 
+@pytest.mark.slow_but("*-full")
 @pytest.mark.parametrize("kind", ["full", "lora"])
 @pytest.mark.parametrize("method", STEPPING)
 def test_with_checkpoints_a_step_passes_each_layer_twice_and_ends_alike(method, kind, monkeypatch):

@@ -243,6 +243,7 @@ def test_a_request_moves_the_salient_weights_and_no_other(method):
     assert 0 < out.details["saliency"]["gradient_share"] <= 1
 
 
+@pytest.mark.slow
 def test_salient_weights_hold_more_of_the_gradient_than_the_twin_s():
     config = CureConfig.model_validate({**SMALL, "saliency": 0.1, "update": {"max_steps": 1}})
     held = [
@@ -252,6 +253,7 @@ def test_salient_weights_hold_more_of_the_gradient_than_the_twin_s():
     assert held[0] > 2 * held[1]
 
 
+@pytest.mark.slow_but("None-full-row")
 @pytest.mark.parametrize(
     ("saliency", "kind", "granularity"),
     [(None, "full", "row"), (0.05, "full", "row"), (0.05, "lora", "row"), (0.05, "lora", "projection")],
@@ -290,6 +292,7 @@ def test_the_twin_takes_back_as_many_weights_of_less_memory(saliency, kind, gran
         assert out.n_trainable > said[0]["weights"]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("below", [0.99, 1e-6])
 def test_of_a_small_request_another_share_goes_back(below):
     settings = {
@@ -339,6 +342,7 @@ def test_weights_that_are_taken_back_need_not_move():
     assert rules.n_movable(named, rolled) == both
 
 
+@pytest.mark.slow
 def test_the_gradient_is_taken_once(monkeypatch):
     """The mask costs no pass: it is of the gradient that the groups were made of."""
     from curerec.methods.forget_objective import ForgetObjective

@@ -38,6 +38,7 @@ def weights(model):
     return {name: p.detach().clone() for name, p in model.named_parameters()}
 
 
+@pytest.mark.slow
 def test_the_mean_is_that_of_two_updates_made_by_themselves():
     task, config = made_task(), config_of({**ARM, "share": 0.25})
     out = METHODS["cure"][0](task, config)
@@ -57,6 +58,7 @@ def test_the_mean_is_that_of_two_updates_made_by_themselves():
     assert str(out.trace[:-1]) == str(first.trace) and out.trace[-1]["step"] == out.details["steps"] == 8
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("method", [soaked("random_modules"), "random_groups"])
 def test_the_twins_have_two_arms_too(method):
     out = METHODS[method][0](made_task(), config_of())
@@ -65,6 +67,7 @@ def test_the_twins_have_two_arms_too(method):
     assert "second_arm" not in alone.details
 
 
+@pytest.mark.slow
 def test_frozen_units_stay_and_whole_rows_count_as_changed():
     task, config = made_task(), config_of(saliency=0.05)
     circuit, units, groups = explain(task, config)
@@ -105,6 +108,7 @@ def test_what_a_small_request_has_otherwise():
         config_of(forget_score="path", rolled_back=None, update={"small": small})
 
 
+@pytest.mark.slow
 def test_the_record_has_both():
     part = update_part(METHODS["cure"][0](made_task(), config_of()))
     second = part["second_arm"]
@@ -117,6 +121,7 @@ def test_the_record_has_both():
     assert (part["optimizer"], second["optimizer"]) == ("adamw, projection of its steps", "adamw")
 
 
+@pytest.mark.slow_but("*-rank-*", "*-projection-*", "*-head_mlp-*", "*-row-True")
 @pytest.mark.parametrize(("granularity", "lora"), CASES)
 @pytest.mark.parametrize("both", [False, True])
 def test_one_conflict_over_all_that_forgets(granularity, lora, both):

@@ -26,6 +26,7 @@ def test_the_drop_is_the_difference_of_two_areas(seed):
     assert drop == pytest.approx(roc_auc_score(label, before) - roc_auc_score(label, after), abs=1e-12)
 
 
+@pytest.mark.slow
 def test_its_error_is_that_of_a_paired_bootstrap():
     label, before, after = scored(600, noise=0.5)
     rng = np.random.default_rng(1)

@@ -67,6 +67,7 @@ def test_training_keeps_them_and_plain_libraries_load_the_folder(recommender):
     torch.testing.assert_close(ours, theirs)
 
 
+@pytest.mark.slow_but("full")
 def test_a_request_does_the_same_with_them_and_scores_less(recommender, scored):
     at = opened(recommender)
     with_them, split = pipeline.unlearn(at, USERS, "cure")
@@ -121,6 +122,7 @@ def test_batches_of_the_retain_set_do_not_depend_on_them(recommender):
         torch.testing.assert_close(a, b, atol=1e-5, rtol=0)
 
 
+@pytest.mark.slow_but("full")
 def test_nothing_else_passes_for_them(recommender, tmp_path):
     """A planted file of other weights, also with its digest in the card; a damaged one; other ratings."""
     kind = recommender.name.split("-")[0]
@@ -163,6 +165,7 @@ def test_another_model_in_its_place_is_scored(recommender):
     assert pipeline.task_for(replace(at, data=replace(DATA)), split, seed=0).answered is None
 
 
+@pytest.mark.slow_but("full")
 def test_neither_an_unlearned_recommender_nor_a_retrain_has_any(recommender, tmp_path):
     at = opened(recommender)
     outcome, _ = pipeline.unlearn(at, USERS, "cure")

@@ -86,6 +86,7 @@ def test_a_gradient_of_zero_leaves_numbers(rule):
         assert np.isfinite(flat(got)).all()
 
 
+@pytest.mark.slow_but("0.[15]-*", "0.9-30.0-[0-4]", "0.9-1*", "0.9-0*")
 @every_pair(c=[0.1, 0.5, 0.9], scale=[0.05, 1.0, 30.0], seed=SEEDS)
 def test_cagrad_solves_its_dual_and_its_primal(seed, scale, c):
     f, r = pair(seed, scale=scale)

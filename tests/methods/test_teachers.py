@@ -53,6 +53,7 @@ def test_label_free_aims_at_the_share_of_yes_of_those_who_stay():
     assert torch.allclose(found[:, 1], torch.tensor(float(task.retain.label.mean())), atol=1e-6)
 
 
+@pytest.mark.slow
 def test_the_teacher_is_theta_o_less_what_tuning_on_d_f_raises(monkeypatch):
     task = made_task("full")
     strong = teachers.TUNING.model_copy(update={"lr": 3e-3, "epochs": 4.0})
@@ -65,6 +66,7 @@ def test_the_teacher_is_theta_o_less_what_tuning_on_d_f_raises(monkeypatch):
     assert F.cross_entropy(targets(task, "teacher"), label) > F.cross_entropy(original, label)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("kind", "aim"),
     [

@@ -123,6 +123,9 @@ OWN = {
 }
 
 
+@pytest.mark.slow_but(
+    "pcgrad", "npo", "finetune", "grad_ascent", "grad_diff", "ngdiff", "label_flip", "bad_teacher"
+)
 @pytest.mark.parametrize("method", sorted(set(BY_STEPS) - {"wise"}))
 def test_every_method_that_moves_the_embedding_by_steps_can_do_so(method):
     found = {}

@@ -53,6 +53,7 @@ def whole(task):
     return replace(task, forget=everything, retain=everything.take(none), shared={})
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("ema", [pytest.param(0.0, marks=pytest.mark.soak), 0.9])
 def test_what_all_examples_wrote_is_what_training_changed(ema):
     """Planted: of a training whose every step is a waypoint, up to momentum, all of the change is found."""
@@ -168,6 +169,7 @@ def test_training_ends_with_the_same_bits(kept, tmp_path):
     assert task_of(kept).waypoints.count == 2 == len(task_of(kept).waypoints.read())
 
 
+@pytest.mark.slow_but("full")
 def test_nothing_else_passes_for_them(kept, tmp_path):
     """Those of other weights, also with their digest in the card; a damaged file; one that is gone."""
     kind = kept.name.split("-")[0]
@@ -222,6 +224,7 @@ def test_a_file_that_was_made_to_mislead_is_none(kept, tmp_path, changed):
     assert task_of(mine).waypoints.read() is None
 
 
+@pytest.mark.slow_but("full")
 def test_neither_an_unlearned_recommender_nor_a_retrain_nor_another_model_has_any(kept):
     at = opened(kept)
     kind = kept.name.split("-")[0]
@@ -236,6 +239,7 @@ def test_neither_an_unlearned_recommender_nor_a_retrain_nor_another_model_has_an
     assert task_of(kept, recommender=swapped).waypoints is None
 
 
+@pytest.mark.slow_but("full-cure")
 @pytest.mark.parametrize("method", ["cure", soaked("random_modules")])
 def test_an_update_takes_a_part_of_it_back(kept, method):
     at = opened(kept)
@@ -252,6 +256,7 @@ def test_an_update_takes_a_part_of_it_back(kept, method):
     assert all(any((p != q).any() for p, q in zip(without, other, strict=True)) for other in others)
 
 
+@pytest.mark.slow_but("full")
 def test_without_waypoints_nothing_differs(kept):
     at = replace(opened(kept), waypoints=None)
     plain, asked = (pipeline.unlearn(at, USERS, "cure", config(written=part))[0] for part in (None, 0.5))

@@ -107,6 +107,7 @@ def check(family: str, template: str, title: str, slot: int) -> None:
     assert control and control.isdisjoint(inside), (family, template, slot)
 
 
+@pytest.mark.slow_but("llama-3", "qwen")
 @pytest.mark.parametrize("family", FAMILIES)
 def test_control_tokens_at_twenty_positions(family, capsys):
     done = 0

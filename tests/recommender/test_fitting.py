@@ -86,6 +86,7 @@ def test_padding_on_the_left_and_other_embeddings_go_along_with_their_parts(mode
     torch.testing.assert_close(asked(), want, rtol=1e-4, atol=2e-5)
 
 
+@pytest.mark.slow_but("gpt2")
 @pytest.mark.parametrize("model_type", ["llama", "gpt2"])
 def test_less_is_kept_at_a_time_and_what_is_reckoned_holds_what_is_kept(model_type, small):
     wide = {"llama": {"hidden_size": 256, "intermediate_size": 704}, "gpt2": {"n_embd": 256}}[model_type]

@@ -121,6 +121,7 @@ def cases(group):
     return [(way, case) for way in group for case in group[way] if case != "dropout"]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("way", "case"), [*cases(QUICK), *(pytest.param(*one, marks=pytest.mark.soak) for one in cases(SOAK))]
 )

@@ -101,6 +101,7 @@ def test_what_is_held_is_counted_until_the_graph_lets_go_of_it():
     assert offload.held_bytes == 0 and offload.peak_bytes == held
 
 
+@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore:The .grad attribute:UserWarning")  # torch looks at it while it compiles
 @pytest.mark.parametrize("lora", [soaked(False), True])
 def test_a_compiled_training_ends_where_a_plain_one_ends(lora, monkeypatch):
@@ -226,6 +227,7 @@ def test_a_folded_adapter_answers_alike_and_leaves_every_weight(model_type):
         assert not any(m.merged_adapters for m in model.modules() if hasattr(m, "merged_adapters"))
 
 
+@pytest.mark.slow
 def test_more_lengths_than_torch_would_compile_for():
     """Prompts of up to 1,024 tokens have sixteen lengths in steps of 64; torch gives up after eight."""
     made = []

@@ -82,6 +82,7 @@ def test_the_stored_split_is_the_one_it_was_trained_on(store, made_path):
             assert np.array_equal(getattr(ours, name), getattr(theirs, name)), (role, name)
 
 
+@pytest.mark.slow
 def test_the_first_version_has_its_stored_answers_and_the_next_has_none(mine, monkeypatch):
     def answered():
         with Store(mine) as kept:
@@ -187,6 +188,7 @@ def test_not_verified_keeps_everything_and_verified_replaces_it(store, mine, mon
     assert audit(mine).versions == 1
 
 
+@pytest.mark.slow
 def test_a_version_made_after_rows_with_new_titles_came_in_is_of_these(mine, monkeypatch):
     titles = {"itm1": "Of an item that is there", "new": "Of one that came in"}
     rows = interactions(["newcomer"] * 2, list(titles), [4.0, 5.0], None, titles, name="more", source="test")
@@ -201,6 +203,7 @@ def test_a_version_made_after_rows_with_new_titles_came_in_is_of_these(mine, mon
     assert opened.recommender.card["data"]["titles"] == data.titles_digest and opened.note is None
 
 
+@pytest.mark.slow
 def test_a_committed_version_is_ready_for_the_next_request(store, mine, monkeypatch):
     _, names, _, _ = store
     monkeypatch.setattr(runner, "decide", promote_all)
@@ -231,6 +234,7 @@ def test_a_committed_version_is_ready_for_the_next_request(store, mine, monkeypa
     assert not folder.exists() and left()[1] == set()  # destroyed with the version, and not asked for again
 
 
+@pytest.mark.slow
 @pytest.mark.soak
 def test_answers_as_trained_go_from_version_to_version_if_the_policy_says_so(
     store, made_path, tmp_path, monkeypatch
@@ -319,6 +323,7 @@ def test_a_version_is_not_made_ready_while_a_run_could_destroy_it(mine):
 MOMENTS = ["circuit: ", "groups: ", "update: ", "measure: "]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "moment", ["update: ", *(pytest.param(m, marks=pytest.mark.soak) for m in MOMENTS if m != "update: ")]
 )
@@ -361,6 +366,7 @@ def example(name):
     return module
 
 
+@pytest.mark.slow
 def test_plain_libraries_serve_the_verified_adapter(mine, made_path, tmp_path, monkeypatch):
     from curerec.models import logits_of
     from curerec.recommender import bases, storage

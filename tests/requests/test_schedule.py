@@ -213,6 +213,7 @@ def test_one_at_a_time(made):
     assert clerk.look() is None and not desk.starts
 
 
+@pytest.mark.slow
 def test_the_service_runs_what_comes_in(tmp_path):
     root = made_store(tmp_path / "store")
     with served(root, wait_s=0.05, rule=Rule(every_s=0.2)) as port:
@@ -230,6 +231,7 @@ def test_the_service_runs_what_comes_in(tmp_path):
     assert not audit(root).faults
 
 
+@pytest.mark.slow
 def test_a_killed_worker_and_a_restarted_service_lose_nothing(tmp_path):
     root = made_store(tmp_path / "store")
     with Store(root) as store:

@@ -27,6 +27,7 @@ def settled(store: Path) -> int:
     return size_of(store) - passing
 
 
+@pytest.mark.slow
 def test_stand_in_requests_grow_the_ledger_by_a_line_each(tmp_path):
     root = made_store(tmp_path / "store", data=made_data(60), drift_budget=10)
     sizes = []

@@ -65,6 +65,7 @@ def test_a_request_from_post_to_report(service):
     assert made["id"] not in text and "usr" not in text
 
 
+@pytest.mark.slow
 def test_events_tell_every_stage_and_end(service):
     _, port = service
     name = ask(port, "POST", "/requests", {"kind": "users", "ids": ["usr003"]})[1]["id"]
@@ -251,6 +252,7 @@ def test_the_token_is_made_once_and_for_its_owner_alone(tmp_path):
             token_of(root, file)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("number", [200, pytest.param(2000, marks=pytest.mark.soak)])
 def test_fifty_clients_while_a_run_is_under_way(number, tmp_path, capsys):
     root = made_store(tmp_path / "store", data=made_data(number + 50))
@@ -324,6 +326,7 @@ def test_a_worker_imports_nothing_from_the_folder_that_the_service_was_started_i
     )
 
 
+@pytest.mark.slow
 def test_a_worker_that_dies_leaves_the_service_up(tmp_path):
     root = made_store(tmp_path / "store")
     with Store(root) as store:

@@ -232,6 +232,7 @@ def mutate(raw: bytes, rng: random.Random) -> bytes:
             return bytes(out)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("number", [300, pytest.param(10_000, marks=pytest.mark.soak)])
 def test_mutations_are_detected(number, made, pem, capsys):
     folder, root, head = made

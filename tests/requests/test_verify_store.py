@@ -211,6 +211,7 @@ def test_a_run_that_begins_and_ends_during_the_look_is_none_of_its_findings(tmp_
     assert not found and not asked and "at work" in notes[0]
 
 
+@pytest.mark.slow
 def test_an_export_is_of_one_state_though_a_run_commits_meanwhile(tmp_path, monkeypatch):
     root = made_store(tmp_path / "store")
     with Store(root) as store:
@@ -258,6 +259,7 @@ def test_a_ledger_that_holds_what_none_writes_is_a_fault(column, change, root, t
     assert result.code == 1 and "FAULT" in result.out and not result.err, result
 
 
+@pytest.mark.slow
 def test_a_damaged_page_of_the_ledger_is_a_fault_and_quotes_nothing(tmp_path):
     """SQLite meets it at any row of an answer, and tells what it cannot read."""
     root = made_store(tmp_path / "store")
