@@ -90,15 +90,15 @@ class ForgetRequest:
 
 @dataclass(frozen=True)
 class Conflicts:
-    """Steps by modules; nan where a gradient of the module is 0 or nothing of it may move.
+    """Steps by modules, of their units that may move; nan where a gradient is 0 or none of them may.
 
     Attributes:
         modules: heads (``layers.0.head.1``), MLPs, what the heads of a layer share (``layers.0.attn``) and
             keys and values that some of them do (``layers.0.kv.1``), and what lies outside the layers by its
             own name.
         cos: of forget and retain gradient as the rules compare them (of steps with ``projection:
-            preconditioned``), over all units of the module, float32 [steps, modules].
-        projected: share of the module's units whose gradients were projected, float32 [steps, modules].
+            preconditioned``), over those units, float32 [steps, modules].
+        projected: share of them whose gradients were projected, float32 [steps, modules].
         update: length of what the step changed, averaging apart, float32 [steps, modules].
     """
 
@@ -250,7 +250,8 @@ class Groups:
             loss that removing the module would add; the method's configuration says which.
         retain_score: float64 [modules], R_i: mean over unseen data of the nats of loss that removing the
             module would add.
-        agreement: float64 [modules], share of bootstrap draws in which the module keeps its leading group.
+        agreement: float64 [modules], share of bootstrap draws in which the module keeps its leading group;
+            nan where groups were drawn at random.
     """
 
     modules: tuple[str, ...]

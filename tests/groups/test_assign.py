@@ -101,6 +101,7 @@ def test_the_random_twin_has_the_same_sizes_in_each_type(seed):
         assert Counter(twin.role[kind == TYPES]) == Counter(groups.role[kind == TYPES])
     np.testing.assert_array_equal(groups.role, before)
     np.testing.assert_array_equal(twin.role, random_groups(groups, TYPES, seed=seed).role)
+    assert np.isnan(twin.agreement).all()  # no resample has a say in what was drawn
 
 
 def test_random_twins_differ_from_the_groups_and_from_each_other():

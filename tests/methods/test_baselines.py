@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import copy
 
 import numpy as np
@@ -20,7 +21,9 @@ from curerec.methods.loop import LoopConfig, descend, free, tuned_names
 from curerec.methods.scrub import ScrubConfig, scrub
 from curerec.methods.simnpo import SimnpoConfig, simnpo
 from curerec.methods.stopping import Watch
+from curerec.methods.task import Task
 from curerec.methods.task_vector.method import TaskVectorConfig, negated, task_vector
+from curerec.progress import Clock
 from curerec.recommender.lora import factors_of, stacked, with_factors
 from curerec.recommender.score import answer_logits, p_yes, score
 from made_cases import few, soaked
@@ -291,3 +294,33 @@ def test_only_methods_that_can_rest_are_tried_with_a_falling_rate():
             assert grid["schedule"] == ["constant", "linear"]
             # SCRUB's first gradient, which damping is a multiple of, is rounding.
             assert grid.get("damping") == (None if method == "scrub" else [0.0, 0.1])
+
+
+@pytest.mark.parametrize(
+    ("method", "settings"),
+    [
+        ("bad_teacher", {}),
+        ("wise", {"answer": "base", "margin_scale": 0.01}),
+        ("rome", {"answer": "base", "steps": 1, "covariance_size": 20}),
+        ("apa", {"shards": 2, "valid_size": 20}),
+    ],
+)
+def test_the_base_is_loaded_on_the_clock(method, settings, monkeypatch):
+    """Of full fine-tuning that reads a file; nobody gets it for nothing."""
+    running, loaded = [], []
+    stage, load = Clock.stage, Task.base_model
+
+    @contextlib.contextmanager
+    def watched(clock, name, **options):
+        running.append(name)
+        with stage(clock, name, **options) as advance:
+            yield advance
+        running.pop()
+
+    monkeypatch.setattr(Clock, "stage", watched)
+    monkeypatch.setattr(Task, "base_model", lambda task: (loaded.append(tuple(running)), load(task))[1])
+    run, config = METHODS[method]
+    loop = {} if method == "apa" else {"check_size": 30, "max_auc_drop": 1}
+    steps = {} if method in ("apa", "rome") else {"max_steps": 2, "check_every": 2}
+    run(made_task(), config(**loop, **steps, **settings))
+    assert loaded and all(loaded)

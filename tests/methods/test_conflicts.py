@@ -8,6 +8,7 @@ import torch
 
 from curerec.groups.assign import FROZEN, SHARED
 from curerec.methods.cagrad.method import CagradConfig, cagrad
+from curerec.methods.combining import Combining
 from curerec.methods.conflicts import Watcher, module_of
 from curerec.methods.rules import Rules, uniform
 from curerec.methods.unlearn import UnlearnConfig, run
@@ -118,3 +119,26 @@ def test_the_record_has_each_step_and_each_module():
         update_part(SimpleNamespace(details={"update": done.config}, stop_reason="", trace=()))["conflicts"]
         is None
     )
+
+
+@pytest.mark.parametrize("projection", [None, "preconditioned"])
+def test_what_is_frozen_has_no_say_in_a_module_s_cosine(projection):
+    """Scaled as by AdamW its gradients are the larger ones, since it is damped by what never moved."""
+    task = made_task()
+    units = units_of(task.original.model, "row")
+    parameters = dict(task.copy_of_model().named_parameters())
+    generator = torch.Generator().manual_seed(0)
+    role = torch.where(torch.rand(len(units.names), generator=generator) < 0.75, FROZEN, SHARED)
+    rules = Rules(units, role, weight=2.0, both=True)
+    f = {n: torch.randn(p.shape, generator=generator) for n, p in parameters.items()}
+    moving = rules.moving(f)
+    r = {n: f[n] - 2 * moving[n] for n in f}  # alike where frozen, opposite where not
+    step = Combining(rules, config(projection=projection), parameters)
+    seen = step.combine(list(f.values()), list(r.values()), 1.0)
+    step.moved()
+    found = step.conflicts.found()
+    known = np.isfinite(found.cos[0])
+    assert known.any() and found.cos[0][known] == pytest.approx(-1, abs=1e-5)
+    assert found.projected[0][known] == pytest.approx(1)
+    still = (role == FROZEN).numpy()
+    assert seen["cos"].isnan().numpy()[still].all() and not seen["cos"].isnan().numpy()[~still].all()

@@ -134,3 +134,11 @@ def test_looks_and_pace_that_cannot_act_are_refused(name, value, more, small):
     update = {"schedule": "linear", **more, **({"small": {"below": 0.1, **asked}} if small else asked)}
     with pytest.raises(ConfigError, match=name):
         parse(Recipe, {"cure": {"update": update}}, where="recipe")
+
+
+@pytest.mark.parametrize("kind", [{"paced": True}, {"open_gap": 0.1}])
+def test_a_tolerance_beside_what_goes_by_the_target_itself_is_refused(kind):
+    """It would be called closed within it, and pushed on all the same."""
+    update = {"schedule": "linear", "tolerance": 0.01, **kind}
+    with pytest.raises(ConfigError, match="leave tolerance 0"):
+        parse(Recipe, {"cure": {"update": update}}, where="recipe")

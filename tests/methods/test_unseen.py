@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
@@ -201,3 +203,13 @@ def test_what_goes_back_is_counted_once():
     assert (
         more > 0 and masked.n_movable(parameters, rolled, back) == masked.n_movable(parameters, rolled) + more
     )
+
+
+def test_examples_left_without_history_enough_taught_words_too():
+    """They are in neither D_f nor D_r, and a retrain has none of them."""
+    task = made_task(of="items")
+    few = task.retain.take(np.arange(2))
+    lone = replace(task, forget=few, retain_before=task.retain, dropped=task.forget)
+    assert set(unseen_tokens(task).tolist()) <= set(unseen_tokens(lone).tolist()) != set()
+    want = shown(task, task.forget) - shown(task, task.retain) - set(task.answers)
+    assert set(unseen_tokens(lone).tolist()) == want

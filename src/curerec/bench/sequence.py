@@ -101,8 +101,8 @@ def said(outcome: Outcome) -> dict[str, Any]:
     out: dict[str, Any] = {"trainable_parameters": outcome.n_trainable}
     if outcome.circuit is not None:
         out |= {"circuit_size": len(outcome.circuit.core), "faithfulness": outcome.circuit.faithfulness}
-    if outcome.groups is not None:
-        out["group_agreement"] = float(outcome.groups.agreement.mean())
+    if outcome.groups is not None and np.isfinite(agreement := outcome.groups.agreement.mean()):
+        out["group_agreement"] = float(agreement)
     return out
 
 

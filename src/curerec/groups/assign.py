@@ -157,14 +157,18 @@ def _means(scores: np.ndarray, weights: np.ndarray) -> np.ndarray:
 
 
 def random_groups(groups: Groups, types: np.ndarray, *, seed: int) -> Groups:
-    """Groups of the same sizes drawn at random within each type: the twin that a circuit has to beat."""
+    """Groups of the same sizes drawn at random within each type: the twin that a circuit has to beat.
+
+    Resampled data would not draw them otherwise, so their agreement is nan.
+    """
     rng = np.random.default_rng([seed, 97])
     role = groups.role.copy()
     kinds, kind_of = np.unique(types.astype(str), return_inverse=True)
     for kind in range(len(kinds)):
         member = np.flatnonzero(kind_of == kind)
         role[member] = role[rng.permutation(member)]
-    return Groups(groups.modules, role, groups.forget_score, groups.retain_score, groups.agreement)
+    unknown = np.full_like(groups.agreement, np.nan)
+    return Groups(groups.modules, role, groups.forget_score, groups.retain_score, unknown)
 
 
 def rows_of_roles(groups: Groups) -> np.ndarray:

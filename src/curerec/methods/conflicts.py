@@ -30,7 +30,6 @@ class Watcher:
         at = {name: k for k, name in enumerate(self.modules)}
         device = next(iter(owners.values())).device if owners else None
         self.module = torch.tensor([at[name] for name in names], device=device)
-        self.size = torch.bincount(self.module, minlength=len(self.modules)).clamp_min(1)
         self.before: Gradients = {}
         self.rows: list[tuple[torch.Tensor, torch.Tensor]] = []
         self.moves: list[torch.Tensor] = []
@@ -46,8 +45,8 @@ class Watcher:
         if "dot" not in seen:
             return
         dot, ff, rr = (self._by_module(seen[key]) for key in ("dot", "ff", "rr"))
-        projected = self._by_module(seen["projected"].float()) / self.size
-        self.rows.append((dot / (ff.sqrt() * rr.sqrt()), projected))
+        projected, able = (self._by_module(seen[key].float()) for key in ("projected", "able"))
+        self.rows.append((dot / (ff.sqrt() * rr.sqrt()), projected / able.clamp_min(1)))
         names, values = list(parameters), [p.detach() for p in parameters.values()]
         if not self.before:
             self.before = {n: v.clone() for n, v in zip(names, values, strict=True)}

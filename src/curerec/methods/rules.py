@@ -74,6 +74,7 @@ class Rules:
         self.forget_weight = ((role == FORGET) | (role == SHARED)).float()
         self.retain_weight = (role != FROZEN).float() * weight
         self.shared = role == SHARED
+        self.able = role != FROZEN
 
     @property
     def owners(self) -> dict[str, torch.Tensor]:
@@ -175,15 +176,19 @@ class Rules:
             masked: both are 0 already where a weight may not move (:meth:`inside`).
 
         Returns:
-            Directions by parameter name, and by unit, each [n_units]: ``dot``, ``ff`` and ``rr`` (inner
-            products of both and of each; with ``whole`` the same sums for every unit), ``cos`` (nan where a
-            gradient is 0), ``projected`` (bool).
+            Directions by parameter name, and by unit, each [n_units]: ``able`` (not frozen, bool), ``dot``,
+            ``ff`` and ``rr`` (inner products of both and of each, 0 where frozen; with ``whole`` the same
+            sums for every unit), ``cos`` (nan where a gradient is 0), ``projected`` (bool).
         """
         if not masked:
             forget, retain = self.inside(forget), self.inside(retain)
         f, r = (side if scale is None else times(side, scale) for side in (forget, retain))
         pairs = ((f, r), (f, f), (r, r))
-        dot, ff, rr = (inner_products(self.units, a, b, self.owners).to(self.role.device) for a, b in pairs)
+        # A frozen unit's gradients do nothing; scaled by an optimiser that never saw them they would drown
+        # those of the units beside it in whatever is summed later.
+        dot, ff, rr = (
+            inner_products(self.units, a, b, self.owners).to(self.role.device) * self.able for a, b in pairs
+        )
         sums = None
         if self.whole:
             sums = self._sums(f, r, dot, ff, rr)
@@ -204,8 +209,8 @@ class Rules:
             if name in forget:
                 products = sums or products_of(f[name], r[name])
                 out[name] = self._of_factor(role, forget[name], retain[name], products)
-        seen = {"cos": dot / (ff.sqrt() * rr.sqrt()), "projected": projected, "dot": dot, "ff": ff, "rr": rr}
-        return out, seen
+        seen = {"able": self.able, "projected": projected, "dot": dot, "ff": ff, "rr": rr}
+        return out, {**seen, "cos": dot / (ff.sqrt() * rr.sqrt())}
 
     def _sums(
         self, f: Gradients, r: Gradients, dot: torch.Tensor, ff: torch.Tensor, rr: torch.Tensor

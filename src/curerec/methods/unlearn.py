@@ -173,6 +173,8 @@ class UnlearnConfig(LoopConfig):
             return "looks: way is of a rate that falls: leave it null, or use schedule linear"
         if self.alpha is not None and self.forget_loss != "teacher":
             return "alpha is of forget_loss teacher: leave it null, or use that loss"
+        if self.tolerance and (self.paced or self.open_gap is not None):
+            return "paced and open_gap go by the target itself: leave tolerance 0, or both of them out"
         return super().idle()
 
     def small_for(self, n_forget: int, n_retain: int) -> SmallRequests | None:
@@ -352,9 +354,11 @@ def run(
 
 def _summary(loss_f: float | torch.Tensor, loss_r: torch.Tensor, seen: dict[str, torch.Tensor]) -> Log:
     """What a step notes; left on the device, since reading it there would make the host wait in each step."""
+    projected = seen["projected"].float()
+    able = seen.get("able", torch.ones_like(projected))  # gradient surgery knows one unit, which moves
     return {
         "forget_loss": loss_f,
         "retain_loss": loss_r.detach(),
         "cos_mean": seen["cos"].nanmean(),
-        "projected": seen["projected"].float().mean(),
+        "projected": projected.sum() / able.sum(),
     }

@@ -20,8 +20,8 @@ from curerec.records import Examples
 def unseen_tokens(task: Task) -> np.ndarray:
     """Token ids that theta_o was trained on and that no prompt of D_r shows any more, int64, ascending.
 
-    Those of titles that D_f or a history of before shows and D_r does not, less those that D_r's titles, the
-    template or the answers have, too.
+    Those of titles that D_f, a history of before or an example without history enough shows and D_r does not,
+    less those that D_r's titles, the template or the answers have, too.
 
     Args:
         task: the request.
@@ -29,7 +29,8 @@ def unseen_tokens(task: Task) -> np.ndarray:
     encoder = task.encoder
     shown = _items(task, task.retain)
     now = np.flatnonzero(shown)
-    gone = np.flatnonzero(_items(task, task.forget, task.retain_before) & ~shown)
+    dropped = () if task.dropped is None else (task.dropped,)
+    gone = np.flatnonzero(_items(task, task.forget, task.retain_before, *dropped) & ~shown)
     if not len(gone):
         return np.zeros(0, np.int64)
 

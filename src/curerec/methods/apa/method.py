@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from typing import Any
 
 import numpy as np
@@ -38,11 +39,11 @@ def apa(task: Task, config: ApaConfig | None = None) -> Outcome:
     Source: Hu et al. 2024, arXiv 2404.10327.
     """
     config = config or ApaConfig()
-    base = task.base_model()
+    base = functools.cache(task.base_model)  # loaded where it is first asked, in the making
 
     def make() -> Shards:
         before = before_deletion(task)
-        states = states_of(base, task.encode(before.examples))
+        states = states_of(base(), task.encode(before.examples))
         n = min(config.shards, len(np.unique(states, axis=0)))
         shard = balanced(states, n, seed=task.seed)
         return Shards(task, before, shard, np.zeros(len(shard), int), config.epochs_factor)
@@ -51,9 +52,9 @@ def apa(task: Task, config: ApaConfig | None = None) -> Outcome:
         prompts = task.encode(task.sample(task.valid, config.valid_size, 105))
         said = np.stack([score(shards.model_of(k), prompts, task.answers) for k in shards.left])
         wrong = torch.from_numpy(said).softmax(-1)[:, np.arange(len(prompts)), 1 - prompts.label]
-        keys = torch.from_numpy(states_of(base, prompts)).to(next(base.parameters()).device)
+        keys = torch.from_numpy(states_of(base(), prompts)).to(next(base().parameters()).device)
         return Adaptive(
-            shards, base, keys, wrong.to(keys.device), tau=config.tau, neighbours=config.neighbours
+            shards, base(), keys, wrong.to(keys.device), tau=config.tau, neighbours=config.neighbours
         )
 
     return serve(task, "apa", make, answer)

@@ -34,7 +34,8 @@ def bad_teacher(task: Task, config: BadTeacherConfig | None = None) -> Outcome:
     fine-tuning instead of a random one.
     """
     config = config or BadTeacherConfig()
-    base = task.base_model()
+    with task.clock.stage("prepare", told=False):
+        base = task.base_model()
 
     def loss(descent: Descent, step: int) -> tuple[torch.Tensor, Log]:
         other = descent.retain.next()

@@ -70,8 +70,8 @@ def rome(task: Task, config: RomeConfig | None = None) -> Outcome:
     Source: Meng et al. 2022, arXiv 2202.05262, eq. 2 and 4.
     """
     config = config or RomeConfig()
-    base = task.base_model() if config.answer == "base" else None
     with task.clock.stage("prepare"):
+        base = task.base_model() if config.answer == "base" else None
         layer = site_of(task.original.model, config.layer)
         watch = Watch(task, config)
         model = task.copy_of_model(whole=True).requires_grad_(False)

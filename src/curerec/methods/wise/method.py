@@ -91,8 +91,8 @@ def wise(task: Task, config: WiseConfig | None = None) -> Outcome:
     Source: Wang et al. 2024 (WISE), arXiv 2405.14768; one memory, so no merging of several.
     """
     config = config or WiseConfig()
-    base = task.base_model() if config.answer == "base" else None
     with task.clock.stage("prepare"):
+        base = task.base_model() if config.answer == "base" else None
         model = task.copy_of_model()
         layer = layer_to_edit(model, config.layer, DEPTH, highest=-1, where="methods.wise.layer")
         module = mlp_output(model, layer)
