@@ -12,10 +12,11 @@ less `cure@NAME`. `METHOD/REQUEST` is a method on another request of the same se
 the first (`cure=cure@one_arm`; one name may have several, for folders that call it differently). The last
 column is the difference of the ratios of means, as `curerec bench --table` has them, with the jackknife's
 interval over seeds: a seed with little to forget weighs less in it, and one whose ceiling is not above its
-floor counts in it alone. Below the table stands the mean of `cure`'s own residuals, and what a reader has
-to know of the seeds: on which a method handed the original back (which counts as its residual), on which it
-has none and why, on which it was measured beside other retrains than `cure`, and on which the retrains
-differ by more than half of what was to be forgotten. `--means` prints instead each method's own values, the
+floor counts in it alone. Below the table stands the mean of `cure`'s own residuals; where the retrains of
+some seeds differ by more than half of what was to be forgotten, which rank nothing by themselves, the same
+again without them; and what a reader has to know of the seeds: on which a method handed the original back
+(which counts as its residual), on which it has none and why, on which it was measured beside other retrains
+than `cure`, and on which the retrains differ so much. `--means` prints instead each method's own values, the
 mean over seeds and the half-width of its t interval; a seed's retrains count as one. `--without SEED...`
 leaves seeds out. Of several data sets (`--dataset ml-100k goodbooks-10k`) all seeds are taken together, in
 pairs inside each. `--column relearn_ratio` compares another column than the residual, on the seeds on which
@@ -25,6 +26,7 @@ both methods have it.
 from __future__ import annotations
 
 import argparse
+import functools
 import json
 import re
 from pathlib import Path
@@ -40,7 +42,7 @@ ANSWERS = ("residual", "membership_gap", "test_auc", "test_ece")
 COSTS = ("retrain_ratio", "trainable_parameters", "circuit_size")
 MEANS = (*ANSWERS, "relearn_ratio", "verified", *COSTS)
 #: Of the original, where a method hands it back; what its training cost is no cost of the method.
-KEPT = (*ANSWERS, "jsd", "floor", "ceiling", "excess_jsd", "rankable")
+KEPT = (*ANSWERS, "jsd", "floor", "ceiling", "excess_jsd", "rankable", "verdict")
 NO_ROOM = "the ceiling is not above the floor (it counts in the ratios of means alone)"
 Found = dict[str, dict[int, float]]  # by method and seed
 Rows = dict[str, dict[int, dict[str, Any]]]  # the same
@@ -173,10 +175,9 @@ def remarks(by_data: dict[str, Rows], methods: list[str]) -> list[str]:
                 said.append(
                     f"{dataset}: on {_listed(other)} {name} was measured beside other retrains than `cure`"
                 )
-        noisy = [s for s, r in sorted(rows["cure"].items()) if r.get("rankable") is False]
-        if noisy:
+        if few := noisy(rows):
             said.append(
-                f"{dataset}: on {_listed(noisy)} the retrains differ by more than half of what was to be "
+                f"{dataset}: on {_listed(few)} the retrains differ by more than half of what was to be "
                 "forgotten: by themselves these seeds rank nothing"
             )
     return said
@@ -285,12 +286,46 @@ def main() -> None:
             )
     if options.means:
         print(means({c: values_of(c, rows) for c in ("floor", "ceiling", *MEANS)}, options.others))
+        for column in (*ANSWERS, "relearn_ratio", "verdict"):
+            has = [
+                m
+                for m in ("cure", *options.others)
+                if any(r.get(column) is not None for r in rows[m].values())
+            ]
+            for remark in lacking(by_data, has, column):
+                print(f"- {remark}")
         return
     if options.change:
         print(changes(by_data, options.others, options.change))
         return
-    column = options.column
-    paired = {other: pairs_of(by_data, other) for other in options.others}
+    print(comparison(by_data, options.others, options.column, parser))
+    if options.column == "residual" and any(noisy(rows) for rows in by_data.values()):
+        kept = {dataset: without(rows, noisy(rows)) for dataset, rows in by_data.items()}
+        if all(len(pairs_of(kept, other)) > 1 for other in options.others):
+            print("\nWithout the seeds on which the retrains differ so much:\n")
+            print(comparison(kept, options.others, options.column, parser))
+    methods = ["cure", *options.others]
+    said = remarks if options.column == "residual" else functools.partial(lacking, column=options.column)
+    print("")
+    for remark in said(by_data, methods):
+        print(f"- {remark}")
+
+
+def noisy(rows: Rows) -> list[int]:
+    """Seeds whose ceiling is less than twice the floor: by themselves they rank nothing."""
+    return [seed for seed, row in sorted(rows["cure"].items()) if row.get("rankable") is False]
+
+
+def without(rows: Rows, seeds: list[int]) -> Rows:
+    """The rows of all other seeds."""
+    return {name: {s: row for s, row in of.items() if s not in seeds} for name, of in rows.items()}
+
+
+def comparison(
+    by_data: dict[str, Rows], others: list[str], column: str, parser: argparse.ArgumentParser
+) -> str:
+    """A line a method: how far from `cure` it lies, in pairs; below, the mean of `cure`'s own."""
+    paired = {other: pairs_of(by_data, other) for other in others}
     both = {o: [(a.get(column), b.get(column)) for a, b in of] for o, of in paired.items()}
     apart = {o: np.array([b - a for a, b in of if None not in (a, b)]) for o, of in both.items()}
     if few := [other for other, more in apart.items() if len(more) < 2]:
@@ -299,12 +334,12 @@ def main() -> None:
     near = "`cure` nearer on" if of_residuals else "`cure`'s is less on"
     heads = ["method", "seeds", f"{column} less `cure`'s", "95 % over seeds", near]
     heads += ["p of ranks", "p, t, Holm", *["of the means"] * of_residuals]
-    print(f"| {' | '.join(heads)} |\n" + "|---" * len(heads) + "|")
+    lines = [f"| {' | '.join(heads)} |", "|---" * len(heads) + "|"]
     alone = [float(stats.ttest_1samp(more, 0.0).pvalue) for more in apart.values()]
     for (other, more), corrected in zip(apart.items(), holm(alone), strict=True):
         low, high = stats.t.interval(0.95, len(more) - 1, more.mean(), stats.sem(more))
         p = stats.wilcoxon(more).pvalue
-        print(
+        lines.append(
             f"| {other} | {len(more)} | {more.mean():+.3f} | {low:.3f} to {high:.3f} "
             f"| {(more > 0).sum()} of {len(more)} | {p:.4f} | {corrected:.4f} |"
             + (" {:+.3f} ({:.3f} to {:.3f}) |".format(*of_means(paired[other])) if of_residuals else "")
@@ -312,10 +347,8 @@ def main() -> None:
     own = np.array([r for rows in by_data.values() for r in values_of(column, rows)["cure"].values()])
     low, high = stats.t.interval(0.95, len(own) - 1, own.mean(), stats.sem(own))
     what = column.replace("_", " ")
-    print(f"\n`cure`'s {what}s: mean {own.mean():.3f} ({low:.3f} to {high:.3f}), {len(own)} seeds")
-    methods = ["cure", *options.others]
-    for remark in remarks(by_data, methods) if of_residuals else lacking(by_data, methods, column):
-        print(f"- {remark}")
+    ours = f"`cure`'s {what}s: mean {own.mean():.3f} ({low:.3f} to {high:.3f}), {len(own)} seeds"
+    return "\n".join([*lines, "", ours])
 
 
 if __name__ == "__main__":

@@ -16,7 +16,7 @@ from curerec.evaluation.left_alone import deleted_entities, left_alone
 from curerec.evaluation.membership import membership
 from curerec.evaluation.scene import Ground
 from curerec.evaluation.utility import auc_drop, ece_rise, utility
-from curerec.evaluation.verdict import Limits, verdict
+from curerec.evaluation.verdict import Limits, destroyed, verdict
 from curerec.measure import ground_of
 from curerec.methods.expected import Expected, expected_membership
 from curerec.methods.task import Task
@@ -50,7 +50,7 @@ def judge(
         ground: where one is at hand already.
 
     Returns:
-        ``verified`` (True, False or None) and ``checks``.
+        ``verified`` (True, False or None) and ``checks``; of answers that are not finite a failure.
     """
     ground = ground or ground_of(opened, split)
     groups = (ground.user("forget"), ground.user("control"))
@@ -58,6 +58,8 @@ def judge(
     def losses(one: Candidate) -> list[np.ndarray]:
         return [ground.losses(one, part) for part in ("forget", "control")]
 
+    if not all(np.isfinite(ground.logits(new, part)).all() for part in ("forget", "control", "valid")):
+        return destroyed()
     limits = limits or Limits()
     now, was, before = losses(new), losses(original), losses(base)
     valid = [ground.logits(c, "valid") for c in (original, new)]

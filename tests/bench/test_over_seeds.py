@@ -149,6 +149,32 @@ def test_means_say_what_share_was_verified(over_seeds, folder, monkeypatch, caps
     assert line.split("|")[heads.index(" verified ")].startswith(" 0.333 ±")
 
 
+def test_a_model_that_was_handed_back_is_verified_as_the_original_is(over_seeds, folder, monkeypatch, capsys):
+    lines = [json.loads(line) for line in (folder / "rows.jsonl").read_text().splitlines()]
+    for row in lines:
+        if row["method"] == "original" or (row["method"], row["seed"]) in {("npo", 1), ("npo", 4)}:
+            row["verdict"] = {"verified": row["method"] == "npo"}
+    (folder / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in lines))
+    text = printed(over_seeds, monkeypatch, capsys, folder, "--others", "npo", "--means")
+    heads, *_ = (line.split("|") for line in text.splitlines() if line.startswith("| method"))
+    line = next(line for line in text.splitlines() if line.startswith("| npo |"))
+    assert line.split("|")[heads.index(" verified ")].startswith(" 0.667 ±")  # of 1, 2 and 4
+    assert "- ml-100k: npo has no verdict on 3 and is left out there" in text
+
+
+def test_the_same_is_said_without_seeds_that_rank_nothing(over_seeds, folder, monkeypatch, capsys):
+    """One whose retrains differ as much as there is to forget may outweigh all others in a mean of ratios."""
+    text = printed(over_seeds, monkeypatch, capsys, folder, "--others", "original")
+    whole, rest = text.split("Without the seeds")
+    assert "| original | 4 |" in whole and "| original | 3 |" in rest
+    assert "mean 0.0" in whole and ", 4 seeds" in whole and ", 3 seeds" in rest
+    assert rest.count("on 3 the retrains differ") == 1
+    again = printed(over_seeds, monkeypatch, capsys, folder, "--others", "original", "--without", "3")
+    assert "Without" not in again
+    line = next(line for line in again.splitlines() if line.startswith("| original |"))
+    assert line in rest and line not in whole
+
+
 def test_one_seed_is_no_comparison(over_seeds, folder, monkeypatch, capsys):
     with pytest.raises(SystemExit):
         printed(over_seeds, monkeypatch, capsys, folder, "--others", "npo", "--without", "1", "2")

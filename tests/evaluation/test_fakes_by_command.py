@@ -8,6 +8,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 
 from curerec.data.forget import draw_request
 from curerec.data.readers import read
@@ -20,6 +21,7 @@ from curerec.opened import open_recommender
 from curerec.recipe import Recipe
 from curerec.recipes import load_recipe
 from curerec.recommender.copies import copied
+from curerec.recommender.stored_answers import StoredAnswers
 from curerec.recommender.tune import TuneConfig, tune
 from curerec.splitting import granted
 from made_commands import Result, curerec
@@ -59,6 +61,28 @@ def test_a_model_that_was_trained_on_the_yardstick_is_not_verified(made_path, ca
     checks = {check["name"]: check for check in found["checks"]}
     assert checks["control_unseen"]["passed"] is False and found["verified"] is False
     assert checks["control_unseen"]["value"] > 0.1
+
+
+def test_a_model_whose_answers_are_no_numbers_is_refused(made_path, cache):
+    """As any other destroyed one: an error would leave the request without a record."""
+    opened = open_recommender(made_path.full, read(made_path.data))
+    split = granted(opened.data, opened.recipe, opened.split, read_request(made_path.request))
+    model = copied(opened.recommender.model)
+    with torch.no_grad():
+        model.lm_head.weight.fill_(float("nan"))
+    base = Candidate(fresh_model(opened.base, opened.recipe.model, seed=0))
+    found = judge(opened, split, Candidate(opened.recommender.model), Candidate(model), base)
+    assert found["verified"] is False
+    assert [c["name"] for c in found["checks"] if c["passed"] is False] == ["utility"]
+    sound = judge(opened, split, Candidate(opened.recommender.model), base, base)
+    assert [c["name"] for c in found["checks"]] == [c["name"] for c in sound["checks"]]
+
+
+def test_who_judges_asks_the_weights_about_those_who_stay_as_well(made_path, cache, monkeypatch):
+    """What training stored lies in the folder of whom it judges."""
+    monkeypatch.setattr(StoredAnswers, "find", None)
+    monkeypatch.setattr(StoredAnswers, "of_base", None)
+    assert curerec(*made_path.judge, "--verdict").code in (0, 1)
 
 
 @pytest.mark.slow

@@ -228,3 +228,10 @@ def test_checks_have_the_keys_of_the_record():
     for check in verdict(**GOOD)["checks"]:
         assert set(check) == {"name", "passed", "value", "limit", "text"}
         assert check["passed"] is True and check["text"]
+
+
+def test_a_control_set_too_small_to_see_it_learnt_is_not_judged():
+    """A pass of what could not have failed says nothing; a failure stands."""
+    wide = {"control_rise": 0.02, "control_rise_se": 0.05}
+    assert made.outcome(verdict(**{**GOOD, **wide}))["control_unseen"] is None
+    assert made.outcome(verdict(**{**GOOD, **wide, "control_rise": 0.3}))["control_unseen"] is False

@@ -96,7 +96,7 @@ REFERENCE = "a retrain is what the others are compared with"
 TRAINED = "not asked of them: base, original and retrains are made once and used by all cells"
 NO_SCALE = "the ceiling is not above the floor: there is no scale"
 NO_VALID = "there is no validation example to time an answer on"
-NO_INTERVAL = "in some resamples of the users nothing was there to forget: no interval"
+NO_INTERVAL = "of fewer than five users, or in some resamples nothing was there to forget: no interval"
 UNTOLD = "the method does not say"
 #: Begins the failure of a cell whose method handed the original back.
 NOTHING = "nothing happened"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -129,7 +130,9 @@ def evaluate(
             progress=reporter.stage("measure"),
         )
     plain = Candidate(base_model(opened, seed=0))
-    found = judge(opened, split, models["original"], models[name], plain, ground=ground)
+    # What training stored of D_r is its keeper's word, and this judges the keeper.
+    asking = replace(opened, answered=None)
+    found = judge(asking, split, models["original"], models[name], plain, ground=ground)
     table_of(measured)
     say_values(measured, metric or [], shadows=shadows is not None)
     say_base(table, opened.recipe, asked)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import math
 from dataclasses import dataclass
 from typing import Any
@@ -27,6 +28,8 @@ class Limits:
             not be seen and a pass means nothing (as the protocol's ``ceiling >= 2 floor``); so must what it
             knows off .5, else neither destruction nor blocking could.
         left: of the deleted that must not go unseen: where chance allows so many, a pass means nothing.
+        remembered: rise of the AUC on D_c that must not go unseen either: what D_c shows once it is
+            remembered as D_f is (``benchmarks/quality/verdict``).
     """
 
     auc_drop: float = 0.002
@@ -36,6 +39,7 @@ class Limits:
     z: float = Z95
     power: float = 2.0
     left: float = 0.5
+    remembered: float = 0.08
 
 
 def verdict(
@@ -147,6 +151,7 @@ def verdict(
     answers_error = None if answers_se is None else allowed.z * answers_se
     known = _minus(answers_control, 0.5)
     drop_error = None if auc_drop_se is None else allowed.auc_drop + allowed.z * auc_drop_se
+    most_rise = None if control_rise_se is None else allowed.control_rise + allowed.z * control_rise_se
     checks = [
         _changed(_finite(probes_changed)),
         _needs(
@@ -166,11 +171,16 @@ def verdict(
             advantage_error,
             "Losses on the deleted data are distributed as those on data never trained on.",
         ),
-        _at_most(
-            "control_unseen",
-            control_rise,
-            None if control_rise_se is None else allowed.control_rise + allowed.z * control_rise_se,
-            "The data that all is held against are no better known than before.",
+        _needs(
+            _at_most(
+                "control_unseen",
+                control_rise,
+                most_rise,
+                "The data that all is held against are no better known than before.",
+            ),
+            allowed.remembered,
+            most_rise,
+            "Not judged: too few examples to show if the data that all is held against were learnt.",
         ),
         _needs(
             _at_most(
@@ -217,6 +227,19 @@ def verdict(
     passed = [check["passed"] for check in checks]
     verified = False if False in passed else None if None in passed else True
     return {"verified": verified, "checks": checks}
+
+
+def destroyed() -> dict[str, Any]:
+    """The verdict on a model whose answers are no finite numbers: nothing else can be said of it."""
+    nothing: dict[str, Any] = dict.fromkeys(
+        name
+        for name, parameter in inspect.signature(verdict).parameters.items()
+        if parameter.default is parameter.empty
+    )
+    told = verdict(**nothing)
+    utility = _check("utility", False, None, None, "Recommendations are finite numbers.")
+    checks = [utility if check["name"] == "utility" else check for check in told["checks"]]
+    return {"verified": False, "checks": checks}
 
 
 def _changed(value: float | None) -> dict[str, Any]:
