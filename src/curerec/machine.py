@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import os
 import platform
 import resource
@@ -34,11 +35,17 @@ def machine() -> dict[str, Any]:
     where = device()
     return {
         "device": where.type,
-        "processor": torch.cuda.get_device_name() if where.type == "cuda" else processor_name(),
+        "processor": _gpu_name() if where.type == "cuda" else processor_name(),
         "cores": processors(),
         "memory_bytes": memory_bytes(torch.device("cpu")),
         "threads": torch.get_num_threads(),
     }
+
+
+@functools.cache
+def _gpu_name() -> str:
+    """Asked once: a GPU that is lost meanwhile says nothing any more, and the row of what lost it is due."""
+    return str(torch.cuda.get_device_name())
 
 
 def timed_on(shared: bool | None) -> dict[str, Any]:

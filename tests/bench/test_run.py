@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import gc
 import json
 import shutil
 import time
@@ -281,7 +280,6 @@ def test_a_worker_that_moves_on_lets_the_recommender_go(made, monkeypatch):
     real = artefacts.open_recommender
 
     def opened(*args, **rest):
-        gc.collect()
         alive.append(left() is not None)
         return real(*args, **rest)
 

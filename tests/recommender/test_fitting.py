@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from types import SimpleNamespace
+
 import numpy as np
 import pytest
 import torch
@@ -169,6 +171,34 @@ def test_one_prompt_is_passed_even_where_it_does_not_fit(monkeypatch):
     monkeypatch.setattr(fitting, "memory_bytes", lambda device: 0)
     assert prompts_that_fit(model, 30) == 1
     torch.testing.assert_close(gradients(model, np.arange(3)), want)
+
+
+def test_workers_of_a_run_share_the_memory(small):
+    """Two that each took half of all of it would have none left between them."""
+    model = made_family_model("llama", WORDS)
+    small(model, 8)
+    alone, pos = prompts_that_fit(model, 30), int(PROMPTS.lengths.max())
+    try:
+        fitting.share_memory(2)
+        assert 1 <= prompts_that_fit(model, pos) <= 4 and prompts_that_fit(model, 30) < alone
+    finally:
+        fitting.share_memory(1)
+    assert prompts_that_fit(model, pos) == 8
+
+
+@pytest.mark.parametrize(
+    ("device", "kind", "kept"),
+    [
+        ("cpu", "sdpa", True),
+        ("cuda", "sdpa", False),
+        ("cuda", "flash_attention_2", False),
+        ("cuda", "eager", True),
+    ],
+)
+def test_fused_attention_keeps_no_scores(device, kind, kept):
+    weights = [SimpleNamespace(device=torch.device(device))]
+    config = SimpleNamespace(_attn_implementation=kind)
+    assert fitting.keeps_scores(SimpleNamespace(parameters=lambda: iter(weights), config=config)) is kept
 
 
 def test_several_processes_are_not_cut(monkeypatch):

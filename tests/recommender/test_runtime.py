@@ -146,6 +146,25 @@ def test_compiled_layers_see_few_shapes_and_are_plain_again():
     assert all(layer._compiled_call_impl is None for layer in model.model.layers)
 
 
+@pytest.mark.filterwarnings("ignore")  # torch says what it could not compile
+def test_what_cannot_be_compiled_is_run_as_it_is():
+    """As without a C compiler: a benchmark's originals would else all fail, and every cell wait for them."""
+    torch._dynamo.reset()
+    tried = []
+
+    def backend(graph, inputs):
+        tried.append(graph)
+        raise RuntimeError("no compiler")
+
+    model = made_model(WORDS, layers=3)
+    want = score(model, PROMPTS, ENCODER.answers)
+    with compiled_layers(model, backend=backend), torch.no_grad():
+        ids, last = to_batch(PROMPTS, np.arange(4), CPU, multiple=STEP)
+        got = answer_logits(model, ids, last, ENCODER.answers, lean=True).numpy()
+    np.testing.assert_allclose(got, want[:4], atol=1e-5)
+    assert tried
+
+
 def test_compiling_is_for_long_trainings_on_a_gpu():
     assert not compiles(RuntimeConfig(), CPU, 10**6)
     assert compiles(RuntimeConfig(), torch.device("cuda"), 10**6)

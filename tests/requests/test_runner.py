@@ -345,7 +345,7 @@ def test_other_options_give_a_begun_batch_up(root):
     sound(root)
 
 
-@pytest.mark.parametrize("what", ["recipe", "keep_answers", "curerec"])
+@pytest.mark.parametrize("what", ["recipe", "keep_answers", "__version__", "source_digest"])
 @pytest.mark.parametrize("held", [False, True])
 def test_stages_of_other_settings_are_not_taken(root, monkeypatch, what, held):
     with Store(root) as store:
@@ -355,8 +355,10 @@ def test_stages_of_other_settings_are_not_taken(root, monkeypatch, what, held):
         else:
             with pytest.raises(KeyboardInterrupt):
                 run(store, stand(fail="verdict", error=KeyboardInterrupt()))
-    if what == "curerec":  # an upgrade, whose method or verdict may be another
-        monkeypatch.setattr(policy, "__version__", "0.0.0+other")
+    if what == "__version__":  # an upgrade, whose method or verdict may be another
+        monkeypatch.setattr(policy, what, "0.0.0+other")
+    elif what == "source_digest":  # a checkout that was pulled: its version is still the same
+        monkeypatch.setattr(policy, what, lambda: "0123456789ab")
     else:
         change = {"recipe": "quick"} if what == "recipe" else {"keep_answers": True}
         values = yaml.safe_load((root / "policy.yaml").read_text())

@@ -48,6 +48,7 @@ class Orders:
     shared: bool
     threads: int | None = None
     cache: Path | None = None
+    jobs: int = 1
 
 
 class Crew(Protocol):
@@ -249,6 +250,7 @@ def serve(pipe: Connection, orders: Orders, seat: int = 0) -> None:
     from transformers.utils import logging
 
     from curerec.bench.work import Workshop
+    from curerec.recommender.fitting import share_memory
 
     logging.set_verbosity_error()
     logging.disable_progress_bar()
@@ -256,6 +258,7 @@ def serve(pipe: Connection, orders: Orders, seat: int = 0) -> None:
         torch.set_num_threads(orders.threads)
     if torch.cuda.device_count() > 1:
         torch.cuda.set_device(seat % torch.cuda.device_count())
+    share_memory(-(-orders.jobs // max(1, torch.cuda.device_count())))
     reporter = _Told(lambda name: pipe.send(("stage", name, False)))
     shop = Workshop(orders.recipe, orders.out, orders.places, orders.shared, orders.cache, reporter=reporter)
     while True:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import hashlib
 import json
 from collections.abc import Iterator, Mapping
@@ -101,6 +102,7 @@ class Materials:
         def make() -> Opened:
             for made_of_it in ("ground", "plain", "yardstick", "asked", "before"):
                 self._last.pop(made_of_it, None)  # they hold the recommender that was open before
+            gc.collect()  # tasks and their objectives, which know each other, hold it, too
             recipe = self.recipe.setting(job.dataset, job.model, ask=job.ask, seed=job.seed)
             data, base = self.data(job.dataset), self._base(job)
             folder = self._trained(job, data, recipe)
@@ -149,6 +151,7 @@ class Materials:
             cards = {name: storage.read_card(folder) for name, folder in folders.items()}
             about = {name: card["weights_sha256"] for name, card in cards.items()}
             about |= {"request": request.digest, kept.EXAMPLES: self._examples(job)}
+            about |= _answering(opened)
             name = f"{kept.digest(about)[:16]}.safetensors"
             path = self.out / kept.YARDSTICKS / name
             # Beside the name, which would else be another one than that of the same models' yardstick before.
@@ -273,6 +276,17 @@ class Materials:
         yes = [p_yes(one.logits["forget"]) for one in references.values()]
         scale = Reference(np.stack(yes), p_yes(original.logits["forget"]))
         return {"floor": scale.floor, "ceiling": scale.ceiling, "rankable": scale.rankable}
+
+
+def _answering(opened: Opened) -> dict[str, str]:
+    """Type of the weights and kind of device that answers are of; nothing of float32 on a CPU.
+
+    The same folder answers in bfloat16 on a GPU, and beside float32 answers of the original everything would
+    count as changed.
+    """
+    weight = opened.recommender.model.get_input_embeddings().weight
+    found = {"type": str(weight.dtype).removeprefix("torch."), "device": weight.device.type}
+    return {} if found == {"type": "float32", "device": "cpu"} else found
 
 
 def _trainable(opened: Opened) -> int:

@@ -96,7 +96,7 @@ def run(
         _check_name(out, recipe)
         if threads is None and jobs:
             threads = max(1, processors() // jobs)
-        orders = Orders(recipe, out, dict(places or {}), jobs > 1, threads, cache)
+        orders = Orders(recipe, out, dict(places or {}), jobs > 1, threads, cache, max(1, jobs))
         foreman = _Foreman(recipe, out, orders, jobs, retry, tell)
         if lock is not None:  # nobody else is at work
             _sweep(out)

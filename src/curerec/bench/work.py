@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import gc
 import hashlib
 import json
 import time
@@ -322,7 +324,9 @@ class Workshop(Materials):
 
     def _tidy(self) -> None:
         if torch.cuda.is_available():
-            torch.cuda.empty_cache()
+            gc.collect()  # objectives and tasks know each other, so counting references leaves them
+            with contextlib.suppress(RuntimeError):  # of a GPU that is lost; that is found out by who asks
+                torch.cuda.empty_cache()
 
 
 def _as_run(config: Strict | None, outcome: Outcome) -> dict[str, Any] | None:

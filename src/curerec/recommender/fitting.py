@@ -24,7 +24,15 @@ STATE_BYTES = 4  # of each feature that enters a layer, where only that is kept
 #: Of the memory that the weights leave, for what a pass keeps; the other half is for all else.
 SHARE = 0.5
 
+_beside = 1  # processes that do such work on this device, this one included
+
 _sizes: weakref.WeakKeyDictionary[Any, tuple[list[int], int, int]] = weakref.WeakKeyDictionary()
+
+
+def share_memory(processes: int) -> None:
+    """Leave room for other processes of a run that pass as large batches on the same device at a time."""
+    global _beside
+    _beside = max(1, processes)
 
 
 def prompts_that_fit(model: Any, pos: int, runtime: RuntimeConfig | None = None) -> int:
@@ -45,7 +53,7 @@ def prompts_that_fit(model: Any, pos: int, runtime: RuntimeConfig | None = None)
     if parallel.count() > 1:
         return 1 << 30
     device = next(model.parameters()).device
-    room = int(SHARE * max(0, memory_bytes(device) - _sizes_of(model)[2]))
+    room = int(SHARE * max(0, memory_bytes(device) // _beside - _sizes_of(model)[2]))
     if runtime and device.type == "cuda":  # elsewhere it would be the same memory
         room += runtime.offload_bytes
     return max(1, room // bytes_a_prompt(model, pos, checkpoint=bool(runtime and runtime.checkpoint)))
@@ -60,12 +68,19 @@ def bytes_a_prompt(model: Any, pos: int, *, checkpoint: bool = False) -> int:
     """
     features, heads, _ = _sizes_of(model)
     first = next((k for k, layer in enumerate(_layers(model)) if _can_change(layer)), 0)
-    a_layer = [FEATURE_BYTES * size + SCORE_BYTES * heads * pos for size in features[first:]]
+    scores = SCORE_BYTES * heads * pos if keeps_scores(model) else 0
+    a_layer = [FEATURE_BYTES * size + scores for size in features[first:]]
     kept = sum(a_layer)
     if checkpoint:
         width = int(model.get_input_embeddings().weight.shape[-1])
         kept = min(kept, STATE_BYTES * width * len(a_layer) + max(a_layer))
     return max(1, pos * kept)
+
+
+def keeps_scores(model: Any) -> bool:
+    """Whether attention keeps its scores for the way back; fused kernels on a GPU compute them anew."""
+    device = next(model.parameters()).device
+    return device.type != "cuda" or model.config._attn_implementation == "eager"
 
 
 @cache

@@ -9,6 +9,7 @@ from pydantic import Field
 
 from curerec import __version__
 from curerec.config import MAX_SEED, Strict
+from curerec.source import source_digest
 
 
 class Policy(Strict):
@@ -47,10 +48,10 @@ class Policy(Strict):
 
     @property
     def stage_settings(self) -> str:
-        """What the stages of a batch depend on beside method and seed, the version of curerec with it.
+        """What the stages of a batch depend on beside method and seed, the code of curerec with it.
 
-        Stages that were carried out under another policy, or by a version whose method has changed since,
-        are none of a batch of this one.
+        Stages that were carried out under another policy, or by code that has changed since, are none of a
+        batch of this one; a version number stays what it is while code changes.
         """
         asked = self.model_dump(mode="json", include={"recipe", "keep_answers"})
-        return json.dumps({**asked, "curerec": __version__}, sort_keys=True)
+        return json.dumps({**asked, "curerec": f"{__version__} {source_digest()}"}, sort_keys=True)
