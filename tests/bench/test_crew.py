@@ -9,12 +9,14 @@ import sys
 import time
 
 import pytest
+import torch
 from made_bench import made_place, made_recipe
 
 from curerec.bench.crew import Event, Processes
 from curerec.bench.failures import told
 from curerec.bench.lines import read_lines
 from curerec.bench.run import run
+from curerec.bench.work import Workshop
 from curerec.errors import DataError
 
 
@@ -105,3 +107,14 @@ def test_what_a_failure_tells():
         made_recipe().setting("usr42", "nano")
     except KeyError as error:
         assert told(error).startswith("KeyError at bench/recipe.py:")
+
+
+def test_a_gpu_that_is_lost_costs_no_row(monkeypatch):
+    """Its errors come again from whatever is asked of it; the cell that lost it is to be written down."""
+
+    def lost():
+        raise RuntimeError("CUDA error: device-side assert triggered")
+
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "empty_cache", lost)
+    Workshop._tidy(object())

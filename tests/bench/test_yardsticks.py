@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+from types import SimpleNamespace
+
 import numpy as np
 import pytest
+import torch
 
 from curerec.bench.artefacts import EXAMPLES, TITLES, YARDSTICKS, read_arrays, same_yardstick, write_arrays
+from curerec.bench.materials import _answering
 from curerec.errors import StorageError
 
 MODELS = {"original": "a", "retrain": "b", "request": "r"}
@@ -57,3 +61,18 @@ def test_of_files_that_are_gone_names_tell(tmp_path, written):
     assert same_yardstick(tmp_path, "gone.safetensors", "gone.safetensors")
     assert not same_yardstick(tmp_path, first, "gone.safetensors")
     assert not same_yardstick(tmp_path, "gone.safetensors", "too.safetensors")
+
+
+@pytest.mark.parametrize(
+    ("dtype", "device", "said"),
+    [
+        (torch.float32, "cpu", {}),
+        (torch.bfloat16, "cpu", {"type": "bfloat16", "device": "cpu"}),
+        (torch.float32, "cuda", {"type": "float32", "device": "cuda"}),
+    ],
+)
+def test_answers_of_another_type_or_device_are_another_yardstick(dtype, device, said):
+    """A run that goes on on a GPU would hold half precision against float32 answers of the original."""
+    weight = SimpleNamespace(dtype=dtype, device=torch.device(device))
+    model = SimpleNamespace(get_input_embeddings=lambda: SimpleNamespace(weight=weight))
+    assert _answering(SimpleNamespace(recommender=SimpleNamespace(model=model))) == said
