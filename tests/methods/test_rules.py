@@ -86,7 +86,8 @@ def test_combine_against_one_unit_at_a_time(kind, granularity, lora, weight, bot
         d = slices(units, got, unit)
         torch.testing.assert_close(d, want, atol=2e-5, rtol=1e-4)
         cos = float(f @ r / (f.norm() * r.norm()))
-        assert float(seen["cos"][unit]) == pytest.approx(cos, abs=1e-5)
+        said = float("nan") if int(role[unit]) == FROZEN else cos  # what is frozen conflicts with nothing
+        assert float(seen["cos"][unit]) == pytest.approx(said, abs=1e-5, nan_ok=True)
         assert bool(seen["projected"][unit]) == (int(role[unit]) == SHARED and cos < 0)
 
 

@@ -138,12 +138,14 @@ def test_two_processes_train_what_one_trains(two, way, case):
             torch.testing.assert_close(found[name], value, atol=atol, rtol=0)
 
 
+@pytest.mark.slow
 def test_a_checkpointed_training_on_a_base_in_parts_passes_layers_twice(two):
     for case, passes in (("full", LAYERS), ("checkpoint", 2 * LAYERS - 1)):  # of the last little is kept
         for _, about in two("fsdp2", case):
             assert int(about["passes"]) == passes * STEPS
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("case", ["checkpoint", "dropout", pytest.param("lora", marks=pytest.mark.soak)])
 def test_no_process_holds_more_than_its_share_of_a_base_and_what_it_is_using(two, case):
     used = "layer" if case == "checkpoint" else "product"  # a layer is passed anew as one
