@@ -92,6 +92,29 @@ def open_recommender(
     return Opened(recommender, recipe, data, split, base, note, own, waypoints=waypoints.stored(recommender))
 
 
+def check_as_trained(opened: Opened) -> None:
+    """Refuse a recommender that people were deleted from before, where its data still have them.
+
+    Its split would count them as staying: an update would hold the model to what it answered about them, and
+    a retrain would train on them again. A version that a store committed is of data without them.
+
+    Args:
+        opened: the recommender.
+
+    Raises:
+        RequestError: something was deleted from it, or it was trained without something.
+    """
+    card = opened.recommender.card
+    if (card.get("unlearned") or card.get("without")) and not card.get("committed"):
+        name = opened.recommender.path.name if opened.recommender.path else ""
+        raise RequestError(
+            "something was deleted from it before, and its data still have that: it would count as staying",
+            where=f"recommender {name}".strip(),
+            mend="Carry out requests one after another in a store (curerec request) that begins with the "
+            "recommender as it was trained, or name all that is to be deleted in one request",
+        )
+
+
 def titles_note(card: Mapping[str, Any], data: Interactions) -> str | None:
     """What is to be said where prompts have other titles than those of a recommender's training.
 

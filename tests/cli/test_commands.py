@@ -321,21 +321,25 @@ def test_a_request_that_spares_the_base_says_nothing_of_it(made_path):
     assert "Not forgotten by the base model" not in (made_path.new / "report.html").read_text()
 
 
-@pytest.mark.slow
-def test_requests_in_a_row(made_path, tmp_path):
+@pytest.mark.parametrize("command", ["unlearn", "plan", "init"])
+@pytest.mark.parametrize("which", ["unlearned", "retrained"])
+def test_who_was_deleted_before_does_not_count_as_staying(made_path, tmp_path, command, which):
+    """The data still have them: an update would hold the model to them, a retrain train on them again."""
+    before = made_path.new / "recommender" if which == "unlearned" else made_path.retrains[0]
     second = tmp_path / "second.json"
     first = made_path.request.read_text().split()[1:]
-    card = storage.read_card(made_path.full)
     users = [f"usr{k}" for k in range(60) if f"usr{k}" not in first]
     second.write_text(json.dumps({"kind": "users", "ids": users[:25]}))
-    with untouched(made_path.new):
-        result = curerec(
-            "unlearn", "--recommender", made_path.new / "recommender", "--data", made_path.data,
-            "--request", second, "--out", tmp_path / "new",
-        )  # fmt: skip
-    assert result.code in (0, 1), result
-    history = storage.read_card(tmp_path / "new" / "recommender")["unlearned"]
-    assert len(history) == 2 and "unlearned" not in card
+    what = ("--recommender", before, "--data", made_path.data)
+    line = {
+        "unlearn": ("unlearn", *what, "--request", second, "--out", tmp_path / "new"),
+        "plan": ("unlearn", *what, "--request", second, "--plan"),
+        "init": ("request", "init", *what, "--store", tmp_path / "store"),
+    }[command]
+    with untouched(before):
+        result = curerec(*line)
+    assert result.code == 2 and "something was deleted from it before" in result.err, result
+    assert not (tmp_path / "new").exists() and not (tmp_path / "store").exists()
 
 
 def test_an_earlier_output_is_replaced(made_path, tmp_path):

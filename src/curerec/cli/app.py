@@ -154,6 +154,7 @@ def unlearn(
     from curerec.cli.say import say_base, say_verdict
     from curerec.data.cache import retain_side_at
     from curerec.data.output import check_out, replacing
+    from curerec.opened import check_as_trained
     from curerec.pipeline import check_method, save_unlearned
     from curerec.pipeline import unlearn as run
     from curerec.recommender import parallel
@@ -173,6 +174,7 @@ def unlearn(
     cut = parallel.with_fsdp() and not whole
     with bars() as reporter, parallel.together():
         opened = opened_with(recommender, data, base, settings=recipe, cut=cut)
+        check_as_trained(opened)
         config = opened.recipe.config_of(method)
         side = retain_side_at(opened.recommender.card["weights_sha256"])
         outcome, split = run(
@@ -218,12 +220,14 @@ def planned(
     """Print the estimated cost of a request."""
     from curerec.cli.say import say_plan
     from curerec.data.cache import retain_side_at
+    from curerec.opened import check_as_trained
     from curerec.pipeline import check_method
     from curerec.plan import plan
 
     check_method(method)
     asked = request_of(request)
     opened = opened_with(recommender, data, base, settings=recipe)
+    check_as_trained(opened)
     side = retain_side_at(opened.recommender.card["weights_sha256"])
     made = plan(opened, asked, method, seed=seed, retain_side=side)
     say_plan(made)

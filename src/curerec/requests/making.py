@@ -10,7 +10,7 @@ import numpy as np
 
 from curerec.interactions import Interactions
 from curerec.machine import versions
-from curerec.opened import open_recommender
+from curerec.opened import check_as_trained, open_recommender
 from curerec.pipeline import check_method
 from curerec.recommender import storage
 from curerec.requests import store as stores
@@ -28,7 +28,7 @@ def init(
     base: Path | None = None,
     policy: Policy | None = None,
 ) -> str:
-    """Make a store of a recommender that ``curerec train`` or ``curerec unlearn`` wrote.
+    """Make a store of a recommender that ``curerec train`` wrote, from which nothing was deleted yet.
 
     Args:
         root: folder to make.
@@ -46,6 +46,7 @@ def init(
     policy = policy or Policy()
     check_method(policy.method)
     opened = open_recommender(recommender, data, base=base)
+    check_as_trained(opened)
     settings_of(opened.recipe, policy.recipe)  # refused now, not when a request is due
     public = users_by_part(data, opened.recipe.split)[0] if opened.recipe.split.public_share else np.array([])
     table = of_split(data, opened.split, public)
@@ -54,9 +55,10 @@ def init(
         stores.copy_files(recommender, folder)
         card = opened.recommender.card
         card = {k: v for k, v in card.items() if k not in ("format", "weights_sha256")}
-        card["unlearned"] = [{"method": step["method"]} for step in card.get("unlearned", [])]
         storage.write_card(replace(opened.recommender, card={**card, "committed": True}), folder)
         return {"base": base_of(opened), "versions": versions()}
 
-    where = str(base.resolve()) if base is not None else None
+    named = Path(opened.recommender.card["base"]["name"])  # a folder as it was typed where it was trained
+    own = base if base is not None or not named.is_dir() else named
+    where = None if own is None else str(own.resolve())
     return stores.create(root, table, fill, policy=policy, source=recommender, base=where)
