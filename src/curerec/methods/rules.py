@@ -186,9 +186,10 @@ class Rules:
         pairs = ((f, r), (f, f), (r, r))
         # A frozen unit's gradients do nothing; scaled by an optimiser that never saw them they would drown
         # those of the units beside it in whatever is summed later.
+        found = [inner_products(self.units, a, b, self.owners).to(self.role.device) for a, b in pairs]
         dot, ff, rr = (
-            inner_products(self.units, a, b, self.owners).to(self.role.device) * self.able for a, b in pairs
-        )
+            torch.where(self.able, x, torch.zeros_like(x)) for x in found
+        )  # also of what overflowed
         sums = None
         if self.whole:
             sums = self._sums(f, r, dot, ff, rr)
