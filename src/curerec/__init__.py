@@ -21,6 +21,7 @@ _PLACES = {
     "unlearn": "curerec.pipeline",
     "save_unlearned": "curerec.pipeline",
     "run_experiment": "curerec.experiment",
+    "CurerecError": "curerec.errors",
 }
 
 

@@ -16,7 +16,7 @@ from curerec.data.output import check_out
 from curerec.errors import ModelError, RequestError
 from curerec.interactions import Interactions
 from curerec.machine import timed_on, versions
-from curerec.methods import METHODS, Task
+from curerec.methods import METHODS, UNSAVED, Task
 from curerec.methods.cure.method import prepare as prepare_cure
 from curerec.methods.expected import POOL, SPARE, pool
 from curerec.models import base_folder, check_finite, check_fits, check_template, fresh_model, spreads
@@ -216,14 +216,23 @@ def task_for(
     )
 
 
-def check_method(name: str) -> None:
-    """Refuse a method that is none.
+def check_method(name: str, *, saved: bool = False) -> None:
+    """Refuse a method that is none, before any work is done.
+
+    Args:
+        name: key of :data:`curerec.methods.METHODS`.
+        saved: what it makes is to be written to a folder, which those in
+            :data:`curerec.methods.UNSAVED` have nothing for.
 
     Raises:
         RequestError: naming those there are.
     """
-    if name not in METHODS:
-        raise RequestError("unknown method", where="--method", mend=f"Choose from {', '.join(METHODS)}")
+    known = [method for method in METHODS if not (saved and method in UNSAVED)]
+    if name not in known:
+        what = "unknown method"
+        if name in METHODS:
+            what = f"{name} answers by more than the weights of one model, so its result cannot be saved"
+        raise RequestError(what, where="--method", mend=f"Choose from {', '.join(known)}")
 
 
 def unlearn(

@@ -48,6 +48,21 @@ def test_a_recipe_that_ships(name):
     assert {job.method for job in jobs if job.kind == "cell"} == SOME.get(name, set(RIVALS))
 
 
+def test_a_recipe_that_is_a_file_is_seen_from_the_one_that_names_it(tmp_path, monkeypatch):
+    (tmp_path / "bench").mkdir()
+    (tmp_path / "bench" / "own.yaml").write_text("extends: demo\ncure: {tau: 0.6}\n")
+    path = tmp_path / "bench" / "b.yaml"
+    path.write_text(
+        "name: b\ndatasets: {ml-100k: {}}\nmodels: {own: {recipe: own.yaml}}\nseeds: [1]\n"
+        "requests: [{kind: users, methods: [npo]}]\n"
+    )
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "own.yaml").write_text("extends: demo\ncure: {tau: 0.9}\n")  # another, where the command runs
+    found = load_bench("bench/b.yaml")
+    assert found.setting("ml-100k", "own").cure.tau == 0.6
+    assert found.as_it_stands().models["own"].resolved["cure"]["tau"] == 0.6
+
+
 def test_what_was_run_is_not_what_a_recipe_becomes_later(monkeypatch):
     """A committed table is of its rows, whatever ``demo`` says by then."""
     recipe = load_bench("nano_searched")

@@ -54,6 +54,13 @@ def edit(path, change):
     path.write_text(json.dumps(content))
 
 
+def test_a_folder_above_the_recommender_is_told_where_it_is(made_path, tmp_path):
+    result = unlearn(made_path, made_path.new)
+    assert result.code == 2 and f"Give what is in it: {made_path.new / 'recommender'}" in result.err, result
+    result = unlearn(made_path, tmp_path)
+    assert result.code == 2 and "Give a folder that `curerec train` wrote" in result.err, result
+
+
 def reweigh(folder, change, *, card=True):
     """Change the weights and, where asked, the card with them."""
     path = next(folder.glob("*.safetensors"))

@@ -9,6 +9,8 @@ import pytest
 from made_wrong import train, unlearn
 
 from curerec.data.readers import read
+from curerec.data.request_file import read_request
+from curerec.errors import RequestError
 from curerec.recipe import SplitConfig
 from curerec.splitting import split_of
 from made_commands import N_USERS, TITLES, refused, rows, untouched
@@ -110,3 +112,18 @@ def test_request_file_that_is_none(place, made_path):
             (place / "latin.csv", "UTF-8"),
         ):
             refused(unlearn(place, made_path, path), path.name, part)
+
+
+def test_blanks_around_ids_are_no_part_of_them_wherever_they_come_from(tmp_path):
+    """As in a csv, and in the data: only blanks of ASCII, since a no-break space may be part of an id."""
+    (tmp_path / "r.json").write_text(json.dumps({"kind": "users", "ids": [" usr1", "usr1\t", 7, "\xa0usr1"]}))
+    assert read_request(tmp_path / "r.json").ids == ("usr1", "7", "\xa0usr1")
+    (tmp_path / "r.json").write_text(json.dumps({"kind": "interactions", "ids": [["usr1 ", " itm1"]]}))
+    assert read_request(tmp_path / "r.json").ids == (("usr1", "itm1"),)
+
+
+@pytest.mark.parametrize("ids", ['["usr1", " "]', '[""]'])
+def test_an_id_of_blanks_alone_names_nobody(tmp_path, ids):
+    (tmp_path / "r.json").write_text(f'{{"kind": "users", "ids": {ids}}}')
+    with pytest.raises(RequestError, match="of its ids is not a text"):
+        read_request(tmp_path / "r.json")

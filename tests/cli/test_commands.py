@@ -14,6 +14,7 @@ from safetensors.torch import load_file
 
 from curerec.data.cache import retain_side_at
 from curerec.data.readers import read
+from curerec.methods import UNSAVED
 from curerec.recipe import SplitConfig
 from curerec.recommender import bases, storage
 from curerec.reports import figures
@@ -226,6 +227,24 @@ def test_every_method_runs_from_the_command(made_path, method, tmp_path):
     page = (tmp_path / "new" / "report.html").read_text()
     assert f'class="ours">{figures.method(method)}</th>' in page  # its column of the table of all figures
     assert "CURE" not in page and "metrics.cure" not in page
+
+
+@pytest.mark.parametrize("method", UNSAVED)
+@pytest.mark.parametrize("command", ["unlearn", "plan", "init"])
+def test_what_no_folder_can_hold_is_refused_before_any_work(made_path, tmp_path, method, command):
+    policy = tmp_path / "policy.yaml"
+    policy.write_text(f"method: {method}\n")
+    what = ("--recommender", made_path.full, "--data", made_path.data)
+    asked = ("--request", made_path.request, "--method", method)
+    line = {
+        "unlearn": ("unlearn", *what, *asked, "--out", tmp_path / "new"),
+        "plan": ("unlearn", *what, *asked, "--plan"),
+        "init": ("request", "init", *what, "--policy", policy, "--store", tmp_path / "store"),
+    }[command]
+    result = curerec(*line)
+    assert result.code == 2 and f"{method} answers by more than the weights" in result.err, result
+    assert not set(UNSAVED) & set(result.err.split("Choose from")[1].strip().split(", "))
+    assert list(tree(tmp_path)) == ["policy.yaml"]
 
 
 @pytest.mark.slow

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 import torch
 
-from curerec.methods import CONTROLS, METHODS, card_of, search_of
+from curerec.methods import CONTROLS, METHODS, UNSAVED, card_of, search_of
 from curerec.recommender.lean import answer_only
 from curerec.recommender.score import score
 from curerec.testing import methods as contract
@@ -57,6 +57,7 @@ def test_a_method_keeps_to_the_contract(name, kind):
     contract.check_outcome(out, name, task)
     contract.check_something_changed(out, task)
     contract.check_only_trainable_changed(out, task)
+    assert out.details.get("storable", True) == (name not in UNSAVED)
     contract.check_saves_and_loads(out, task)
     contract.check_deterministic(out, run(made_task(kind), config))
 

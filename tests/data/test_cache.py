@@ -107,3 +107,12 @@ def test_place_of_the_cache(monkeypatch, tmp_path):
     assert cache.root() == tmp_path and cache.root("x") == Path("x")
     monkeypatch.delenv("CUREREC_CACHE")
     assert cache.root().name == "curerec"
+
+
+@pytest.mark.parametrize("what", ["file", "link to nothing", "below a file"])
+def test_a_cache_that_is_no_folder_is_told(what, small, offer, tmp_path):
+    offer(good_wheel(small))
+    place = tmp_path / "cache"
+    place.symlink_to(tmp_path / "gone") if what == "link to nothing" else place.write_text("")
+    with pytest.raises(StorageError, match=r"cache is no folder.*CUREREC_CACHE"):
+        fetch.fetch(NAME, cache=place / "below" if what == "below a file" else place)

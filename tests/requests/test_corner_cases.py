@@ -389,3 +389,12 @@ def test_an_edit_of_the_ledger_shows(edit, root, capsys):
     db.commit()
     db.close()
     assert audit(root).faults
+
+
+@pytest.mark.parametrize(
+    ("where", "says"), [("no/ledger.json", "its folder is not there"), (".", "it is a folder")]
+)
+def test_an_export_to_no_place_is_told_as_that(root, tmp_path, where, says):
+    (tmp_path / "out").mkdir()
+    result = curerec("request", "export", "--store", root, "--out", tmp_path / "out" / where)
+    assert result.code == 2 and says in result.err and "disk" not in result.err, result

@@ -10,6 +10,7 @@ import pytest
 import yaml
 from made_store import adapter_bytes, bytes_under, made_data, made_store, stand, states, users
 
+from curerec.data.table import interactions
 from curerec.errors import DataError, ModelError, RefusedError, RequestError, StorageError
 from curerec.recommender import manifest
 from curerec.requests import keys, maintain, policy
@@ -269,11 +270,30 @@ def test_deleted_rows_do_not_come_back(root):
             maintain.ingest(store, data, skip=True)
         fresh = made_data(3, prefix="new")
         from_new = int((np.asarray(fresh.ratings["item"].to_pylist()) != "itm4").sum())
-        assert maintain.ingest(store, fresh, skip=True) == (from_new, len(fresh) - from_new)
+        assert maintain.ingest(store, fresh, skip=True) == (from_new, len(fresh) - from_new, 0)
         table = store.table()
         assert "new000" in table.data.users.tolist() and (table.part == 6).sum() == from_new
         assert run(store, stand(), retrain=True)[0].committed and not (store.table().part == 6).any()
     sound(root)
+
+
+def of_rows(rows):
+    columns = [[row[name] for row in rows] for name in ("user", "item", "rating", "time")]
+    return interactions(*columns, made_data().titles, name="more", source="test")
+
+
+def test_rows_that_say_otherwise_of_what_is_known_are_left_and_counted(root):
+    """The model was trained on what the table has; nobody is to believe that a new rating is in it."""
+    with Store(root) as store:
+        known = store.table().data.ratings.slice(0, 3).to_pylist()
+        other = [{**known[0], "rating": known[0]["rating"] % 5 + 1}, {**known[1], "time": 7}]
+        fresh = made_data(2, prefix="new").ratings.to_pylist()
+        done = maintain.ingest(store, of_rows([*other, known[2], *fresh]))
+        assert (done.added, done.refused, done.differing) == (len(fresh), 0, 2)
+        kept = store.table().data.ratings.to_pylist()
+        assert all(row in kept for row in known) and not any(row in kept for row in other)
+        with pytest.raises(DataError, match="2 known with another rating or time"):
+            maintain.ingest(store, of_rows(other))
 
 
 def test_a_shredded_key_makes_pseudonyms_untestable(root):

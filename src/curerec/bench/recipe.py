@@ -18,6 +18,7 @@ from curerec.evaluation import METRICS
 from curerec.methods import CONTROLS, METHODS
 from curerec.recipe import Recipe, RequestConfig
 from curerec.recipes import load_recipe
+from curerec.recipes import names as recipe_names
 from curerec.reports.schema import retrain_names
 
 #: The control of equal size that each circuit method is never shown without.
@@ -110,7 +111,7 @@ class ModelEntry(Strict):
 
     added = ("resolved", "defaults")
 
-    recipe: str = Field("demo", description="name or file")
+    recipe: str = Field("demo", description="name, or file as seen from this one")
     change: dict[str, Any] = Field({}, description="keys of the recipe to replace")
     every_method: dict[str, Any] = Field(
         {},
@@ -300,7 +301,7 @@ def load_bench(name_or_path: str) -> BenchRecipe:
     else:
         mend = f"Choose from {', '.join(bench_names())}"
         raise ConfigError("is neither a file nor a bench recipe that ships", where=name_or_path, mend=mend)
-    found = read_yaml(BenchRecipe, path)
+    found = _with_files(read_yaml(BenchRecipe, path), path.parent)
     settings = {
         key
         for name, (_, kind) in METHODS.items()
@@ -318,3 +319,16 @@ def load_bench(name_or_path: str) -> BenchRecipe:
             for method in ask.chosen:
                 setting.config_of(method)
     return found
+
+
+def _with_files(found: BenchRecipe, folder: Path) -> BenchRecipe:
+    """The same with the recipes that are files, as seen from a folder, read."""
+    models = {
+        name: entry
+        if entry.resolved is not None or entry.recipe in recipe_names()
+        else entry.model_copy(
+            update={"resolved": load_recipe(entry.recipe, beside=folder).model_dump(mode="json")}
+        )
+        for name, entry in found.models.items()
+    }
+    return found.model_copy(update={"models": models})

@@ -164,7 +164,7 @@ def unlearn(
     from curerec.reports.schema import write_record
     from curerec.result import STAGE, result_of
 
-    check_method(method)
+    check_method(method, saved=True)
     if parallel.with_fsdp():
         together.refuse_whole("curerec unlearn", method)
     check_out(out, only=RESULT, inputs=[recommender, base])
@@ -224,7 +224,7 @@ def planned(
     from curerec.pipeline import check_method
     from curerec.plan import plan
 
-    check_method(method)
+    check_method(method, saved=True)
     asked = request_of(request)
     opened = opened_with(recommender, data, base, settings=recipe)
     check_as_trained(opened)

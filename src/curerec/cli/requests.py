@@ -48,6 +48,7 @@ def init(
     from curerec.cli.inputs import quiet, ratings
     from curerec.config import read_yaml
     from curerec.data.output import check_out
+    from curerec.opened import titles_note
     from curerec.recipe import recipe_of_card
     from curerec.recommender.storage import read_card
     from curerec.requests import making
@@ -56,8 +57,12 @@ def init(
     quiet()
     check_out(store, inputs=[recommender, base], option="--store")
     chosen = read_yaml(Policy, policy) if policy else Policy()
-    recipe = recipe_of_card(read_card(recommender), where="recommender, its recipe")[0]
-    version = making.init(store, recommender, ratings(data, recipe)[0], base=base, policy=chosen)
+    card = read_card(recommender)
+    recipe, of_settings = recipe_of_card(card, where="recommender, its recipe")
+    table = ratings(data, recipe)[0]
+    for note in filter(None, (of_settings, titles_note(card, table))):
+        typer.echo(f"note: {note}")
+    version = making.init(store, recommender, table, base=base, policy=chosen)
     typer.echo(f"{store}: version {version}")
 
 
@@ -80,7 +85,7 @@ def add(
     due: Annotated[str | None, typer.Option("--due", help="YYYY-MM-DD.")] = None,
 ) -> None:
     """Take a request in; the same request again is the one that is there."""
-    from curerec.data.request_file import read_request
+    from curerec.data.request_file import bare, read_request
     from curerec.errors import RequestError
     from curerec.requests.ledger import Asked
 
@@ -98,7 +103,7 @@ def add(
     else:
         kind, source = kinds[0], f"--{kinds[0][:-1]}"
         entries = tuple(
-            tuple(i.rsplit(",", 1)) if kind == "interactions" else (i,) for i in given[kind] or []
+            tuple(map(bare, i.rsplit(",", 1) if kind == "interactions" else [i])) for i in given[kind] or []
         )
         asked, places = (
             Asked(kind, entries, reason, due),
@@ -185,7 +190,7 @@ def run(
 
     quiet()
     if method is not None:
-        check_method(method)
+        check_method(method, saved=True)
     with _store(store) as opened, bars() as reporter:
         done = carry_out(
             opened, CureEngine, each=each, method=method, seed=seed, retrain=retrain, reporter=reporter
@@ -280,8 +285,10 @@ def ingest(
     from curerec.requests.maintain import ingest as take_in
 
     with _store(store) as opened:
-        added, left = take_in(opened, load(f"./{data}" if not data.is_absolute() else data), skip=skip)
-    typer.echo(f"{added} row(s) added, {left} deleted one(s) kept out")
+        done = take_in(opened, load(f"./{data}" if not data.is_absolute() else data), skip=skip)
+    typer.echo(f"{done.added} row(s) added, {done.refused} deleted one(s) kept out")
+    if done.differing:
+        typer.echo(f"{done.differing} known row(s) left with the rating and time that the table has")
 
 
 @requests.command(epilog="Example: curerec request shred --store runs/service r-0123456789abcdef")

@@ -28,6 +28,7 @@ TEMPORARY = ".fetch-"
 STALE_S = 24 * 3600
 FULL = {errno.ENOSPC, errno.EDQUOT}
 DENIED = {errno.EACCES, errno.EPERM, errno.EROFS}
+TAKEN = {errno.EEXIST, errno.ENOTDIR}
 
 
 def root(cache: str | Path | None = None) -> Path:
@@ -79,7 +80,7 @@ def staging(cache: Path, name: str) -> Iterator[Path]:
     """A temporary folder in the cache, removed at the end whatever happens.
 
     Raises:
-        StorageError: the disk is full or the cache cannot be written.
+        StorageError: the disk is full, or the cache cannot be written or is no folder.
     """
     stage = None
     try:
@@ -94,6 +95,9 @@ def staging(cache: Path, name: str) -> Iterator[Path]:
         if error.errno in DENIED:
             mend = "Point CUREREC_CACHE to a folder you may write."
             raise StorageError("cache cannot be written", where=f"cache of {name}", mend=mend) from None
+        if stage is None and error.errno in TAKEN:  # a file, or a link to what is gone
+            mend = "Point CUREREC_CACHE to a folder, or remove what is in its place."
+            raise StorageError("cache is no folder", where=f"cache of {name}", mend=mend) from None
         raise
     finally:
         if stage is not None:

@@ -7,6 +7,7 @@ folder. So a fault can be injected at each, and after a power cut a name never p
 from __future__ import annotations
 
 import contextlib
+import errno
 import hashlib
 import os
 import secrets
@@ -35,6 +36,8 @@ def storing(what: str) -> Iterator[None]:
     except OSError as error:
         reason = WRITING.get(error.errno or 0, f"cannot be written ({type(error).__name__})")
         mend = "Nothing was left half-written. Make room or mend the disk, then run the same command again"
+        if error.errno in (errno.ENOENT, errno.EISDIR):
+            mend = "Nothing was written. Name another place, or make the folder"
         raise StorageError(reason, where=what, mend=mend) from None
 
 

@@ -22,6 +22,8 @@ WRITING = {
     errno.EACCES: "cannot be written (no permission)",
     errno.EPERM: "cannot be written (no permission)",
     errno.EROFS: "cannot be written (read-only file system)",
+    errno.ENOENT: "cannot be written: its folder is not there",
+    errno.EISDIR: "cannot be written: it is a folder",
     errno.ENOTDIR: "cannot be made: a part of its path is a file",
     errno.EEXIST: "cannot be made: something else is there",
     errno.ENAMETOOLONG: "the name is too long",

@@ -114,8 +114,13 @@ def from_json(text: str, name: str, *, beside: tuple[str, ...] = ()) -> tuple[An
         if not _fits(entry, pairs):
             what = "a list of user and item" if pairs else "a text or a whole number"
             raise RequestError(f"entry {number} of its ids is not {what}", where=name, mend=MEND)
-    placed = [(f"entry {k}", tuple(map(str, i)) if pairs else str(i)) for k, i in enumerate(ids, start=1)]
+    placed = [(f"entry {k}", tuple(map(bare, i)) if pairs else bare(i)) for k, i in enumerate(ids, start=1)]
     return content["kind"], placed
+
+
+def bare(entry: Any) -> str:
+    """An id as text without blanks around it, as those of the data are."""
+    return str(entry).strip(string.whitespace)
 
 
 def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
@@ -128,8 +133,7 @@ def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
 def _fits(entry: Any, pair: bool) -> bool:
     if pair:
         return isinstance(entry, list) and len(entry) == 2 and all(_fits(e, False) for e in entry)
-    if isinstance(
-        entry, str
-    ):  # half of a pair of surrogates, as JSON may escape it, is no text and in no data
-        return not any("\ud800" <= letter <= "\udfff" for letter in entry)
+    if isinstance(entry, str):
+        # Half of a pair of surrogates, as JSON may escape it, is no text and in no data.
+        return bare(entry) != "" and not any("\ud800" <= letter <= "\udfff" for letter in entry)
     return isinstance(entry, int) and not isinstance(entry, bool)

@@ -74,6 +74,8 @@ METHODS: dict[str, tuple[Run, type[Strict] | None]] = {
 
 #: Controls of ``cure``, which take its settings: random groups, and random weights in them or not.
 CONTROLS = ("random_modules", "random_groups")
+#: What answers afterwards is more than the weights of one model: it can be measured, and no folder holds it.
+UNSAVED = ("wise", "sisa", "receraser", "apa", "cragru")
 #: Whose first gradient is rounding: what damping is a multiple of.
 FROM_NOTHING = ("scrub",)
 #: Methods by steps whose forget loss cannot rest: it is all there is, in side weights, or has its own rate.
@@ -108,4 +110,4 @@ def card_of(name: str) -> str:
     return (folder / "card.md").read_text(encoding="utf-8")
 
 
-__all__ = ["CONTROLS", "METHODS", "CureConfig", "Task", "UnlearnConfig", "card_of", "search_of"]
+__all__ = ["CONTROLS", "METHODS", "UNSAVED", "CureConfig", "Task", "UnlearnConfig", "card_of", "search_of"]

@@ -25,7 +25,9 @@ from curerec.recommender.tune import Averager, TuneConfig, optimise
 from curerec.recommender.units import units_of
 from curerec.records import Circuit, Conflicts, Groups, Outcome
 
-CLOSED = "the membership gap closed: deleted data is no longer told from unseen data"
+CLOSED = (
+    "the membership gap closed: of what was looked at, deleted data is told apart no better than aimed for"
+)
 
 
 class LoopConfig(Stopping):

@@ -127,7 +127,7 @@ class Watch:
         }
 
     def closed(self, seen: dict[str, float]) -> bool:
-        """Whether D_f is no longer told from D_c."""
+        """Whether D_f is told from D_c no better than aimed for, on the examples looked at."""
         return seen["membership_auc"] <= self.target + self.config.tolerance
 
     def harmed(self, seen: dict[str, float]) -> bool:

@@ -14,8 +14,12 @@ def names() -> list[str]:
     return sorted(f.name.removesuffix(".yaml") for f in files(__name__).iterdir() if f.name.endswith(".yaml"))
 
 
-def load_recipe(name_or_path: str) -> Recipe:
+def load_recipe(name_or_path: str, *, beside: Path = Path()) -> Recipe:
     """A recipe by name (``demo``, ``lora``) or from a YAML file.
+
+    Args:
+        name_or_path: of the recipe.
+        beside: folder that a path is seen from.
 
     A recipe may begin with ``extends: lora``, a name or a file (seen from its own place): it then has that
     recipe's settings but for those that it gives itself, key by key; ``null`` gives a default back where a
@@ -24,7 +28,7 @@ def load_recipe(name_or_path: str) -> Recipe:
     Raises:
         ConfigError: no such recipe, one that extends itself, or a file that does not fit.
     """
-    return parse(Recipe, _resolved(name_or_path, Path(), ()), where=name_or_path)
+    return parse(Recipe, _resolved(name_or_path, beside, ()), where=name_or_path)
 
 
 def own_settings(name_or_path: str) -> dict[str, Any]:

@@ -33,6 +33,8 @@ CARD = "curerec.json"
 FORMAT = "curerec-recommender/1"
 #: Attribute of a module whose answers a folder of weights cannot hold; its value says why.
 NOT_STORABLE = "curerec_not_storable"
+#: Folders of recommenders in what `curerec unlearn`, `curerec demo` and `curerec request init` write.
+INSIDE = ("recommender", "original", "cure", "current")
 #: What the loaders raise on files that are damaged or do not belong together.
 UNREADABLE = (
     OSError,
@@ -267,7 +269,10 @@ def read_card(folder: Path) -> dict[str, Any]:
     except (OSError, ValueError, RecursionError):
         card = None
     if not isinstance(card, dict) or card.get("format") != FORMAT:
+        inside = [name for name in INSIDE if (Path(folder) / name / CARD).is_file()]
         mend = "Give a folder that `curerec train` wrote"
+        if inside:  # what a command wrote is given whole
+            mend = f"Give what is in it: {', '.join(str(Path(folder) / name) for name in inside)}"
         raise ModelError(f"holds no {CARD} of format {FORMAT}", where=where, mend=mend)
     try:
         _Card.model_validate(card)

@@ -68,7 +68,7 @@ class CureEngine:
     """Stages of one batch; see :class:`curerec.requests.stages.Engine`."""
 
     def __init__(self, job: Job) -> None:
-        check_method(job.method)
+        check_method(job.method, saved=True)
         self.job = job
         self.clock = Clock(job.reporter)
 

@@ -7,7 +7,7 @@ import datetime
 import os
 import unicodedata
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import pyarrow as pa
@@ -77,16 +77,22 @@ def rollback(store: Store, version: str | None = None) -> str:
         return target
 
 
-def ingest(store: Store, new: Interactions, *, skip: bool = False) -> tuple[int, int]:
+class Ingested(NamedTuple):
+    """Rows that an ingest added, left out as deleted, and left as the table has them though they differ."""
+
+    added: int
+    refused: int
+    differing: int
+
+
+def ingest(store: Store, new: Interactions, *, skip: bool = False) -> Ingested:
     """Add rows to the stored table; what was deleted does not come back.
 
     Args:
         store: opened.
-        new: rows; a pair that is in the table already is left as it is.
+        new: rows; a pair that is in the table already is left as it is, with its rating and its time, since
+            the model was trained on these.
         skip: leave out deleted rows instead of refusing all.
-
-    Returns:
-        (rows added, rows left out because they were deleted).
 
     Raises:
         RefusedError: deleted rows are among them.
@@ -116,10 +122,17 @@ def ingest(store: Store, new: Interactions, *, skip: bool = False) -> tuple[int,
             raise RefusedError(
                 what, where="ingest", mend="Remove them at their source, or use --skip-deleted"
             )
-        there = table.has("interactions", list(zip(users, items, strict=True)))
-        keep = ~blocked & ~there
+        at = table.rows_of_pairs(list(zip(users, items, strict=True)))
+        there = at >= 0
+        old, known = table.data, at[there]
+        differs = there & ~blocked
+        differs[there] &= (old.rating[known] != new.rating[there]) | (old.time[known] != new.time[there])
+        keep, differing = ~blocked & ~there, int(differs.sum())
         if not keep.any():
-            raise DataError("holds no row that is new", where="ingest", mend="Nothing was changed")
+            what = "holds no row that is new" + (
+                f", and {differing} known with another rating or time" if differing else ""
+            )
+            raise DataError(what, where="ingest", mend="Nothing was changed")
         rated = np.zeros(len(new.item_ids), bool)
         rated[new.item_code[keep]] = True
         more = keeping(new, keep, new.titles.filter(pa.array(rated))).in_memory()
@@ -142,7 +155,7 @@ def ingest(store: Store, new: Interactions, *, skip: bool = False) -> tuple[int,
             store.ledger.set_meta("data", name)
             store.ledger.tell("data", f"{added} rows added, {left} deleted ones kept out")
         recover(store)
-        return added, left
+        return Ingested(added, left, differing)
 
 
 def _tags(key: bytes, kind: str, entry: Entry) -> set[str]:

@@ -44,7 +44,7 @@ def init(
         CurerecError: recommender, data or folder cannot be used.
     """
     policy = policy or Policy()
-    check_method(policy.method)
+    check_method(policy.method, saved=True)
     opened = open_recommender(recommender, data, base=base)
     check_as_trained(opened)
     settings_of(opened.recipe, policy.recipe)  # refused now, not when a request is due

@@ -89,14 +89,15 @@ class Table:
     def has(self, kind: str, entries: Sequence[Entry]) -> np.ndarray:
         """bool [n]: the table holds a row of this user, of this item, or this pair."""
         if kind == "interactions":
-            return self._rows_of_pairs(entries) >= 0
+            return self.rows_of_pairs(entries) >= 0
         known, names = self._known[kind], [entry[0] for entry in entries]
         found = np.asarray([name in known for name in names], bool)
         if not found.all():  # in another Unicode form, perhaps
             found |= codes_in(pa.array(sorted(known), pa.string()), names) >= 0
         return found
 
-    def _rows_of_pairs(self, entries: Sequence[Entry]) -> np.ndarray:
+    def rows_of_pairs(self, entries: Sequence[Entry]) -> np.ndarray:
+        """Row of each (user, item), int64 [n]; -1 where there is none."""
         users = codes_in(self.data.user_ids, [entry[0] for entry in entries])
         return self.data.rows_of_pairs(users, codes_in(self.data.item_ids, [entry[1] for entry in entries]))
 
@@ -121,7 +122,7 @@ class Table:
         data, wanted = self.data, list(entries)
         mask = np.zeros(len(data), bool)
         if kind == "interactions":
-            found = self._rows_of_pairs(wanted)
+            found = self.rows_of_pairs(wanted)
         else:
             known = data.user_ids if kind == "users" else data.item_ids
             codes = codes_in(known, [entry[0] for entry in wanted])
