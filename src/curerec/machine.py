@@ -16,14 +16,18 @@ import torch
 
 from curerec.models import device
 from curerec.recommender.fitting import memory_bytes
-from curerec.source import source_digest
+from curerec.source import packages, source_digest
 
 
 def versions() -> dict[str, str]:
-    """Versions of the packages that results depend on, and which source of this one (``source``)."""
+    """Versions of the packages that results depend on, and which source of this one (``source``).
+
+    Among them are those of other packages that offer methods.
+    """
     return {p: version(p) for p in ("curerec", "torch", "transformers", "peft", "numpy", "scikit-learn")} | {
         "python": platform.python_version(),
         "source": source_digest(),
+        **packages(),
     }
 
 

@@ -15,7 +15,7 @@ from curerec.bench.shapes import SHAPES
 from curerec.config import MAX_SEED, Strict, merged, parse, read_yaml
 from curerec.errors import ConfigError
 from curerec.evaluation import METRICS
-from curerec.methods import CONTROLS, METHODS
+from curerec.methods import CONTROLS, METHODS, SHIPPED
 from curerec.recipe import Recipe, RequestConfig
 from curerec.recipes import load_recipe
 from curerec.recipes import names as recipe_names
@@ -69,7 +69,8 @@ class Ask(Strict):
         out = {m[1:] for m in self.methods if m.startswith("-")}
         named = {m for m in self.methods if not m.startswith("-")}
         everything = "all" in named or not named
-        return tuple(m for m in RIVALS if (everything or m in named) and m not in out)
+        wanted = named.union(SHIPPED) if everything else named
+        return tuple(m for m in RIVALS if m in wanted and m not in out)
 
     @model_validator(mode="after")
     def _known(self) -> Ask:

@@ -1,4 +1,4 @@
-"""Unlearning methods by name: one folder and one line here each."""
+"""Unlearning methods by name: one folder and one line here each; those of other packages by entry points."""
 
 from __future__ import annotations
 
@@ -19,6 +19,7 @@ from curerec.methods.finetune import FinetuneConfig, finetune
 from curerec.methods.grad_ascent import GradAscentConfig, ga_kl, grad_ascent
 from curerec.methods.grad_diff import GradDiffConfig, grad_diff
 from curerec.methods.gru import GruConfig, gru
+from curerec.methods.installed import installed
 from curerec.methods.label_flip import LabelFlipConfig, label_flip
 from curerec.methods.loop import LoopConfig
 from curerec.methods.ngdiff import NgdiffConfig, ngdiff
@@ -71,6 +72,9 @@ METHODS: dict[str, tuple[Run, type[Strict] | None]] = {
     "cragru": (cragru, CragruConfig),
     "retrain": (retrain, None),
 }
+#: Those of this package; what others have installed comes after them and has to be named to be run.
+SHIPPED = tuple(METHODS)
+METHODS.update(installed(SHIPPED))
 
 #: Controls of ``cure``, which take its settings: random groups, and random weights in them or not.
 CONTROLS = ("random_modules", "random_groups")
@@ -105,9 +109,23 @@ def search_of(name: str) -> dict[str, list[Any]]:
 
 
 def card_of(name: str) -> str:
-    """A method's card, Markdown."""
+    """A method's card, Markdown: ``card.md`` beside its module.
+
+    Raises:
+        FileNotFoundError: there is none.
+    """
     folder = Path(str(sys.modules[METHODS[name][0].__module__].__file__)).parent
     return (folder / "card.md").read_text(encoding="utf-8")
 
 
-__all__ = ["CONTROLS", "METHODS", "UNSAVED", "CureConfig", "Task", "UnlearnConfig", "card_of", "search_of"]
+__all__ = [
+    "CONTROLS",
+    "METHODS",
+    "SHIPPED",
+    "UNSAVED",
+    "CureConfig",
+    "Task",
+    "UnlearnConfig",
+    "card_of",
+    "search_of",
+]

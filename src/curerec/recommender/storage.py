@@ -19,7 +19,7 @@ from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 from curerec.data.output import replacing
 from curerec.errors import ModelError
 from curerec.prompts.encoding import answer_tokens
-from curerec.recommender import manifest, stored_answers, waypoints
+from curerec.recommender import manifest, model_card, stored_answers, waypoints
 from curerec.recommender.families import family_named, family_of
 from curerec.recommender.families.structure import check_structure
 from curerec.recommender.quantise import quantise
@@ -187,7 +187,7 @@ def write_model(model: Any, tokenizer: Any, folder: Path) -> None:
 
 
 def write_card(recommender: Recommender, folder: Path) -> None:
-    """``curerec.json`` beside weights that are there already."""
+    """``curerec.json``, and the same for readers as ``README.md``, beside weights that are there already."""
     card = {
         **recommender.card,
         "format": FORMAT,
@@ -196,6 +196,7 @@ def write_card(recommender: Recommender, folder: Path) -> None:
     }
     card |= {"answers": list(recommender.answers), "weights_sha256": weights_digest(folder)}
     (folder / CARD).write_text(json.dumps(card, indent=2, sort_keys=True) + "\n", encoding="utf-8")
+    (folder / model_card.FILE).write_text(model_card.model_card(card), encoding="utf-8")
 
 
 def save(

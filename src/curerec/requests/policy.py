@@ -9,7 +9,7 @@ from pydantic import Field
 
 from curerec import __version__
 from curerec.config import MAX_SEED, Strict
-from curerec.source import source_digest
+from curerec.source import packages, source_digest
 
 
 class Policy(Strict):
@@ -54,4 +54,5 @@ class Policy(Strict):
         batch of this one; a version number stays what it is while code changes.
         """
         asked = self.model_dump(mode="json", include={"recipe", "keep_answers"})
-        return json.dumps({**asked, "curerec": f"{__version__} {source_digest()}"}, sort_keys=True)
+        code = {"curerec": f"{__version__} {source_digest()}", **packages()}
+        return json.dumps({**asked, **code}, sort_keys=True)
