@@ -9,12 +9,13 @@ import numpy as np
 import pytest
 
 from curerec.config import parse
+from curerec.data.edited import keeping
 from curerec.data.readers import read
 from curerec.data.split_e2urec import e2urec_request, e2urec_split
 from curerec.errors import ConfigError
 from curerec.recipe import Recipe
 from curerec.recipes import load_recipe
-from curerec.splitting import drawn_request, granted, split_of, users_by_part
+from curerec.splitting import base_rows, base_share, drawn_request, granted, split_of, users_by_part
 from made_catalogue import made_catalogue
 
 SHARED = Path(os.environ.get("CUREREC_DATA") or Path(__file__).parents[2] / "shared" / "data")
@@ -54,6 +55,24 @@ def test_public_users_are_in_no_part_of_it():
     for role in ("train", "control", "valid", "test"):
         assert not np.isin(DATA.user_code[getattr(made, role).target], public).any()
     assert not set(drawn_request(DATA, chosen, made).ids) & set(DATA.users[public])
+
+
+def test_what_the_base_saw_is_what_was_stored_once_people_have_gone():
+    """Drawn again from the ratings of now it would be other people."""
+    chosen = load_recipe("demo").model_copy(update={"split": recipe(kind="per-user", public_share=0.4).split})
+    seen = base_rows(DATA, chosen)
+    public, _ = users_by_part(DATA, chosen.split)
+    assert seen.sum() > 0 and np.isin(DATA.user_code[seen], public).all()
+    deleted = DATA.user_code == public[0]
+    whole = base_share(DATA, chosen, deleted)
+    assert (whole.n_users, whole.n_interactions) == (1, (seen & deleted).sum())
+    kept = keeping(DATA, ~deleted).in_memory()
+    others = kept.user_code == np.flatnonzero(kept.users == DATA.users[public[1]])[0]
+    stored = base_share(kept, chosen, others, seen[~deleted])
+    assert stored.n_interactions == (seen & (DATA.user_code == public[1])).sum()
+    drawn = [base_share(kept, chosen, kept.user_code == k).n_interactions for k in range(len(kept.users))]
+    truly = [int(seen[~deleted][kept.user_code == k].sum()) for k in range(len(kept.users))]
+    assert drawn != truly  # which is why it has to be stored
 
 
 def test_kinds_that_are_none_are_refused():

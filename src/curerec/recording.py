@@ -36,6 +36,7 @@ def record_of(
     verdict_part: dict[str, Any] | None = None,
     output: str | None = None,
     update: dict[str, Any] | None = None,
+    seen: np.ndarray | None = None,
 ) -> dict[str, Any]:
     """The record of a request as plain values, ready for :func:`curerec.reports.schema.write_record`.
 
@@ -48,11 +49,13 @@ def record_of(
         output: sha256 of the unlearned weights.
         update: how they were moved (:func:`update_part`), where another process moved them and the outcome
             was put together from what it left; None: the outcome says.
+        seen: bool [n_rows], rows that the base was pre-trained on, where they are stored: who was drawn for
+            it cannot be found from ratings that have lost or gained people since.
     """
     data, model = opened.data, opened.recommender.model
     n_parameters = sum(p.numel() for p in model.parameters())
     missing = dict(measured.missing)
-    base = base_share(data, opened.recipe, split.deleted)
+    base = base_share(data, opened.recipe, split.deleted, seen)
     if base is None:
         missing["request.n_base_users"] = missing["request.n_base_interactions"] = UNKNOWN_BASE
     units = outcome.details.get("units") if outcome else None

@@ -107,22 +107,32 @@ class BaseShare:
         )
 
 
-def base_share(data: Interactions, recipe: Recipe, deleted: np.ndarray) -> BaseShare | None:
+def base_share(
+    data: Interactions, recipe: Recipe, deleted: np.ndarray, seen: np.ndarray | None = None
+) -> BaseShare | None:
     """How much of what is deleted the base model saw; None where its pre-training data are not known.
 
     Args:
         data: interactions.
         recipe: that the recommender was trained by.
         deleted: bool [n_rows], of :func:`curerec.data.forget.deleted_rows`.
+        seen: bool [n_rows], rows that the base was pre-trained on, where they are stored; None: drawn from
+            ``data`` as they were then, which must be all that the base's pre-training had.
     """
     if recipe.model.base != NANO:
         return None
-    if not recipe.split.public_share:
-        return BaseShare(0, 0)
-    seen = public_split(data, recipe.split).train
-    rows = np.unique(np.r_[seen.target, seen.history[seen.history >= 0]])
-    rows = rows[deleted[rows]]
+    rows = np.flatnonzero(deleted & (base_rows(data, recipe) if seen is None else seen))
     return BaseShare(len(np.unique(data.user_code[rows])), len(rows))
+
+
+def base_rows(data: Interactions, recipe: Recipe) -> np.ndarray:
+    """bool [n_rows]: targets and histories of the prompts that the recipe's base was pre-trained on."""
+    mask = np.zeros(len(data.user_code), bool)
+    if recipe.split.public_share:
+        seen = public_split(data, recipe.split).train
+        mask[seen.target] = True
+        mask[seen.history[seen.history >= 0]] = True
+    return mask
 
 
 def granted(data: Interactions, recipe: Recipe, split: Split, request: ForgetRequest) -> ForgetSplit:

@@ -159,3 +159,51 @@ def test_a_session_that_ended_asks_for_the_token_again(browser: Any, service: An
     page.wait_for_selector("#login:not([hidden])")
     assert page.locator("tbody tr").count() == 0
     page.context.close()
+
+
+RULE = {"failures": 0, "every_s": None, "before_days": None, "retrain_before_days": None}
+
+
+@pytest.mark.parametrize(
+    ("counts", "rule", "says"),
+    [
+        ({"open": 0, "held": 0}, {"every_s": 3600}, "nothing is due"),
+        ({"open": 1, "held": 0}, {"every_s": 3600}, "a run, at most every 60 min"),
+        ({"open": 1, "held": 0}, {"before_days": 7}, "a run, 7 day(s) before a date"),
+        ({"open": 1, "held": 0}, {"retrain_before_days": 2}, "waits for a run by hand"),
+        (
+            {"open": 0, "held": 1},
+            {"every_s": 3600, "before_days": 7},
+            "held until more comes in, or a retrain",
+        ),
+        ({"open": 0, "held": 1}, {"retrain_before_days": 2}, "for what is held, a retrain 2 day(s) before"),
+        ({"open": 1, "held": 1}, {"every_s": 60}, "a run, at most every 1 min; held until more comes in"),
+    ],
+)
+def test_what_comes_next_is_what_the_service_would_do(
+    browser: Any, service: Any, counts: Any, rule: Any, says: str
+) -> None:
+    """What is held is not tried again by itself; whoever reads this waits for it until a date has passed."""
+    page, _ = opened(browser, service[1])
+    status = {"running": False, "schedule": {**RULE, **rule}}
+    assert page.evaluate("([s, c]) => next(s, c)", [status, counts]).startswith(says)
+    page.context.close()
+
+
+def test_an_error_of_a_proxy_does_not_leave_an_old_picture_standing(browser: Any, service: Any) -> None:
+    """A browser gives up a stream of events for good where the answer is an error."""
+    _, port, *_ = service
+    page, _ = opened(browser, port)
+    seen: list[str] = []
+
+    def broken_once(route: Any) -> None:
+        seen.append(route.request.url)
+        route.fulfill(status=502, body="bad gateway") if len(seen) == 1 else route.continue_()
+
+    page.route("**/events*", broken_once)
+    page.fill("#token", made_service.TOKEN)
+    page.click("button")
+    page.wait_for_selector("#content:not([hidden])")
+    until(page, "source !== null && source.readyState === EventSource.OPEN")
+    assert len(seen) == 2
+    page.context.close()

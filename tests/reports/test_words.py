@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from made_records import full_record
+from made_records import full_record, production_record
 
 from curerec.evaluation.membership import tpr_at_fpr
 from curerec.evaluation.utility import utility
@@ -362,3 +362,51 @@ def test_a_check_that_asks_for_so_many_does_not_call_them_a_limit() -> None:
     record["verdict"]["checks"] = [counted, bounded]
     page = " ".join(render(record).split())
     assert "32 (at least 1)" in page and "0.001 (limit 0.002)" in page
+
+
+def _of_a_retrain(**verdict_part: object) -> str:
+    record = production_record() | {
+        "method": "retrain",
+        "residual": {},
+        "circuit": {},
+        "groups": {},
+        "update": {},
+    }
+    record["metrics"] = {"original": record["metrics"]["original"], "retrain": record["metrics"]["cure"]}
+    record["metrics"]["retrain"] |= {"membership_auc": 0.46, "membership_low": 0.43, "membership_high": 0.48}
+    record["verdict"] = {**record["verdict"], **verdict_part}
+    return " ".join(render(record).split())
+
+
+def test_a_model_that_was_trained_anew_is_not_told_to_remember() -> None:
+    """Checks made for unlearned models refuse one of ten such, and few deleted examples leave most open."""
+    failed = [
+        {"name": "membership", "passed": False, "value": 0.04, "limit": 0.03, "text": "Told."},
+        {"name": "all_reached", "passed": None, "value": None, "limit": None, "text": "Too few."},
+    ]
+    page = _of_a_retrain(verified=False, checks=failed)
+    assert "Trained anew</span>" in page and "it never saw them, so its use alone is judged" in page
+    assert (
+        "Of 2 checks for models that did see them, 1 failed (membership) and 1 could not be decided" in page
+    )
+    for untrue in (
+        "Do not treat",
+        "a trace",
+        "without training it anew",
+        "cannot be compared with retraining",
+    ):
+        assert untrue not in page, untrue
+    use = [{"name": "utility", "passed": False, "value": 0.1, "limit": 0.01, "text": "Fell."}]
+    assert "Not verified</span>" in _of_a_retrain(verified=False, checks=use)
+    promoted = _of_a_retrain(
+        verified=False, checks=use, promoted=True, notes=["Its membership is no <matter>."]
+    )
+    assert "Trained anew</span>" in promoted and "<li>Its membership is no &lt;matter&gt;.</li>" in promoted
+
+
+def test_a_report_says_what_its_fingerprint_can_be_tested_by() -> None:
+    record = full_record()
+    assert "who guesses what was named can test the guess" in render(record)
+    record["request"]["digest"] = "keyed:b-0123456789abcdef"
+    page = render(record)
+    assert "can test the guess" not in page and "nothing about who was named can be tested by it" in page

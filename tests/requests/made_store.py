@@ -23,6 +23,7 @@ from curerec.requests.store import Store
 from curerec.requests.table import Table, of_split
 
 N_USERS, N_ITEMS = 40, 30
+FIRST = "a" * 64  # what the first version says of its weights
 CHECKS = (
     "something_changed",
     "membership",
@@ -54,13 +55,13 @@ def made_table(data: Interactions | None = None) -> Table:
     data = data or made_data()
     n = len(data.users)
     split = per_user_split(data, users=np.arange(n - 5))
-    return of_split(data, split, np.arange(n - 4, n))
+    return of_split(data, split, data.user_code >= n - 4)
 
 
 def fill(folder: Path) -> dict[str, Any]:
     """A first version."""
     (folder / "adapter_model.safetensors").write_bytes(b"first version " * 400)
-    (folder / "curerec.json").write_text("{}\n")
+    (folder / "curerec.json").write_text(json.dumps({"weights_sha256": FIRST}) + "\n")
     return {"base": {"name": "made", "sha256": "0" * 64}}
 
 

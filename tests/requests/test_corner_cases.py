@@ -10,15 +10,18 @@ import sqlite3
 import threading
 
 import numpy as np
+import pyarrow as pa
 import pytest
-from made_store import bytes_under, made_data, made_store, predicates, stand, states, users
+from made_store import FIRST, bytes_under, made_data, made_store, predicates, stand, states, users
 
 from curerec.data import request_file
 from curerec.data.table import interactions
 from curerec.errors import DataError, RefusedError, RequestError, StorageError
+from curerec.interactions import Interactions
+from curerec.progress import Silent
 from curerec.requests import desk as desks
+from curerec.requests import engine, maintain, runner
 from curerec.requests import ledger as ledgers
-from curerec.requests import maintain, runner
 from curerec.requests import table as tables
 from curerec.requests.audit import audit
 from curerec.requests.database import connect, forget_pages
@@ -398,3 +401,99 @@ def test_an_export_to_no_place_is_told_as_that(root, tmp_path, where, says):
     (tmp_path / "out").mkdir()
     result = curerec("request", "export", "--store", root, "--out", tmp_path / "out" / where)
     assert result.code == 2 and says in result.err and "disk" not in result.err, result
+
+
+def test_a_cancellation_that_was_cut_off_goes_on_where_it_was(root, monkeypatch):
+    """Beside a running service the last connection may stay open for long: the log is not to wait for it."""
+    with Store(root) as store:
+        name, _ = store.ledger.add(users(7))
+        with monkeypatch.context() as patch:
+            patch.setattr(ledgers, "forget_pages", lambda db: (_ for _ in ()).throw(KeyboardInterrupt))
+            with pytest.raises(KeyboardInterrupt):
+                maintain.cancel(store, name)
+        assert b"usr007" in (root / "ledger.sqlite-wal").read_bytes()
+        maintain.cancel(store, name)
+        ledger = b"".join(path.read_bytes() for path in root.glob("ledger.sqlite*"))
+        assert b"usr007" not in ledger
+
+
+def decided(store, monkeypatch):
+    """A batch whose commit was cut off right after its decision."""
+    with monkeypatch.context() as patch:
+        patch.setattr(runner, "finish", lambda *a: (_ for _ in ()).throw(KeyboardInterrupt))
+        with pytest.raises(KeyboardInterrupt):
+            run(store, stand())
+
+
+def test_what_a_decision_said_of_old_versions_is_done_whatever_the_policy_says_since(root, monkeypatch):
+    with Store(root) as store:
+        first = store.version
+        store.ledger.add(users(1))
+        decided(store, monkeypatch)
+    (root / "policy.yaml").write_text((root / "policy.yaml").read_text().replace("destroy", "quarantine"))
+    with Store(root) as store:
+        assert store.policy.old == "quarantine"
+        run(store, stand())
+        (said,) = [a for a in predicates(store)[0]["artefacts"] if a.get("sha256") == first]
+        assert said["done"] == "destroyed"
+    assert not (root / "versions" / first).exists() and not list((root / "quarantine").iterdir())
+    assert not audit(root).faults
+
+
+def test_what_is_registered_after_a_decision_is_none_of_it(root, tmp_path, monkeypatch):
+    for name in ("old", "new"):
+        (tmp_path / name).mkdir()
+    with Store(root) as store:
+        maintain.register(store, tmp_path / "old", kind="cache", policy="destroy")
+        store.ledger.add(users(1))
+        decided(store, monkeypatch)
+        maintain.register(store, tmp_path / "new", kind="cache", policy="destroy")
+        assert not (tmp_path / "old").exists() and (tmp_path / "new").exists()
+        run(store, stand())
+        assert (tmp_path / "new").exists() and store.ledger.counts()["committed"] == 1
+        maintain.register(store, tmp_path / "new", kind="cache", policy="list")
+        store.ledger.add(users(2))
+        run(store, stand())
+    assert (tmp_path / "new").exists() and not audit(root).faults
+
+
+def test_a_key_that_comes_back_from_a_backup_is_found(root):
+    with Store(root) as store:
+        names = [store.ledger.add(users(k))[0] for k in (1, 2)]
+        run(store, stand(), each=True)
+        key = (root / "keys" / names[0]).read_bytes()
+        maintain.shred(store, names[0])
+        assert not audit(root).faults
+        (root / "keys" / names[0]).write_bytes(key)
+        assert any("is there, as a backup may bring it back" in fault for fault in audit(root).faults)
+        (root / "keys" / names[0]).unlink()
+        # What the ledger says beside the records is under no digest.
+        store.db.execute("UPDATE request SET shredded = (id = ?)", (names[1],))
+        store.db.execute("UPDATE record SET request = ? WHERE action = 'shred'", (names[1],))
+        store.db.commit()
+        assert any("keys are destroyed" in fault for fault in audit(root).faults)
+
+
+def test_what_is_left_for_the_next_request_is_listed_by_who_leaves_it(root, tmp_path, monkeypatch):
+    """The next commit may be of a process with another cache, which would not find it."""
+    monkeypatch.setenv("CUREREC_CACHE", str(tmp_path / "a"))
+    with Store(root) as store:
+        opened = type("O", (), {"recommender": type("R", (), {"card": {"weights_sha256": FIRST}})})
+        made = type(
+            "E", (), {"__init__": lambda self, job: None, "opened": opened, "config": None, "clock": None}
+        )
+        monkeypatch.setattr(engine, "CureEngine", made)
+        monkeypatch.setattr(engine, "prepare", lambda opened, side, *a, **k: side.mkdir(parents=True))
+        engine.prepare_next(store, 0, Silent())
+        row = store.db.execute("SELECT path, policy FROM artefact").fetchone()
+        assert tuple(row) == (str(tmp_path / "a" / "retain" / FIRST), "destroy")
+
+
+def test_a_title_goes_with_its_item_in_whatever_form_it_was_stored():
+    stored, asked = "Cafe\u0301", "Caf\u00e9"
+    ratings = {"user": ["a", "a"], "item": [stored, "b"], "rating": [4.0, 3.0], "time": [1, 2]}
+    titles = pa.table({"item": [stored, "b"], "title": ["Coffee", "Tea"]})
+    table = tables.Table(Interactions(pa.table(ratings), titles, "of before", "test"), np.zeros(2, np.int8))
+    assert table.rows("items", [(asked,)]).tolist() == [True, False]
+    assert table.titles_without([asked])["item"].to_pylist() == ["b"]
+    assert table.titles_without([]) is titles

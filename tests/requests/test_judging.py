@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+import json
 import types
 
 import numpy as np
+import pytest
 
+from curerec.recipes import load_recipe
+from curerec.requests import judging
 from curerec.requests.judging import _membership, _utility
+from curerec.requests.store import config_digest
 
 
 def width(users: np.ndarray) -> float:
@@ -41,3 +46,40 @@ def test_a_membership_without_an_interval_is_stored_without_one():
     measured = types.SimpleNamespace(metrics={"cure": {"membership_auc": 0.9}})
     found = _membership(job, split, measured)
     assert found["value"] == 0.9 and found["low"] is found["high"] is None and found["n_forget"] == 2
+
+
+@pytest.mark.parametrize("kind", ["users", None])
+def test_a_report_has_the_store_s_own_word_on_the_base_and_no_path(kind, monkeypatch):
+    """Drawn again from a table that people have left, other people would be said to be in the base."""
+    asked = {}
+
+    def recorded(opened, request, *rest, seen, **more):
+        asked.update(kind=request.kind, n=len(request.ids), seen=seen)
+        return {
+            "request": {"kind": request.kind, "share": 0.5},
+            "dataset": {},
+            "model": {"base": "/home/eve/b"},
+        }
+
+    monkeypatch.setattr(judging, "record_of", recorded)
+    recipe = load_recipe("demo")
+    recipe = recipe.model_copy(
+        update={"data": "/home/eve/d", "model": recipe.model.model_copy(update={"base": "/home/eve/b"})}
+    )
+    opened = types.SimpleNamespace(
+        recipe=recipe, recommender=types.SimpleNamespace(base={"name": "/home/eve/b", "sha256": "0"})
+    )
+    job = types.SimpleNamespace(
+        kind=kind,
+        n_ids=3,
+        method="cure",
+        seed=0,
+        pseudonym="keyed:b-1",
+        table=types.SimpleNamespace(public="stored"),
+    )
+    report = judging._report(job, opened, None, None, None, verdict={}, output="", update={})
+    assert asked == {"kind": kind or "interactions", "n": 3, "seen": "stored"}
+    assert report["request"] == {"kind": kind, "share": 0.5 if kind else None, "digest": "keyed:b-1"}
+    about = judging._about(opened)
+    assert "/home/eve" not in json.dumps([report, about])
+    assert about["algorithm"]["config_sha256"] == config_digest(about["algorithm"]["config"])

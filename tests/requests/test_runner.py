@@ -8,7 +8,7 @@ import shutil
 import numpy as np
 import pytest
 import yaml
-from made_store import adapter_bytes, bytes_under, made_data, made_store, stand, states, users
+from made_store import adapter_bytes, bytes_under, made_data, made_store, predicates, stand, states, users
 
 from curerec.data.table import interactions
 from curerec.errors import DataError, ModelError, RefusedError, RequestError, StorageError
@@ -275,6 +275,34 @@ def test_deleted_rows_do_not_come_back(root):
         assert "new000" in table.data.users.tolist() and (table.part == 6).sum() == from_new
         assert run(store, stand(), retrain=True)[0].committed and not (store.table().part == 6).any()
     sound(root)
+
+
+def test_a_batch_s_report_counts_each_entry_once_and_none_that_is_gone(root):
+    seen = []
+
+    class Looks(stand()):  # type: ignore[misc]
+        def __init__(self, job):
+            seen.append((job.kind, job.n_ids))
+            super().__init__(job)
+
+    with Store(root) as store:
+        for asked in (users(1, 2), users(2, 3), users(1, 2, 3)):
+            store.ledger.add(asked)
+        assert run(store, Looks)[0].committed and seen == [("users", 3)]
+        for asked in (users(4), Asked("items", (("itm4",),))):
+            store.ledger.add(asked)
+        assert run(store, Looks)[0].committed and seen[1:] == [(None, 2)]
+
+
+def test_a_committed_report_says_what_the_record_does(root):
+    with Store(root) as store:
+        store.ledger.add(users(1))
+        done = run(store, stand(verified=None), retrain=True)
+        assert done[0].committed
+        report = json.loads((root / "reports" / done[0].batch / "record.json").read_text())
+        limits = predicates(store)[-1]["limits"]
+    assert report["verdict"]["promoted"] is True
+    assert report["verdict"]["notes"] == limits and "not a condition" in limits[-1]
 
 
 def of_rows(rows):

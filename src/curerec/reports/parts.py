@@ -295,7 +295,14 @@ class Check(Part):
 
 
 class Verdict(Part):
-    """``verified`` is None where nothing could be judged."""
+    """``verified`` is None where nothing could be judged.
+
+    Attributes:
+        promoted: a store put the version in force by its policy, whatever single checks say.
+        notes: what the store's record says besides.
+    """
 
     verified: bool | None = None
     checks: list[Check] | None = None
+    promoted: bool | None = None
+    notes: list[str] | None = None

@@ -84,6 +84,8 @@ def verdict(record: Record, residual: float | None = None) -> tuple[str, str, st
     if record.request.other:
         named = "what other requests named, and is judged by one for"
         done = f"the model was changed to forget {named} {asked_for(record)}"
+    if is_retrain(record.method):
+        return _of_a_retrain(record, f"a model was trained anew without {asked_for(record)}{took}")
     if record.verdict.verified is True:
         # The checks use D_f, D_c and D_v alone, also where retrains were made for the other figures.
         against = "that need no retrained model"
@@ -109,6 +111,32 @@ def verdict(record: Record, residual: float | None = None) -> tuple[str, str, st
     )
     because = reason or open_checks
     return "open", "Not judged", f"{_capital(done)}; how completely it forgot was not judged: {because}."
+
+
+USE = ("utility", "calibration")  # the checks that a model which never saw the data must pass as well
+
+
+def _of_a_retrain(record: Record, done: str) -> tuple[str, str, str]:
+    """The verdict on a model that never saw what was deleted: only its use is in question.
+
+    The other checks are made for models that did, and refuse some of these by chance.
+    """
+    checks = record.verdict.checks or []
+    failed = [c.name.replace("_", " ") for c in checks if c.passed is False]
+    undecided = [c.name.replace("_", " ") for c in checks if c.passed is None]
+    worse = [name for name in failed if name in USE]
+    if worse and not record.verdict.promoted:
+        return "no", "Not verified", f"{_capital(done)}, but it is of less use ({', '.join(worse)})."
+    others = []
+    if failed:
+        others.append(f"{len(failed)} failed ({', '.join(failed)})")
+    if undecided:
+        others.append(f"{len(undecided)} could not be decided ({', '.join(undecided)})")
+    text = f"{_capital(done)}: it never saw them, so its use alone is judged."
+    if others:
+        of = f.plural(len(checks), "check")
+        text += f" Of {of} for models that did see them, {' and '.join(others)}, which says nothing here."
+    return "yes", "Trained anew", text
 
 
 @dataclass(frozen=True)
@@ -206,7 +234,9 @@ def not_claimed(record: Record) -> list[tuple[str, str]]:
         (
             "Not that it stays forgotten",
             "Verified does not mean as close as retraining, nor that further training cannot bring back what "
-            "was forgotten.",
+            "was forgotten."
+            if not is_retrain(record.method)
+            else "What is trained on later may hold the same data again.",
         ),
         (
             "Not exact",

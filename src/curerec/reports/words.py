@@ -43,6 +43,8 @@ def request(record: Record) -> list[str]:
         asking = f"{f.count(asked.n_examples)} ask about those ratings"
         named += f" Of the recommender's{of} training examples, {asking}."
     aim = "The aim is a model that answers as if it had never seen any of them, without training it anew."
+    if is_retrain(record.method):
+        aim = "The model was trained anew without them: it answers as one that has never seen any of them."
     if not asked.n_base_interactions:
         return [named, aim]
     were = "was" if asked.n_base_interactions == 1 else "were"
@@ -114,6 +116,10 @@ def membership(record: Record) -> list[str]:
         digits = 0 if paired else _telling(low, high, aim)
         between = f"between {_in_100(low, digits)} and {_in_100(high, digits)}"
         meaning = paired or _by_itself(low, high, aim, _in_100(aim, digits) + whose)
+        if is_retrain(record.method):  # what else it may be like is no trace
+            meaning = (
+                "It never saw the deleted data, so wherever that lies is chance, or how those people are."
+            )
         found += f" The sample is large enough to place the true figure {between}. {meaning}"
     text.append(found)
     if ours.membership_tpr_at_fpr_01 is not None:
@@ -221,6 +227,8 @@ def time(record: Record) -> list[str]:
         ratio = record.retrain_s / ours.t_total_s
         faster = f"{f.times(ratio)} times as long" if ratio >= 1 else f"{f.percent(ratio)} of that"
         text += f" Retraining on the same machine took {f.seconds(record.retrain_s)}: {faster}."
+    elif is_retrain(record.method):
+        text += " It is a training anew."
     elif ours.retrain_ratio is not None:
         text += f" That is {f.percent(ours.retrain_ratio)} of the time that retraining takes."
     else:
@@ -270,8 +278,9 @@ def circuit(record: Record) -> Explained:
         return Explained([f"There is no circuit to show ({why(record, 'circuit')})."], [])
     size = c.size if c.size is not None else len(c.modules or [])
     text = [
-        "The circuit is the smallest set of parts (attention heads and MLPs) that carries a recommendation. "
-        "Its parts are framed on the map of section 2."
+        "Parts (attention heads and MLPs) are ranked by how much of a recommendation each of them carries. "
+        "The circuit is the shortest run from the top of that list that was found to carry one together. Its "
+        "parts are framed on the map of section 2."
     ]
     if c.n_fixed:
         text.append(
@@ -285,7 +294,7 @@ def circuit(record: Record) -> Explained:
             f.percent(c.faithfulness),
             c.faithfulness,
             "of the answer is kept when every other part is fed altered input (faithfulness, measured on "
-            "prompts that had no say in choosing the parts).",
+            "prompts that did not rank the parts; they chose how many).",
         ),
         (
             f.percent(c.completeness),
@@ -311,22 +320,32 @@ def circuit(record: Record) -> Explained:
     ]
     pairs = {k: v for k, v in (c.pairs or {}).items() if v is not None}
     if pairs:
-        meanings = {
-            "kept": "pairs used",
-            "moved": "moved the answer",
-            "flipped": "turned it round",
-            "unaligned": "dropped, because no replacement of equal length was found",
-        }
-        listed = [f"{f.count(pairs[k])} {meaning}" for k, meaning in meanings.items() if k in pairs]
-        listed += [f"{f.count(v)} {k}" for k, v in pairs.items() if k not in meanings]
         text.append(
             "To find it, prompts were altered: the earlier likes or dislikes that speak for the answer, "
             "found on the graph of users and items, gave way to equally popular items that do not. Pairs of "
-            f"a prompt and its altered twin: {', '.join(listed)}."
+            f"a prompt and its altered twin: {_pairs(pairs)}."
         )
     if c.reads:
         text.append(_heads_read(c.reads))
     return Explained(text, [(shown, meaning) for shown, value, meaning in explained if finite(value)])
+
+
+def _pairs(pairs: dict[str, int]) -> str:
+    """What became of the pairs; of which of them some was counted."""
+    moved = {"moved": "moved the answer", "fell": "weakened it", "flipped": "turned it round"}
+    groups: list[dict[str, str]] = [
+        {"made": "made"},
+        moved,
+        {"kept": "pairs used", "judged": "of them to judge"},
+        {"unaligned": "dropped, because no replacement of equal length was found"},
+    ]
+    named = {k for group in groups for k in group}
+    groups.append({k: k for k in pairs if k not in named})
+    listed = [[f"{f.count(pairs[k])} {said}" for k, said in g.items() if k in pairs] for g in groups]
+    if listed[1] and "made" in pairs:
+        # Records from before the weakened ones were counted hold figures of the judging half.
+        listed[1][0] = ("of these " if "fell" in pairs else "of those that judge ") + listed[1][0]
+    return "; ".join(", ".join(group) for group in listed if group)
 
 
 _PROMPT_PARTS = {"liked": "the liked list", "disliked": "the disliked list", "candidate": "the candidate"}

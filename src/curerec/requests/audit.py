@@ -231,9 +231,12 @@ def _requests(store: Store, links: list[Link], found: list[str]) -> None:
     busy = {r["id"] for r in store.db.execute("SELECT id FROM batch WHERE state = 'committing'")}
     known = {row["id"] for row in rows}
     _against_records([dict(row) for row in rows if row["batch"] not in busy], known, links, found)
-    gone = {one.request for one in links if one.action == "shred"}
+    # The record's own word, as in `_reports`.
+    gone = {_get(_predicate(one), "request", "id") for one in links if one.action == "shred"}
     if gone != {row["id"] for row in rows if row["shredded"]}:
         found.append("ledger: the requests whose keys are destroyed are not those of the records")
+    if any(isinstance(name, str) and (store.root / "keys" / name).exists() for name in gone):
+        found.append("keys: one that a record says is destroyed is there, as a backup may bring it back")
     left = store.db.execute(
         "SELECT count(*) FROM subject JOIN request ON id = request WHERE state IN ('committed', 'cancelled')"
     ).fetchone()[0]

@@ -28,6 +28,8 @@ from curerec.requests.stages import ADAPTER
 from curerec.requests.store import CURRENT, Store
 from curerec.requests.table import Entry, Table
 
+OLD = "old"  # meta: what the last decision said becomes of versions with forgotten influence
+
 
 class Counts(TypedDict):
     """Rows that a request deletes.
@@ -122,6 +124,7 @@ def prepare(store: Store, plan: Plan) -> None:
             store.append(one)
         ledger.set_meta("version", version)
         ledger.set_meta("data", data)
+        ledger.set_meta(OLD, store.policy.old)
         db.execute(
             "UPDATE batch SET state = 'committing', stage = 'commit', version_after = ?, data_after = ?, "
             "decided = ? WHERE id = ?",
@@ -172,7 +175,7 @@ def finish(store: Store, batch: str) -> None:
 
 def destroy_unlawful(store: Store) -> None:
     """Destroy or quarantine every version with influence that was to be forgotten."""
-    policy = store.policy.old
+    policy = store.ledger.meta(OLD) or store.policy.old  # as decided: the record says what becomes of them
     for row in store.db.execute("SELECT id FROM version WHERE state = 'unlawful'").fetchall():
         folder = store.root / "versions" / row["id"]
         aside = store.root / "quarantine" / row["id"]
@@ -219,6 +222,8 @@ def _report(store: Store, plan: Plan) -> dict[str, str]:
     content = plan.answers.get("verdict", {}).get("report")
     if content is None:
         return {}
+    decided = {"promoted": True, "notes": plan.limits[None]}
+    content = {**content, "verdict": {**content.get("verdict", {}), **decided}}
     folder = store.root / "reports" / plan.batch
     with durable.storing("report"):
         folder.mkdir(mode=0o700, exist_ok=True)

@@ -34,6 +34,7 @@ from curerec.requests.judging import judged
 from curerec.requests.kept_answers import handed_on
 from curerec.requests.lock import runner
 from curerec.requests.opening import opened_version
+from curerec.requests.retain_sides import list_retain_sides
 from curerec.requests.stage_files import read_circuit, read_groups, stored_circuit, stored_groups
 from curerec.requests.stages import RETRAIN, Job
 
@@ -61,7 +62,10 @@ def prepare_next(store: stores.Store, seed: int, reporter: Reporter) -> None:
         job = Job(folder, table, nothing, "cure", seed, base, reporter=reporter, recipe=recipe)
         engine = CureEngine(job)
         side = retain_side_at(engine.opened.recommender.card["weights_sha256"])
-        prepare(engine.opened, side, engine.config, seed=seed, clock=engine.clock)
+        try:
+            prepare(engine.opened, side, engine.config, seed=seed, clock=engine.clock)
+        finally:
+            list_retain_sides(store)  # now: the process of the next commit may have another cache
 
 
 class CureEngine:

@@ -23,6 +23,7 @@ from curerec.records import ForgetRequest, ForgetSplit, Outcome, Recommender
 from curerec.requests.opening import base_of
 from curerec.requests.stage_files import read_circuit, read_groups
 from curerec.requests.stages import Job
+from curerec.requests.store import config_digest
 from curerec.result import STAGE, result_of
 
 BEFORE = ("circuit", "groups", "update")
@@ -77,14 +78,21 @@ def judged(
 
 def _about(opened: Opened) -> dict[str, Any]:
     """Algorithm, base, versions and machine, as the ledger has them."""
-    config = opened.recipe.model_dump(mode="json")
-    config.pop("data")  # a path may name the machine
+    config = _config(opened)
     return {
-        "algorithm": {"config_sha256": opened.recipe.digest, "config": config},
+        "algorithm": {"config_sha256": config_digest(config), "config": config},
         "base": base_of(opened),
         "versions": versions(),
         "machine": machine(),
     }
+
+
+def _config(opened: Opened) -> dict[str, Any]:
+    """The recipe in force, without paths: they may name the machine, or who works on it."""
+    config = opened.recipe.model_dump(mode="json")
+    config.pop("data")
+    config["model"]["base"] = Path(config["model"]["base"]).name
+    return config
 
 
 def _outcome(job: Job, opened: Opened, config: Any, before: Stages, loaded: Recommender) -> Outcome:
@@ -120,7 +128,8 @@ def _report(
     update: dict[str, Any],
 ) -> dict[str, Any]:
     """The record of the request, without what would tell who asked."""
-    asked = ForgetRequest(job.kind, ("withheld",) * max(1, job.n_ids))  # type: ignore[arg-type]
+    kind: Any = job.kind or "interactions"  # of several kinds, which the record then has as none
+    asked = ForgetRequest(kind, ("withheld",) * max(1, job.n_ids))
     report = record_of(
         opened,
         asked,
@@ -133,11 +142,15 @@ def _report(
         verdict_part=verdict,
         output=output,
         update=update,
+        seen=job.table.public,
     )
+    if job.kind is None:
+        report["request"] |= {"kind": None, "share": None}
     # Both digests are unkeyed: who guesses the deleted rows could test the guess by them.
     report["request"]["digest"] = job.pseudonym
     report["dataset"]["fingerprint"] = "withheld"
-    report["config"].pop("data")
+    report["model"]["base"] = Path(report["model"]["base"]).name
+    report["config"] = _config(opened)
     return report
 
 

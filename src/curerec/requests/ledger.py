@@ -249,20 +249,19 @@ class Ledger:
         """
         with transaction(self.db):
             state = self.get(request)["state"]
-            if state == "cancelled":
-                return
-            if state not in WAITING:
+            if state not in (*WAITING, "cancelled"):
                 mend = "`curerec request show` says what becomes of it"
                 raise RefusedError(f"is {state}, too late to cancel it", where=request, mend=mend)
-            self.db.execute(
-                "UPDATE request SET state = 'cancelled', finished = ?, detail = NULL, reason = NULL "
-                "WHERE id = ?",
-                (now(), request),
-            )
-            self.db.execute("DELETE FROM subject WHERE request = ?", (request,))
-            require_rewrite(self.db)
-            self.tell("request", "cancelled", request=request)
-        forget_pages(self.db)
+            if state != "cancelled":
+                self.db.execute(
+                    "UPDATE request SET state = 'cancelled', finished = ?, detail = NULL, reason = NULL "
+                    "WHERE id = ?",
+                    (now(), request),
+                )
+                self.db.execute("DELETE FROM subject WHERE request = ?", (request,))
+                require_rewrite(self.db)
+                self.tell("request", "cancelled", request=request)
+        forget_pages(self.db)  # also of one that was cut off before it came here
 
     def tell(
         self,

@@ -260,13 +260,15 @@ def register(store: Store, path: Path, *, kind: str, policy: str) -> None:
         mend = "Without it no version can be loaded; it is not changed by a request"
         raise RequestError("holds the base model of this store, or is of it", where="artefact", mend=mend)
     # Under the lock, so that what a commit destroys is what its record lists.
-    with runner(store.lock), transaction(store.db) as db:
-        db.execute(
-            "INSERT INTO artefact (path, kind, policy) VALUES (?, ?, ?) "
-            "ON CONFLICT (path) DO UPDATE "
-            "SET kind = excluded.kind, policy = excluded.policy, state = 'there'",
-            (str(full), kind, policy),
-        )
+    with runner(store.lock):
+        recover(store)  # a commit that was cut off after its decision destroys what its record lists
+        with transaction(store.db) as db:
+            db.execute(
+                "INSERT INTO artefact (path, kind, policy) VALUES (?, ?, ?) "
+                "ON CONFLICT (path) DO UPDATE "
+                "SET kind = excluded.kind, policy = excluded.policy, state = 'there'",
+                (str(full), kind, policy),
+            )
 
 
 def _base(store: Store) -> Path | None:

@@ -6,8 +6,6 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 from curerec.interactions import Interactions
 from curerec.machine import versions
 from curerec.opened import check_as_trained, open_recommender
@@ -17,7 +15,7 @@ from curerec.requests import store as stores
 from curerec.requests.opening import base_of, settings_of
 from curerec.requests.policy import Policy
 from curerec.requests.table import of_split
-from curerec.splitting import users_by_part
+from curerec.splitting import base_rows
 
 
 def init(
@@ -48,8 +46,7 @@ def init(
     opened = open_recommender(recommender, data, base=base)
     check_as_trained(opened)
     settings_of(opened.recipe, policy.recipe)  # refused now, not when a request is due
-    public = users_by_part(data, opened.recipe.split)[0] if opened.recipe.split.public_share else np.array([])
-    table = of_split(data, opened.split, public)
+    table = of_split(data, opened.split, base_rows(data, opened.recipe))
 
     def fill(folder: Path) -> dict[str, Any]:
         stores.copy_files(recommender, folder)

@@ -279,7 +279,8 @@ def _try(
                 return (spent,)
             if not _touches_targets(table, deleted):
                 return (ONLY_HISTORIES,)
-        kinds = {kind for kind, _ in requests.values()}
+        named = {(kind, e) for kind, entries in requests.values() for e in _there(table, kind, entries)}
+        kinds = {kind for kind, _ in named}
         job = Job(
             store.version_folder(),
             table,
@@ -287,8 +288,8 @@ def _try(
             method,
             seed,
             store.ledger.meta("base"),
-            kinds.pop() if len(kinds) == 1 else "interactions",
-            sum(len(entries) for _, entries in requests.values()),
+            kinds.pop() if len(kinds) == 1 else None,
+            len(named),
             f"keyed:{batch}",
             _Told(store, batch, reporter),
             store.policy.keep_answers,
@@ -317,6 +318,11 @@ def _try(
     prepare(store, plan)
     finish(store, batch)
     return ()
+
+
+def _there(table: Table, kind: str, entries: list[Entry]) -> list[Entry]:
+    """Those of which a row is left; requests overlap, and one may have been carried out meanwhile."""
+    return [entry for entry, has in zip(entries, table.has(kind, entries), strict=True) if has]
 
 
 def _counts(table: Table, deleted: np.ndarray, absent: int) -> Counts:

@@ -38,7 +38,8 @@ class Job:
         deleted: bool [n_rows].
         method, seed: which algorithm, and its random numbers.
         base: folder of the base model, if its name does not find it.
-        kind, n_ids: of the request, for the report.
+        kind, n_ids: of the request, for the report: None where it is of several kinds; entries of which a row
+            is left, each once.
         pseudonym: stands for the request in the report.
         reporter: told of progress.
         keep_answers: of the policy.
@@ -52,7 +53,7 @@ class Job:
     method: str
     seed: int
     base: str | None = None
-    kind: str = "users"
+    kind: str | None = "users"
     n_ids: int = 0
     pseudonym: str = ""
     reporter: Reporter = field(default_factory=Silent)

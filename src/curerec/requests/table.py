@@ -15,7 +15,6 @@ from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from curerec.data import durable
@@ -145,8 +144,13 @@ class Table:
 
     def titles_without(self, items: Iterable[str]) -> pa.Table:
         """The catalogue less the titles of some items."""
-        titles, gone = self.data.titles, pa.array(list(items), pa.string())
-        return titles.filter(pc.invert(pc.is_in(titles["item"], value_set=gone))) if len(gone) else titles
+        titles, gone = self.data.titles, list(items)
+        if not gone:
+            return titles
+        left = np.ones(titles.num_rows, bool)
+        codes = codes_in(self.data.item_ids, gone)  # also in another Unicode form, as rows are found
+        left[codes[codes >= 0]] = False
+        return titles.filter(pa.array(left))
 
     def of(self, edited: Edited) -> Table:
         """The table edited, in memory."""
@@ -172,10 +176,9 @@ def of_split(data: Interactions, split: Split, public: np.ndarray) -> Table:
     Args:
         data: its interactions.
         split: of its training.
-        public: codes of the users that only its base saw.
+        public: bool [n_rows], rows that its base was pre-trained on.
     """
-    part = np.zeros(len(data), np.int8)
-    part[np.isin(data.user_code, public)] = PARTS.index("public")
+    part = np.where(public, np.int8(PARTS.index("public")), np.int8(0))
     for name in ("train", "control", "valid", "test"):
         part[getattr(split, name).target] = PARTS.index(name)
     return Table(data, part, split.train.places)

@@ -3,6 +3,7 @@
 const STAGES = ["circuit", "groups", "update", "verdict", "commit"];
 const WORDS = { open: "waiting", running: "under way", held: "held, not verified", committed: "done", cancelled: "cancelled" };
 const LIMIT = 500;
+const AGAIN_MS = 3000;
 const within = new Map(); // batch -> share of its stage that is done
 const byId = (id) => document.getElementById(id);
 let source = null;
@@ -94,15 +95,21 @@ function fact(name, value) {
   return group;
 }
 
-function next(status, waiting) {
+function next(status, counts) {
   const rule = status.schedule;
+  const inMinutes = Math.max(1, Math.round(rule.every_s / 60));
   if (status.retrain_due) return status.retrain_due.replaceAll("`", "");
   if (status.running) return "a run is under way";
   if (rule.failures) return "the last run broke off; it is tried again";
-  if (!waiting) return "nothing is due";
-  if (rule.every_s !== null) return "a run, at most every " + Math.max(1, Math.round(rule.every_s / 60)) + " min";
-  if (rule.before_days !== null) return "a run, " + rule.before_days + " day(s) before a date";
-  return "waits for a run by hand";
+  const said = [];
+  // What is held is not tried again by itself: the same batch is judged the same.
+  if (counts.open && rule.every_s !== null) said.push("a run, at most every " + inMinutes + " min");
+  else if (counts.open && rule.before_days !== null) said.push("a run, " + rule.before_days + " day(s) before a date");
+  else if (counts.open) said.push("waits for a run by hand");
+  if (counts.held && rule.retrain_before_days !== null) {
+    said.push("for what is held, a retrain " + rule.retrain_before_days + " day(s) before its date");
+  } else if (counts.held) said.push("held until more comes in, or a retrain, or the policy allows it");
+  return said.join("; ") || "nothing is due";
 }
 
 async function show() {
@@ -124,7 +131,7 @@ async function show() {
     fact("Version in force", status.version.slice(0, 16)),
     fact("Drift since the last training", drift.distance.toFixed(3) + " of " + drift.distance_budget),
     fact("Records in the chain", String(status.records)),
-    fact("Next", next(status, waiting))
+    fact("Next", next(status, counts))
   );
   byId("login").hidden = true;
   byId("content").hidden = false;
@@ -148,7 +155,20 @@ function listen(after) {
       if (bar.dataset.batch === told.batch) bar.value = progressOf(told.batch, bar.dataset.stage);
     }
   });
-  source.addEventListener("error", soon); // lost: the look says whether the service or the session is gone
+  source.addEventListener("error", () => {
+    soon(); // lost: the look says whether the service or the session is gone
+    // A browser tries again by itself only where the connection broke, not where a proxy answered with an error.
+    if (source.readyState === EventSource.CLOSED) again();
+  });
+}
+
+function again() {
+  setTimeout(() => {
+    show().then(listen).catch((error) => {
+      failed(error);
+      if (error.message !== "login") again();
+    });
+  }, AGAIN_MS);
 }
 
 function failed(error) {
