@@ -88,6 +88,7 @@ def make_shadows(
     halves = halved(len(under), count, seed=seed)
     about = {
         "recommender": opened.recommender.card.get("weights_sha256"),
+        "titles": opened.data.titles_digest,
         "deleted": hashlib.sha256(np.packbits(split.deleted).tobytes()).hexdigest(),
         "recipe": opened.recipe.model.model_dump(mode="json"),
         "pool": pool,
@@ -115,7 +116,7 @@ def make_shadows(
                 valid=split.valid,
                 test=split.valid,  # no method is given a test part; nothing is to be had from it here
                 deleted=split.deleted,
-                retain_before=split.retain_before,
+                retain_before=None,  # a shadow was fine-tuned on the histories without what is deleted
             )
             task = task_for(
                 replace(opened, recommender=replace(opened.recommender, model=shadow)), mine, seed=k

@@ -67,6 +67,15 @@ def test_parquet_of_parts(packed, made_path, tmp_path):
     assert read(tmp_path / "out").fingerprint == data.fingerprint
 
 
+def test_titles_are_not_taken_from_elsewhere_where_there_are_own_ones(packed, made_path, tmp_path):
+    out, _ = packed
+    titles = next(made_path.data.glob("titles.*"), None) or next(made_path.data.glob("*item*"))
+    for data in (out, "ml-100k"):
+        asked = ("pack", "--data", data, "--titles", titles, "--out", tmp_path / "new")
+        refused(curerec(*asked), "Leave titles (--titles) out")
+    assert not (tmp_path / "new").exists()
+
+
 def test_what_is_there_is_not_replaced(made_path, packed, tmp_path):
     out, _ = packed
     with untouched(made_path.data), untouched(out):

@@ -150,6 +150,23 @@ def test_open_quote(tmp_path):
     assert fails(tmp_path).startswith(f"{layout.titles}, row 3: a double quote is opened")
 
 
+@pytest.mark.parametrize("separator", [",", "\t"])
+def test_a_quote_inside_a_field_opens_nothing(separator, tmp_path):
+    """Whether their number is odd or even: inches, and names that are called something."""
+    suffix = "csv" if separator == "," else "tsv"
+    (tmp_path / f"ratings.{suffix}").write_text(separator.join(["user", "item", "rating\n1", "1", "5\n"]))
+    titles = ['The 5" Disk', 'A 7" and a 5" one', '"Quoted" start', 'Ends in "', "Plain"]
+    rows = "".join(f"{k}{separator}{title}\n" for k, title in enumerate(titles))
+    (tmp_path / f"titles.{suffix}").write_text(f"item{separator}title\n{rows}")
+    want = [title.replace('"Quoted"', "Quoted") for title in titles]
+    assert read(tmp_path).titles["title"].to_pylist() == want
+    for opened in (f'7 inch 5" x{separator}"open', f'8{separator}"open'):
+        (tmp_path / f"titles.{suffix}").write_text(
+            f"item{separator}title\n{rows}{opened}\n9{separator}Next\n"
+        )
+        assert fails(tmp_path).startswith(f"titles.{suffix}, row 7: a double quote is opened")
+
+
 def test_two_open_quotes_do_not_swallow_the_rows_between(tmp_path):
     """The second would close the first, in a column that nobody reads."""
     (tmp_path / "titles.csv").write_text("item,title\n1,A\n2,B\n")
@@ -185,7 +202,7 @@ def test_unknown_folders_and_files(tmp_path):
     assert fails(tmp_path).startswith("interactions.parquet: is no parquet file")
     (tmp_path / "a.inter").touch()
     (tmp_path / "b.inter").touch()
-    assert "several .inter files" in fails(tmp_path)
+    assert "several ratings files (a.inter, b.inter, interactions.parquet)" in fails(tmp_path)
 
 
 def test_parquet_rows_count_from_one(tmp_path):

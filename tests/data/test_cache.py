@@ -88,6 +88,19 @@ def test_two_at_once_agree(small, offer, tmp_path):
     assert load(NAME, cache=tmp_path).fingerprint == small.fingerprint
 
 
+def test_the_second_of_two_first_fetches_leaves_the_folder_of_the_first(tmp_path):
+    """Which may be read by then: moved away, its files would be gone in the middle."""
+    target = tmp_path / NAME
+    with cache.staging(tmp_path, NAME) as one, cache.staging(tmp_path, NAME) as two:
+        for stage, words in ((one, "first"), (two, "second")):
+            (stage / "u.data").write_text(words)
+        cache.publish(one, target, {})
+        there = target.stat().st_ino
+        assert cache.publish(two, target, {}) == target
+    assert target.stat().st_ino == there and (target / "u.data").read_text() == "first"
+    assert cache.manifest(target) is not None and [p.name for p in tmp_path.iterdir()] == [NAME]
+
+
 @pytest.mark.parametrize(
     ("number", "what"), [(errno.ENOSPC, "disk is full"), (errno.EACCES, "cache cannot be written")]
 )

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import shutil
 
 import numpy as np
 import pyarrow as pa
@@ -18,6 +17,7 @@ from curerec.data.packed import open_packed, pack_table
 from curerec.data.push import liked_graph_on_disk, push
 from curerec.data.readers import pack, read
 from curerec.data.splits import per_user_roles, per_user_split
+from curerec.data.table import interactions
 from curerec.errors import CurerecError, DataError, RequestError
 from curerec.recipe import SplitConfig
 from curerec.records import ForgetRequest
@@ -80,13 +80,17 @@ def test_the_table_is_the_one_in_memory(folder, made, tmp_path):
 def test_texts_of_any_type(folder, made, tmp_path, kind):
     """Other writers than Spark leave views, in which pyarrow does not look things up."""
     (tmp_path / "in").mkdir()
-    shutil.copy(folder / "titles.parquet", tmp_path / "in")
     rows = pq.read_table(folder / "interactions.parquet")
+    titles = pq.read_table(folder / "titles.parquet")
     for name in ("user", "item"):
         text = rows[name].cast(pa.string()).cast(kind)
         rows = rows.set_column(rows.column_names.index(name), name, text)
+    for k, name in enumerate(("item", "title")):
+        titles = titles.set_column(k, name, titles[name].cast(pa.string()).cast(kind))
     pq.write_table(rows, tmp_path / "in" / "interactions.parquet")
-    assert pack(tmp_path / "in", tmp_path / "out").fingerprint == made.fingerprint
+    pq.write_table(titles, tmp_path / "in" / "titles.parquet")
+    for data in (pack(tmp_path / "in", tmp_path / "out"), read(tmp_path / "in")):
+        assert data.fingerprint == made.fingerprint and data.titles.equals(made.titles)
 
 
 @pytest.mark.parametrize("ids", ["integers", "text", "blanks", "forms"])
@@ -137,6 +141,67 @@ def test_time_stamps_are_of_one_unit_in_all_pieces(tmp_path, zone, fraction):
     made = pack(folder, tmp_path / "out", progress=lambda *done: told.append(done))
     same(made, read(folder))
     assert made.items[made.item_code].tolist() == ["1a", "0a", "1b", "0b"] and told[-1] == (24, 24)
+
+
+@pytest.mark.parametrize("column", ["user", "time"])
+def test_partitions_are_columns(tmp_path, column):
+    """As Spark and Hive write them: what stands in the name of a folder is in none of its files."""
+    rng = np.random.default_rng(2)
+    values = {"user": np.repeat([7, 10, 9], 8), "item": np.tile(np.arange(8), 3)}
+    values |= {"rating": rng.integers(1, 6, 24), "time": rng.integers(0, 5, 24)}
+    rows, folder = pa.table(values), tmp_path / "in"
+    pq.write_to_dataset(rows, folder / "ratings.parquet", partition_cols=[column])
+    ids = [str(k) for k in range(8)]
+    titles = pa.table({"item": ids, "title": ids})
+    pq.write_table(titles, folder / "titles.parquet")
+    want = interactions(*(rows[name] for name in values), titles, name="x", source="y")
+    data = read(folder)
+    same(data, want)
+    same(pack(folder, tmp_path / "out"), data)
+
+
+def in_parts(folder, *parts):
+    """Ratings in parts of these columns."""
+    (folder / "interactions.parquet").mkdir(parents=True)
+    for name, rows in zip(("part-2", "part-10"), parts, strict=True):
+        pq.write_table(pa.table(rows), folder / "interactions.parquet" / f"{name}.parquet")
+    pq.write_table(pa.table({"item": ["b", "c"], "title": ["B", "C"]}), folder / "titles.parquet")
+    return folder
+
+
+@pytest.mark.parametrize("first", [True, False])
+def test_parts_of_different_columns_are_refused(tmp_path, first):
+    """One part would say for all whether there are times."""
+    timed = {"user": ["u"], "item": ["b"], "rating": [5.0], "time": [9]}
+    plain = {"user": ["u"], "item": ["c"], "rating": [5.0]}
+    folder = in_parts(tmp_path / "in", *((timed, plain) if first else (plain, timed)))
+    for to_do in (lambda: read(folder), lambda: pack(folder, tmp_path / "out")):
+        with pytest.raises(DataError, match=r"^interactions.parquet: has parts of different columns. Write"):
+            to_do()
+    assert not (tmp_path / "out").exists()
+
+
+def test_parts_without_times_have_no_order(tmp_path):
+    """part-10 would come before part-2."""
+    rows = [{"user": ["u"], "item": [item], "rating": [5.0]} for item in "bc"]
+    folder = in_parts(tmp_path / "in", *rows)
+    for to_do in (lambda: read(folder), lambda: pack(folder, tmp_path / "out")):
+        with pytest.raises(DataError, match=r"has several parts and no column time. Write the times"):
+            to_do()
+    none = {name: pa.array([], pa.array(values).type) for name, values in rows[0].items()}
+    folder = in_parts(tmp_path / "one", none, rows[0])  # Spark leaves parts without rows
+    same(pack(folder, tmp_path / "out"), read(folder))
+
+
+def test_titles_of_packed_or_public_ratings_are_not_left_out_unsaid(place, tmp_path):
+    pq.write_table(DATA.titles, tmp_path / "titles.parquet")
+    for to_do in (
+        lambda: read(place, titles=tmp_path / "titles.parquet"),
+        lambda: pack(place, tmp_path / "out", titles=tmp_path / "titles.parquet"),
+        lambda: curerec.load("ml-100k", cache=tmp_path, offline=True, titles=tmp_path / "titles.parquet"),
+    ):
+        with pytest.raises(DataError, match=r"Leave titles \(--titles\) out"):
+            to_do()
 
 
 def test_it_tells_how_far_it_is(folder, tmp_path):
@@ -245,7 +310,7 @@ BAD = {
     "no title": ({"user": ["a", "a"], "item": ["b", "z"], "rating": [1.0, 1.0]}, "row 2: rates an item"),
     "times elsewhere": (
         {"user": ["a"], "item": ["b"], "rating": [1.0], "Timestamp": [9]},
-        "under another name. Name it time",
+        r"under another name \(column 4\). Name it time",
     ),
     "no rows": ({"user": [], "item": [], "rating": []}, "no interaction"),
 }
@@ -274,17 +339,18 @@ def test_parts_that_do_not_fit_are_refused_and_not_quoted(tmp_path, what):
     (folder / "interactions.parquet").mkdir(parents=True)
     users = ([1], ["somebody"]) if what == "types" else (["u"] * 50, ["v"])
     for k, user in enumerate(users):
-        rows = pa.table({"user": user, "item": ["b"] * len(user), "rating": [5.0] * len(user)})
-        pq.write_table(rows, folder / "interactions.parquet" / f"{k}.parquet")
+        rows = {"user": user, "item": ["b"] * len(user), "rating": [5.0] * len(user), "time": [k] * len(user)}
+        pq.write_table(pa.table(rows), folder / "interactions.parquet" / f"{k}.parquet")
     if what == "damaged":
         part = folder / "interactions.parquet" / "0.parquet"
         raw = bytearray(part.read_bytes())
         raw[10:60] = bytes(50)
         part.write_bytes(raw)
     pq.write_table(pa.table({"item": ["b"], "title": ["B"]}), folder / "titles.parquet")
-    with pytest.raises(DataError, match="damaged, or its parts") as refused:
-        pack(folder, tmp_path / "out")
-    assert "somebody" not in str(refused.value) and refused.value.__cause__ is None
+    for to_do in (lambda: pack(folder, tmp_path / "out"), lambda: read(folder)):
+        with pytest.raises(DataError, match="damaged, or its parts") as refused:
+            to_do()
+        assert "somebody" not in str(refused.value) and refused.value.__cause__ is None
     assert not (tmp_path / "out").exists()
 
 

@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import itertools
 import os
 import tempfile
 from pathlib import Path
 
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from curerec.data.readers import READERS, read
+from curerec.data.readers import READERS, pack, read
 from curerec.errors import DataError
 from made_ratings import LAYOUTS, RATINGS, TITLES, fails, write_parquet
 
@@ -46,16 +49,121 @@ def test_no_time_means_row_order(tmp_path):
     assert data.time.tolist() == [0, 1, 0, 1, 2]
 
 
-@pytest.mark.parametrize("name", ["timestamp", "Time"])
+#: Readers of files that may have no times, and how each may have them.
+MAYBE_TIMED = {"goodbooks": ("time", "timestamp"), "recbole": ("timestamp", "time"), "plain": ("time",)}
+ELSEWHERE = [
+    "Time",
+    "date",
+    "ts",
+    "unix_timestamp",
+    "unixReviewTime",
+    "rated_at",
+    "Date Added",
+    "event_time_",
+]
+
+
+def timed_under(folder, name, column):
+    """Ratings of which the later rows are the earlier ones, their times under this name."""
+    header = ("user", "item", "rating") if name == "parquet" else LAYOUTS[name].ratings_header[:3]
+    rows = [(user, item, f"{rating:g}", str(time)) for user, item, rating, time in RATINGS]
+    if name == "parquet":
+        write_parquet(folder)
+        pq.write_table(
+            pa.table(dict(zip([*header, column], zip(*rows, strict=True), strict=True))),
+            folder / "interactions.parquet",
+        )
+    else:
+        layout = LAYOUTS[name]
+        layout.put(layout.write(folder) / layout.ratings, layout.separator, (*header, column), rows)
+    return folder
+
+
+@pytest.mark.parametrize("name", [*MAYBE_TIMED, "parquet"])
 def test_times_under_another_name_are_not_left_out_unsaid(name, tmp_path):
     """In a file that is sorted by item the order of the rows is no time."""
-    (tmp_path / "titles.csv").write_text("item,title\n1,A\n2,B\n")
-    rows = "user,item,rating,{}\n1,1,5,20\n1,2,3,10\n"
-    (tmp_path / "ratings.csv").write_text(rows.format(name))
-    with pytest.raises(DataError, match=r"ratings.csv: has a column of times under another name"):
-        read(tmp_path)
-    (tmp_path / "ratings.csv").write_text(rows.format("time"))
-    assert read(tmp_path).ratings["item"].to_pylist() == ["2", "1"]
+    known = MAYBE_TIMED.get(name, MAYBE_TIMED["plain"])
+    for k, column in enumerate(known):
+        data = read(timed_under(tmp_path / f"known{k}", name, column))
+        assert data.time.tolist() == [10, 30, 20, 20, 40]
+        assert data.ratings["item"].to_pylist()[:2] == ["itm78", "itm77"]
+    for k, column in enumerate({*ELSEWHERE, "timestamp"} - set(known)):
+        folder = timed_under(tmp_path / f"other{k}", name, column)
+        text = fails(folder)
+        assert "has a column of times under another name (column 4)" in text and f"Name it {known[0]}" in text
+        if name == "parquet":
+            with pytest.raises(DataError, match="under another name"):
+                pack(folder, tmp_path / "out")
+
+
+def test_what_is_no_time_of_a_rating_does_not_stand_in_the_way(tmp_path):
+    names = [
+        "release_date",
+        "birth_date",
+        "published_at",
+        "runtime",
+        "watch_time",
+        "time_spent",
+        "state",
+        "at",
+    ]
+    names += ["estimate", "rating_count", "timezone", "events", "update", "year", "data"]
+    for k, name in enumerate(names):
+        assert len(read(timed_under(tmp_path / str(k), "plain", name))) == 5, name
+    titles = tmp_path / "0" / "titles.csv"
+    lines = zip(["date", "1", "2", "3"], titles.read_text().splitlines(), strict=True)
+    titles.write_text("".join(f"{line},{more}\n" for more, line in lines))
+    assert len(read(tmp_path / "0")) == 5
+
+
+PAIRS = list(itertools.combinations([*FORMATS, "parquet"], 2))
+
+
+def write_as(name, folder):
+    return write_parquet(folder) if name == "parquet" else LAYOUTS[name].write(folder)
+
+
+@pytest.mark.parametrize(("one", "other"), PAIRS)
+def test_a_folder_of_two_data_sets_is_not_read_as_the_first(one, other, tmp_path):
+    """What lay there from before would be taken, and its users for those that are meant."""
+    write_as(one, write_as(other, tmp_path))
+    ratings = {
+        name: (LAYOUTS["plain"] if name == "parquet" else LAYOUTS[name]).ratings for name in (one, other)
+    }
+    if "parquet" in ratings:
+        ratings["parquet"] = "interactions.parquet"
+    if len(set(ratings.values())) == 1:  # both call it ratings.csv, and one took the other's place
+        return
+    text = fails(tmp_path)
+    assert "holds several ratings files" in text and all(file in text for file in ratings.values())
+    for file in ratings.values():
+        assert len(read(tmp_path / file)) == 5
+
+
+def test_several_ratings_or_titles_of_one_format(tmp_path):
+    layout = LAYOUTS["plain"]
+    layout.write(tmp_path)
+    (tmp_path / "ratings.csv").write_bytes((tmp_path / layout.ratings).read_bytes())
+    assert "several ratings files (interactions.csv, ratings.csv)" in fails(tmp_path)
+    (tmp_path / "items.csv").write_text("item,colour\nitm77,red\n")  # what else is known of them
+    assert len(read(tmp_path / "ratings.csv")) == 5
+    (tmp_path / "items.csv").write_text("item,title\nitm77,Other\n")
+    text = fails(tmp_path / "ratings.csv")
+    assert text.startswith("ratings.csv: several titles files beside it (titles.csv, items.csv). Keep one")
+    assert len(read(tmp_path / "ratings.csv", titles=tmp_path / "titles.csv")) == 5
+    write_parquet(tmp_path, titles=TITLES | {"itm77": "Of the parquet"})  # titles of the ratings' own ending
+    assert read(tmp_path / "interactions.parquet").titles["title"][0].as_py() == "Of the parquet"
+
+
+@pytest.mark.parametrize("name", FORMATS)
+def test_files_that_are_published_with_the_ratings_are_no_other_ratings(name, tmp_path):
+    folder = LAYOUTS[name].write(tmp_path)
+    (folder / "tags.csv").write_text("userId,movieId,tag,timestamp\n1,1,x,1\n")
+    (folder / "to_read.csv").write_text("user_id,book_id\n1,1\n")
+    (folder / "ratings_sample.csv.gz").write_bytes(b"\x1f\x8b")
+    for other in ("u1.base", "u.user", "small.user", "users.dat", "README", "curerec-fetch.json"):
+        (folder / other).write_text("1\n")
+    assert len(read(folder)) == 5
 
 
 def test_parquet(tmp_path):

@@ -175,6 +175,16 @@ def test_e2urec_forgets_the_users_that_pythons_generator_names():
     assert len(done.forget) + len(done.retain) == len(split.train)
 
 
+def test_e2urec_has_no_order_without_times():
+    """Each user's times would be 0, 1, 2, ...: the latest examples are those of whoever rated the most."""
+    users, items = DATA.users[DATA.user_code].tolist(), DATA.items[DATA.item_code].tolist()
+    titles = dict(zip(*DATA.titles.to_pydict().values(), strict=True))
+    data = interactions(users, items, DATA.rating, None, titles, name="made", source="test")
+    with pytest.raises(DataError, match=r"^made: has no times.*per-user split"):
+        e2urec_split(data, window=60)
+    assert len(per_user_split(data).train)
+
+
 @pytest.mark.slow
 @pytest.mark.shared
 @pytest.mark.skipif(not SHARED.is_dir(), reason="no shared data: set CUREREC_DATA")

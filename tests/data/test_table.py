@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import datetime
+import decimal
 import hashlib
 import time
 from dataclasses import replace
@@ -13,6 +14,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from curerec.data import columns as module
 from curerec.data.columns import Origin
 from curerec.data.forget import deleted_rows
 from curerec.data.table import interactions
@@ -72,6 +74,66 @@ def test_ids_of_any_type():
     want = columns(build(["1", "2"], ["1", "2"], [1, 2], [0, 0]))
     for users in ([1, 2], [1.0, 2.0], [" 1", "2 "], [1, "2"], pa.array(["1", "2"]).dictionary_encode()):
         assert columns(build(users, ["1", "2"], [1, 2], [0, 0])) == want
+
+
+class Gap:
+    """pandas.NA, which is equal to nothing and says neither yes nor no."""
+
+    def __eq__(self, other):
+        return self
+
+    def __bool__(self):
+        raise TypeError
+
+    def __str__(self):
+        return "<NA>"
+
+    __hash__ = None
+
+
+NAN = float("nan")
+
+
+@pytest.mark.parametrize(
+    "gap", [NAN, np.float32("nan"), np.datetime64("NaT"), decimal.Decimal("nan"), Gap(), None]
+)
+def test_a_gap_among_objects_is_no_id_and_no_title(gap):
+    """As in columns of pandas: text would make a user or a film of that name of it."""
+    for values in (["a", gap, "b"], np.array(["a", gap, "b"], object)):
+        with pytest.raises(DataError, match="row 2: user id is missing"):
+            build(values, ["1", "2", "1"], [1, 2, 3])
+        with pytest.raises(DataError, match="row 2: item id is missing"):
+            build(["a", "b", "c"], values, [1, 2, 3], titles={"a": "A", "b": "B", "nan": "C", "<NA>": "D"})
+    with pytest.raises(DataError, match="row 2: title is missing"):
+        build(["a"], ["1"], [1], titles={"1": "One", "2": gap})
+    assert build(["nan", "NA"], ["1", "1"], [1, 2]).users.tolist() == ["NA", "nan"]  # as somebody wrote it
+
+
+def test_whole_floats_in_a_column_of_several_types_are_integers():
+    data = build(["a", 7.0, 7, np.float32(8)], ["1", "1", "2", "1"], [1, 2, 3, 4])
+    assert columns(data)[0] == ["7", "7", "8", "a"]
+    assert build(["a", 7.5, 2.0**60], ["1"] * 3, [1, 2, 3]).users.tolist() == [str(2.0**60), "7.5", "a"]
+
+
+@pytest.mark.parametrize(
+    "kind",
+    [pa.string(), pa.large_string(), pa.binary(), pa.string_view(), pa.dictionary(pa.int32(), pa.string())],
+)
+def test_more_text_than_an_array_holds_is_told(kind, monkeypatch):
+    """2 GiB of it: arrow's own message names an offset."""
+    part = pa.array(["user1", "user2"]).cast(kind)
+    users = pa.chunked_array([part, part])
+    rows = (["1", "1", "2", "2"], [1, 2, 3, 4])
+    assert len(build(users, *rows)) == 4
+    monkeypatch.setattr(module, "TEXT_BYTES", 19)
+    with pytest.raises(DataError, match=r"r.csv: a column holds more than 2 GiB of text.*curerec pack"):
+        build(users, *rows, origin=Origin("r.csv"))
+
+
+def test_bytes_that_are_no_text_are_told():
+    with pytest.raises(DataError, match=r"^r.csv: text is not UTF-8. Write it") as refused:
+        build([b"\xff", b"a"], ["1", "1"], [1, 2], origin=Origin("r.csv"))
+    assert refused.value.__cause__ is None
 
 
 def test_an_id_is_one_however_its_letters_are_spelled():

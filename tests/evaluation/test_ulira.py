@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from types import SimpleNamespace
 
 import numpy as np
+import pyarrow as pa
 import pytest
+import torch
 from scipy.stats import norm
 
 from curerec import shadows as module
+from curerec.data.forget import draw_request
 from curerec.data.readers import read
 from curerec.data.request_file import read_request
 from curerec.evaluation import METRICS
@@ -128,3 +132,42 @@ def test_no_shadow_sees_its_other_half(opened, tmp_path, monkeypatch):
         assert set(part.forget.target) == set(targets[inside])
         assert set(targets[~inside]) <= set(part.control.target)
         assert not set(part.retain.target) & set(targets)
+
+
+def shadows_of(opened, request, folder, monkeypatch):
+    """The tasks of two shadows that are neither trained nor unlearned but for a trace, and their files."""
+    split = granted(opened.data, opened.recipe, opened.split, request)
+    seen = []
+
+    def method(task, config):
+        seen.append(task)
+        return SimpleNamespace(model=task.original.model)
+
+    def touch(model, *args, **options):
+        with torch.no_grad():
+            next(p for p in model.parameters() if p.requires_grad).add_(0.01)
+
+    monkeypatch.setattr(module, "tune", touch)
+    monkeypatch.setitem(module.METHODS, "finetune", (method, *module.METHODS["finetune"][1:]))
+    make_shadows(opened, split, "finetune", folder, count=2)
+    return split, seen, {path.name for path in folder.iterdir()}
+
+
+def test_shadows_are_held_to_the_histories_they_were_trained_on(opened, tmp_path, monkeypatch):
+    """Without the deleted items, and not those of before the request, which the attacked model saw."""
+    got, _ = opened
+    request = draw_request(got.data, got.split, kind="items", share=0.1)
+    split, seen, _ = shadows_of(got, request, tmp_path, monkeypatch)
+    assert (split.retain.history != split.retain_before.history).any()
+    assert len(seen) == 2 and all(task.retain_before is task.retain is split.retain for task in seen)
+
+
+def test_shadows_of_other_titles_are_made_anew(opened, tmp_path, monkeypatch):
+    got, _ = opened
+    request = draw_request(got.data, got.split, share=0.2)
+    _, _, names = shadows_of(got, request, tmp_path, monkeypatch)
+    title = got.data.titles["title"].to_pylist()
+    titles = got.data.titles.set_column(1, "title", pa.array([*title[:-1], title[0]]))
+    other = replace(got, data=replace(got.data, titles=titles))
+    _, seen, both = shadows_of(other, request, tmp_path, monkeypatch)
+    assert len(seen) == 2 and len(names) == 4 and len(both) == 8

@@ -62,7 +62,11 @@ def pack(
     check_out(out, marker=CARD, inputs=[None if named else Path(data), titles], inside=True)
     with bars() as reporter:
         advance = reporter.stage("pack")
-        made = pack_table(load(data), out) if named else run(data, out, titles=titles, progress=advance)
+        made = (
+            pack_table(load(data, titles=titles), out)
+            if named
+            else run(data, out, titles=titles, progress=advance)
+        )
         advance(1, 1)
     counts = f"{len(made):,} ratings of {len(made.item_ids):,} items by {len(made.user_ids):,} users"
     typer.echo(f"{out}: {counts}")

@@ -107,6 +107,8 @@ def staging(cache: Path, name: str) -> Iterator[Path]:
 def publish(stage: Path, target: Path, about: dict[str, Any]) -> Path:
     """Make the contents of a staging folder the folder ``target``, in one rename.
 
+    A whole folder that is there by then stays: another process was first, and somebody may be reading it.
+
     Args:
         stage: from :func:`staging`; holds exactly the files to keep.
         target: its place in the cache.
@@ -127,16 +129,17 @@ def publish(stage: Path, target: Path, about: dict[str, Any]) -> Path:
     for path in [*whole.rglob("*"), whole]:
         sync(path)
     try:
-        _replace(whole, target, stage / "old")
+        if manifest(target) is None:
+            _replace(whole, target, stage / "old")
     except OSError:
-        if manifest(target) is None:  # not another process that fetched the same and was first
+        if manifest(target) is None:  # not another process that was first in between
             raise
     sync(target.parent)
     return target
 
 
 def _replace(whole: Path, target: Path, aside: Path) -> None:
-    if target.exists():  # not whole, or nobody would be fetching
+    if target.exists():  # not whole
         os.rename(target, aside)
     os.rename(whole, target)
 

@@ -210,13 +210,14 @@ def load(
         name_or_path: a name of :data:`DATASETS`, or a folder or file; a folder that bears such a name is
             written ``./ml-100k``.
         cache, offline, progress: as in :func:`fetch`.
-        format, titles, duplicates: as in :func:`curerec.data.readers.read`, for local files.
+        format, titles, duplicates: as in :func:`curerec.data.readers.read`, for local files; titles for no
+            others.
 
     Returns:
         The canonical table; its ``source`` says where it came from.
 
     Raises:
-        DataError: neither, or a file is not what it should be.
+        DataError: neither, a file is not what it should be, or titles for a public data set.
         FetchError, StorageError: as in :func:`fetch`.
 
     Related:
@@ -233,6 +234,9 @@ def load(
             raise DataError("there is no such file or folder", where=str(name_or_path), mend=mend)
         return readers.read(name_or_path, format=format, titles=titles, duplicates=duplicates)
     name = str(name_or_path)
+    if titles is not None:
+        mend = "Leave titles (--titles) out, or give the path of your own copy."
+        raise DataError("is a public data set with titles of its own", where=name, mend=mend)
     folder = fetch(name, cache=cache, offline=offline, progress=progress)
     about = json.loads((folder / store.MANIFEST).read_text(encoding="utf-8"))
     return readers.read(folder, name=name, source=about["source"])

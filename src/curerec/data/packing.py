@@ -9,9 +9,8 @@ from pathlib import Path
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
-import pyarrow.dataset as ds
 
-from curerec.data import columns
+from curerec.data import columns, parquet
 from curerec.data.columns import Origin
 from curerec.data.edited import ranges
 from curerec.data.output import replacing
@@ -44,7 +43,8 @@ def pack(
     :func:`curerec.data.table.interactions` makes of the same rows.
 
     Args:
-        source: parquet file, or folder of such, with columns user, item, rating and, if there, time.
+        source: parquet file, or folder of such, with columns user, item, rating and, if there, time; without
+            times one part.
         titles: columns ``item`` and ``title``.
         folder: to write; replaced if it is a packed one.
         name: of the data set, for the record.
@@ -93,18 +93,10 @@ class _Rows:
 
     def __init__(self, source: Path, chunk: int, progress: Callable[[int, int], None] | None) -> None:
         self.source, self.chunk, self.progress, self.done = source, chunk, progress, 0
-        try:
-            self.data = ds.dataset(source, format="parquet")
-        except (pa.ArrowInvalid, OSError):
-            mend = "Write it anew, or give a csv"
-            raise DataError("is no parquet file or folder of such", where=source.name, mend=mend) from None
-        there = self.data.schema.names
-        for name in NEEDED:
-            if name not in there:
-                mend = f"It needs the columns {', '.join(NEEDED)}"
-                raise DataError(f"lacks the column {name}", where=source.name, mend=mend)
-        columns.refuse_other_times(there, source.name)
-        self.timed = "time" in there
+        self.data = parquet.opened(source, NEEDED)
+        self.timed = columns.time_column(self.data.schema.names, source.name) is not None
+        if not self.timed:
+            parquet.refuse_parts(self.data, source)
         stamps = self.timed and columns.finer_than_seconds(self.data.schema.field("time").type)
         self.total = (self.PASSES + stamps) * self.data.count_rows()
         # One unit for all pieces: where some are of whole seconds others need not be.
@@ -121,7 +113,7 @@ class _Rows:
             self.passed(len(batch))
 
     def _read(self, names: list[str]) -> Iterator[pa.RecordBatch]:
-        try:
+        with parquet.reading(self.source):
             yield from self.data.to_batches(
                 columns=names,
                 batch_size=self.chunk,
@@ -129,12 +121,6 @@ class _Rows:
                 fragment_readahead=1,
                 use_threads=False,
             )
-        except (pa.ArrowInvalid, pa.ArrowTypeError, pa.ArrowNotImplementedError, OSError):
-            # The message of pyarrow may quote a value.
-            mend = "Write it anew, columns of one type in all parts"
-            raise DataError(
-                "is damaged, or its parts hold a column in different types", where=self.source.name, mend=mend
-            ) from None
 
     def passed(self, n: int) -> None:
         """Tell that so many rows more were passed over."""

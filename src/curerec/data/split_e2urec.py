@@ -41,7 +41,7 @@ def e2urec_split(
         The split, each part in time order.
 
     Raises:
-        DataError: a part would be empty.
+        DataError: a part would be empty, or the times are but the order of each user's rows.
 
     Source: justarter/E2URec, data_preprocess/{ml-1m,split_ml-1m}.ipynb; PROTOCOL section 1. With the official
         ml-1m: 970,009 examples, 60,000/20,000/20,000 used, 1,025 training users.
@@ -49,6 +49,12 @@ def e2urec_split(
     Related:
         :func:`curerec.data.splits.per_user_split`, the default; :func:`e2urec_request`.
     """
+    if np.array_equal(data.time, np.arange(len(data)) - data.first[data.user_code]):
+        raise DataError(
+            "has no times, by which E2URec's split orders the rows of all users",
+            where=data.name,
+            mend="Use data with times, or the per-user split (split.kind: per-user)",
+        )
     wanted = np.ones(len(data), bool) if users is None else np.isin(data.user_code, users)
     rows = np.flatnonzero(wanted & (np.arange(len(data)) - data.first[data.user_code] >= MIN_HISTORY))
     # Rows are sorted by (user, time, item), so a stable sort by time leaves (time, user, item).

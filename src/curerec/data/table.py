@@ -151,9 +151,9 @@ def _unique_pairs(
 def checked_titles(titles: dict[str, str] | pa.Table, origin: Origin) -> pa.Table:
     """Titles by item in the order of the ids, one an item, none empty."""
     if isinstance(titles, dict):
-        names, texts = columns.as_array(list(titles)), columns.as_array(list(titles.values()))
+        names, texts = (columns.as_array(list(part), origin) for part in (titles, titles.values()))
         titles = pa.table({"item": names, "title": texts})
-    item, title = columns.ids(titles["item"], "item id", origin), columns.as_array(titles["title"])
+    item, title = columns.ids(titles["item"], "item id", origin), columns.as_array(titles["title"], origin)
     if len(item) == 0:
         raise DataError("holds no title", where=origin.file, mend="Give a file of items and their titles.")
     mend = "Give every item a title."

@@ -112,8 +112,10 @@ def queries(data: Interactions, examples: Examples) -> Queries:
 class Encoder:
     """Turns queries into token rows for one tokenizer, template and catalogue.
 
-    Titles are encoded once each, as data: control tokens inside a title are split into ordinary text, and the
-    ids of frame and titles are joined, so no title can end the list it stands in.
+    Titles are encoded once each, as data, and the ids of frame and titles are joined. So no title gives a
+    control token, none changes the ids of the frame, and by :attr:`Prompts.spans` the package never takes one
+    for the other. The model has no such map: a title that spells the frame's words may have the same ids,
+    those of nano's tokenizer have, and be read as the end of the list it stands in.
 
     Args:
         tokenizer: a Hugging Face tokenizer.

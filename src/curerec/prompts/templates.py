@@ -1,7 +1,8 @@
 """Prompt templates: fixed text around titles, never text with titles pasted in.
 
-A template lists the pieces of a prompt. Titles enter later as token ids of their own, so nothing a title
-holds can become part of the frame.
+A template lists the pieces of a prompt. Titles enter later as token ids of their own: no title changes the
+ids of the frame or the place of another title, and the package knows from which token to which each goes. A
+model sees ids alone, and may take a title that spells the frame's words for frame.
 """
 
 from __future__ import annotations

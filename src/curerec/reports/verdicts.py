@@ -201,7 +201,9 @@ def _distance(record: Record, residual: float | None) -> KeyFigure:
     if unrankable(record):
         return KeyFigure("not judged", name, NO_ROOM)
     if residual is None:
-        return KeyFigure("not computed", name, why(record, f"residual.{record.method}"))
+        itself = "it is one itself, and no second one was made"
+        reason = itself if is_retrain(record.method) else why(record, f"residual.{record.method}")
+        return KeyFigure("not computed", name, reason)
     note, extra = "0 = as good as retraining, 1 = nothing done", record.ours.extra if record.ours else {}
     low, high = extra.get("residual_low"), extra.get("residual_high")
     if low is not None and high is not None:

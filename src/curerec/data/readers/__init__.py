@@ -35,8 +35,8 @@ def read(
     """Read a folder or a ratings file of any known format.
 
     Args:
-        path: folder, or the ratings file in it; or a folder that :func:`pack` wrote, for which the other
-            arguments are without effect.
+        path: folder, or the ratings file in it; or a folder that :func:`pack` wrote, which takes no titles,
+            and for which the other arguments are without effect.
         format: a key of :data:`READERS`; None finds out by file names and headers.
         titles: the titles file, if it is not beside the ratings under its usual name.
         name: of the data set, for the record; None takes the name of the folder or file.
@@ -47,7 +47,8 @@ def read(
         The canonical table.
 
     Raises:
-        DataError: not there, no known format, or anything wrong in a row; the message holds file and row.
+        DataError: not there, no known format, several ratings files, or anything wrong in a row; the message
+            holds file and row.
 
     Related:
         :func:`curerec.data.fetch.load`, which also takes the name of a public data set.
@@ -59,6 +60,9 @@ def read(
     """
     path = Path(path)
     if packed.is_packed(path):
+        if titles is not None:
+            mend = "Leave titles (--titles) out, or pack the ratings anew with others."
+            raise DataError("is packed, and the titles with it", where=path.name, mend=mend)
         return packed.open_packed(path)
     reader, file, titles = _found(path, format, titles)
     rows, catalogue = reader.ratings(file), reader.titles(titles)
@@ -130,24 +134,31 @@ def _found(path: Path, format: str | None, titles: str | Path | None) -> tuple[R
     """Reader, ratings file and titles file."""
     if not path.exists():
         raise DataError("there is no such file or folder", where=str(path), mend="Check the path.")
-    reader, file, beside = _recognise(path, format)
-    titles = Path(titles) if titles is not None else beside
-    if titles is None:
+    reader, file = _recognise(path, format)
+    beside = Path(titles) if titles is not None else reader.beside(file)
+    if beside is None:
         mend = f"Put it there ({reader.about}); `curerec pack --titles FILE` takes one from elsewhere."
         raise DataError("no titles file beside it", where=file.name, mend=mend)
-    return reader, file, titles
+    return reader, file, beside
 
 
-def _recognise(path: Path, format: str | None) -> tuple[Reader, Path, Path | None]:
+def _recognise(path: Path, format: str | None) -> tuple[Reader, Path]:
+    """Reader and ratings file; of several readers that take one file the first."""
     if format is not None and format not in READERS:
         raise DataError("no such format", where=format[:40], mend=f"Known: {', '.join(READERS)}.")
-    for name, reader in READERS.items():
-        if format in (None, name):
-            found = reader.find(path)
-            if found is not None:
-                return reader, *found
-            if format is not None and path.is_file():  # the caller knows better than the file's name
-                return reader, path, None
+    asked = list(READERS.values()) if format is None else [READERS[format]]
+    found: dict[Path, Reader] = {}
+    for reader in asked:
+        for file in reader.find(path):
+            found.setdefault(file, reader)
+    if len(found) > 1:  # the first of them may be one that lies there from before
+        several = ", ".join(file.name for file in list(found)[:4]) + (", ..." if len(found) > 4 else "")
+        what = f"holds several ratings files ({several})"
+        raise DataError(what, where=path.name, mend="Give the path of one of them.")
+    for file, reader in found.items():
+        return reader, file
+    if format is not None and path.is_file():  # the caller knows better than the file's name
+        return READERS[format], path
     known = "; ".join(reader.about for reader in READERS.values())
     if path.suffix == ".zip":
         raise DataError("is a zip archive", where=path.name, mend="Unzip it and give the folder.")

@@ -36,22 +36,27 @@ class Reader:
 
     Attributes:
         about: one line for help texts.
-        find: the ratings file and, if there, the titles file that a folder or file of this format means;
-            None if the path does not look like this format.
+        find: the ratings files of this format that a path may mean, in order: itself, or files of the folder;
+            none if it does not look like this format.
+        beside: the titles file of a ratings file; None if there is none.
         ratings: reads a ratings file.
         titles: reads a titles file.
     """
 
     about: str
-    find: Callable[[Path], tuple[Path, Path | None] | None]
+    find: Callable[[Path], list[Path]]
+    beside: Callable[[Path], Path | None]
     ratings: Callable[[Path], Columns]
     titles: Callable[[Path], Titles]
 
 
-def pair(path: Path, ratings: str, titles: str) -> tuple[Path, Path | None] | None:
-    """The two files of a format with fixed names, from their folder or from the ratings file itself."""
-    file = path / ratings if path.is_dir() else path
-    if file.name != ratings or not file.is_file():
-        return None
-    beside = file.with_name(titles)
-    return file, beside if beside.is_file() else None
+def named(path: Path, name: str) -> list[Path]:
+    """The ratings file of a format with fixed names, from its folder or from the file itself."""
+    file = path / name if path.is_dir() else path
+    return [file] if file.name == name and file.is_file() else []
+
+
+def neighbour(file: Path, name: str) -> Path | None:
+    """The file of this name in the same folder, if there."""
+    beside = file.with_name(name)
+    return beside if beside.is_file() else None

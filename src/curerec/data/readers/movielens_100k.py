@@ -6,12 +6,17 @@ from pathlib import Path
 
 from curerec.data.columns import Origin
 from curerec.data.readers import text
-from curerec.data.readers.base import Columns, Reader, Titles, pair
+from curerec.data.readers.base import Columns, Reader, Titles, named, neighbour
 
 
-def find(path: Path) -> tuple[Path, Path | None] | None:
-    """``u.data`` and ``u.item``."""
-    return pair(path, "u.data", "u.item")
+def find(path: Path) -> list[Path]:
+    """``u.data``."""
+    return named(path, "u.data")
+
+
+def beside(ratings: Path) -> Path | None:
+    """``u.item``."""
+    return neighbour(ratings, "u.item")
 
 
 def ratings(path: Path) -> Columns:
@@ -29,4 +34,4 @@ def titles(path: Path) -> Titles:
     return Titles(rows.select(["item", "title"]), Origin(path.name))
 
 
-READER = Reader("MovieLens-100K: u.data, u.item", find, ratings, titles)
+READER = Reader("MovieLens-100K: u.data, u.item", find, beside, ratings, titles)

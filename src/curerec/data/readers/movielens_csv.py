@@ -5,19 +5,21 @@ from __future__ import annotations
 from pathlib import Path
 
 from curerec.data.readers import text
-from curerec.data.readers.base import Columns, Reader, Titles
+from curerec.data.readers.base import Columns, Reader, Titles, neighbour
 
 RATINGS = {"user": "userId", "item": "movieId", "rating": "rating", "time": "timestamp"}
 TITLES = {"item": "movieId", "title": "title"}
 
 
-def find(path: Path) -> tuple[Path, Path | None] | None:
-    """``ratings.csv`` (or any csv with ``userId``) and ``movies.csv``."""
+def find(path: Path) -> list[Path]:
+    """``ratings.csv``, or any csv with ``userId``."""
     file = path / "ratings.csv" if path.is_dir() else path
-    if file.suffix != ".csv" or "userId" not in text.header(file):
-        return None
-    beside = file.with_name("movies.csv")
-    return file, beside if beside.is_file() else None
+    return [file] if file.suffix == ".csv" and "userId" in text.header(file) else []
+
+
+def beside(ratings: Path) -> Path | None:
+    """``movies.csv``."""
+    return neighbour(ratings, "movies.csv")
 
 
 def ratings(path: Path) -> Columns:
@@ -33,5 +35,9 @@ def titles(path: Path) -> Titles:
 
 
 READER = Reader(
-    "MovieLens csv: ratings.csv (userId, movieId, rating, timestamp), movies.csv", find, ratings, titles
+    "MovieLens csv: ratings.csv (userId, movieId, rating, timestamp), movies.csv",
+    find,
+    beside,
+    ratings,
+    titles,
 )

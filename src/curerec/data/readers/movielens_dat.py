@@ -8,16 +8,21 @@ import pyarrow as pa
 
 from curerec.data.columns import Origin
 from curerec.data.readers import text
-from curerec.data.readers.base import Columns, Reader, Titles, pair
+from curerec.data.readers.base import Columns, Reader, Titles, named, neighbour
 from curerec.errors import DataError
 
 #: Stands for '::' while pyarrow reads, which takes one character only; no text file holds it on purpose.
 UNIT = "\x1f"
 
 
-def find(path: Path) -> tuple[Path, Path | None] | None:
-    """``ratings.dat`` and ``movies.dat``."""
-    return pair(path, "ratings.dat", "movies.dat")
+def find(path: Path) -> list[Path]:
+    """``ratings.dat``."""
+    return named(path, "ratings.dat")
+
+
+def beside(ratings: Path) -> Path | None:
+    """``movies.dat``."""
+    return neighbour(ratings, "movies.dat")
 
 
 def ratings(path: Path) -> Columns:
@@ -50,4 +55,4 @@ def titles(path: Path) -> Titles:
     return Titles(pa.table({"item": items, "title": names}), Origin(path.name))
 
 
-READER = Reader("MovieLens-1M: ratings.dat, movies.dat", find, ratings, titles)
+READER = Reader("MovieLens-1M: ratings.dat, movies.dat", find, beside, ratings, titles)

@@ -7,9 +7,9 @@ from pathlib import Path
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from curerec.data.columns import time_column
 from curerec.data.readers import text
-from curerec.data.readers.base import Columns, Reader, Titles
-from curerec.errors import DataError
+from curerec.data.readers.base import Columns, Reader, Titles, neighbour
 
 RATINGS = {"user": "user_id", "item": "item_id", "rating": "rating"}
 #: What RecBole's data sets call a title, first match wins.
@@ -17,18 +17,15 @@ TITLE_FIELDS = ("title", "movie_title", "book_title", "item_title", "name", "ite
 YEAR_FIELDS = ("release_year", "year", "movie_year")
 
 
-def find(path: Path) -> tuple[Path, Path | None] | None:
-    """The only ``*.inter`` of a folder, and the ``.item`` of the same name."""
+def find(path: Path) -> list[Path]:
+    """Every ``*.inter``."""
     files = sorted(path.glob("*.inter")) if path.is_dir() else [path]
-    files = [file for file in files if file.suffix == ".inter"]
-    if not files:
-        return None
-    if len(files) > 1:
-        raise DataError(
-            "folder holds several .inter files", where=path.name, mend="Give the path of one of them."
-        )
-    beside = files[0].with_suffix(".item")
-    return files[0], beside if beside.is_file() else None
+    return [file for file in files if file.suffix == ".inter"]
+
+
+def beside(ratings: Path) -> Path | None:
+    """The ``.item`` of the same name."""
+    return neighbour(ratings, f"{ratings.stem}.item")
 
 
 def _rows(path: Path) -> pa.Table:
@@ -37,10 +34,11 @@ def _rows(path: Path) -> pa.Table:
 
 
 def ratings(path: Path) -> Columns:
-    """user_id, item_id, rating and, if there, timestamp."""
+    """user_id, item_id, rating and, if there, timestamp or time."""
     rows = _rows(path)
     columns = text.pick(rows, path, "\t", RATINGS)
-    times = rows["timestamp"] if "timestamp" in rows.column_names else None
+    time = time_column(rows.column_names, path.name, ("timestamp", "time"))
+    times = rows[time] if time else None
     return Columns(columns["user"], columns["item"], columns["rating"], times, text.after_header(path))
 
 
@@ -62,4 +60,4 @@ def titles(path: Path) -> Titles:
     return Titles(columns, text.after_header(path))
 
 
-READER = Reader("RecBole atomic files: NAME.inter, NAME.item", find, ratings, titles)
+READER = Reader("RecBole atomic files: NAME.inter, NAME.item", find, beside, ratings, titles)

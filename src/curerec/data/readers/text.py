@@ -5,7 +5,7 @@ pyarrow does the reading; its own error messages quote the row, so none of them 
 
 from __future__ import annotations
 
-import io
+import functools
 import re
 from pathlib import Path
 from typing import Any
@@ -179,27 +179,31 @@ def _long(path: Path) -> DataError:
 
 
 def _refuse_open_quote(path: Path, raw: bytes, separator: str) -> None:
-    """A quote that is never closed would swallow the rows behind it, up to the next one or to the end."""
-    if not any(line.count(b'"') % 2 for line in io.BytesIO(raw)):
-        return  # no quoted text goes over a row's end
-    row = 0
-    if raw.count(b'"') % 2:
-        opened = False
-        for number, line in enumerate(raw.split(b"\n"), start=1):
-            if line.count(b'"') % 2:
-                opened = not opened
-                row = number if opened else row
-    else:
-        end = re.escape(separator.encode())
-        for found in re.finditer(rb'(?:\A|(?<=[\r\n%b]))"[^"]*+(?:""[^"]*+)*+"' % end, raw):
-            behind = re.compile(rb"[ \t]*(?:[\r\n%b]|\Z)" % end).match(raw, found.end())
-            if behind is None and b"\n" in found[0]:  # the quote that closes it was to open another text
-                row = raw.count(b"\n", 0, found.start()) + 1
-                break
-        else:
-            return
-    raise DataError(
-        "a double quote is opened and never closed",
-        where=f"{path.name}, row {row}",
-        mend='Close it; inside quotes write a quote as "".',
-    )
+    """A quote that is never closed would swallow the rows behind it, up to the next one or to the end.
+
+    It opens a text only where a field begins; elsewhere it is a character like others (``7" single``).
+    """
+    if b'"' not in raw:
+        return
+    good = _fields(separator).match(raw)
+    if good is not None and good.end() < len(raw):
+        row = raw.count(b"\n", 0, good.end()) + 1
+        raise DataError(
+            "a double quote is opened and never closed",
+            where=f"{path.name}, row {row}",
+            mend='Close it; inside quotes write a quote as "".',
+        )
+
+
+@functools.cache
+def _fields(separator: str) -> re.Pattern[bytes]:
+    """Matches all fields of delimited text up to the first that opens a quote without closing it.
+
+    Where a quoted text goes over a row's end nothing may follow it in its field: the quote that seems to
+    close it was to open another one.
+    """
+    end = rb"\r\n" + re.escape(separator.encode())
+    quoted = rb'"[^"]*+(?:""[^"]*+)*+"[ \t]*+(?=[%b]|\Z)' % end
+    in_row = rb'"[^"\r\n]*+(?:""[^"\r\n]*+)*+"[^%b]*+' % end
+    field = rb'(?:%b|%b|[^"%b][^%b]*+)?+' % (quoted, in_row, end, end)
+    return re.compile(rb"(?:%b[%b])*+%b" % (field, end, field))
