@@ -20,13 +20,15 @@ from curerec.circuits.patching import patched_margins
 from curerec.circuits.scorers import atp
 from curerec.circuits.selection import JUDGED
 from curerec.circuits.wiring import wiring_of
-from curerec.errors import ConfigError, ModelError
+from curerec.config import parse
+from curerec.errors import ConfigError, ModelError, PromptError
 from curerec.imported import judge_imported
 from curerec.inspection import InspectConfig, inspect
 from curerec.prompts.encoding import Encoder, queries
 from curerec.recommender.storage import load_base
 from curerec.recommender.units import units_of
 from made_cases import soaked
+from made_core import found_circuit
 from made_recommender import opened, trained
 
 SMALL = InspectConfig(
@@ -192,6 +194,89 @@ def test_what_is_said_of_pairs_and_cost(file):
     assert file.edges_knockouts.keys() == file.knockouts.keys()
 
 
+class ReachedError(Exception):
+    """What follows was not to be run."""
+
+
+@pytest.mark.parametrize("why", ["one prompt", "one label"])
+def test_test_prompts_of_which_nothing_can_be_said_are_told_first_and_noted(made, why, monkeypatch):
+    """A request for five of them failed after everything that takes long, or was dropped without a word."""
+    order = []
+
+    def few(opened, examples, *args, **how):
+        order.append("test pairs")
+        pairs = made_pairs(opened, examples, *args, **how)
+        return pairs.take(np.flatnonzero(pairs.clean.label == 1)) if why == "one label" else pairs
+
+    def pairs_of(*args, **how):
+        order.append("pairs")
+        return plain(*args, **how)
+
+    made_pairs, plain = inspection.aligned, inspection.falling_pairs
+    monkeypatch.setattr(inspection, "aligned", few)
+    monkeypatch.setattr(inspection, "falling_pairs", pairs_of)
+    monkeypatch.setattr(inspection, "stable_core", lambda *a, **k: found_circuit((0,)))
+    found = inspect(made, BARE.model_copy(update={"test": 1 if why == "one prompt" else 40, "pool": 24}))
+    assert order == ["test pairs", "pairs"] and found.matters == {} and found.necessary == []
+    said = {"one prompt": "no two prompts have the same number", "one label": "all have the same label"}[why]
+    (note,) = [n for n in found.notes if "knock-out" in n]
+    assert said in note and "--test" in note
+
+
+@pytest.mark.parametrize(
+    ("pairs", "edges", "most", "corruption", "want"),
+    [(12, 4, 6, "prompt", 6), (4, 4, 9, "prompt", 9), (12, 9, 5, "prompt", 9), (12, 4, 6, "history", 6)],
+)
+def test_connections_have_at_most_as_many_pairs_as_were_asked_for(
+    made, pairs, edges, most, corruption, want, monkeypatch
+):
+    """All the pairs of the parts had been theirs as well, however few the maximum."""
+    asked = []
+
+    def stop(model, clean, corrupt, answers, *, start, **how):
+        asked.append((len(clean), start))
+        raise ReachedError
+
+    monkeypatch.setattr(inspection, "stable_core", lambda *a, **k: None)
+    monkeypatch.setattr(inspection, "stable_edges", stop)
+    update = {"pairs": pairs, "edges": edges, "edges_most": most, "corruption": corruption}
+    with pytest.raises(ReachedError):
+        inspect(made, BARE.model_copy(update=update))
+    assert asked == [(want, edges)]
+
+
+def test_one_pair_is_too_few_for_the_overlaps():
+    for pairs in (0, 2):
+        assert InspectConfig(variants=pairs).variants == pairs
+    with pytest.raises(ConfigError, match=r"variants.*at least 2"):
+        parse(InspectConfig, {"variants": 1}, where="circuit")
+
+
+@pytest.mark.parametrize("only", [True, False])
+def test_a_variant_that_gives_no_circuit_is_noted_and_no_overlap_made_up(made, only, monkeypatch):
+    """The circuit that the others are compared with may be one; alone a circuit overlaps with nothing."""
+
+    def find(model, clean, corrupt, answers, *, scorer, seed, trust, **how):
+        fails = (seed, trust) == (0, True) or (only and seed != 1)
+        if fails:
+            raise PromptError("nothing falls", where="circuit", mend="Use others")
+        return found_circuit((0, 1))
+
+    monkeypatch.setattr(inspection, "find_core", find)
+    monkeypatch.setattr(inspection, "stable_core", lambda *a, **k: found_circuit((0,)))
+    found = inspect(made, BARE.model_copy(update={"variants": 4, "pool": 24}))
+    tables = {t.over: t for t in found.overlaps}
+    assert tables["seeds"].names == (["1"] if only else ["1", "2", "3"])
+    assert tables["seeds"].mean == (None if only else 1.0)
+    assert tables["templates"].names == [] and tables["templates"].mean is None
+    own = made.recommender.template
+    for name in ("overlap over seeds: 0", f"overlap over templates: {own}"):
+        assert f"{name} gave no circuit (nothing falls)" in found.notes
+    assert ("overlap over scorers: atp gave no circuit (nothing falls)" in found.notes) is only
+    assert tables["scorers"].names == ([] if only else ["atp_ig", "exact", "atp", "relp"])
+    assert '"mean":null' in found.model_dump_json()
+
+
 @pytest.mark.slow
 def test_connections_have_as_many_resamples_as_were_asked_for(made, monkeypatch):
     asked = {}
@@ -242,7 +327,8 @@ def test_a_scorer_of_noise_does_not_agree_with_the_others(made, monkeypatch):
     config = SMALL.model_copy(update={"faithfulness": 0.5})
     rng = np.random.default_rng([config.seed, 97])
     pool = made.split.valid.take(np.sort(rng.permutation(len(made.split.valid))[: config.pool]))
-    table = next(t for t in inspection._variants(made, config, pool, "head_mlp") if t.over == "scorers")
+    tables, _ = inspection._variants(made, config, pool, "head_mlp")
+    table = next(t for t in tables if t.over == "scorers")
     assert table.names == ["atp_ig", "exact", "noise"]
     matrix = np.asarray(table.matrix)
     assert matrix[0, 1] > matrix[2, :2].max() and table.mean < 0.9

@@ -7,10 +7,11 @@ from dataclasses import replace
 from typing import Any, Literal
 
 import numpy as np
-from pydantic import Field
+from pydantic import Field, field_validator
 
 from curerec.aligned import Aligned, Corruption, aligned, falling
 from curerec.circuits import DEFAULT, SCORERS
+from curerec.circuits.activations import sites_of
 from curerec.circuits.compact import fewest_parts
 from curerec.circuits.core import find_core, stable_core
 from curerec.circuits.edge_core import SCORER as EDGES_DEFAULT
@@ -68,7 +69,12 @@ class InspectConfig(Strict):
     select: str = Field("faithful", description="parts: faithful, top:K or threshold:X (logits)")
     select_edges: str = Field("faithful", description="connections, likewise")
     edges: int = Field(128, ge=0, description="pairs that the edges are scored on at first; 0: no edges")
-    edges_most: int = Field(512, gt=3, description="pairs they are scored on where resamples overturn them")
+    edges_most: int = Field(
+        512,
+        gt=3,
+        description="pairs they are scored on at most, where resamples overturn them; of history no more "
+        "than pairs",
+    )
     test: int = Field(400, ge=0, description="test prompts of the knock-out; 0: none")
     reading: int = Field(128, ge=0, description="prompts whose attention is read; 0: none")
     compact: bool = Field(True, description="also look for the fewest parts that carry the answer together")
@@ -76,10 +82,19 @@ class InspectConfig(Strict):
         None, description="also what fine-tuning stored in each update unit of this size; none: left out"
     )
     unit_prompts: int = Field(128, gt=1, description="validation prompts that units are scored on")
-    variants: int = Field(48, ge=0, description="pairs of each other seed, template, scorer; 0: none")
+    variants: int = Field(
+        48, ge=0, description="pairs of each other seed, template, scorer, at least 2; 0: none"
+    )
     draws: int = Field(200, gt=1, description="bootstrap resamples")
     batch_size: int = Field(32, gt=0)
     seed: int = Field(0, ge=0, le=MAX_SEED)
+
+    @field_validator("variants")
+    @classmethod
+    def _halves(cls, value: int) -> int:
+        if value == 1:
+            raise ValueError("give 0 (none) or at least 2 pairs: one half of them ranks, one judges")
+        return value
 
 
 def inspect(
@@ -119,10 +134,13 @@ def inspect(
     with clock.stage("counterfactuals"):
         pool = drawn(opened.split.valid, config.pool)
         examples = drawn(opened.split.test, config.test)  # also of none: what is drawn later stays the same
+        test, said = _test_pairs(opened, examples, config) if config.test else (None, [])
+        most = max(config.edges, config.edges_most)
         # Pairs by PageRank are the ones that fall most, so that more of them are others.
-        more = config.edges_most if config.edges and config.corruption == "prompt" else 0
-        of_edges = falling_pairs(opened, pool, config, max(config.pairs, more), seed=config.seed)
-        pairs = of_edges.take(np.arange(min(config.pairs, len(of_edges.clean))))
+        more = most if config.edges and config.corruption == "prompt" else 0
+        fallen = falling_pairs(opened, pool, config, max(config.pairs, more), seed=config.seed)
+        pairs = fallen.take(np.arange(min(config.pairs, len(fallen.clean))))
+        of_edges = fallen.take(np.arange(min(most, len(fallen.clean))))
     with clock.stage("circuit"):
         options = _options(opened, config.scorer)
         circuit = stable_core(
@@ -177,14 +195,15 @@ def inspect(
         "corruption": config.corruption,
         "cost": {**file.cost, "process_peak_bytes": peak_memory_bytes()},
     }
-    if config.test:
+    if test is not None:
         with clock.stage("knock-out"):
             used = pairs.take(np.arange(len(circuit.scores)))
             few = of_edges.take(np.arange(len(circuit.edges.scores) if circuit.edges else 0))
-            found |= _knocked_out(opened, config, circuit, found["compact"], used, few, examples, judging)
+            found |= _knocked_out(opened, config, circuit, found["compact"], used, few, test, judging)
     if config.variants:
         with clock.stage("other seeds, templates, scorers"):
-            found["overlaps"] = _variants(opened, config, pool, circuit.granularity)
+            found["overlaps"], left_out = _variants(opened, config, pool, circuit.granularity)
+            said += left_out
     reads: dict[str, Reads] = {}
     if config.reading:
         with clock.stage("what heads read"):
@@ -199,7 +218,7 @@ def inspect(
         with clock.stage("what fine-tuning stored"):
             found |= stored(opened, config)
     found["cost"] = {**found["cost"], "time_s": clock.total_s}
-    found["notes"] = [*file.notes, *judging.notes(" while sets were judged")]
+    found["notes"] = [*file.notes, *judging.notes(" while sets were judged"), *said]
     return file.model_copy(update={**found, "nodes": nodes})
 
 
@@ -208,6 +227,28 @@ def falling_pairs(opened: Opened, pool: Examples, config: InspectConfig, n: int,
     return falling(
         opened, pool, config.corruption, n, batch_size=config.batch_size, start=config.start, **how
     )
+
+
+def _test_pairs(
+    opened: Opened, examples: Examples, config: InspectConfig
+) -> tuple[Aligned | None, list[str]]:
+    """Pairs of the knock-out and nothing, or None and why there are none of both labels.
+
+    Made before anything that takes long. Partners have any label, so the floor is chance.
+    """
+    try:
+        test = aligned(
+            opened, examples, config.corruption, opposite=False, start=config.start, seed=config.seed
+        )
+    except PromptError as error:
+        why = error.what
+    else:
+        if len(np.unique(test.clean.label)) > 1:
+            return test, []
+        why = "those with a twin all have the same label"
+    return None, [
+        f"the knock-out on {len(examples)} test prompts was left out ({why}): ask for more with --test"
+    ]
 
 
 def _encoded(opened: Opened, part: Examples) -> Prompts:
@@ -249,17 +290,11 @@ def _knocked_out(
     fewest: CompactSet | None,
     pairs: Aligned,
     few: Aligned,
-    examples: Examples,
+    test: Aligned,
     cost: Cost,
 ) -> dict[str, Any]:
-    """Test AUC without the circuit, the fewest parts and what is necessary; the last at both levels.
-
-    Partners have any label, so the floor is chance.
-    """
-    test = aligned(opened, examples, config.corruption, opposite=False, start=config.start, seed=config.seed)
+    """Test AUC without the circuit, the fewest parts and what is necessary; the last at both levels."""
     label = test.clean.label
-    if len(np.unique(label)) < 2:
-        return {}
     model, answers, size = opened.recommender.model, opened.recommender.answers, config.batch_size
 
     def judged(level: Level, names: tuple[str, ...], mean: np.ndarray, core: Any, used: Aligned) -> Any:
@@ -303,8 +338,13 @@ def _knocked_out(
     return out
 
 
-def _variants(opened: Opened, config: InspectConfig, pool: Examples, granularity: str) -> list[Overlap]:
+def _variants(
+    opened: Opened, config: InspectConfig, pool: Examples, granularity: str
+) -> tuple[list[Overlap], list[str]]:
     """Overlap of the circuits of other seeds, templates and scorers, each from pairs of its own.
+
+    Also which of them gave no circuit, and why: a template that this model does not read moves nothing, and
+    few pairs need not lower the margin.
 
     Scorers rank by themselves here: were those that exact patching finds doubtful replaced by exact scores,
     as everywhere else, all would agree in a small model, however bad they are.
@@ -329,28 +369,34 @@ def _variants(opened: Opened, config: InspectConfig, pool: Examples, granularity
             seed=seed,
         )
 
-    first = config.seed
-    own = found(config.scorer, first)
+    first, template = config.seed, opened.recommender.template
     # One forward pass a module, or S passes a module, is for models with few modules.
     scorers = [s for s in SCORERS if s not in ("adapter", "ig_node", config.scorer)]
-    scorers = [s for s in scorers if s != "exact" or len(own.modules) <= 64]
-    asked: dict[str, dict[str, Any]] = {
-        "seeds": {str(s): (config.scorer, s) for s in range(first + 1, first + 4)},
-        "templates": {t: (config.scorer, first, t) for t in TEMPLATES if t != opened.recommender.template},
+    scorers = [s for s in scorers if s != "exact" or len(sites_of(model).names) <= 64]
+    own = (config.scorer, first)
+    asked: dict[str, dict[str, tuple[Any, ...]]] = {
+        "seeds": {str(first): own, **{str(s): (config.scorer, s) for s in range(first + 1, first + 4)}},
+        "templates": {template: own, **{t: (*own, t) for t in TEMPLATES if t != template}},
         "scorers": {s: (s, first, None, False) for s in [config.scorer, *scorers]},
     }
-    names = {"seeds": str(first), "templates": opened.recommender.template}
-    out = []
-    for over, others in asked.items():
-        circuits = {} if over == "scorers" else {names[over]: own}
-        for name, arguments in others.items():
-            try:
-                circuits[name] = found(*arguments)
-            except PromptError:  # a template that this model does not read moves nothing
-                continue
+    known: dict[tuple[Any, ...], Circuit | str] = {}  # or why there is none; the own one is asked for twice
+    out, said = [], []
+    for over, variants in asked.items():
+        circuits = {}
+        for name, arguments in variants.items():
+            if arguments not in known:
+                try:
+                    known[arguments] = found(*arguments)
+                except PromptError as error:
+                    known[arguments] = error.what
+            one = known[arguments]
+            if isinstance(one, str):
+                said.append(f"overlap over {over}: {name} gave no circuit ({one})")
+            else:
+                circuits[name] = one
         table = overlaps(circuits)
         out.append(Overlap(over=over, names=list(table.names), matrix=table.matrix.tolist(), mean=table.mean))
-    return out
+    return out, said
 
 
 def about(opened: Opened, config: InspectConfig) -> dict[str, str | int | float | None]:

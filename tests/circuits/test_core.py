@@ -7,9 +7,11 @@ import pytest
 import torch
 
 from curerec.circuits import SCORERS
+from curerec.circuits import core as core_module
 from curerec.circuits.core import bootstrap_jaccard, faithfulness, find_core, ranking
 from curerec.circuits.patching import patched_margins
 from curerec.circuits.selection import halves
+from curerec.circuits.stability import bootstrap_means
 from curerec.errors import PromptError
 from made_models import falling, made_model, made_prompts, other_titles
 
@@ -121,6 +123,30 @@ def test_the_overlap_of_resamples(size):
     if 0 < size < 8:
         noise = rng.normal(size=(40, 8))
         assert 0 < bootstrap_jaccard(noise, size, draws=200, rng=rng) < 0.9
+
+
+def test_the_overlap_of_a_circuit_chosen_by_a_threshold():
+    """The pairs differ in how much they move all parts at once: the order stands, how many are chosen not."""
+    rng = np.random.default_rng(1)
+    scores = rng.exponential(size=(32, 1)) * -np.linspace(1.0, 0.1, 10)
+    size = int((np.abs(scores.mean(0)) >= 0.35).sum())
+
+    def overlap(threshold):
+        rng = np.random.default_rng(0)
+        return bootstrap_jaccard(scores, size, draws=200, rng=rng, threshold=threshold)
+
+    means = np.abs(bootstrap_means(scores, draws=200, rng=np.random.default_rng(0))) >= 0.35
+    want = np.mean([(a & b).sum() / (a | b).sum() for a, b in zip(means[::2], means[1::2], strict=True)])
+    assert overlap(None) == 1.0 and overlap(0.35) == pytest.approx(want) and want < 0.95
+
+
+@pytest.mark.parametrize(("select", "threshold"), [("threshold:0.05", 0.05), ("top:3", None)])
+def test_resamples_choose_as_the_circuit_was_chosen(select, threshold, monkeypatch):
+    asked = []
+    plain = core_module.bootstrap_jaccard
+    monkeypatch.setattr(core_module, "bootstrap_jaccard", lambda *a, **k: asked.append(k) or plain(*a, **k))
+    find_core(made_model(WORDS), CLEAN, CORRUPT, ANSWERS, select=select, draws=4, trust=False)
+    assert [k["threshold"] for k in asked] == [threshold]
 
 
 def test_other_corruptions_give_other_scores():

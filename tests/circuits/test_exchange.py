@@ -121,6 +121,31 @@ def test_a_foreign_file_that_is_none_is_refused(damage, tmp_path):
         read_eap_ig(path)
 
 
+@pytest.mark.parametrize("wrong", ["high", "0.1", "nan", [1], {}, True])
+@pytest.mark.parametrize(
+    ("change", "field"),
+    [
+        (lambda v: {"nodes": [{"name": "layers.0.mlp", "score": v}]}, r"nodes\.0\.score"),
+        (lambda v: {"matters": {"auc": v}}, r"matters\.auc"),
+        (lambda v: {"nodes_measured": {"curve": [[0, v]]}}, r"nodes_measured\.curve\.0\.1"),
+    ],
+)
+def test_what_is_no_number_is_refused_with_its_field(wrong, change, field, tmp_path):
+    whole = CircuitFile(
+        shape={"n_layers": 1, "n_heads": 1, "n_kv_heads": 1, "d_model": 4}, scorer="atp", nodes=[]
+    ).model_dump(mode="json")
+    path = tmp_path / "circuit.json"
+    path.write_text(json.dumps(whole | change(wrong)))
+    with pytest.raises(ModelError, match=f"the field {field} cannot be read"):
+        read(path)
+    path.write_text(json.dumps(whole | change(float("nan"))))  # as other tools write what they do not know
+    assert "NaN" in path.read_text() and read(path) == CircuitFile.model_validate(whole | change(None))
+    foreign = {"cfg": {"n_layers": 1, "n_heads": 1, "d_model": 4}, "nodes": {"m0": {"in_graph": True}},
+               "edges": {"input->m0": {"score": wrong, "in_graph": True}}}  # fmt: skip
+    with pytest.raises(ModelError, match="EAP-IG"):
+        from_eap_ig(foreign)
+
+
 @pytest.mark.parametrize(
     ("change", "match"),
     [

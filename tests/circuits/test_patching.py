@@ -9,7 +9,7 @@ import torch
 from curerec.circuits import SCORERS
 from curerec.circuits.activations import patching, recording, sites_of
 from curerec.circuits.passes import margin
-from curerec.circuits.patching import atp, exact, patched_margins
+from curerec.circuits.patching import atp, exact, most_falling, patched_margins
 from curerec.errors import PromptError
 from curerec.prompts.encoding import Prompts
 from curerec.recommender.score import answer_logits, to_batch
@@ -174,6 +174,22 @@ def test_modules_that_write_nothing_score_nothing():
     runs = exact(model, CLEAN, CORRUPT, ANSWERS, names)
     for found in (scores, runs):
         assert {names[k] for k in np.flatnonzero(np.abs(found).max(0) > 1e-6)} == live
+
+
+@pytest.mark.parametrize(
+    ("falls", "match"),
+    [([-1.0, 0.0, 2.0], "^counterfactuals: 1 of 3 corrupted"), ([-1.0, 0.0], "none of 2 corrupted")],
+)
+def test_too_few_falling_pairs_are_counted_before_any_are_left_out(falls, match):
+    for keep in (1, 8):
+        with pytest.raises(PromptError, match=match):
+            most_falling(np.array(falls), keep)
+
+
+def test_the_pairs_that_fall_most_stay_in_their_order():
+    fall = np.array([3.0, -1.0, 1.0, 2.0, 0.0])
+    assert most_falling(fall, 2).tolist() == [0, 3] and most_falling(fall, 9).tolist() == [0, 2, 3]
+    assert most_falling(fall, 1).tolist() == [0]  # of the three that fall: no word of too few
 
 
 def test_pairs_that_do_not_align_are_refused_by_position():

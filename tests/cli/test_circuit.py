@@ -117,6 +117,31 @@ def test_an_import_that_holds_little_is_drawn_and_said(tmp_path):
     assert (tmp_path / "drawn" / "circuit.html").exists()
 
 
+def test_an_overlap_and_a_fall_that_were_not_measured_are_called_so(tmp_path):
+    bare = {
+        "format": "curerec-circuit",
+        "version": 5,
+        "shape": {"n_layers": 1, "n_heads": 1, "n_kv_heads": 1, "d_model": 4},
+        "scorer": "imported",
+        "nodes": [{"name": "layers.0.mlp", "score": -0.5}],
+        "overlaps": [{"over": "templates", "names": ["likes"], "matrix": [[1.0]], "mean": None}],
+        "matters": {"auc": 0.657, "auc_floor": 0.672, "auc_without": 0.67, "auc_random": 0.662, "lost": None},
+        "notes": ["overlap over templates: chat gave no circuit (nothing falls)"],
+    }
+    (tmp_path / "bare.json").write_text(json.dumps(bare))
+    result = curerec("circuit", "--import", tmp_path / "bare.json", "--out", tmp_path / "drawn")
+    assert result.code == 0 and "overlap over templates: not measured (likes)" in result.out, result
+    assert "note: overlap over templates: chat gave no circuit" in result.out
+    assert (
+        "Everything patched does not measurably lower the AUC (0.672; nothing patched: 0.657)" in result.out
+    )
+    wrong = bare | {"nodes": [{"name": "layers.0.mlp", "score": "high"}]}
+    (tmp_path / "wrong.json").write_text(json.dumps(wrong))
+    to = ("--out", tmp_path / "x")
+    refused(curerec("circuit", "--import", tmp_path / "wrong.json", *to), "wrong.json", "nodes.0.score")
+    assert not (tmp_path / "x").exists()
+
+
 def test_impossible_imports_are_refused(tmp_path, out, made_path):
     raw = json.loads((out / "circuit.eap-ig.json").read_text())
     to = ("--out", tmp_path / "x")
@@ -175,6 +200,9 @@ def test_what_cannot_be_done_is_refused(made_path, tmp_path, out):
     refused(curerec("circuit", *read_from, *to, "--units", "column"), "units", "projection")
     refused(curerec("circuit", *read_from, *to, "--units", "rank"), "no rank-one terms")
     refused(curerec("circuit", *read_from, *to, "--start", "user"), "--start", "--corruption history")
+    history = ("--corruption", "history", "--edges-most", 256)
+    refused(curerec("circuit", *read_from, *to, *history), "--edges-most 256", "--pairs")
+    refused(curerec("circuit", *read_from, *to, "--variants", 1), "--variants 1", "at least 2, or 0")
     alone = ("circuit", "--import", out / "circuit.json", *to, "--units", "row")
     refused(curerec(*alone), "needs the recommender", "Give --recommender")
     (tmp_path / "bad.json").write_text("[1]")

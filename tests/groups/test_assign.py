@@ -11,6 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
+from curerec.errors import ModelError
 from curerec.groups.assign import assign, percentile_within, random_groups, roles_from, rows_of_roles
 from curerec.records import ROLES
 
@@ -48,6 +49,18 @@ def test_pure_noise_goes_to_the_uncertain_role():
     leading = assign(f, r, UNITS, TYPES, uncertain_role=None)
     np.testing.assert_array_equal(leading.agreement, groups.agreement)
     assert set(leading.role[doubtful]) - {"shared"}
+
+
+@pytest.mark.parametrize("census", [False, True])
+@pytest.mark.parametrize("value", [np.nan, np.inf])
+@pytest.mark.parametrize("side", ["forget", "retain"])
+def test_contributions_that_are_no_numbers_are_refused(side, value, census):
+    """Of nan every comparison is false: they had been roles like any others, with full agreement."""
+    f, r, _ = planted()
+    (f if side == "forget" else r)[3, [5, 9]] = value
+    whose = "what is to be forgotten" if side == "forget" else "unseen data"
+    with pytest.raises(ModelError, match=rf"groups: .* 2 of 13 units to {whose} are not finite .*learning"):
+        assign(f, r, UNITS, TYPES, census=census, draws=4)
 
 
 def test_the_same_seed_gives_the_same_groups():

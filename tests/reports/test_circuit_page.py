@@ -100,7 +100,7 @@ def test_the_words_say_what_the_file_holds():
     assert "random sets of its size do not" in say.verdict(file["matters"], "the circuit")
     assert "large part" in say.verdict({"lost": 1.0, "lost_random": 0.9}, "it")
     assert "only a part" in say.verdict({"lost": 0.4, "lost_random": 0.1}, "it")
-    text = say.necessary_text(file["necessary"][1])
+    text = say.necessary_text(file["necessary"][1], file["shape"])
     assert "Prompt to the values of layer 0, head 0" in text and "96\u00a0%" in text and "17\u00a0%" in text
 
 

@@ -121,7 +121,7 @@ def fewest_parts(
     seed: int = 0,
     cost: Cost | None = None,
 ) -> Compact:
-    """The fewest heads and MLPs that carry the answer: chosen on half of the pairs, judged on the others.
+    """The fewest heads and MLPs that carry the answer: ordered on half of the pairs, judged on the others.
 
     Args:
         model: decoder of a known family.

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import math
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -19,8 +18,16 @@ FORMAT = "curerec-circuit"
 #: 1 had no ranks, readings, overlaps and knock-outs, 2 no compact circuit, 3 no edges of blocks, 4 no overlap
 #: of chance, intervals of edges, knock-outs of edges and drop-one effects by name.
 VERSION = 5
-# JSON has no nan; a number that was not computed is null.
-Number = Annotated[float | None, BeforeValidator(lambda v: None if v is None or math.isnan(v) else v)]
+
+
+def _number(value: Any) -> Any:
+    """JSON has no nan: a number that was not computed is null."""
+    if isinstance(value, str | bytes | bool):  # which pydantic would take for numbers, "nan" among them
+        raise ValueError("a number or null is needed")
+    return None if isinstance(value, float | np.floating) and np.isnan(value) else value
+
+
+Number = Annotated[float | None, BeforeValidator(_number)]
 
 
 class _Strict(BaseModel):
@@ -95,7 +102,10 @@ class Measures(_Strict):
 
 
 class Overlap(_Strict):
-    """Jaccard overlap of the circuits that one kind of change (seeds, templates, scorers) leads to."""
+    """Jaccard overlap of the circuits that one kind of change (seeds, templates, scorers) leads to.
+
+    ``mean`` is null of fewer than two circuits; the file's notes say which were not found, and why.
+    """
 
     over: str
     names: list[str]

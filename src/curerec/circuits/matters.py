@@ -9,6 +9,8 @@ from sklearn.metrics import roc_auc_score
 
 from curerec.circuits.faithfulness import Judge, faithfulness
 
+Z95 = 1.959964  # two-sided 95 % point of the normal distribution
+
 
 def matters(
     judge: Judge,
@@ -37,7 +39,9 @@ def matters(
         ``auc``, ``auc_floor`` (everything patched), ``auc_kept``, ``auc_without``, ``auc_random`` (mean over
         the draws of the AUC without a random set) with ``auc_random_low`` and ``auc_random_high`` (least and
         greatest), ``auc_random_kept``, ``margin_kept`` and ``margin_random_kept`` (faithfulness),
-        ``lost`` (share of auc - auc_floor that goes with the circuit) and ``lost_random``.
+        ``lost`` (share of auc - auc_floor that goes with the circuit) and ``lost_random``. Both are nan where
+        auc - auc_floor is not above 0 by more than :data:`Z95` of its standard errors: what does not take the
+        AUC down cannot show what carries it.
 
     Source: METHOD section 4 (completeness), with the task's own metric.
     """
@@ -52,7 +56,7 @@ def matters(
     without, kept = auc[4 : 4 + draws], slice(4 + draws, None)
     gap = float(auc[0] - auc[1])
     lost = {"lost": np.nan, "lost_random": np.nan}
-    if abs(gap) > 1e-9:
+    if gap > max(1e-9, Z95 * drop_error(label, runs[0] * sign, runs[1] * sign)):
         lost = {"lost": (auc[0] - auc[3]) / gap, "lost_random": (auc[0] - without.mean()) / gap}
     out = {
         "auc": auc[0],
@@ -70,3 +74,32 @@ def matters(
         **lost,
     }
     return {name: float(value) for name, value in out.items()}
+
+
+def drop_error(label: np.ndarray, before: np.ndarray, after: np.ndarray) -> float:
+    """Standard error of the difference of two AUCs on the same examples; infinite with one of a label.
+
+    Args:
+        label: 0 or 1, [n].
+        before, after: scores, [n].
+
+    Source: DeLong, DeLong and Clarke-Pearson 1988 (difference of correlated areas).
+
+    Example:
+        >>> label = np.array([0, 1, 0, 1])
+        >>> score = np.array([0.1, 0.9, 0.2, 0.8])
+        >>> drop_error(label, score, score), drop_error(label[:3], score[:3], score[:3])
+        (0.0, inf)
+    """
+    yes = label == 1
+    if min(yes.sum(), (~yes).sum()) < 2:
+        return float("inf")
+    won = [(_below(z[yes], z[~yes]), 1 - _below(z[~yes], z[yes])) for z in (before, after)]
+    parts = [one - other for one, other in zip(*won, strict=True)]
+    return float(np.sqrt(sum(part.var(ddof=1) / len(part) for part in parts)))
+
+
+def _below(a: np.ndarray, b: np.ndarray) -> np.ndarray:
+    """For each of a the share of b below it, ties counted half, float64 [len(a)]."""
+    ordered = np.sort(b)
+    return (np.searchsorted(ordered, a, "left") + np.searchsorted(ordered, a, "right")) / (2 * len(b))

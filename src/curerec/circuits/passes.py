@@ -16,7 +16,7 @@ from curerec.recommender import parallel
 from curerec.recommender.fitting import prompts_that_fit
 from curerec.recommender.fused import fused_activations
 from curerec.recommender.lean import answer_only
-from curerec.recommender.memory import keep_freed
+from curerec.recommender.memory import keep_freed, ran_out
 from curerec.recommender.runtime import train_checkpointed
 from curerec.recommender.score import by_length, device_of, on, to_batch
 
@@ -27,8 +27,6 @@ READ_NOTHING = (
     "let more pairs be made to choose from (pair_pool of the method cure; --pairs and --corruption of "
     "curerec circuit)"
 )
-#: What torch says where the C library has no memory to give: a CPU's allocator raises a plain RuntimeError.
-_NO_MEMORY = ("not enough memory", "can't allocate memory", "cannot allocate memory")
 
 
 @dataclass(frozen=True)
@@ -165,18 +163,6 @@ def check_halves(clean: Prompts) -> None:
         raise PromptError(
             "fewer than two pairs", where="circuit", mend="One half of the pairs ranks, one judges"
         )
-
-
-def ran_out(error: BaseException) -> bool:
-    """Whether an error says that memory ran out, on a GPU or a CPU.
-
-    >>> ran_out(RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried to allocate 8 bytes."))
-    True
-    """
-    said = str(error).lower()
-    return isinstance(error, torch.OutOfMemoryError | MemoryError) or (
-        isinstance(error, RuntimeError) and any(sign in said for sign in _NO_MEMORY)
-    )
 
 
 def each_part(

@@ -211,9 +211,30 @@ def moving_pairs(
 
     Source: METHOD section 2 ("keep pairs whose metric moves").
     """
+    whole, patched = both_margins(model, clean, corrupt, answers, among=among, batch_size=batch_size)
+    return most_falling(whole - patched, keep)
+
+
+def both_margins(
+    model: Any,
+    clean: Prompts,
+    corrupt: Prompts,
+    answers: tuple[int, int],
+    *,
+    among: Collection[str] | None = None,
+    batch_size: int = 64,
+) -> tuple[np.ndarray, np.ndarray]:
+    """Margins of the clean run and of the one in which every module is patched: what pairs are chosen by.
+
+    Args:
+        model, clean, corrupt, answers, among, batch_size: as for :func:`moving_pairs`.
+
+    Returns:
+        float32 [n] each.
+    """
     names = set(sites_of(model).names if among is None else among)
-    whole, corrupted = patched_margins(model, clean, corrupt, answers, [set(), names], batch_size=batch_size)
-    return most_falling(whole - corrupted, keep)
+    whole, patched = patched_margins(model, clean, corrupt, answers, [set(), names], batch_size=batch_size)
+    return whole, patched
 
 
 def most_falling(fall: np.ndarray, keep: int) -> np.ndarray:
@@ -221,16 +242,17 @@ def most_falling(fall: np.ndarray, keep: int) -> np.ndarray:
 
     Args:
         fall: of each pair's margin, logits, [n].
+        keep: pairs; of one alone no circuit can be found, since half of the pairs ranks and half judges.
 
     Raises:
-        PromptError: fewer than two fall.
+        PromptError: fewer than two fall, however many are kept.
     """
-    best = np.argsort(-fall, kind="stable")[:keep]
-    best = np.sort(best[fall[best] > 0])
-    if len(best) < 2:
+    fell = int((fall > 0).sum())
+    if fell < 2:
         raise PromptError(
-            f"{len(best) or 'none'} of {len(fall)} corrupted prompts lowers the margin, and two must",
+            f"{fell or 'none'} of {len(fall)} corrupted prompts lowers the margin, and two must",
             where="counterfactuals",
             mend=READ_NOTHING,
         )
-    return best
+    best = np.argsort(-fall, kind="stable")[:keep]
+    return np.sort(best[fall[best] > 0])

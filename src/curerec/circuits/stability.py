@@ -44,9 +44,27 @@ def bootstrap_intervals(
     return low.astype(np.float32), high.astype(np.float32)
 
 
-def bootstrap_jaccard(scores: np.ndarray, size: int, *, draws: int, rng: np.random.Generator) -> float:
-    """Mean overlap |A & B| / |A | B| of the top ``size`` elements over pairs of bootstrap resamples."""
+def bootstrap_jaccard(
+    scores: np.ndarray,
+    size: int,
+    *,
+    draws: int,
+    rng: np.random.Generator,
+    threshold: float | None = None,
+) -> float:
+    """Mean overlap |A & B| / |A | B| of the top ``size`` elements over pairs of bootstrap resamples.
+
+    Args:
+        scores: per example, [n, elements].
+        size: of the circuit.
+        draws: resamples.
+        rng: of them.
+        threshold: |mean score| that the circuit was chosen by, logits: each resample then takes all elements
+            of at least so much, however many they are. None: the top ``size``.
+    """
     means = np.abs(bootstrap_means(scores, draws=draws, rng=rng))
+    if threshold is not None:
+        return paired_overlap(means >= threshold)
     member = np.zeros(means.shape, bool)
     np.put_along_axis(member, np.argsort(-means, axis=1)[:, :size], True, axis=1)
     return paired_overlap(member)
@@ -131,9 +149,10 @@ class Overlaps:
 
     @property
     def mean(self) -> float:
-        """Over distinct pairs; 1 of a single circuit."""
-        above = self.matrix[np.triu_indices(len(self.names), 1)]
-        return float(above.mean()) if len(above) else 1.0
+        """Over distinct pairs; nan of fewer than two circuits, which overlap with nothing."""
+        if len(self.names) < 2:
+            return float("nan")
+        return float(self.matrix[np.triu_indices(len(self.names), 1)].mean())
 
     @property
     def least(self) -> tuple[str, str, float]:

@@ -44,8 +44,8 @@ def circuit(
         str,
         typer.Option(
             "--select",
-            help="How parts are chosen: faithful (as few as keep 90 % of the margin), top:K (so many) or "
-            "threshold:X (scores of at least X logits).",
+            help="How parts are chosen: faithful (as few of the first by score as keep 90 % of the margin), "
+            "top:K (so many) or threshold:X (scores of at least X logits).",
         ),
     ] = "faithful",
     select_edges: Annotated[
@@ -59,9 +59,14 @@ def circuit(
         int, typer.Option("--edges", min=0, help="Pairs that connections are scored on at first; 0: none.")
     ] = 128,
     edges_most: Annotated[
-        int,
-        typer.Option("--edges-most", min=4, help="Pairs they are scored on where resamples overturn them."),
-    ] = 512,
+        int | None,
+        typer.Option(
+            "--edges-most",
+            min=4,
+            help="Pairs they are scored on at most, where resamples overturn them. Default: 512; with "
+            "--corruption history no more than --pairs.",
+        ),
+    ] = None,
     test: Annotated[
         int, typer.Option("--test", min=0, help="Test prompts of the knock-out; 0: leave it out.")
     ] = 400,
@@ -71,7 +76,9 @@ def circuit(
     variants: Annotated[
         int,
         typer.Option(
-            "--variants", min=0, help="Pairs of each other seed, template and scorer; 0: leave them out."
+            "--variants",
+            min=0,
+            help="Pairs of each other seed, template and scorer, at least 2; 0: leave them out.",
         ),
     ] = 48,
     units: Annotated[
@@ -122,6 +129,18 @@ def circuit(
             where=f"--start {start}",
             mend="Give --corruption history as well, or leave it out",
         )
+    if edges_most is not None and corruption == "history":
+        raise ConfigError(
+            "is for prompt counterfactuals; with those of history connections have the pairs of the parts",
+            where=f"--edges-most {edges_most}",
+            mend="Leave it out, and say with --pairs how many there may be",
+        )
+    if variants == 1:
+        raise ConfigError(
+            "is too few: one half of the pairs ranks, one judges",
+            where="--variants 1",
+            mend="Give at least 2, or 0 to leave the overlaps out",
+        )
     quiet()
     from curerec.circuits import DEFAULT, SCORERS
     from curerec.circuits.by_role import groups_of_record
@@ -149,7 +168,7 @@ def circuit(
         "corruption": corruption,
         "pairs": pairs,
         "edges": edges,
-        "edges_most": edges_most,
+        **({} if edges_most is None else {"edges_most": edges_most}),
         "test": test,
         "reading": reading,
         "variants": variants,
@@ -202,7 +221,7 @@ def _imported(path: Path, opened: Any) -> Any:
 def _say(file: Any, out: Path) -> None:
     """Print what was found, a line each; of an imported file only what it holds."""
     from curerec.reports.circuit_tables import largest_units
-    from curerec.reports.circuit_words import pairs_text
+    from curerec.reports.circuit_words import no_fall, pairs_text, verdict
     from curerec.reports.figures import NBSP
 
     measured = file.nodes_measured
@@ -222,6 +241,8 @@ def _say(file: Any, out: Path) -> None:
                 f"test AUC {_of(found, 'auc')}; without the {what} {_of(found, 'auc_without')}, without a "
                 f"random set of its size {_of(found, 'auc_random')}, all patched {_of(found, 'auc_floor')}"
             )
+    if still := [m for m in (file.matters, file.edges_matter) if no_fall(m)]:
+        typer.echo(verdict(still[0], "the circuit"))
     if file.compact is not None:
         fewest, found = file.compact, file.compact.matters
         line = f"fewest parts: {len(fewest.members)} of {fewest.total}"

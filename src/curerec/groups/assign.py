@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
+from curerec.errors import ModelError
 from curerec.records import ROLES, Groups
 
 FORGET, RETAIN, SHARED, FROZEN = range(4)
@@ -113,12 +114,18 @@ def assign(
             estimated from a sample of it, so only the retain scores are resampled.
         seed: of the resamples.
 
+    Raises:
+        ModelError: a unit's mean score is not finite; ranks of such scores would be roles of nothing.
+
     Source: METHOD section 6; ``census`` is this project's own.
     """
+    forget, retain = forget_scores.mean(0), retain_scores.mean(0)
+    _check_finite(forget, types, "what is to be forgotten")
+    _check_finite(retain, types, "unseen data")
     rng = np.random.default_rng([seed, 31])
     votes = np.zeros((len(ROLES), len(modules)))
     if census:
-        known = percentile_within(forget_scores.mean(0)[None], types) >= tau
+        known = percentile_within(forget[None], types) >= tau
     elif forget_draws is None:
         forget_weights = _weights(len(forget_scores), draws, rng)
     weights = _weights(len(retain_scores), draws, rng)
@@ -133,7 +140,7 @@ def assign(
         high_r = percentile_within(_means(retain_scores, weights[some]), types) >= tau
         for voted in _roles(high_f, high_r):
             votes[voted, np.arange(len(modules))] += 1
-    role = roles_from(forget_scores.mean(0), retain_scores.mean(0), types, tau)
+    role = roles_from(forget, retain, types, tau)
     agreement = votes[role, np.arange(len(modules))] / draws
     if uncertain_role is not None:
         role = np.where(agreement < certain, ROLES.index(uncertain_role), role)  # type: ignore[arg-type]
@@ -144,6 +151,20 @@ def assign(
         retain_score=retain_scores.mean(0, dtype=np.float64),
         agreement=agreement,
     )
+
+
+def _check_finite(mean: np.ndarray, types: np.ndarray, of: str) -> None:
+    """Refuse mean scores that are no numbers; units are not named, since rows of words say who rated what."""
+    wrong = ~np.isfinite(mean)
+    if wrong.any():
+        kinds = np.unique(types[wrong].astype(str))
+        raise ModelError(
+            f"the contributions of {int(wrong.sum()):,} of {len(mean):,} units to {of} are not finite "
+            f"({', '.join(kinds[:3])}{', ...' if len(kinds) > 3 else ''})",
+            where="groups",
+            mend="The recommender's weights or its loss are no finite numbers there: train it again with a "
+            "lower learning rate (lr)",
+        )
 
 
 def _weights(n: int, draws: int, rng: np.random.Generator) -> np.ndarray:

@@ -29,7 +29,10 @@ def circuit_part(
     low, high = np.percentile(weights @ circuit.scores, [2.5, 97.5], axis=0)
     mean, core = circuit.scores.mean(0), set(circuit.core)
     known = np.isfinite(circuit.exact)
-    agreement = spearmanr(mean[known], circuit.exact[known])[0] if known.sum() > 2 else float("nan")
+    # Exact scores are of the pairs that rank: where the agreement there was taken, that is what decided.
+    agreement = circuit.agreement.get("spearman")
+    if agreement is None:
+        agreement = spearmanr(mean[known], circuit.exact[known])[0] if known.sum() > 2 else float("nan")
     return {
         "faithfulness": circuit.faithfulness,
         "completeness": circuit.completeness,

@@ -33,6 +33,17 @@ class Link:
     chosen: bool
 
 
+def heads_of(group: int, n_heads: int, n_kv: int) -> range:
+    """The heads that share one group's keys and values.
+
+    Example:
+        >>> list(heads_of(1, 9, 3))
+        [3, 4, 5]
+    """
+    share = n_heads // n_kv
+    return range(group * share, (group + 1) * share)
+
+
 def links(edges: Sequence[Mapping[str, Any]], n_heads: int, n_kv: int) -> list[Link]:
     """Edges by the nodes they join, heaviest first; keys and values that heads share go to each of them.
 
@@ -45,7 +56,6 @@ def links(edges: Sequence[Mapping[str, Any]], n_heads: int, n_kv: int) -> list[L
         >>> [(x.target, x.score) for x in links([edge], 2, 1)]
         [('layers.0.head.0', -0.5), ('layers.0.head.1', -0.5)]
     """
-    share = n_heads // n_kv
     found: dict[tuple[str, str], tuple[dict[str, float], list[bool]]] = {}
     for edge in edges:
         score = finite(edge["score"])
@@ -53,9 +63,8 @@ def links(edges: Sequence[Mapping[str, Any]], n_heads: int, n_kv: int) -> list[L
         if match := re.fullmatch(r"(layers\.\d+)\.head\.(\d+)\.q", edge["reader"]):
             kind, targets = "q", [f"{match[1]}.head.{match[2]}"]
         elif match := re.fullmatch(r"(layers\.\d+)\.kv\.(\d+)\.([kv])", edge["reader"]):
-            group = int(match[2])
             kind = match[3]
-            targets = [f"{match[1]}.head.{h}" for h in range(group * share, (group + 1) * share)]
+            targets = [f"{match[1]}.head.{h}" for h in heads_of(int(match[2]), n_heads, n_kv)]
         for target in targets:
             readers, chosen = found.setdefault((edge["source"], target), ({}, []))
             readers[kind] = readers.get(kind, 0.0) + (score[0] / len(targets) if score else 0.0)

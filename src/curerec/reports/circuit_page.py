@@ -92,7 +92,7 @@ def _view(file: Mapping[str, Any]) -> dict[str, Any]:
         "measures": say.measures(file),
         "tables": _tables(file),
         "edge_facts": _edge_facts(file, edges) if edges else [],
-        "edge_table": tables.edge_table(file["edges"], EDGES_SHOWN),
+        "edge_table": tables.edge_table(file["edges"], EDGES_SHOWN, shape),
         "units_text": say.units_text(file),
         "unit_table": tables.unit_table(file["units"], UNITS_SHOWN),
         "overlaps": [(o["over"], o["mean"], tables.overlap_table(o)) for o in file["overlaps"]],
@@ -119,7 +119,7 @@ def _tables(file: Mapping[str, Any]) -> list[tuple[str, list[Any], list[str]]]:
             for needed in file["necessary"]:
                 if needed["level"] == level:
                     rows += say.necessary_rows(needed)
-                    said.append(say.necessary_text(needed))
+                    said.append(say.necessary_text(needed, file["shape"]))
             out.append((caption, rows, [text for text in said if text]))
     return out
 

@@ -49,12 +49,14 @@ def node_table(nodes: Sequence[Mapping[str, Any]]) -> Table:
     return Table([*heads, "Group"] if grouped else heads, rows)
 
 
-def edge_table(edges: Sequence[Mapping[str, Any]], most: int) -> Table:
-    """The connections of the circuit with the largest scores, at most so many."""
+def edge_table(
+    edges: Sequence[Mapping[str, Any]], most: int, shape: Mapping[str, Any] | None = None
+) -> Table:
+    """The connections of the circuit with the largest scores, at most so many; named by the model's shape."""
     inside = [e for e in edges if e["in_graph"] and finite(e["score"])]
     rows = [
         [
-            edge_title(f"{e['source']}->{e['reader']}"),
+            edge_title(f"{e['source']}->{e['reader']}", shape),
             f.fixed(e["score"]),
             f.interval(e["low"], e["high"]) if len(finite(e["low"], e["high"])) == 2 else f.NONE,
             f.percent(e["dropped"]),

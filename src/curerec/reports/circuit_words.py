@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 from curerec.reports import figures as f
-from curerec.reports.circuit_graph import title_of
+from curerec.reports.circuit_graph import heads_of, title_of
 from curerec.reports.grid import ORDER, ROLE_NAMES
 from curerec.reports.svg import finite
 
@@ -103,13 +104,9 @@ def matters_rows(found: Mapping[str, Any]) -> list[tuple[str, str, str]]:
     )
     return [
         ("nothing (the whole model)", auc("auc"), ""),
-        ("everything", auc("auc_floor"), "what is left without any part: the floor"),
-        ("the circuit", auc("auc_without"), f"{_share(found.get('lost'))} of the way to the floor"),
-        (
-            "random sets of its size",
-            auc("auc_random"),
-            f"{spread}; {_share(found.get('lost_random'))} of the way",
-        ),
+        ("everything", auc("auc_floor"), _floor(found)),
+        ("the circuit", auc("auc_without"), _way(found, "lost", " to the floor")),
+        ("random sets of its size", auc("auc_random"), _joined(spread, _way(found, "lost_random"))),
         ("all but the circuit", auc("auc_kept"), f"keeps {_share(found.get('margin_kept'))} of the margin"),
     ]
 
@@ -129,13 +126,37 @@ def _set_rows(name: str, many: str, m: Mapping[str, Any]) -> list[tuple[str, str
     low, high = f.fixed(m.get("auc_random_low")), f.fixed(m.get("auc_random_high"))
     spread = f"{low} to {high} over {f.plural(m.get('draws'), 'draw')}"
     return [
-        (name, f.fixed(m.get("auc_without")), f"{_share(m.get('lost'))} of the way to the floor"),
-        (
-            f"random sets of {many}",
-            f.fixed(m.get("auc_random")),
-            f"{spread}; {_share(m.get('lost_random'))} of the way",
-        ),
+        (name, f.fixed(m.get("auc_without")), _way(m, "lost", " to the floor")),
+        (f"random sets of {many}", f.fixed(m.get("auc_random")), _joined(spread, _way(m, "lost_random"))),
     ]
+
+
+def _joined(*texts: str) -> str:
+    return "; ".join(text for text in texts if text)
+
+
+def no_fall(found: Mapping[str, Any]) -> bool:
+    """Whether everything patched is known not to take the AUC down measurably.
+
+    No part of a fall can then be put down to a circuit, whatever an earlier version's file says in ``lost``.
+
+    Example:
+        >>> no_fall({"auc": 0.66, "auc_floor": 0.67, "lost": 0.9}), no_fall({"auc": 0.7, "auc_floor": 0.5})
+        (True, False)
+    """
+    known = finite(found.get("auc"), found.get("auc_floor"))
+    unknown = "lost" in found and not finite(found["lost"])
+    return len(known) == 2 and (known[0] <= known[1] or unknown)
+
+
+def _floor(found: Mapping[str, Any]) -> str:
+    said = "what is left without any part"
+    return f"{said}: not measurably less" if no_fall(found) else f"{said}: the floor"
+
+
+def _way(found: Mapping[str, Any], key: str, to: str = "") -> str:
+    """How far a loss takes the AUC down; empty where there is no way to go."""
+    return "" if no_fall(found) else f"{_share(found.get(key))} of the way{to}"
 
 
 def compact_text(found: Mapping[str, Any]) -> str:
@@ -147,7 +168,8 @@ def compact_text(found: Mapping[str, Any]) -> str:
     return (
         f"The fewest parts found that carry the answer together are {f.count(len(names))} of "
         f"{f.count(found['total'])}, by taking one after another out; alone they keep "
-        f"{_share(found['faithfulness'])} of the margin on pairs that did not choose them: {listed}.{other}"
+        f"{_share(found['faithfulness'])} of the margin on pairs that did not order them, only said how many "
+        f"are enough: {listed}.{other}"
     )
 
 
@@ -159,14 +181,19 @@ def necessary_rows(found: Mapping[str, Any]) -> list[tuple[str, str, str]]:
     return _set_rows(f"the {many} it cannot do without", many, found["matters"])
 
 
-def necessary_text(found: Mapping[str, Any]) -> str:
-    """Which parts the answer cannot do without."""
+def necessary_text(found: Mapping[str, Any], shape: Mapping[str, Any] | None = None) -> str:
+    """Which parts the answer cannot do without.
+
+    Args:
+        found: of ``circuit.json``.
+        shape: of the model, for :func:`edge_title`.
+    """
     unit = "part" if found["level"] == "parts" else "connection"
-    names = [edge_title(n) if "->" in n else title_of(n) for n in found["members"]]
+    names = [edge_title(n, shape) if "->" in n else title_of(n) for n in found["members"]]
     listed = "; ".join(names[:8]) + (f"; and {len(names) - 8} more" if len(names) > 8 else "")
     lost, other = (finite(found["matters"].get(k)) for k in ("lost", "lost_random"))
     verdict = ""
-    if lost and other:
+    if lost and other and not no_fall(found["matters"]):
         verdict = (
             f" On test prompts their loss takes {_share(lost[0])} of what the model knows, that of random "
             f"sets of as many {_share(other[0])}."
@@ -177,15 +204,37 @@ def necessary_text(found: Mapping[str, Any]) -> str:
     )
 
 
-def edge_title(name: str) -> str:
-    """A connection's name, ``source->reader``, in words."""
+def edge_title(name: str, shape: Mapping[str, Any] | None = None) -> str:
+    """A connection's name, ``source->reader``, in words.
+
+    Args:
+        name: of the connection.
+        shape: of the model, for which heads share keys and values; None: the group is named by its number.
+
+    Example:
+        >>> edge_title("layers.0.mlp->layers.1.kv.1.k", {"n_heads": 9, "n_kv_heads": 3})
+        'Layer 0, MLP to the keys of layer 1, heads 3 to 5'
+        >>> edge_title("layers.0.mlp->layers.1.kv.1.k")
+        'Layer 0, MLP to the keys of layer 1, key/value head 1'
+    """
     source, reader = name.split("->", 1)
     kinds = {"q": "queries", "k": "keys", "v": "values"}
-    *path, kind = reader.split(".")
+    if shared := re.fullmatch(r"layers\.(\d+)\.kv\.(\d+)\.([kv])", reader):
+        whose = _sharing(int(shared[2]), shape)
+        return f"{title_of(source)} to the {kinds[shared[3]]} of layer {shared[1]}, {whose}"
+    place, _, kind = reader.rpartition(".")
     if kind in kinds:
-        place = ".".join(path).replace(".kv.", ".head.")
         return f"{title_of(source)} to the {kinds[kind]} of {title_of(place).lower()}"
     return f"{title_of(source)} to {title_of(reader).lower()}"
+
+
+def _sharing(group: int, shape: Mapping[str, Any] | None) -> str:
+    if shape is None:
+        return f"key/value head {group}"
+    heads = heads_of(group, shape["n_heads"], shape["n_kv_heads"])
+    if len(heads) == 1:
+        return f"head {heads[0]}"
+    return f"heads {heads[0]} {'and' if len(heads) == 2 else 'to'} {heads[-1]}"
 
 
 def _share(value: float | None) -> str:
@@ -194,9 +243,15 @@ def _share(value: float | None) -> str:
 
 def verdict(found: Mapping[str, Any], what: str) -> str:
     """Whether the circuit matters to the task, from the knock-out, in one sentence."""
-    lost, other = found.get("lost"), found.get("lost_random")
-    if lost is None or other is None:
+    if no_fall(found):
+        return (
+            f"Everything patched does not measurably lower the AUC ({f.fixed(found['auc_floor'])}; nothing "
+            f"patched: {f.fixed(found['auc'])}), so these pairs cannot show what carries it."
+        )
+    known = finite(found.get("lost"), found.get("lost_random"))
+    if len(known) < 2:
         return ""
+    lost, other = known
     if lost >= 0.8 and other <= 0.5:
         return (
             f"Knocked out, {what} takes most of what the model knows with it; random sets of its size do not."

@@ -11,7 +11,8 @@ from pydantic import Field, model_validator
 
 from curerec.circuits.belonging import in_core, modules_with_units
 from curerec.circuits.core import find_core, stable_core
-from curerec.circuits.patching import moving_pairs
+from curerec.circuits.counterfactuals import outcomes
+from curerec.circuits.patching import both_margins, most_falling
 from curerec.circuits.path import path_scores
 from curerec.config import Strict
 from curerec.groups.assign import assign, comparable, rows_of_roles
@@ -198,7 +199,8 @@ def circuit_of(task: Task, config: CureConfig) -> Circuit:
         pairs = counterfactual_pairs(task.data, wanted, task.encoder, task.train_rows, seed=task.seed)
         clean, corrupt = task.encoder.encode(pairs.clean), task.encoder.encode(pairs.corrupt)
         among = modules_with_units(model, config.granularity)
-        moved = moving_pairs(model, clean, corrupt, answers, config.pairs, among=among)
+        margins = both_margins(model, clean, corrupt, answers, among=among)
+        moved = most_falling(margins[0] - margins[1], config.pairs)
         clean, corrupt = clean.take(moved), corrupt.take(moved)
     with task.clock.stage("circuit"):
         circuit = (stable_core if config.stable else find_core)(
@@ -212,6 +214,7 @@ def circuit_of(task: Task, config: CureConfig) -> Circuit:
             counts={
                 "unaligned": pairs.unaligned,
                 "made": len(pairs),
+                **outcomes(*margins),  # of all that were made: those used were chosen for their fall
                 "replaced": int(pairs.replaced[moved].sum()),
             },
             seed=task.seed,
