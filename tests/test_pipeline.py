@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import replace
 from functools import partial
 
@@ -20,8 +21,9 @@ from curerec.opened import open_recommender, titles_note
 from curerec.pipeline import task_for
 from curerec.plan import plan
 from curerec.recipe import Recipe
-from curerec.recommender import storage
+from curerec.recommender import bases, storage, stored_answers
 from curerec.recommender.nano import nano_tokenizer
+from curerec.recommender.safety import config_digest
 from curerec.recommender.score import score
 from curerec.recommender.storage import write_model
 from curerec.requests.engine import CureEngine
@@ -54,6 +56,49 @@ def test_titles_of_the_training_are_known_and_others_are_noted(tmp_path):
     assert "titles" in open_recommender(folder, others, base=opened_again(folder).base).note
     del card["data"]["titles"]  # a card of before
     assert titles_note(card, others) is None
+
+
+def altered(file, *keys, value):
+    """A JSON file with another value at a place."""
+    content = inner = json.loads(file.read_text())
+    for key in keys[:-1]:
+        inner = inner[key]
+    if value is None:
+        del inner[keys[-1]]
+    else:
+        inner[keys[-1]] = value
+    file.write_text(json.dumps(content))
+
+
+@pytest.mark.parametrize("kind", ["lora", "full"])
+def test_a_base_of_the_same_weights_and_another_configuration_is_another_base(kind, tmp_path):
+    folder, config = trained(tmp_path, kind), tmp_path / "base" / "config.json"
+    for key, value in (("transformers_version", "4.0"), ("_name_or_path", "x"), ("dtype", "bfloat16")):
+        altered(config, key, value=value)
+    assert opened_again(folder).answered is not None
+    altered(config, "rope_parameters", "rope_theta", value=50.0)
+    with pytest.raises(ModelError, match=r"base model base: .*another config\.json.*as it was in training"):
+        opened_again(folder)
+    altered(folder / storage.CARD, "base", "revision", value="0" * 40)
+    with pytest.raises(ModelError, match=r"revision 0{40} of the hub"):
+        opened_again(folder)
+
+
+def test_a_card_of_before_names_no_configuration_and_its_answers_are_read_as_they_were(tmp_path, monkeypatch):
+    monkeypatch.setattr(bases, "config_digest", lambda folder: None)
+    folder = trained(tmp_path, "lora")
+    altered(folder / storage.CARD, "base", "config_sha256", value=None)
+    monkeypatch.undo()
+    opened = opened_again(folder)
+    assert opened.answered is not None
+    said = stored_answers.about("w", opened.recommender, DATA)
+    assert said.keys() == {"weights", "base", "type", "template", "answers", "data", "titles"}
+    # With the configuration in its card those answers are of a model that is not known to be this one.
+    digest = config_digest(opened.base)
+    altered(folder / storage.CARD, "base", "config_sha256", value=digest)
+    opened = opened_again(folder)
+    assert opened.answered is None
+    assert stored_answers.about("w", opened.recommender, DATA) == said | {"config": digest}
 
 
 def fitted(folder, model_type="gpt2", **more):
@@ -118,7 +163,7 @@ def test_titles_that_move_up_into_a_full_prompt_are_refused_before_any_work(tmp_
             refused()
         private = (*request.ids, *DATA.titles["title"].to_pylist())
         assert not any(name in str(caught.value) for name in private)
-    table = of_split(DATA, opened.split, np.zeros(0, np.int64))
+    table = of_split(DATA, opened.split, np.zeros(len(DATA), bool))
     job = Job(tmp_path / "out", table, split.deleted, "npo", 0, str(tmp_path / "base"))
     for method in ("npo", RETRAIN):  # as a store's stages are given it
         with pytest.raises(RequestError, match="move up"):

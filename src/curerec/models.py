@@ -19,6 +19,7 @@ from curerec.prompts.templates import TEMPLATES
 from curerec.recipe import ModelConfig, Recipe
 from curerec.recommender import bases, lora, parallel, storage
 from curerec.recommender.families import family_of
+from curerec.recommender.fitting import positions_of
 from curerec.recommender.score import score
 from curerec.recommender.spread import spread_base
 from curerec.recommender.tune import tune
@@ -195,10 +196,7 @@ def check_finite(model: Any) -> None:
 
 
 def check_fits(model: Any, asked: Iterable[Prompts]) -> None:
-    """Refuse prompts longer than the model's positions.
-
-    Where a model turns positions by other frequencies from some length on (``longrope``), that is its end:
-    the frequencies are chosen for a batch, so a prompt's answer would depend on those beside it.
+    """Refuse prompts longer than the model's positions (:func:`curerec.recommender.fitting.positions_of`).
 
     Args:
         model: plain or PEFT-wrapped.
@@ -207,11 +205,8 @@ def check_fits(model: Any, asked: Iterable[Prompts]) -> None:
     Raises:
         ModelError: naming both lengths.
     """
-    room = getattr(model.config, "max_position_embeddings", None)
-    rotation = getattr(model.config, "rope_parameters", None) or {}
-    if rotation.get("rope_type") == "longrope":
-        room = rotation.get("original_max_position_embeddings") or room
-    if not room:
+    room = positions_of(model)
+    if room is None:
         return
     longest = max(int(prompts.lengths.max(initial=0)) for prompts in asked)
     if longest > room:

@@ -9,6 +9,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
+from transformers import AutoModelForCausalLM
 
 from curerec.errors import ModelError
 from curerec.recommender import families
@@ -88,6 +89,14 @@ def test_what_gemma_2_caps_needs_eager_attention():
     with torch.no_grad():
         gap = answer_logits(capped, ids, last, ANSWERS) - answer_logits(free, ids, last, ANSWERS)
     assert gap.abs().max() > 1e-3
+
+
+@pytest.mark.parametrize("model_type", TYPES)
+def test_attention_is_what_transformers_chooses_where_the_family_does_not(model_type):
+    model = made_family_model(model_type, WORDS, attention=family_of_type(model_type).attention or "sdpa")
+    plain = AutoModelForCausalLM.from_config(type(model.config)(**model.config.to_dict()))
+    kinds = [m.config._attn_implementation for m in (model, plain)]
+    assert kinds == ["eager" if model_type == "gemma2" else "sdpa"] * 2
 
 
 def test_an_unknown_type_is_refused_by_name():

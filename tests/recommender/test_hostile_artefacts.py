@@ -152,6 +152,13 @@ HOSTILE = {
     "start by data": configured("adapter_config.json", init_lora_weights="eva", eva_config={"rho": 2.0}),
     "switch of a later PEFT": configured("adapter_config.json", run_at_load={"module": "evil"}),
     "loader of its own": configured("config.json", quantization_config={"quant_method": "bitsandbytes"}),
+    "attention of the hub's": configured("config.json", _attn_implementation="kernels-community/flash-attn"),
+    "attention that is compiled": configured("config.json", attn_implementation="flex_attention"),
+    "attention by part": configured("config.json", text_config={"_attn_implementation": {"": "x/y"}}),
+    "experts of the hub's": configured("config.json", _experts_implementation="x/y"),
+    "branches with biases": configured("adapter_config.json", lora_bias=True),
+    "branches that are scaled by their norms": configured("adapter_config.json", use_dora=True),
+    "biases of the base beside the branches": configured("adapter_config.json", bias="all"),
     "another kind of adapter": configured("adapter_config.json", peft_type="PROMPT_TUNING"),
     "template that escapes": template(ESCAPES),
     "template that escapes by attr": template("{{ ''|attr('\\x5f\\x5fclass\\x5f\\x5f') }}"),
@@ -212,13 +219,44 @@ def test_there_are_enough_of_them(capsys):
 
 
 @pytest.mark.parametrize(
-    "name", ["pickle as x.pkl", "auto_map of the model", "trust_remote_code", "template in a file"]
+    "name",
+    [
+        "pickle as x.pkl",
+        "auto_map of the model",
+        "trust_remote_code",
+        "template in a file",
+        "attention of the hub's",
+        "attention that is compiled",
+    ],
 )
 def test_hostile_bases_are_refused(name, base, tmp_path):
     folder = Path(shutil.copytree(base, tmp_path / "base"))
     HOSTILE[name](folder, tmp_path / "canary")
     with pytest.raises(ModelError):
         storage.load_base(folder)
+
+
+@pytest.mark.parametrize("key", ["_attn_implementation", "attn_implementation"])
+@pytest.mark.parametrize("said", [None, "eager", "sdpa"])
+def test_no_base_chooses_its_attention(key, said, base, tmp_path):
+    folder = Path(shutil.copytree(base, tmp_path / "base"))
+    configured("config.json", **{key: said})(folder, None)
+    assert storage.load_base(folder)[0].config._attn_implementation == "sdpa"
+
+
+def test_an_adapter_in_the_folder_of_whole_weights_is_refused(base, made_path, tmp_path):
+    """It would be put on where the folder is opened, and dropped where the answers are compared."""
+    folder = Path(shutil.copytree(base, tmp_path / "base"))
+    full = Path(shutil.copytree(made_path.full, tmp_path / "full"))
+    for name in ("adapter_config.json", WEIGHTS):
+        shutil.copy(made_path.lora / name, folder)
+        shutil.copy(made_path.lora / name, full)
+    with pytest.raises(ModelError, match=r"base model base: holds an adapter.*Merge it"):
+        storage.load_base(folder)
+    with pytest.raises(ModelError, match=r"base model base: holds an adapter"):
+        storage.load(made_path.lora, folder)
+    with pytest.raises(ModelError, match=r"recommender full: holds an adapter"):
+        storage.load(full, base)
 
 
 def test_a_base_whose_weights_are_packed_is_refused_in_words(tmp_path):

@@ -159,6 +159,19 @@ def test_weights_that_change_are_not_answered_for_by_what_they_were(monkeypatch)
     np.testing.assert_allclose(score(model, PROMPTS, ENCODER.answers), want, atol=1e-5)
 
 
+@pytest.mark.parametrize("optimizer", ["adamw", "sgd"])
+def test_weights_that_were_trained_are_not_answered_for_by_what_they_were(optimizer, monkeypatch):
+    """Torch's fused step of AdamW does not count that it writes."""
+    model = upper(made_model(WORDS, layers=3), 2)
+    old = score(model, PROMPTS, ENCODER.answers)
+    assert lower.STATES.computed == distinct()
+    config = TuneConfig(epochs=4, batch_size=4, lr=1e-2, optimizer=optimizer)
+    upper(tune(model.requires_grad_(True), PROMPTS, ENCODER.answers, config, seed=0), 2)
+    want = without(monkeypatch, score, model, PROMPTS, ENCODER.answers)
+    assert np.abs(want - old).max() > 1e-2
+    np.testing.assert_allclose(score(model, PROMPTS, ENCODER.answers), want, atol=1e-5)
+
+
 @pytest.mark.parametrize("model_type", ["llama", "gemma3_text", "phi", "phi3"])
 def test_other_rotations_are_another_base(model_type):
     more = {"layer_types": ["sliding_attention", "full_attention", "full_attention"]}

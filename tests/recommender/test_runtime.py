@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import copy
 import functools
 
@@ -11,6 +12,7 @@ import torch
 from peft import LoraConfig, get_peft_model
 
 from curerec.errors import ModelError
+from curerec.prompts.encoding import Prompts
 from curerec.recommender import quantise as module
 from curerec.recommender import runtime
 from curerec.recommender import tune as loop
@@ -121,6 +123,33 @@ def test_a_compiled_training_ends_where_a_plain_one_ends(lora, monkeypatch):
     for before, a, b in zip(model.parameters(), want.parameters(), got.parameters(), strict=True):
         torch.testing.assert_close(a, b, atol=1e-5, rtol=0)
         assert before.requires_grad != torch.equal(before, b)
+
+
+def test_a_compiled_training_pads_no_further_than_the_positions_go(monkeypatch):
+    """Of 100 positions and a prompt of 90 tokens the next multiple of 64 is 128."""
+    ids = np.arange(4 * 90) % WORDS
+    label = np.array([0, 1, 1, 0], np.int8)
+    prompts = Prompts(ids, np.arange(5) * 90, np.zeros((0, 5), np.int32), label)
+    model = made_family_model("gpt2", WORDS, max_position_embeddings=100).requires_grad_(True)
+    widths = []
+    model.transformer.wpe.register_forward_hook(lambda m, args, out: widths.append(args[0].shape[-1]))
+    monkeypatch.setattr(loop, "compiled_layers", lambda model: contextlib.nullcontext())
+
+    def ends(use):
+        return tune(copy.deepcopy(model), prompts, ENCODER.answers, CONFIG, seed=0, runtime=use).parameters()
+
+    for a, b in zip(ends(RuntimeConfig(compile=True)), ends(RuntimeConfig(compile=False)), strict=True):
+        torch.testing.assert_close(a, b, atol=1e-5, rtol=0)
+    assert widths == [100, 90]
+
+
+@pytest.mark.parametrize(
+    ("most", "width"), [(None, 2 * STEP), (2 * STEP + 1, 2 * STEP), (STEP + 9, STEP + 9), (STEP, STEP + 1)]
+)
+def test_padding_ends_where_it_may_but_cuts_no_prompt(most, width):
+    prompts = Prompts(np.arange(STEP + 1), np.array([0, STEP + 1]), np.zeros((0, 5), np.int32), np.ones(1))
+    ids, last = to_batch(prompts, np.zeros(1, int), CPU, multiple=STEP, most=most)
+    assert ids.shape == (1, width) and last.tolist() == [STEP]
 
 
 def test_compiled_layers_see_few_shapes_and_are_plain_again():
@@ -244,6 +273,19 @@ def test_a_folded_adapter_answers_alike_and_leaves_every_weight(model_type):
         assert p.data_ptr() == before[n][0] and torch.equal(p, before[n][1])
     with model.disable_adapter(), folded(model):
         assert not any(m.merged_adapters for m in model.modules() if hasattr(m, "merged_adapters"))
+
+
+@pytest.mark.filterwarnings("ignore:.*lora_bias:UserWarning")
+@pytest.mark.parametrize("more", ["lora_bias", "use_dora"])
+def test_branches_that_are_more_than_a_product_are_not_folded(more):
+    shape = LoraConfig(
+        r=2, target_modules=ALL, init_lora_weights=False, task_type="CAUSAL_LM", **{more: True}
+    )
+    model = get_peft_model(made_model(WORDS), shape).eval()
+    given = model, *to_batch(PROMPTS, np.arange(24), CPU), ENCODER.answers
+    want = answer_logits(*given)
+    with folded(model):
+        assert torch.equal(answer_logits(*given), want)
 
 
 @pytest.mark.slow

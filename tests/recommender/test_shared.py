@@ -5,8 +5,10 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
+from transformers import DynamicCache
 
 from curerec.prompts.encoding import Prompts, Queries, queries
+from curerec.recommender import fitting, parallel
 from curerec.recommender.score import answer_logits, score
 from curerec.recommender.shared import Run, last_states, packed, runs
 from made_catalogue import made_catalogue
@@ -92,6 +94,41 @@ def test_answers_are_those_of_the_model_on_each_prompt(model_type, lora, monkeyp
         np.testing.assert_allclose(got, plain, atol=1e-5)
         np.testing.assert_allclose(got, padded_left, atol=1e-5)
     assert sum(took) >= 6 and max(took) == 3
+
+
+@pytest.mark.parametrize("model_type", TYPES)
+def test_no_more_share_than_have_room_for_their_keys_and_values(model_type, monkeypatch):
+    model = made_family_model(model_type, WORDS)
+    want = score(model, MIXED, ENCODER.answers)
+    longest = int(MIXED.lengths.max())
+    cache = DynamicCache(config=model.config)
+    with torch.no_grad():
+        model(input_ids=torch.zeros(5, longest, dtype=torch.long), past_key_values=cache)
+    held = sum(layer.keys.nbytes + layer.values.nbytes for layer in cache.layers)
+    weights = fitting._sizes_of(model)[2]
+    monkeypatch.setattr(fitting, "memory_bytes", lambda device: weights + 2 * held)
+    few = fitting.prompts_that_share(model, longest)
+    # Layers that see a window hold less than is reckoned.
+    assert few <= 5 and (few == 5 or getattr(model.config, "sliding_window", None))
+    took = []
+
+    def seen(base, prompts, batch, device):
+        took.append(sum(run.end - run.start for run in batch))
+        return last_states(base, prompts, batch, device)
+
+    monkeypatch.setattr("curerec.recommender.score.last_states", seen)
+    np.testing.assert_allclose(score(model, MIXED, ENCODER.answers), want, atol=1e-5)
+    assert max(took) == few and sum(took) == len(lists())
+
+
+def test_lists_are_scored_where_hardly_anything_fits_and_by_all_alike_where_they_keep_step(monkeypatch):
+    model = made_family_model("llama", WORDS)
+    want = score(model, lists(), ENCODER.answers)
+    monkeypatch.setattr(fitting, "memory_bytes", lambda device: 0)
+    assert fitting.prompts_that_share(model, 90) == 1
+    np.testing.assert_allclose(score(model, lists(), ENCODER.answers), want, atol=1e-5)
+    monkeypatch.setattr(parallel, "_in_step", True)
+    assert fitting.prompts_that_share(model, 90) > len(MIXED)
 
 
 def test_a_list_costs_its_history_once():

@@ -28,6 +28,7 @@ INTERRUPTED = (
     "interrupted; nothing was left half-written. Run the same command again "
     "(`bench`, `request run` and `evaluate --shadows` go on where they were)"
 )
+NO_MEMORY = "out of memory. Use fewer examples (split.train in a recipe) or a smaller model"
 #: In place of click's text, which repeats the arguments: they may be ids of users.
 EXTRA = "unexpected extra argument(s). An option takes one value each time it is named (--user A --user B)"
 
@@ -77,7 +78,13 @@ def _run(arguments: list[str]) -> int:
     except CurerecError as error:
         _stop(str(error), error.exit_code)
     except MemoryError:
-        _stop("out of memory. Use fewer examples (split.train in a recipe) or a smaller model", 2)
+        _stop(NO_MEMORY, 2)
+    except RuntimeError as error:  # which is what torch makes of it
+        from curerec.recommender.memory import ran_out
+
+        if not ran_out(error):
+            raise
+        _stop(NO_MEMORY, 2)
     except OSError as error:
         if error.errno not in PATHS:
             raise

@@ -108,14 +108,13 @@ def prepared(data: Any, recommender: Path, base: Path | None, clock: Any) -> Non
     """Take the part of a request that is the same for all; what cannot be taken now, the first takes."""
     import contextlib
 
-    import torch
-
     from curerec.data.cache import retain_side_at
     from curerec.errors import CurerecError
     from curerec.opened import open_recommender
     from curerec.pipeline import prepare
+    from curerec.recommender.memory import as_far_as_it_fits
 
-    with contextlib.suppress(CurerecError, torch.OutOfMemoryError):
+    with contextlib.suppress(CurerecError), as_far_as_it_fits():
         opened = open_recommender(recommender, data, base=base)
         prepare(opened, retain_side_at(opened.recommender.card["weights_sha256"]), clock=clock)
 

@@ -216,13 +216,12 @@ def _prepared(store: Path, method: str | None, seed: int | None) -> None:
     """For the next request of the new version; what cannot be taken now, that request takes."""
     import contextlib
 
-    import torch
-
     from curerec.cli.bars import bars
     from curerec.errors import CurerecError
+    from curerec.recommender.memory import as_far_as_it_fits
     from curerec.requests.engine import prepare_next
 
-    with contextlib.suppress(CurerecError, torch.OutOfMemoryError), _store(store) as opened:
+    with contextlib.suppress(CurerecError), as_far_as_it_fits(), _store(store) as opened:
         if (method or opened.policy.method) != "cure":
             return
         typer.echo("for the next request:", err=True)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import re
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -15,11 +16,14 @@ from curerec.recommender import parallel
 from curerec.recommender.nano import nano_model, nano_tokenizer
 from curerec.recommender.pretrained import NAME as SMOLLM2
 from curerec.recommender.pretrained import fetch_smollm2
-from curerec.recommender.safety import read_json, weights_digest
+from curerec.recommender.safety import config_digest, read_json, weights_digest
 from curerec.recommender.storage import write_model
 from curerec.recommender.tune import Progress
 
 PLAIN_FILES = ["*.safetensors", "*.json", "*.txt", "*.model"]
+#: Of repositories that hold their weights in other formats besides: where those, which are not fetched, lie.
+OTHER_INDICES = ["*.bin.index.json", "*.h5.index.json", "*.msgpack.index.json"]
+COMMIT = re.compile(r"[0-9a-f]{40}")
 NANO = "nano"
 
 
@@ -102,8 +106,11 @@ def make_nano(
 
 
 def describe(name: str, folder: Path) -> dict[str, Any]:
-    """What a recommender's card says of its base: name, sha256 of the weights, source and note."""
+    """What a recommender's card says of its base: name, sha256 of weights and configuration, where from."""
     about: dict[str, Any] = {"name": folder.name if name == NANO else name, "sha256": weights_digest(folder)}
+    about["config_sha256"] = config_digest(folder)
+    if folder.parent.name == "snapshots" and COMMIT.fullmatch(folder.name):  # of the hub's own cache
+        about["revision"] = folder.name
     card = folder / SOURCE_CARD
     if card.exists():
         known = read_json(card, "base model")
@@ -113,15 +120,16 @@ def describe(name: str, folder: Path) -> dict[str, Any]:
 
 def _from_hub(name: str) -> Path:
     from huggingface_hub import snapshot_download
-    from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
+    from huggingface_hub.errors import HFValidationError
 
     try:
-        return Path(snapshot_download(name, allow_patterns=PLAIN_FILES))
+        found = snapshot_download(name, allow_patterns=PLAIN_FILES, ignore_patterns=OTHER_INDICES)
+        return Path(found)
     except HFValidationError:
         raise ModelError(
             "is not a hub name", where="base model", mend="Give owner/name or a folder"
         ) from None
-    except (HfHubHTTPError, LocalEntryNotFoundError, OSError) as error:
+    except Exception as error:  # what the client under the hub's raises is no OSError
         raise FetchError(
             f"cannot be had from the hub ({type(error).__name__})",
             where=f"base model {name}",

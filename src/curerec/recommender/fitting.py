@@ -1,4 +1,4 @@
-"""How many prompts a pass with gradients takes at a time, so that what it keeps for the way back fits."""
+"""How many prompts a pass takes at a time, so that what it keeps fits; how long they may be."""
 
 from __future__ import annotations
 
@@ -52,11 +52,45 @@ def prompts_that_fit(model: Any, pos: int, runtime: RuntimeConfig | None = None)
     """
     if parallel.count() > 1:
         return 1 << 30
-    device = next(model.parameters()).device
-    room = int(SHARE * max(0, memory_bytes(device) // _beside - _sizes_of(model)[2]))
+    device, room = next(model.parameters()).device, _room(model)
     if runtime and device.type == "cuda":  # elsewhere it would be the same memory
         room += runtime.offload_bytes
     return max(1, room // bytes_a_prompt(model, pos, checkpoint=bool(runtime and runtime.checkpoint)))
+
+
+def prompts_that_share(model: Any, pos: int) -> int:
+    """Prompts of a length whose keys and values may be held at a time, where passes hand them on.
+
+    Reckoned as for :func:`prompts_that_fit`.
+
+    Args:
+        model: of a known family, plain or PEFT-wrapped.
+        pos: tokens of the longest prompt.
+
+    Returns:
+        At least 1; no bound where all processes must make the same passes.
+    """
+    if parallel.in_step():
+        return 1 << 30
+    _, heads, width = family_of(model).heads(model)
+    number = model.get_input_embeddings().weight.element_size()
+    return max(1, _room(model) // max(1, pos * len(_layers(model)) * 2 * heads * width * number))
+
+
+def positions_of(model: Any) -> int | None:
+    """Positions that a model has; None: it names no end.
+
+    Where a model turns positions by other frequencies from some length on (``longrope``), that is its end:
+    the frequencies are chosen for a batch, so a prompt's answer would depend on those beside it.
+
+    Args:
+        model: plain or PEFT-wrapped.
+    """
+    room = getattr(model.config, "max_position_embeddings", None)
+    rotation = getattr(model.config, "rope_parameters", None) or {}
+    if rotation.get("rope_type") == "longrope":
+        room = rotation.get("original_max_position_embeddings") or room
+    return room or None
 
 
 def bytes_a_prompt(model: Any, pos: int, *, checkpoint: bool = False) -> int:
@@ -98,6 +132,12 @@ def memory_bytes(device: torch.device) -> int:
         except (OSError, ValueError):  # no such file, or "max"
             continue
     return found
+
+
+def _room(model: Any) -> int:
+    """Bytes beside the weights that passes may take for what they keep."""
+    device = next(model.parameters()).device
+    return int(SHARE * max(0, memory_bytes(device) // _beside - _sizes_of(model)[2]))
 
 
 def _sizes_of(model: Any) -> tuple[list[int], int, int]:

@@ -18,7 +18,8 @@ def folded(model: Any) -> Iterator[None]:
 
     Afterwards the weights are the old tensors again, bit for bit. Only what is exact up to the rounding of
     float32: not with weights in half precision or few bits, not while an adapter is switched off, not in
-    training, not where something listens, and not of several models that answer together.
+    training, not where something listens, not of branches that are more than that product, and not of several
+    models that answer together.
     """
     layers = [m for m in model.modules() if hasattr(m, "lora_B") and hasattr(m, "get_delta_weight")]
     usable = all(
@@ -26,7 +27,7 @@ def folded(model: Any) -> Iterator[None]:
         and m.get_base_layer().weight.dtype in (torch.float32, torch.float64)
         and not (m.merged_adapters or m.disable_adapters or m.training)
         and list(m.active_adapters) == list(m.lora_A)
-        and not any(getattr(m, "use_dora", {}).values())
+        and not any(any(getattr(m, more, {}).values()) for more in ("use_dora", "lora_variant", "lora_bias"))
         and not hooked(m)
         and not is_spread(m.get_base_layer())
         for m in layers

@@ -6,6 +6,7 @@ import hashlib
 import json
 import math
 import re
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -29,15 +30,24 @@ FOREIGN = {
     ".keras",
     ".pb",
 }
+ADAPTER = "adapter_config.json"
 CONFIGS = (
     "config.json",
     "tokenizer_config.json",
-    "adapter_config.json",
+    ADAPTER,
     "generation_config.json",
     "processor_config.json",
     "preprocessor_config.json",
     "chat_template.json",
 )
+#: Keys by which a configuration chooses the code of attention or experts, which may be code of the hub's.
+CHOOSING = (
+    "attn_implementation",
+    "_attn_implementation",
+    "experts_implementation",
+    "_experts_implementation",
+)
+OWN_CODE = (None, "eager", "sdpa")  # what transformers itself computes, and PyTorch
 #: What a plain LoRA adapter's configuration may set; anything else must be empty or off.
 PATHS = ("target_modules", "rank_pattern", "alpha_pattern")
 PATH = re.compile(r"[\w.]{1,200}")
@@ -55,11 +65,22 @@ PLAIN = {
     "fan_in_fan_out",
     "bias",
     "use_rslora",
-    "use_dora",
-    "lora_bias",
     "init_lora_weights",
     "megatron_core",  # its default is a name; PEFT imports it only with a megatron_config
     "qalora_group_size",
+}
+#: Keys of config.json that no answer depends on: names, who wrote it, what whoever loads it chooses.
+NO_ANSWER = {
+    *CHOOSING,
+    "_name_or_path",
+    "architectures",
+    "bos_token_id",
+    "dtype",
+    "eos_token_id",
+    "initializer_range",
+    "torch_dtype",
+    "transformers_version",
+    "use_cache",
 }
 MAX_CONFIG_BYTES = 16 << 20
 MAX_HEADER_BYTES = 64 << 20
@@ -75,7 +96,7 @@ def check_folder(folder: Path, *, what: str) -> None:
         what: how to call it in the message.
 
     Raises:
-        ModelError: not a folder, pickled files, an ``auto_map``, or no safetensors.
+        ModelError: not a folder, pickled files, an ``auto_map``, no safetensors, or a base with an adapter.
     """
     if not folder.is_dir():
         raise ModelError(
@@ -94,13 +115,19 @@ def check_folder(folder: Path, *, what: str) -> None:
             where=f"{what} {folder.name}",
             mend="Convert it to safetensors elsewhere and remove the file; pickled weights are never loaded",
         )
+    if what == "base model" and (folder / ADAPTER).exists():  # transformers would put it on, unasked
+        raise ModelError(
+            f"holds an adapter ({ADAPTER})",
+            where=f"{what} {folder.name}",
+            mend="Merge it into the weights first (merge_and_unload of PEFT) and give what that saves",
+        )
     for name in CONFIGS:
         path = folder / name
         if path.exists():
             _check_config(read_json(path, what), name, where=f"{what} {folder.name}")
     for path in (*folder.glob("*.jinja"), *folder.glob("additional_chat_templates/*")):
         _check_template(path.read_text(encoding="utf-8", errors="replace"), where=f"{what} {folder.name}")
-    for index in folder.glob("*.index.json"):
+    for index in folder.glob("*.safetensors.index.json"):  # no other is read
         named = read_json(index, what).get("weight_map")
         files = set(named.values()) if isinstance(named, dict) else {None}
         if not all(isinstance(f, str) and f.endswith(".safetensors") and Path(f).name == f for f in files):
@@ -118,14 +145,21 @@ def check_folder(folder: Path, *, what: str) -> None:
 
 
 def _check_config(content: dict[str, Any], name: str, *, where: str) -> None:
-    keys = {"auto_map", "trust_remote_code", "custom_pipelines"} & _keys(content)
+    said = list(_items(content))
+    keys = {"auto_map", "trust_remote_code", "custom_pipelines"} & {key for key, _ in said}
     if keys:
         raise ModelError(
             f"{name} asks for code of its own ({min(keys)})",
             where=where,
             mend="Use a model that transformers implements; remote code is never run",
         )
-    if name == "adapter_config.json" and (bad := _not_plain(content)) is not None:
+    if chosen := [key for key, value in said if key in CHOOSING and value not in OWN_CODE]:
+        raise ModelError(
+            f"{name} asks for attention or experts of other code ({min(chosen)})",
+            where=where,
+            mend="Remove the key; how they are computed is chosen here",
+        )
+    if name == ADAPTER and (bad := _not_plain(content)) is not None:
         mend = "Use an adapter that `curerec train` wrote"
         raise ModelError(f"{name} is not that of a plain LoRA adapter ({bad})", where=where, mend=mend)
     if name == "config.json" and content.get("quantization_config") and where.startswith("recommender"):
@@ -150,14 +184,21 @@ def _not_plain(config: dict[str, Any]) -> str | None:
             return key
     if config.get("init_lora_weights", True) not in (True, False, "gaussian"):
         return "init_lora_weights"
+    if config.get("bias", "none") != "none":  # the base's own would be other ones under it
+        return "bias"
     return min((key for key, value in config.items() if value and key not in PLAIN), default=None)
 
 
-def _keys(content: Any) -> set[str]:
-    """Keys of a nest of mappings, at any depth."""
-    if isinstance(content, dict):
-        return set(content).union(*map(_keys, content.values()))
-    return set().union(*map(_keys, content)) if isinstance(content, list) else set()
+def _items(content: Any) -> Iterator[tuple[str, Any]]:
+    """Keys of a nest of mappings, at any depth, and their values."""
+    left = [content]
+    while left:
+        part = left.pop()
+        if isinstance(part, dict):
+            yield from part.items()
+            left.extend(part.values())
+        elif isinstance(part, list):
+            left.extend(part)
 
 
 def _check_template(text: str, *, where: str) -> None:
@@ -249,6 +290,17 @@ def weights_digest(folder: Path) -> str:
         with path.open("rb") as file:
             digest.update(hashlib.file_digest(file, "sha256").digest())
     return digest.hexdigest()
+
+
+def config_digest(folder: Path) -> str:
+    """sha256 over what a base's ``config.json`` says of its answers: the weights do not say it all.
+
+    Raises:
+        ModelError: it is no JSON object.
+    """
+    said = read_json(folder / "config.json", "base model")
+    said = {key: value for key, value in said.items() if key not in NO_ANSWER}
+    return hashlib.sha256(json.dumps(said, sort_keys=True).encode()).hexdigest()
 
 
 def read_json(path: Path, what: str) -> dict[str, Any]:

@@ -15,7 +15,7 @@ from torch.utils.checkpoint import checkpoint
 
 from curerec.prompts.encoding import Prompts
 from curerec.recommender import parallel
-from curerec.recommender.fitting import prompts_that_fit
+from curerec.recommender.fitting import prompts_that_fit, prompts_that_share
 from curerec.recommender.folding import folded
 from curerec.recommender.fused import fused_activations
 from curerec.recommender.lean import answer_only, can_be_lean
@@ -171,7 +171,12 @@ def label_nll(logits: np.ndarray, label: np.ndarray) -> np.ndarray:
 
 
 def to_batch(
-    prompts: Prompts, index: np.ndarray, device: torch.device, *, multiple: int = 1
+    prompts: Prompts,
+    index: np.ndarray,
+    device: torch.device,
+    *,
+    multiple: int = 1,
+    most: int | None = None,
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Ids [batch, pos] and answer positions [batch] on a device.
 
@@ -182,9 +187,13 @@ def to_batch(
         index: which of them.
         device: where to.
         multiple: pad to a multiple of so many positions, so that shapes are few.
+        most: positions to pad to at most; None: any number.
     """
     ids, last = prompts.padded(index)
-    if short := -ids.shape[1] % multiple:
+    short = -ids.shape[1] % multiple
+    if most is not None:
+        short = min(short, max(0, most - ids.shape[1]))
+    if short:
         ids = np.pad(ids, ((0, 0), (0, short)))
     return on(device, ids), on(device, last)
 
@@ -240,7 +249,8 @@ def score(
         model: Hugging Face decoder, plain or PEFT-wrapped.
         prompts: [n].
         answers: token ids of (no, yes).
-        batch_size: prompts a pass; None: 256, on the CPU so many that activations stay in its cache.
+        batch_size: prompts a pass; None: 256, on the CPU so many that activations stay in its cache. Of those
+            that share passes no more than have room for their keys and values.
 
     Returns:
         float32 [n, 2], columns (no, yes).
@@ -262,7 +272,9 @@ def score(
     try:
         with folded(model), fused_activations(model), table:
             alone = np.ones(len(prompts), bool)
-            for batch in packed(runs(prompts) if can_share(model) else [], batch_size):
+            alike = runs(prompts) if can_share(model) else []
+            together = min(batch_size, prompts_that_share(model, int(prompts.lengths.max()))) if alike else 0
+            for batch in packed(alike, together):
                 index = np.concatenate([np.arange(run.start, run.end) for run in batch])
                 alone[index] = False
                 order.append(index)

@@ -22,8 +22,9 @@ from curerec.prompts.encoding import answer_tokens
 from curerec.recommender import manifest, model_card, stored_answers, waypoints
 from curerec.recommender.families import family_named, family_of
 from curerec.recommender.families.structure import check_structure
+from curerec.recommender.memory import ran_out
 from curerec.recommender.quantise import quantise
-from curerec.recommender.safety import check_folder, weights_digest
+from curerec.recommender.safety import ADAPTER, check_folder, config_digest, weights_digest
 from curerec.recommender.score import answer_logits
 from curerec.recommender.stored_answers import StoredAnswers
 from curerec.recommender.waypoints import Waypoint
@@ -88,8 +89,9 @@ def load_base(
         config = AutoConfig.from_pretrained(folder, trust_remote_code=False, local_files_only=True)
         model, seen = AutoModelForCausalLM.from_pretrained(
             folder,
+            config=config,  # read by itself it would choose its attention before it is told
             dtype=wanted,
-            attn_implementation=family_named(config.model_type).attention,
+            attn_implementation=family_named(config.model_type).attention or "sdpa",
             use_safetensors=True,
             trust_remote_code=False,
             local_files_only=True,
@@ -100,6 +102,8 @@ def load_base(
         mend = "Give it with plain weights (`model.base_bits` holds them in few bits)"
         raise ModelError(what, where=where, mend=mend) from None
     except UNREADABLE as error:
+        if ran_out(error):
+            raise
         raise ModelError(
             f"cannot be loaded ({type(error).__name__})", where=where, mend="Save it anew"
         ) from None
@@ -239,6 +243,8 @@ def save(
 class _Base(BaseModel):
     name: str
     sha256: str
+    config_sha256: str | None = None  # cards of before do not name it
+    revision: str | None = None  # of the hub, where it is from there
 
 
 class _Data(BaseModel):
@@ -307,6 +313,12 @@ def load(
     check_folder(folder, what="recommender")
     if card.get("committed") or (folder / manifest.MANIFEST).exists():
         manifest.check(folder, where=f"recommender {folder.name}")
+    if card["kind"] == "full" and (folder / ADAPTER).exists():  # it would be put on
+        raise ModelError(
+            f"holds an adapter ({ADAPTER}) over weights of its own",
+            where=f"recommender {folder.name}",
+            mend="Train it anew",
+        )
     if weights_digest(folder) != card.get("weights_sha256"):
         raise ModelError(
             "the weights are not those that its card names",
@@ -320,6 +332,14 @@ def load(
             where=f"base model {Path(base_folder).name}",
             mend="Give the folder or name that `curerec train` used with --base",
         )
+    base = card["base"]
+    if (said := base.get("config_sha256")) is not None and said != config_digest(Path(base_folder)):
+        of = f", revision {base['revision']} of the hub" if base.get("revision") else ""
+        raise ModelError(
+            "has the weights that this recommender was fine-tuned from and another config.json",
+            where=f"base model {Path(base_folder).name}",
+            mend=f"Give the folder as it was in training{of}",
+        )
     if card.get("kind") == "lora":
         from peft import PeftModel
 
@@ -329,6 +349,8 @@ def load(
         try:
             model = PeftModel.from_pretrained(model, folder, local_files_only=True)
         except UNREADABLE as error:
+            if ran_out(error):
+                raise
             raise ModelError(
                 f"the adapter does not fit its base ({type(error).__name__})",
                 where=f"recommender {folder.name}",

@@ -245,9 +245,11 @@ def about(weights: str, recommender: Recommender, data: Interactions) -> dict[st
         recommender: the model, its base and its template.
         data: interactions that its prompts are made of.
     """
+    config = recommender.base.get("config_sha256")  # cards of before do not name it
     return {
         "weights": weights,
         "base": recommender.base.get("sha256"),
+        **({} if config is None else {"config": config}),
         "type": str(recommender.model.get_input_embeddings().weight.dtype),
         "template": recommender.template,
         "answers": list(recommender.answers),

@@ -12,7 +12,7 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from curerec.prompts.encoding import Prompts
 from curerec.recommender import parallel
-from curerec.recommender.fitting import prompts_that_fit
+from curerec.recommender.fitting import positions_of, prompts_that_fit
 from curerec.recommender.fused import fused_activations
 from curerec.recommender.memory import keep_freed
 from curerec.recommender.parallel import Team
@@ -148,6 +148,7 @@ def optimise(
     Returns:
         Number of steps done.
     """
+    fused = False
     if config.optimizer == "adamw":
         # One kernel for all of it, and on a GPU no step counter that the host has to read.
         fused = all(type(p) is torch.nn.Parameter and p.is_floating_point() for p in params)
@@ -173,6 +174,9 @@ def optimise(
         clips = recorder is not None or config.max_grad_norm < float("inf")
         norm = torch.nn.utils.clip_grad_norm_(params, config.max_grad_norm) if clips else None
         optimizer.step()
+        if fused:  # torch does not count that it wrote, and who keeps what weights gave goes by the count
+            for p in params:
+                torch.autograd.graph.increment_version(p)
         if anchor:
             torch._foreach_lerp_([p.detach() for p in params], start, anchor * _rate(step, steps, config))
         scheduler.step()
@@ -244,6 +248,7 @@ def tune(
         keep_freed()
     steps = max(1, round(config.epochs * np.ceil(len(prompts) / config.batch_size)))
     compiled = compiles(runtime, device, steps, spread=has_spread(model))
+    room = positions_of(model) if compiled else None
     team = Team(model, answers) if parallel.count() > 1 else None
     params = team.params() if team else [p for p in model.parameters() if p.requires_grad]
     trained = team.inner if team else model
@@ -253,7 +258,7 @@ def tune(
 
     def gradients(step: int) -> None:
         index, factor = team.share(next(stream)) if team else (next(stream), 1.0)
-        ids, last = to_batch(prompts, index, device, multiple=STEP if compiled else 1)
+        ids, last = to_batch(prompts, index, device, multiple=STEP if compiled else 1, most=room)
         label = on(device, prompts.label[index].astype(np.int64))
         # What does not fit whole is added up part by part; several processes make one pass each.
         few = len(ids) if team else min(len(ids), prompts_that_fit(model, ids.shape[1], runtime))
