@@ -174,6 +174,7 @@ def test_a_base_under_an_adapter_is_loaded_into_main_memory_and_cut_there(monkey
     assert not models.spreads(config.model_copy(update={"base_bits": 4}))
 
 
+@pytest.mark.slow
 def test_dropout_is_at_work_with_shared_out_parameters(two):
     plain, _ = trained("lora")
     for (whole, _), (cut, about) in zip(two("ddp", "dropout"), two("fsdp2", "dropout"), strict=True):
