@@ -23,7 +23,8 @@ from curerec.circuits.wiring import wiring_of
 from curerec.config import parse
 from curerec.errors import ConfigError, ModelError, PromptError
 from curerec.imported import judge_imported
-from curerec.inspection import InspectConfig, inspect
+from curerec.inspect_config import InspectConfig
+from curerec.inspection import inspect
 from curerec.prompts.encoding import Encoder, queries
 from curerec.recommender.storage import load_base
 from curerec.recommender.units import units_of

@@ -9,7 +9,8 @@ from curerec.circuits.faithfulness import Faithfulness, Judge, judge_edges, judg
 from curerec.circuits.selection import JUDGED
 from curerec.circuits.wiring import wiring_of
 from curerec.errors import ModelError
-from curerec.inspection import InspectConfig, about, falling_pairs, stored
+from curerec.inspect_config import InspectConfig
+from curerec.inspection import about, falling_pairs, stored
 from curerec.opened import Opened
 
 

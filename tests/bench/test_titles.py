@@ -17,6 +17,7 @@ from curerec.bench.lines import append_line
 from curerec.bench.plan import plan
 from curerec.bench.work import TRIALS, Workshop
 from curerec.recommender import storage
+from curerec.recommender.card import FORMAT
 from curerec.recommender.safety import weights_digest
 from made_catalogue import made_catalogue
 
@@ -37,7 +38,7 @@ def trained(monkeypatch):
         folder.mkdir(parents=True, exist_ok=True)
         save_file({"w": np.full(3, len(seen), np.float32)}, folder / "model.safetensors")
         card = {
-            "format": storage.FORMAT,
+            "format": FORMAT,
             "kind": "full",
             "base": {"name": "nano", "sha256": "0"},
             "data": rows.of_data(data),

@@ -9,7 +9,7 @@ from curerec.circuits.core import find_core
 from curerec.circuits.faithfulness import Faithfulness, judge_modules
 from curerec.circuits.matters import drop_error, matters
 from curerec.circuits.necessary import necessary
-from curerec.methods.stopping import auc_drop
+from curerec.delong import auc_drop
 from curerec.testing.planted import planted
 
 LABEL = np.array([1, 0] * 20)

@@ -8,7 +8,8 @@ import numpy as np
 import pytest
 from sklearn.metrics import roc_auc_score
 
-from curerec.methods.stopping import Stopping, Watch, auc_drop
+from curerec.delong import auc_drop
+from curerec.methods.stopping import Stopping, Watch
 
 
 def scored(n, *, seed=0, noise=0.1):

@@ -24,6 +24,7 @@ from curerec.methods.unlearn import UnlearnConfig
 from curerec.opened import open_recommender
 from curerec.recipes import load_recipe
 from curerec.recommender import parallel, storage, stored_answers
+from curerec.recommender.card import FORMAT
 from curerec.recommender.units import units_of
 from made_commands import LORA, RECIPE, curerec, refused, write_data
 from made_held import is_half
@@ -320,7 +321,7 @@ def test_a_base_in_few_bits_is_refused_before_anything_is_trained_or_loaded(monk
     refused(trained, "few bits", "--use_fsdp", "base_bits: 16")
     assert not (tmp_path / "cache").exists() and not (tmp_path / "r").exists()
     table, made = load_data(str(data)), load_recipe(str(recipe)).model_dump(mode="json")
-    card = {"format": storage.FORMAT, "kind": "lora", "base": {"name": "none", "sha256": ""}, "recipe": made}
+    card = {"format": FORMAT, "kind": "lora", "base": {"name": "none", "sha256": ""}, "recipe": made}
     card |= {"data": {"fingerprint": table.fingerprint}, "template": "likes", "answers": [1, 2]}
     (tmp_path / storage.CARD).write_text(json.dumps(card | {"weights_sha256": ""}))
     with pytest.raises(ConfigError, match="few bits"):

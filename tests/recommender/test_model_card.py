@@ -39,3 +39,27 @@ def test_a_folder_s_readme_says_what_its_card_does(made_path, which):
 def test_a_name_cannot_end_its_cell():
     card = {"answers": [1, 2], "base": {"name": "a`|\n# b"}, "template": "likes", "weights_sha256": "0"}
     assert "`a# b`" in model_card.model_card(card) and "\n# b" not in model_card.model_card(card)
+
+
+@pytest.mark.parametrize(
+    ("name", "shown"),
+    [
+        ("/home/eve/base", "base"),
+        ("./bases/base", "base"),
+        ("owner/base", "owner/base"),
+        ("nano-1", "nano-1"),
+    ],
+)
+def test_a_base_is_named_without_the_folder_that_it_lies_in(name, shown):
+    """The card is made to be handed out."""
+    card = {"answers": [1, 2], "base": {"name": name}, "template": "likes", "weights_sha256": "0"}
+    text = model_card.model_card(card)
+    assert f"fine-tuning of `{shown}`," in text and f"| Base | `{shown}`," in text and "home" not in text
+
+
+def test_what_was_trained_anew_is_not_told_as_an_update():
+    card = {"answers": [1, 2], "base": {"name": "b"}, "template": "likes", "weights_sha256": "0"}
+    text = model_card.model_card(
+        {**card, "unlearned": [{"method": "cure", "request": "ab"}, {"method": "retrain"}]}
+    )
+    assert "1. `cure`, request `ab`\n2. trained anew" in text

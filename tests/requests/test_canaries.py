@@ -139,7 +139,7 @@ def test_no_canary_leaves_the_service(root, tmp_path):
         assert start(port) == 202
         import time
 
-        for _ in range(200):
+        for _ in range(1200):  # a minute: a worker imports the package first
             row = ask(port, "GET", f"/requests/{made['id']}")[1]
             if row["state"] == "committed":
                 break

@@ -15,6 +15,7 @@ from sklearn.metrics import roc_auc_score
 
 from curerec.bench.recipe import BenchRecipe
 from curerec.config import Strict, parse
+from curerec.delong import auc_drop
 from curerec.errors import ConfigError
 from curerec.evaluation.guard import nothing_happened
 from curerec.evaluation.inputs import p_yes
@@ -22,7 +23,7 @@ from curerec.evaluation.utility import ece_rise, nll
 from curerec.evaluation.verdict import Limits
 from curerec.methods import CONTROLS, Task, search_of
 from curerec.methods.expected import clusters, expected_auc, pool
-from curerec.methods.stopping import CONFIDENCE, auc_drop
+from curerec.methods.stopping import CONFIDENCE
 from curerec.recommender.score import score
 from curerec.records import Examples, Outcome
 

@@ -8,6 +8,7 @@ import numpy as np
 from sklearn.metrics import roc_auc_score
 
 from curerec.circuits.faithfulness import Judge, faithfulness
+from curerec.delong import auc_drop
 
 Z95 = 1.959964  # two-sided 95 % point of the normal distribution
 
@@ -83,7 +84,7 @@ def drop_error(label: np.ndarray, before: np.ndarray, after: np.ndarray) -> floa
         label: 0 or 1, [n].
         before, after: scores, [n].
 
-    Source: DeLong, DeLong and Clarke-Pearson 1988 (difference of correlated areas).
+    Related: :func:`curerec.delong.auc_drop`.
 
     Example:
         >>> label = np.array([0, 1, 0, 1])
@@ -91,15 +92,5 @@ def drop_error(label: np.ndarray, before: np.ndarray, after: np.ndarray) -> floa
         >>> drop_error(label, score, score), drop_error(label[:3], score[:3], score[:3])
         (0.0, inf)
     """
-    yes = label == 1
-    if min(yes.sum(), (~yes).sum()) < 2:
-        return float("inf")
-    won = [(_below(z[yes], z[~yes]), 1 - _below(z[~yes], z[yes])) for z in (before, after)]
-    parts = [one - other for one, other in zip(*won, strict=True)]
-    return float(np.sqrt(sum(part.var(ddof=1) / len(part) for part in parts)))
-
-
-def _below(a: np.ndarray, b: np.ndarray) -> np.ndarray:
-    """For each of a the share of b below it, ties counted half, float64 [len(a)]."""
-    ordered = np.sort(b)
-    return (np.searchsorted(ordered, a, "left") + np.searchsorted(ordered, a, "right")) / (2 * len(b))
+    few = min(int((label == 1).sum()), int((label != 1).sum())) < 2
+    return float("inf") if few else auc_drop(label, before, after)[1]

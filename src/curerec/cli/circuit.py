@@ -149,7 +149,8 @@ def circuit(
     from curerec.circuits.selection import selecting
     from curerec.circuits.wiring import wiring_of
     from curerec.imported import judge_imported
-    from curerec.inspection import InspectConfig, inspect
+    from curerec.inspect_config import InspectConfig
+    from curerec.inspection import inspect
     from curerec.progress import Clock
     from curerec.reports.circuit_page import write_circuit_page
     from curerec.reports.files import replace_file

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
+from pathlib import Path
 from typing import Any
 
 import yaml
@@ -42,8 +43,8 @@ def model_card(card: Mapping[str, Any]) -> str:
         "tags": ["recommendation", "curerec", *(["machine-unlearning"] if card.get("unlearned") else [])],
     }
     no, yes = card["answers"]
-    base = card["base"]
-    how = f"{'A LoRA adapter on' if lora else 'Full fine-tuning of'} {_code(base['name'])}"
+    base = _name(card["base"]["name"])
+    how = f"{'A LoRA adapter on' if lora else 'Full fine-tuning of'} {_code(base)}"
     parts = [
         f"---\n{yaml.safe_dump(head, sort_keys=False)}---",
         f"# Recommender\n\n{how}, which answers whether a user will like an item. "
@@ -64,7 +65,7 @@ def model_card(card: Mapping[str, Any]) -> str:
 
 def _facts(card: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
     base, data = card["base"], card.get("data") or {}
-    yield "Base", f"{_code(base['name'])}, sha256 {_code(base.get('sha256'))}"
+    yield "Base", f"{_code(_name(base['name']))}, sha256 {_code(base.get('sha256'))}"
     tuning = (card.get("recipe") or {}).get("model", {}).get("tuning")
     if tuning:
         rate, size = f"{tuning['lr']:g}", tuning["batch_size"]
@@ -84,7 +85,7 @@ def _deleted(card: Mapping[str, Any]) -> str:
         lines.append(f"It was trained without what the request {_code(card['without'])} names.")
     if steps:
         named = [
-            f"{k}. {_code(step['method'])}"
+            f"{k}. {'trained anew' if step['method'] == 'retrain' else _code(step['method'])}"
             + (f", request {_code(step['request'])}" if "request" in step else "")
             for k, step in enumerate(steps, start=1)
         ]
@@ -94,6 +95,12 @@ def _deleted(card: Mapping[str, Any]) -> str:
             "`record.json` of the run, or in the records of the store that it comes from."
         )
     return "\n\n".join(lines) or "Nothing."
+
+
+def _name(base: str) -> str:
+    """A base as the hub calls it; of a folder its last part, since a path may name the machine."""
+    local = Path(base).is_absolute() or base.count("/") > 1 or base.startswith((".", "~"))
+    return Path(base).name if local else base
 
 
 def _code(value: Any) -> str:

@@ -19,6 +19,7 @@ from curerec.requests.commit import Counts, Plan, finish, prepare
 from curerec.requests.database import transaction
 from curerec.requests.gate import Decision, decide, used_up
 from curerec.requests.ledger import now
+from curerec.requests.limits import counts_of, limits_of
 from curerec.requests.lock import runner
 from curerec.requests.recovery import clear_work, recover
 from curerec.requests.retain_sides import list_retain_sides
@@ -267,10 +268,10 @@ def _try(
     for name, (kind, entries) in requests.items():
         # Entries were in the table when the request came in; of those that are not, no row is left.
         rows = table.rows(kind, entries)
-        own[name] = _counts(seen, rows, int((~table.has(kind, entries)).sum()))
+        own[name] = counts_of(seen, rows, int((~table.has(kind, entries)).sum()))
         deleted |= rows
         items += [entry[0] for entry in entries] if kind == "items" else []
-    counts = _counts(seen, deleted, sum(one["ids_absent"] for one in own.values()))
+    counts = counts_of(seen, deleted, sum(one["ids_absent"] for one in own.values()))
     answers: dict[str, dict[str, Any]] = {}
     decision: Decision | None = None
     if counts["training_rows"] or method == RETRAIN:
@@ -313,7 +314,7 @@ def _try(
         decision,
         method,
         seed,
-        {name: _limits(some, counts, decision, answers, method) for name, some in (*own.items(), whole)},
+        {name: limits_of(some, counts, decision, answers, method) for name, some in (*own.items(), whole)},
     )
     prepare(store, plan)
     finish(store, batch)
@@ -323,64 +324,6 @@ def _try(
 def _there(table: Table, kind: str, entries: list[Entry]) -> list[Entry]:
     """Those of which a row is left; requests overlap, and one may have been carried out meanwhile."""
     return [entry for entry, has in zip(entries, table.has(kind, entries), strict=True) if has]
-
-
-def _counts(table: Table, deleted: np.ndarray, absent: int) -> Counts:
-    return Counts(
-        rows_deleted=int(deleted.sum()),
-        training_rows=int((deleted & table.trained).sum()),
-        training_targets=int(deleted[table.split.train.target].sum()),
-        public_rows=int((deleted & table.public).sum()),
-        ids_absent=absent,
-    )
-
-
-def _limits(
-    mine: Counts,
-    batch: Counts,
-    decision: Decision | None,
-    answers: dict[str, dict[str, Any]],
-    method: str,
-) -> list[str]:
-    """What is special about one request; ``batch`` is what was measured."""
-    found = []
-    if mine["ids_absent"]:
-        found.append(
-            f"Of {mine['ids_absent']} of its ids no row was left: requests before had deleted them all."
-        )
-    if mine["public_rows"]:
-        found.append(
-            f"{mine['public_rows']} of the deleted rows were in the pre-training of the base model, which "
-            "keeps what it learnt from them."
-        )
-    if not answers:
-        found.append("No training row was deleted: the fine-tuned weights did not change.")
-        return found
-    only = mine["training_rows"] - mine["training_targets"]
-    if not mine["training_rows"] and method != RETRAIN:
-        found.append("None of its rows was in the training; the measurements are of the batch's other rows.")
-    elif only > 0 and method != RETRAIN:
-        found.append(
-            f"{only} of the deleted rows were no training targets, but stood in histories of training "
-            "prompts; the measurements do not look at them."
-        )
-    if mine["training_targets"] < batch["training_targets"]:
-        found.append(
-            f"The measurements are of the whole batch: {batch['training_targets']} training targets, "
-            f"{mine['training_targets']} of them this request's."
-        )
-    if kept := answers["update"].get("answers_kept"):
-        found.append(
-            f"The new version keeps what the recommender as trained, which knew the deleted rows, answered "
-            f"{kept} training examples that are left (policy `keep_answers`)."
-        )
-    if method == RETRAIN:
-        found.append(
-            "The new version was trained without the deleted rows; its membership is not a condition."
-        )
-    elif decision is not None and answers["verdict"]["verdict"]["verified"] is None:
-        found.append("Not every check could be judged; the operator's policy accepts that.")
-    return found
 
 
 class _Told:
