@@ -20,6 +20,11 @@ FOLDERS = ["in_a_row", "looks", "movielens-1m", "nano", "nano/last_two", "nano/o
 FOLDERS += ["nano/seeds241", "nano/seeds251", "nano/other_requests", "looks/seeds251", "looks/seeds256"]
 FOLDERS += [
     "looks/other_requests",
+    "looks/quick",
+    "looks/quick/development",
+    "looks/rivals",
+    "looks/rivals/seeds271",
+    "movielens-1m/seeds276",
     "looks/seeds256/pushed",
     "quarter",
     "quarter/fresh",
@@ -34,7 +39,8 @@ RULES = {
 RULES |= {folder: IN_LOOP for folder in ["looks/seeds251", "looks/seeds256", "movielens-1m", "ten_seeds"]}
 RULES |= {folder: IN_LOOP for folder in ["nano", "nano/last_two", "nano/other_requests", "nano/others"]}
 RULES |= {folder: IN_LOOP for folder in ["nano/seeds241", "nano/seeds251", "nano/seeds261"]}
-RULES |= {folder: IN_LOOP for folder in ["quarter/fresh", "quarter/harder"]}
+RULES |= {folder: IN_LOOP for folder in ["quarter/fresh", "quarter/harder", "looks/quick"]}
+RULES |= {folder: IN_LOOP for folder in ["looks/rivals/seeds271", "movielens-1m/seeds276"]}
 RULES["looks"] = {"pcgrad", "weighted_sum"}  # two of its four rules are of a run of other settings
 
 
