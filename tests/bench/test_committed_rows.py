@@ -23,6 +23,7 @@ FOLDERS += [
     "looks/quick",
     "looks/quick/development",
     "looks/rivals",
+    "looks/rivals/own_points",
     "looks/rivals/seeds271",
     "movielens-1m/seeds276",
     "looks/seeds256/pushed",
