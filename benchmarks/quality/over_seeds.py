@@ -12,7 +12,7 @@ less `cure@NAME`. `METHOD/REQUEST` is a method on another request of the same se
 the first (`cure=cure@one_arm`; one name may have several, for folders that call it differently). The last
 column is the difference of the ratios of means, as `curerec bench --table` has them, with the jackknife's
 interval over seeds: a seed with little to forget weighs less in it, and one whose ceiling is not above its
-floor counts in it alone. Below the table stands the mean of `cure`'s own residuals; where the retrains of
+floor counts in it alone. Below the table stands the mean of `cure`'s own residuals, and of their absolute values where one is below 0; where the retrains of
 some seeds differ by more than half of what was to be forgotten, which rank nothing by themselves, the same
 again without them; and what a reader has to know of the seeds: on which a method handed the original back
 (which counts as its residual), on which it has none and why, on which it was measured beside other retrains
@@ -348,6 +348,8 @@ def comparison(
     low, high = stats.t.interval(0.95, len(own) - 1, own.mean(), stats.sem(own))
     what = column.replace("_", " ")
     ours = f"`cure`'s {what}s: mean {own.mean():.3f} ({low:.3f} to {high:.3f}), {len(own)} seeds"
+    if (own < 0).any():  # a model past its retrains' distance from each other hides one that is short of it
+        ours += f"; of their absolute values {np.abs(own).mean():.3f}"
     return "\n".join([*lines, "", ours])
 
 

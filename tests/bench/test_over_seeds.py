@@ -135,6 +135,17 @@ def test_another_column_is_compared_where_both_have_it(over_seeds, folder, monke
     assert "ml-100k: npo has no relearn_ratio on 2, 3 and is left out there" in text
 
 
+def test_a_residual_below_zero_makes_up_for_none_above(over_seeds, folder, monkeypatch, capsys):
+    lines = [json.loads(line) for line in (folder / "rows.jsonl").read_text().splitlines()]
+    assert "absolute" not in printed(over_seeds, monkeypatch, capsys, folder, "--others", "npo")
+    for row in lines:
+        if row["method"] == "cure":
+            row["residual"] = {1: -0.3, 2: 0.1, 3: 0.1, 4: 0.3}[row["seed"]]
+    (folder / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in lines))
+    text = printed(over_seeds, monkeypatch, capsys, folder, "--others", "npo")
+    assert "residuals: mean 0.050" in text and "of their absolute values 0.200" in text
+
+
 def test_means_say_what_share_was_verified(over_seeds, folder, monkeypatch, capsys):
     """A verdict that could not judge is none that verifies; a model that was not judged counts nowhere."""
     lines = [json.loads(line) for line in (folder / "rows.jsonl").read_text().splitlines()]
