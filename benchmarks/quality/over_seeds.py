@@ -12,14 +12,18 @@ less `cure@NAME`. `METHOD/REQUEST` is a method on another request of the same se
 the first (`cure=cure@one_arm`; one name may have several, for folders that call it differently). The last
 column is the difference of the ratios of means, as `curerec bench --table` has them, with the jackknife's
 interval over seeds: a seed with little to forget weighs less in it, and one whose ceiling is not above its
-floor counts in it alone. Below the table stands the mean of `cure`'s own residuals, and of their absolute values where one is below 0; where the retrains of
-some seeds differ by more than half of what was to be forgotten, which rank nothing by themselves, the same
-again without them; and what a reader has to know of the seeds: on which a method handed the original back
-(which counts as its residual), on which it has none and why, on which it was measured beside other retrains
-than `cure`, and on which the retrains differ so much. `--means` prints instead each method's own values, the
-mean over seeds and the half-width of its t interval; a seed's retrains count as one. `--without SEED...`
-leaves seeds out. Of several data sets (`--dataset ml-100k goodbooks-10k`) all seeds are taken together, in
-pairs inside each. `--column relearn_ratio` compares another column than the residual, on the seeds on which
+floor counts in it alone. Below the table stands the mean of `cure`'s own
+residuals, and of their absolute values where one is below 0; where the
+retrains of some seeds differ by more than half of what was to be forgotten,
+which rank nothing by themselves, the same again without them; and what a
+reader has to know of the seeds: on which a method handed the original back
+(which counts as its residual), on which it has none and why, on which it was
+measured beside other retrains than `cure`, and on which the retrains differ so
+much. `--means` prints instead each method's own values, the mean over seeds
+and the half-width of its t interval; a seed's retrains count as one.
+`--without SEED...` leaves seeds out. Of several data sets (`--dataset ml-100k
+goodbooks-10k`) all seeds are taken together, in pairs inside each. `--column
+relearn_ratio` compares another column than the residual, on the seeds on which
 both methods have it.
 """
 
