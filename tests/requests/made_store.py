@@ -16,6 +16,7 @@ from curerec.data.table import interactions
 from curerec.interactions import Interactions
 from curerec.reports.schema import SCHEMA
 from curerec.requests import store as stores
+from curerec.requests.audit import audit
 from curerec.requests.ledger import Asked
 from curerec.requests.policy import Policy
 from curerec.requests.stages import Job
@@ -181,3 +182,10 @@ def states(root: Path) -> dict[str, int]:
 def predicates(store, action="deletion"):
     """What the chain says of actions of a kind."""
     return [json.loads(one.body)["predicate"] for one in store.links() if one.action == action]
+
+
+def sound(root, **options):
+    """The audit's findings are none."""
+    found = audit(root, **options)
+    assert not found.faults, found.faults
+    return found

@@ -3,11 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import itertools
-import random
-import re
-import sqlite3
-import threading
 
 import numpy as np
 import pyarrow as pa
@@ -16,21 +11,19 @@ from made_store import FIRST, bytes_under, made_data, made_store, predicates, st
 
 from curerec.data import request_file
 from curerec.data.table import interactions
-from curerec.errors import DataError, RefusedError, RequestError, StorageError
+from curerec.errors import DataError, RefusedError, RequestError
 from curerec.interactions import Interactions
 from curerec.progress import Silent
-from curerec.requests import desk as desks
 from curerec.requests import engine, maintain, runner
 from curerec.requests import ledger as ledgers
 from curerec.requests import table as tables
 from curerec.requests.audit import audit
-from curerec.requests.database import connect, forget_pages
+from curerec.requests.database import forget_pages
 from curerec.requests.desk import Desk
 from curerec.requests.ledger import Asked
 from curerec.requests.lock import held
 from curerec.requests.runner import run
 from curerec.requests.store import Store
-from made_commands import curerec
 
 
 @pytest.fixture
@@ -90,91 +83,6 @@ def test_a_record_counts_its_own_rows(root):
         assert any("batch's other rows" in text for text in one["limits"])
 
 
-def breaks(stage, *who):
-    """An engine that breaks off at a stage where one of these users is to be deleted."""
-
-    class Breaks(stand()):  # type: ignore[misc]
-        def _stage(self, name):
-            gone = self.job.table.data.ratings["user"].filter(self.job.deleted).to_pylist()
-            if name == stage and not set(who).isdisjoint(gone):
-                raise ValueError("about usr001")
-            super()._stage(name)
-
-    return Breaks
-
-
-@pytest.mark.parametrize("each", [True, False])
-@pytest.mark.parametrize("stage", ["circuit", "update", "verdict"])
-def test_a_request_that_breaks_a_stage_holds_nobody_else_up(stage, each, root):
-    with Store(root) as store:
-        bad = store.ledger.add(Asked("users", (("usr001",),), due="2030-01-01"))[0]
-        good = [store.ledger.add(users(k))[0] for k in range(2, 3 if each else 9)]
-        done = run(store, breaks(stage, "usr001"), each=each)
-        broke = [one for one in done if bad in one.requests]
-        assert not any(one.committed for one in broke) and broke[-1].requests == (bad,)
-        assert [len(one.requests) for one in broke] == ([1] if each else [8, 4, 2, 1])
-        assert (
-            "ValueError at test_corner_cases.py" in done[0].reasons[0] and "usr001" not in done[0].reasons[0]
-        )
-        assert store.ledger.get(bad)["state"] == "held"
-        assert {store.ledger.get(name)["state"] for name in good} == {"committed"}
-        assert not audit(root).faults
-        assert run(store, stand())[0].committed
-
-
-def test_two_that_break_and_one_that_deletes_all(root):
-    with Store(root) as store:
-        bad = [store.ledger.add(users(k))[0] for k in (1, 2)]
-        whole = store.ledger.add(Asked("users", tuple((f"usr{k:03d}",) for k in range(40))))[0]
-        good = [store.ledger.add(users(k))[0] for k in range(3, 9)]
-        done = run(store, breaks("update", "usr001", "usr002"))
-        assert {store.ledger.get(name)["state"] for name in good} == {"committed"}
-        assert {store.ledger.get(name)["state"] for name in (*bad, whole)} == {"held"}
-        assert {one.requests[0] for one in done if one.broke and len(one.requests) == 1} == {*bad, whole}
-        assert not audit(root).faults
-
-
-def test_what_breaks_every_batch_is_tried_fifteen_times_and_no_more(root):
-    with Store(root) as store:
-        for k in range(20):
-            store.ledger.add(users(k))
-        done = run(store, breaks("circuit", *(f"usr{k:03d}" for k in range(20))))
-        assert [len(one.requests) for one in done] == [20, *[10] * 2, *[5] * 4, *[2, 3] * 4]
-        assert store.ledger.counts()["held"] == 20
-        assert len(run(store, stand())) == 1 and store.ledger.counts()["committed"] == 20
-
-
-def test_a_batch_that_breaks_by_chance_is_committed_in_halves(root, tmp_path, monkeypatch):
-    """And the command's exit code is that of what is left."""
-    with Store(root) as store:
-        for k in range(4):
-            store.ledger.add(users(k))
-    once = iter([True])
-
-    class Once(stand()):  # type: ignore[misc]
-        def _stage(self, name):
-            if next(once, False):
-                raise ValueError
-            super()._stage(name)
-
-    monkeypatch.setattr("curerec.requests.engine.CureEngine", Once)
-    result = curerec("request", "run", "--store", root, "--no-prepare")
-    assert result.code == 0, result
-    assert result.out.count("committed, 2 request(s)") == 2 and result.out.count("in halves") == 1
-
-
-def test_a_fault_after_the_decision_is_not_a_refusal(root, monkeypatch):
-    with Store(root) as store:
-        store.ledger.add(users(1))
-        monkeypatch.setattr(runner, "finish", lambda store, batch: 1 / 0)
-        with pytest.raises(ZeroDivisionError):
-            run(store, stand())
-        monkeypatch.undo()
-        assert any("interrupted" in fault for fault in audit(root).faults)
-        assert run(store, stand()) == [] and store.ledger.counts()["committed"] == 1
-    assert not audit(root).faults
-
-
 def test_the_same_retrain_after_a_rollback_is_a_batch_of_its_own(root):
     with Store(root) as store:
         first = store.version
@@ -218,22 +126,6 @@ def test_rows_that_come_in_do_not_change_what_the_model_was_trained_on(root):
         assert not store.db.execute("SELECT 1 FROM batch WHERE data_before IS NOT NULL").fetchall()
 
 
-def test_a_clock_that_is_set_back(root, monkeypatch):
-    days = iter(f"{2400 - k}-01-01T00:00:00Z" for k in range(300))
-    monkeypatch.setattr(ledgers, "now", lambda: next(days))
-    for module in (maintain, runner, __import__("curerec.requests.commit", fromlist=["now"])):
-        monkeypatch.setattr(module, "now", lambda: next(days))
-    with Store(root) as store:
-        run(store, stand(), retrain=True)
-        second = store.version
-        run(store, stand(), retrain=True, seed=1)
-        assert maintain.rollback(store) == second  # the one before, not the one with the latest date
-        store.ledger.add(users(1))
-        assert run(store, stand())[0].committed
-    found = audit(root)
-    assert not found.faults and any("a clock was set back" in note for note in found.notes)
-
-
 def test_a_table_that_is_replaced_while_it_is_read(root, monkeypatch):
     real, calls = tables.load, []
 
@@ -271,28 +163,6 @@ def test_a_cancelled_request_is_erased_at_once(root):
         assert b"usr018" not in bytes_under(root / "ledger.sqlite-wal") and forget_pages(store.db)
 
 
-def test_copies_that_the_ledger_made_of_ids_go_with_them(tmp_path, monkeypatch):
-    """Rows that SQLite moves to another page leave a copy behind, which deleting the row does not reach."""
-    draw = random.Random(5)
-    monkeypatch.setattr(ledgers.secrets, "token_hex", lambda n: draw.randbytes(n).hex())
-    connect(tmp_path / "ledger", create=True).close()
-    ledger = ledgers.Ledger(tmp_path / "ledger", b"k" * 32)
-    left, gone, number = set(), set(), itertools.count(1000)
-    for k in range(120):
-        longer = [draw.choice((0, 30, 700)) for _ in range(draw.choice((1, 2, 5, 40)))]
-        ids = [f"usr{next(number)}{'x' * more}" for more in longer]
-        name = ledger.add(Asked("users", tuple((i,) for i in ids), reason=ids[0][:400]))[0]
-        (gone if k % 2 else left).add((name, *(i[:7].encode() for i in ids)))
-    monkeypatch.setattr(ledgers, "forget_pages", lambda db: None)  # once for all of them
-    for name, *_ in gone:
-        ledger.cancel(name)
-    file = (tmp_path / "ledger", tmp_path / "ledger-wal")
-    assert forget_pages(ledger.db) and forget_pages(ledger.db)
-    found = set(re.findall(rb"usr\d{4}", b"".join(path.read_bytes() for path in file)))
-    assert found == {i for _, *ids in left for i in ids}
-    ledger.close()
-
-
 def test_one_bad_addition_of_many_at_once_is_refused_alone(root, monkeypatch):
     """What the service writes together does not fail together."""
     real = ledgers.Ledger.add_inside
@@ -316,31 +186,6 @@ def test_one_bad_addition_of_many_at_once_is_refused_alone(root, monkeypatch):
     assert "somebody" not in str(answers[3]) and states(root)["open"] == 8
 
 
-def test_a_look_at_the_ledger_that_fails_does_not_end_the_service_s_writing(root, monkeypatch):
-    """Who writes would be gone, and every addition after it wait for ever."""
-    real, failed = ledgers.Ledger.meta, threading.Event()
-
-    def meta(self, key):
-        if threading.current_thread().name == "ledger" and not failed.is_set():
-            failed.set()
-            raise StorageError("cannot be written (input/output error)", where="ledger")
-        return real(self, key)
-
-    monkeypatch.setattr(ledgers.Ledger, "meta", meta)
-    monkeypatch.setattr(desks, "LOOK_S", 0.01)
-
-    async def later():
-        desk = Desk(root)
-        desk._table = ("of before", None)
-        while not failed.is_set():
-            await asyncio.sleep(0.01)
-        added = await asyncio.wait_for(desk.add(users(2), ()), 20)
-        desk.close()
-        return added
-
-    assert asyncio.run(later())[1] and states(root)["open"] == 1
-
-
 def test_a_request_file_that_is_too_large_is_not_read_into_memory(root, tmp_path, monkeypatch):
     (tmp_path / "x.csv").write_bytes(b"user\n" + b"1\n" * 2000)
     monkeypatch.setattr(request_file, "MAX_BYTES", 2000)
@@ -356,51 +201,6 @@ def test_the_lock_is_no_file_that_could_be_removed(root):
         with pytest.raises(RefusedError, match="another run"), runner.runner(root, wait_s=0):
             pass
     assert not held(root)
-
-
-def test_a_date_moves_forward_only_until_the_record(root):
-    with Store(root) as store:
-        name = store.ledger.add(Asked("users", (("usr001",),), due="2030-05-01"))[0]
-        run(store, stand())
-        store.ledger.add(Asked("users", (("usr001",),), due="2020-01-01"))
-        assert store.ledger.get(name)["due"] == "2030-05-01"
-    assert not audit(root).faults
-
-
-EDITS = (
-    "UPDATE request SET due = '2035-01-01'",
-    "UPDATE request SET due = NULL",
-    "UPDATE request SET received = '2035-01-01T00:00:00Z'",
-    "UPDATE request SET finished = '2035-01-01T00:00:00Z'",
-    "UPDATE request SET kind = 'items'",
-    "UPDATE request SET n_ids = 7",
-    "UPDATE request SET state = 'cancelled'",
-    "UPDATE request SET state = 'open'",
-    "UPDATE request SET shredded = 1",
-    "UPDATE meta SET value = 'x' WHERE key = 'version'",
-    "UPDATE version SET state = 'lawful'",
-)
-
-
-@pytest.mark.parametrize("edit", EDITS)
-def test_an_edit_of_the_ledger_shows(edit, root, capsys):
-    with Store(root) as store:
-        store.ledger.add(Asked("users", (("usr001",),), due="2030-05-01"))
-        run(store, stand())
-    db = sqlite3.connect(root / "ledger.sqlite")
-    db.execute(edit)
-    db.commit()
-    db.close()
-    assert audit(root).faults
-
-
-@pytest.mark.parametrize(
-    ("where", "says"), [("no/ledger.json", "its folder is not there"), (".", "it is a folder")]
-)
-def test_an_export_to_no_place_is_told_as_that(root, tmp_path, where, says):
-    (tmp_path / "out").mkdir()
-    result = curerec("request", "export", "--store", root, "--out", tmp_path / "out" / where)
-    assert result.code == 2 and says in result.err and "disk" not in result.err, result
 
 
 def test_a_cancellation_that_was_cut_off_goes_on_where_it_was(root, monkeypatch):
@@ -455,23 +255,6 @@ def test_what_is_registered_after_a_decision_is_none_of_it(root, tmp_path, monke
         store.ledger.add(users(2))
         run(store, stand())
     assert (tmp_path / "new").exists() and not audit(root).faults
-
-
-def test_a_key_that_comes_back_from_a_backup_is_found(root):
-    with Store(root) as store:
-        names = [store.ledger.add(users(k))[0] for k in (1, 2)]
-        run(store, stand(), each=True)
-        key = (root / "keys" / names[0]).read_bytes()
-        maintain.shred(store, names[0])
-        assert not audit(root).faults
-        (root / "keys" / names[0]).write_bytes(key)
-        assert any("is there, as a backup may bring it back" in fault for fault in audit(root).faults)
-        (root / "keys" / names[0]).unlink()
-        # What the ledger says beside the records is under no digest.
-        store.db.execute("UPDATE request SET shredded = (id = ?)", (names[1],))
-        store.db.execute("UPDATE record SET request = ? WHERE action = 'shred'", (names[1],))
-        store.db.commit()
-        assert any("keys are destroyed" in fault for fault in audit(root).faults)
 
 
 def test_what_is_left_for_the_next_request_is_listed_by_who_leaves_it(root, tmp_path, monkeypatch):
