@@ -42,7 +42,7 @@ from curerec.recommender.score import label_nll, p_yes, score
 from curerec.recommender.tune import tune
 
 ORIGINALS = 3
-ORDERS = 10_000  # seeds of further trainings start here, beyond those of the retrains
+ORDERS = 5000  # seeds of further trainings start here, beyond those of the retrains
 SEEDS = 1000  # so far apart are the seeds of a method on one recommender and on the next
 PARTS = ("forget", "test")
 Answers = dict[str, np.ndarray]  # P(yes) by part
